@@ -1,0 +1,26 @@
+use crate::{Cell, Real};
+
+/// The Elman network (Elman 1990; `nn.RNN` of PyTorch with tanh): `h' = tanh g`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Elman;
+
+impl Cell for Elman {
+    const NAME: &'static str = "elman";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["g"];
+    const RECURRENT: usize = 1;
+    const EXTERNAL: usize = 1;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 1];
+
+    #[inline(always)]
+    fn forward<R: Real>(&self, _: [R; 1], [g]: [R; 1]) -> [R; 1] {
+        [g.tanh()]
+    }
+
+    #[inline(always)]
+    fn backward<R: Real>(&self, _: [R; 1], [g]: [R; 1], [d_h]: [R; 1]) -> ([R; 1], [R; 1]) {
+        let h = g.tanh();
+        ([R::lit(0.0)], [d_h * (R::lit(1.0) - h * h)])
+    }
+}

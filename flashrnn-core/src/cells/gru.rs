@@ -1,0 +1,47 @@
+use crate::{Cell, Real};
+
+/// The gated recurrent unit (Cho et al. 2014, in the form of cuDNN and PyTorch's `nn.GRU`, whose reset gate acts on
+/// the recurrent part of the candidate after its bias):
+///
+/// ```text
+/// r = σ(g_r)    z = σ(g_z)    n = tanh(n_x + r n_h)    h' = z h + (1 - z) n
+/// ```
+///
+/// `n_h` takes recurrent input only and `n_x` external input only, each with its own bias (`b_hn`, `b_in`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Gru;
+
+impl Cell for Gru {
+    const NAME: &'static str = "gru";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["n_h", "r", "z", "n_x"];
+    const RECURRENT: usize = 3;
+    const EXTERNAL: usize = 3;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 4];
+
+    #[inline(always)]
+    fn forward<R: Real>(&self, [h]: [R; 1], [n_h, g_r, g_z, n_x]: [R; 4]) -> [R; 1] {
+        let r = g_r.sigmoid();
+        let z = g_z.sigmoid();
+        let n = (n_x + r * n_h).tanh();
+        [z * h + (R::lit(1.0) - z) * n]
+    }
+
+    #[inline(always)]
+    fn backward<R: Real>(
+        &self,
+        [h]: [R; 1],
+        [n_h, g_r, g_z, n_x]: [R; 4],
+        [d_h]: [R; 1],
+    ) -> ([R; 1], [R; 4]) {
+        let one = R::lit(1.0);
+        let r = g_r.sigmoid();
+        let z = g_z.sigmoid();
+        let n = (n_x + r * n_h).tanh();
+        let d_n_x = d_h * (one - z) * (one - n * n);
+        let d_r = d_n_x * n_h * (r * (one - r));
+        let d_z = d_h * (h - n) * (z * (one - z));
+        ([d_h * z], [d_n_x * r, d_r, d_z, d_n_x])
+    }
+}

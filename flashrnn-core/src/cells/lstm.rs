@@ -1,0 +1,44 @@
+use crate::{Cell, Real};
+
+/// The long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; PyTorch's
+/// `nn.LSTM`, with `z` for its `g`):
+///
+/// ```text
+/// c' = σ(f) c + σ(i) tanh z    h' = σ(o) tanh c'
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lstm;
+
+impl Cell for Lstm {
+    const NAME: &'static str = "lstm";
+    const STATES: &'static [&'static str] = &["h", "c"];
+    const GATES: &'static [&'static str] = &["i", "f", "z", "o"];
+    const RECURRENT: usize = 4;
+    const EXTERNAL: usize = 4;
+    type State<R: Real> = [R; 2];
+    type Gates<R: Real> = [R; 4];
+
+    #[inline(always)]
+    fn forward<R: Real>(&self, [_, c]: [R; 2], [i, f, z, o]: [R; 4]) -> [R; 2] {
+        let c = f.sigmoid() * c + i.sigmoid() * z.tanh();
+        [o.sigmoid() * c.tanh(), c]
+    }
+
+    #[inline(always)]
+    fn backward<R: Real>(
+        &self,
+        [_, c]: [R; 2],
+        [i, f, z, o]: [R; 4],
+        [d_h, d_c]: [R; 2],
+    ) -> ([R; 2], [R; 4]) {
+        let one = R::lit(1.0);
+        let (i, f, z, o) = (i.sigmoid(), f.sigmoid(), z.tanh(), o.sigmoid());
+        let tanh_c = (f * c + i * z).tanh();
+        let d_c = d_c + d_h * o * (one - tanh_c * tanh_c);
+        let d_i = d_c * z * (i * (one - i));
+        let d_f = d_c * c * (f * (one - f));
+        let d_z = d_c * i * (one - z * z);
+        let d_o = d_h * tanh_c * (o * (one - o));
+        ([R::lit(0.0), d_c * f], [d_i, d_f, d_z, d_o])
+    }
+}

@@ -1,0 +1,83 @@
+use crate::{Cell, Real};
+
+/// The scalar LSTM of xLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2), with exponential input gate, a
+/// normaliser `n` and a stabiliser `m`:
+///
+/// ```text
+/// l = ln σ(f) + m      m' = i where n = 0, else max(i, l)
+/// i' = exp(i - m')     f' = exp(min(l - m', 0))
+/// c' = f' c + i' tanh z    n' = max(f' n + i', 1)    h' = σ(o) c' / n'
+/// ```
+///
+/// `m` only rescales `c` and `n`, so it is held constant in every gradient: gradients given for it are ignored and
+/// its own is 0. The outer min and max only guard, and gradients pass through them. For a loss on h and an initial
+/// state of zeros or an earlier `last` the other gradients are exact all the same.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slstm;
+
+/// What the forward and the backward pass both compute.
+struct Parts<R> {
+    input: R,
+    forget: R,
+    z: R,
+    o: R,
+    c: R,
+    n: R,
+    m: R,
+}
+
+impl<R: Real> Parts<R> {
+    #[inline(always)]
+    fn new([_, c, n, m]: [R; 4], [i, f, z, o]: [R; 4]) -> Self {
+        let zero = R::lit(0.0);
+        let l = f.log_sigmoid() + m.stop_gradient();
+        let m = R::select(n.gt(zero), i.max(l), i).stop_gradient();
+        let input = (i - m).exp();
+        let decay = l - m;
+        let forget = decay.min(zero).with_gradient_of(decay).exp();
+        let z = z.tanh();
+        let c = forget * c + input * z;
+        let n = forget * n + input;
+        let n = n.max(R::lit(1.0)).with_gradient_of(n);
+        Self { input, forget, z, o: o.sigmoid(), c, n, m }
+    }
+}
+
+impl Cell for Slstm {
+    const NAME: &'static str = "slstm";
+    const STATES: &'static [&'static str] = &["h", "c", "n", "m"];
+    const GATES: &'static [&'static str] = &["i", "f", "z", "o"];
+    const RECURRENT: usize = 4;
+    const EXTERNAL: usize = 4;
+    const WIDE: &'static [usize] = &[3];
+    const CONSTANT: &'static [usize] = &[3];
+    type State<R: Real> = [R; 4];
+    type Gates<R: Real> = [R; 4];
+
+    #[inline(always)]
+    fn forward<R: Real>(&self, state: [R; 4], gates: [R; 4]) -> [R; 4] {
+        let p = Parts::new(state, gates);
+        [p.o * (p.c / p.n), p.c, p.n, p.m]
+    }
+
+    #[inline(always)]
+    fn backward<R: Real>(
+        &self,
+        state: [R; 4],
+        gates: [R; 4],
+        [d_h, d_c, d_n, _]: [R; 4],
+    ) -> ([R; 4], [R; 4]) {
+        let (zero, one) = (R::lit(0.0), R::lit(1.0));
+        let [_, c, n, _] = state;
+        let p = Parts::new(state, gates);
+        let ratio = p.c / p.n;
+        let d_ratio = d_h * p.o;
+        let d_c = d_c + d_ratio / p.n;
+        let d_n = d_n - d_ratio * ratio / p.n;
+        let d_i = (d_c * p.z + d_n) * p.input;
+        let d_f = (d_c * c + d_n * n) * p.forget * (-gates[1]).sigmoid();
+        let d_z = d_c * p.input * (one - p.z * p.z);
+        let d_o = d_h * ratio * (p.o * (one - p.o));
+        ([zero, d_c * p.forget, d_n * p.forget, zero], [d_i, d_f, d_z, d_o])
+    }
+}

@@ -1,0 +1,144 @@
+//! Forward-mode differentiation: a number and its tangent.
+
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+use crate::Real;
+
+/// A number of type `R` with the derivative of that number along one direction.
+///
+/// `Dual<R>` is itself [`Real`] for every `R`, so a cell's derivative runs wherever the cell does.
+/// Where a function has a kink, the derivative is the one of the branch that [`Real::select`] takes;
+/// `abs` has derivative 0 at 0, and `log_sigmoid` its true derivative everywhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dual<R> {
+    /// The number.
+    pub value: R,
+    /// Its derivative.
+    pub tangent: R,
+}
+
+impl<R: Real> Dual<R> {
+    /// A number with tangent 0.
+    #[inline(always)]
+    pub fn constant(value: R) -> Self {
+        Self { value, tangent: R::lit(0.0) }
+    }
+
+    /// A number with tangent 1: the one to differentiate by.
+    #[inline(always)]
+    pub fn variable(value: R) -> Self {
+        Self { value, tangent: R::lit(1.0) }
+    }
+
+    /// A function's value at this number, and its slope there.
+    #[inline(always)]
+    fn chain(self, value: R, slope: R) -> Self {
+        Self { value, tangent: self.tangent * slope }
+    }
+}
+
+impl<R: Real> Add for Dual<R> {
+    type Output = Self;
+    #[inline(always)]
+    fn add(self, o: Self) -> Self {
+        Self { value: self.value + o.value, tangent: self.tangent + o.tangent }
+    }
+}
+
+impl<R: Real> Sub for Dual<R> {
+    type Output = Self;
+    #[inline(always)]
+    fn sub(self, o: Self) -> Self {
+        Self { value: self.value - o.value, tangent: self.tangent - o.tangent }
+    }
+}
+
+impl<R: Real> Mul for Dual<R> {
+    type Output = Self;
+    #[inline(always)]
+    fn mul(self, o: Self) -> Self {
+        Self { value: self.value * o.value, tangent: self.tangent * o.value + self.value * o.tangent }
+    }
+}
+
+impl<R: Real> Div for Dual<R> {
+    type Output = Self;
+    #[inline(always)]
+    fn div(self, o: Self) -> Self {
+        let value = self.value / o.value;
+        Self { value, tangent: (self.tangent - value * o.tangent) / o.value }
+    }
+}
+
+impl<R: Real> Neg for Dual<R> {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        Self { value: -self.value, tangent: -self.tangent }
+    }
+}
+
+impl<R: Real> Real for Dual<R> {
+    type Mask = R::Mask;
+
+    #[inline(always)]
+    fn lit(v: f64) -> Self {
+        Self::constant(R::lit(v))
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        let value = self.value.exp();
+        self.chain(value, value)
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        self.chain(self.value.ln(), R::lit(1.0) / self.value)
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        let value = self.value.sqrt();
+        self.chain(value, R::lit(0.5) / value)
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        let zero = R::lit(0.0);
+        let below = R::select(zero.gt(self.value), R::lit(-1.0), zero);
+        self.chain(self.value.abs(), R::select(self.value.gt(zero), R::lit(1.0), below))
+    }
+    #[inline(always)]
+    fn tanh(self) -> Self {
+        let value = self.value.tanh();
+        self.chain(value, R::lit(1.0) - value * value)
+    }
+    #[inline(always)]
+    fn softplus_neg_abs(self) -> Self {
+        // The slope of ln(1 + exp(-|x|)) is -sign(x) σ(-|x|).
+        let positive = self.value.gt(R::lit(0.0));
+        let slope = (-self.value.abs()).sigmoid();
+        self.chain(self.value.softplus_neg_abs(), R::select(positive, -slope, slope))
+    }
+    #[inline(always)]
+    fn gt(self, other: Self) -> Self::Mask {
+        self.value.gt(other.value)
+    }
+    #[inline(always)]
+    fn select(mask: Self::Mask, if_true: Self, if_false: Self) -> Self {
+        Self {
+            value: R::select(mask, if_true.value, if_false.value),
+            tangent: R::select(mask, if_true.tangent, if_false.tangent),
+        }
+    }
+    #[inline(always)]
+    fn with_gradient_of(self, source: Self) -> Self {
+        Self { value: self.value.with_gradient_of(source.value), tangent: source.tangent }
+    }
+    #[inline(always)]
+    fn sigmoid(self) -> Self {
+        let value = self.value.sigmoid();
+        self.chain(value, value * (R::lit(1.0) - value))
+    }
+    #[inline(always)]
+    fn log_sigmoid(self) -> Self {
+        self.chain(self.value.log_sigmoid(), (-self.value).sigmoid())
+    }
+}

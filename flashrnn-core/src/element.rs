@@ -1,0 +1,94 @@
+//! The types a tensor can hold.
+
+use std::fmt;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+use crate::Real;
+
+/// Names an [`Element`] at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE half precision, 16 bits.
+    F16,
+    /// The upper half of an f32, 16 bits.
+    Bf16,
+    /// IEEE single precision.
+    F32,
+    /// IEEE double precision.
+    F64,
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+        })
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// An element of a tensor: f16, bf16, f32 or f64.
+///
+/// Storage may be narrow, arithmetic never is: everything is computed, carried and summed in [`Element::Wide`].
+pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed::Sealed {
+    /// The type that arithmetic uses: f64 for f64, else f32.
+    type Wide: Element<Wide = Self::Wide> + Real<Mask = bool> + PartialOrd;
+
+    /// The name of this type.
+    const DTYPE: Dtype;
+
+    /// The unit roundoff: half the distance from 1 to the next number.
+    const ROUNDOFF: f64;
+
+    /// Widens, exactly.
+    fn to_wide(self) -> Self::Wide;
+
+    /// Narrows, rounding to the nearest, ties to even.
+    fn from_wide(wide: Self::Wide) -> Self;
+
+    /// Converts to f64, exactly.
+    fn to_f64(self) -> f64;
+
+    /// Converts from f64, rounding (16-bit types round by way of f32).
+    fn from_f64(v: f64) -> Self;
+}
+
+macro_rules! element {
+    ($t:ty, $wide:ty, $dtype:ident, $roundoff:expr, $to_wide:expr, $from_wide:expr, $to_f64:expr, $from_f64:expr) => {
+        impl sealed::Sealed for $t {}
+        impl Element for $t {
+            type Wide = $wide;
+            const DTYPE: Dtype = Dtype::$dtype;
+            const ROUNDOFF: f64 = $roundoff;
+            #[inline(always)]
+            fn to_wide(self) -> $wide {
+                $to_wide(self)
+            }
+            #[inline(always)]
+            fn from_wide(wide: $wide) -> Self {
+                $from_wide(wide)
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                $to_f64(self)
+            }
+            #[inline(always)]
+            fn from_f64(v: f64) -> Self {
+                $from_f64(v)
+            }
+        }
+    };
+}
+
+element!(f16, f32, F16, 0.5 / 1024.0, f16::to_f32, f16::from_f32, f16::to_f64, |v| f16::from_f32(v as f32));
+element!(bf16, f32, Bf16, 0.5 / 128.0, bf16::to_f32, bf16::from_f32, bf16::to_f64, |v| bf16::from_f32(v as f32));
+element!(f32, f32, F32, 0.5 * f32::EPSILON as f64, |v| v, |v| v, |v| v as f64, |v| v as f32);
+element!(f64, f64, F64, 0.5 * f64::EPSILON, |v| v, |v| v, |v| v, |v| v);

@@ -1,0 +1,49 @@
+//! The meaning of flashrnn's operator, and the traits that its backends share.
+//!
+//! ```text
+//! g_t = R s⁰_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
+//! ```
+//!
+//! `x_t` are input pre-activations (the caller has applied W), `R` is block-diagonal, one block a head, and `P` is the
+//! cell's pointwise function. `s⁰` is h, the first of the cell's states.
+//!
+//! | tensor | shape | note |
+//! |---|---|---|
+//! | `wx` | `[B, T, Gx, N, D]` | input pre-activations |
+//! | `r` | `[Gr, N, D_out, D_in]` | recurrent weights, one block a head |
+//! | `b` | `[G, N, D]` | bias, one a pre-activation |
+//! | `s0` | `[S, B, N, D]` | initial state, optional |
+//! | `states` | `[S, B, T, N, D]` | every state at every step; `states[0]` is h |
+//! | `last` | `[S, B, N, D]` | the state each row ends in |
+//!
+//! `B` batch, `T` time, `N` heads, `D` head dimension, `S` states, `G` gates, of which the first `Gr` take recurrent and
+//! the last `Gx` external input.
+//!
+//! # Reading order
+//! 1. [`Real`], the number a cell computes with, and [`Cell`], which is written once over it; [`Dual`] differentiates it.
+//! 2. [`cells`]: Elman, GRU, LSTM, sLSTM.
+//! 3. [`Problem`]: sizes and options; [`Shapes`]: what follows for each tensor.
+//! 4. [`mod@reference`]: the operator as an obvious loop.
+//! 5. [`Backend`] and [`Plan`]: what a backend implements.
+
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod cell;
+pub mod cells;
+mod dual;
+mod element;
+mod error;
+mod problem;
+mod real;
+pub mod reference;
+
+pub use backend::{Backend, Backward, Forward, Info, Len, Plan, Saved, Step, Weights};
+pub use cell::{Array, Cell, derived_backward};
+pub use cells::{Elman, Gru, Lstm, Slstm};
+pub use dual::Dual;
+pub use element::{Dtype, Element};
+pub use error::{Error, Result};
+pub use half::{bf16, f16};
+pub use problem::{Layout, Problem, Save, Shapes};
+pub use real::Real;

@@ -1,0 +1,135 @@
+//! The number a cell computes with.
+//!
+//! A [`Cell`](crate::Cell) is written once, generic over [`Real`]. With `f64` it is the reference, with a SIMD
+//! vector the CPU kernel, with [`Dual`](crate::Dual) its own derivative, and with a handle into a graph it traces
+//! itself. Every method is therefore free of context: a literal needs no graph, and a condition is a value
+//! ([`Real::Mask`]) that only [`Real::select`] consumes, so a cell cannot branch.
+
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+/// A number, a vector of numbers, a dual number, or a node of a traced expression.
+///
+/// The operations follow IEEE 754 on NaN, infinities and signed zeros, up to the accuracy that each
+/// implementation states.
+pub trait Real:
+    Copy
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+{
+    /// The result of a comparison, one truth value for each number.
+    type Mask: Copy;
+
+    /// The constant `v`, rounded to this type.
+    fn lit(v: f64) -> Self;
+
+    /// e to the power of `self`.
+    fn exp(self) -> Self;
+
+    /// The natural logarithm.
+    fn ln(self) -> Self;
+
+    /// The square root.
+    fn sqrt(self) -> Self;
+
+    /// The absolute value.
+    fn abs(self) -> Self;
+
+    /// The hyperbolic tangent.
+    fn tanh(self) -> Self;
+
+    /// `ln(1 + exp(-|x|))`, the part of log-sigmoid and softplus that needs care.
+    fn softplus_neg_abs(self) -> Self;
+
+    /// `self > other`; false where either is NaN.
+    fn gt(self, other: Self) -> Self::Mask;
+
+    /// `if_true` where `mask` is set, else `if_false`.
+    fn select(mask: Self::Mask, if_true: Self, if_false: Self) -> Self;
+
+    /// The value of `self` with the derivative of `source` (a straight-through estimator).
+    #[inline(always)]
+    fn with_gradient_of(self, source: Self) -> Self {
+        let _ = source;
+        self
+    }
+
+    /// The value of `self`, held constant in every derivative.
+    #[inline(always)]
+    fn stop_gradient(self) -> Self {
+        self.with_gradient_of(Self::lit(0.0))
+    }
+
+    /// `bound` where `bound > self`, else `self`. A NaN in `self` stays; a NaN in `bound` is ignored.
+    #[inline(always)]
+    fn max(self, bound: Self) -> Self {
+        Self::select(bound.gt(self), bound, self)
+    }
+
+    /// `bound` where `self > bound`, else `self`. A NaN in `self` stays; a NaN in `bound` is ignored.
+    #[inline(always)]
+    fn min(self, bound: Self) -> Self {
+        Self::select(self.gt(bound), bound, self)
+    }
+
+    /// The logistic function, `1 / (1 + exp(-x))`.
+    #[inline(always)]
+    fn sigmoid(self) -> Self {
+        Self::lit(1.0) / (Self::lit(1.0) + (-self).exp())
+    }
+
+    /// `ln(sigmoid(x))`, without overflow: `min(x, 0) - ln(1 + exp(-|x|))`.
+    #[inline(always)]
+    fn log_sigmoid(self) -> Self {
+        self.min(Self::lit(0.0)) - self.softplus_neg_abs()
+    }
+}
+
+macro_rules! scalar {
+    ($t:ty) => {
+        impl Real for $t {
+            type Mask = bool;
+            #[inline(always)]
+            fn lit(v: f64) -> Self {
+                v as $t
+            }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                <$t>::exp(self)
+            }
+            #[inline(always)]
+            fn ln(self) -> Self {
+                <$t>::ln(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                <$t>::sqrt(self)
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                <$t>::abs(self)
+            }
+            #[inline(always)]
+            fn tanh(self) -> Self {
+                <$t>::tanh(self)
+            }
+            #[inline(always)]
+            fn softplus_neg_abs(self) -> Self {
+                <$t>::ln_1p(<$t>::exp(-<$t>::abs(self)))
+            }
+            #[inline(always)]
+            fn gt(self, other: Self) -> bool {
+                self > other
+            }
+            #[inline(always)]
+            fn select(mask: bool, if_true: Self, if_false: Self) -> Self {
+                if mask { if_true } else { if_false }
+            }
+        }
+    };
+}
+
+scalar!(f32);
+scalar!(f64);
