@@ -1,0 +1,138 @@
+//! What the command line names at run time — a cell, a backend, an element type — and the way from each name to the
+//! type it stands for.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+/// A built-in cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CellName {
+    /// Elman network: h' = tanh g.
+    Elman,
+    /// Gated recurrent unit, PyTorch's form.
+    Gru,
+    /// Long short-term memory, PyTorch's form.
+    Lstm,
+    /// Scalar LSTM of xLSTM.
+    Slstm,
+}
+
+impl CellName {
+    /// Every cell, in the order of the tables.
+    pub const ALL: [Self; 4] = [Self::Elman, Self::Gru, Self::Lstm, Self::Slstm];
+}
+
+/// Where the recurrence runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The fastest backend found; at present this picks cpu.
+    #[default]
+    Auto,
+    /// The processor, all cores.
+    Cpu,
+}
+
+/// The element type of wx, states and the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DtypeName {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// IEEE double precision.
+    F64,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl DtypeName {
+    /// Every element type, the widest first.
+    pub const ALL: [Self; 4] = [Self::F64, Self::F32, Self::Bf16, Self::F16];
+
+    /// The name that PyTorch and NumPy use.
+    pub fn long(self) -> &'static str {
+        match self {
+            Self::F64 => "float64",
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+}
+
+/// Writes a name as the command line spells it.
+fn spell(name: &impl ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    name.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
+}
+
+impl fmt::Display for CellName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        spell(self, f)
+    }
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        spell(self, f)
+    }
+}
+
+impl fmt::Display for DtypeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        spell(self, f)
+    }
+}
+
+/// Evaluates an expression with the cell that a [`CellName`] stands for: `with_cell!(name, |cell| run(&cell))`.
+/// The expression is compiled once for each cell.
+macro_rules! with_cell {
+    ($name:expr, |$cell:ident| $body:expr) => {
+        match $name {
+            $crate::choice::CellName::Elman => {
+                let $cell = flashrnn::Elman;
+                $body
+            }
+            $crate::choice::CellName::Gru => {
+                let $cell = flashrnn::Gru;
+                $body
+            }
+            $crate::choice::CellName::Lstm => {
+                let $cell = flashrnn::Lstm;
+                $body
+            }
+            $crate::choice::CellName::Slstm => {
+                let $cell = flashrnn::Slstm;
+                $body
+            }
+        }
+    };
+}
+
+/// Evaluates an expression with the element type that a [`DtypeName`] stands for: `with_dtype!(name, |T| run::<T>())`.
+/// The expression is compiled once for each type.
+macro_rules! with_dtype {
+    ($name:expr, |$t:ident| $body:expr) => {
+        match $name {
+            $crate::choice::DtypeName::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::choice::DtypeName::F64 => {
+                type $t = f64;
+                $body
+            }
+            $crate::choice::DtypeName::Bf16 => {
+                type $t = flashrnn::bf16;
+                $body
+            }
+            $crate::choice::DtypeName::F16 => {
+                type $t = flashrnn::f16;
+                $body
+            }
+        }
+    };
+}
+
+pub(crate) use {with_cell, with_dtype};
