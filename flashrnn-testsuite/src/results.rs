@@ -1,0 +1,164 @@
+//! Results by tensor name, and how far two of them are apart.
+
+use flashrnn_core::reference;
+use flashrnn_core::{Cell, Dtype, Problem, Result};
+
+use crate::case::Case;
+use crate::random::Random;
+
+/// Tensors by name, in f64.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Results {
+    tensors: Vec<(&'static str, Vec<f64>)>,
+}
+
+impl Results {
+    /// Adds a tensor.
+    pub fn push(&mut self, name: &'static str, values: Vec<f64>) {
+        self.tensors.push((name, values));
+    }
+
+    /// Adds all tensors of `other`.
+    pub fn extend(&mut self, other: Self) {
+        self.tensors.extend(other.tensors);
+    }
+
+    /// The tensor of this name; empty if there is none.
+    pub fn get(&self, name: &str) -> &[f64] {
+        self.iter().find(|(n, _)| *n == name).map_or(&[], |(_, values)| values)
+    }
+
+    /// The tensors in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[f64])> {
+        self.tensors.iter().map(|(name, values)| (*name, values.as_slice()))
+    }
+
+    /// What the f64 reference gives for `case`: the tensors of [`run`](crate::run()).
+    ///
+    /// # Errors
+    /// As [`reference::forward`].
+    pub fn reference<C: Cell>(cell: &C, case: &Case) -> Result<Self> {
+        let out = reference::forward(cell, &case.problem, &case.inputs)?;
+        let grads = reference::backward(cell, &case.problem, &case.inputs, &out, &case.d)?;
+        let h = out.states[..case.problem.shapes::<C>()?.h().iter().product()].to_vec();
+        let mut results = Self::default();
+        results.push("h", h);
+        results.push("states", out.states);
+        results.push("last", out.last);
+        results.push("d_wx", grads.d_wx);
+        results.push("d_r", grads.d_r);
+        results.push("d_b", grads.d_b);
+        results.push("d_s0", grads.d_s0);
+        Ok(results)
+    }
+}
+
+/// The relative error of each tensor of `want`: the norm of the difference over the norm of `want`.
+///
+/// A NaN in `got`, a missing tensor or a wrong element count is an infinite error. Where all of `want` is 0, the
+/// error is 0 if all of `got` is 0 too, else infinite: such zeros follow from the options and are exact.
+pub fn errors(got: &Results, want: &Results) -> Vec<(&'static str, f64)> {
+    want.iter().map(|(name, want)| (name, error(got.get(name), want))).collect()
+}
+
+/// The relative error of one tensor, as [`errors`] defines it.
+pub fn error(got: &[f64], want: &[f64]) -> f64 {
+    if got.len() != want.len() || got.iter().any(|v| v.is_nan()) {
+        return f64::INFINITY;
+    }
+    let difference = norm(got.iter().zip(want).map(|(got, want)| got - want));
+    if difference == 0.0 { 0.0 } else { difference / norm(want.iter().copied()) }
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// The relative error (norm over norm, each tensor) that a backend may have with elements of this type, on
+/// well-conditioned input that is exact in it. [`allowed`] adds what ill-conditioned input takes.
+pub fn tolerance(dtype: Dtype) -> f64 {
+    match dtype {
+        // 84 roundoffs. Sums over D and T grow like the square root of their length, exp and tanh cost a few
+        // roundoffs, and each step of time passes on the error of the one before.
+        Dtype::F32 => 5e-6,
+        // The same, with room: the order of summation is free, and polynomials are made for f64 too.
+        Dtype::F64 => 1e-12,
+        // Four roundoffs. h is rounded when R reads it, states and gates when they are saved: three roundings in each
+        // step, of random sign, that the recurrence hands on.
+        Dtype::F16 => 2e-3,
+        Dtype::Bf16 => 1.5e-2,
+    }
+}
+
+/// The error of each tensor and what it may be, for results with elements of `dtype`.
+///
+/// What it may be is [`tolerance`], and where the error is above that, also the change of the reference when its own
+/// inputs change by one roundoff of `dtype`, and the forward clip by four: near a discontinuity (the edge of a clip),
+/// and where large terms cancel, no better answer can be had.
+///
+/// # Errors
+/// As [`reference::forward`].
+pub fn measure<C: Cell>(cell: &C, case: &Case, dtype: Dtype, got: &Results) -> Result<Vec<Measured>> {
+    let want = Results::reference(cell, case)?;
+    let mut measured: Vec<Measured> = errors(got, &want)
+        .into_iter()
+        .map(|(tensor, error)| Measured { tensor, error, allowed: tolerance(dtype) })
+        .collect();
+    if measured.iter().any(|m| m.error > m.allowed && m.error.is_finite()) {
+        let roundoff = roundoff(dtype);
+        for clip in [1.0 - 4.0 * roundoff, 1.0 + 4.0 * roundoff] {
+            let near = Results::reference(cell, &perturbed(case, roundoff, clip))?;
+            for (m, (_, change)) in measured.iter_mut().zip(errors(&near, &want)) {
+                m.allowed += change;
+            }
+        }
+    }
+    Ok(measured)
+}
+
+/// The error of one tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// The tensor's name.
+    pub tensor: &'static str,
+    /// The relative error, norm over norm.
+    pub error: f64,
+    /// The largest error that is all right.
+    pub allowed: f64,
+}
+
+impl Measured {
+    /// Whether the error is all right.
+    pub fn passes(&self) -> bool {
+        self.error <= self.allowed
+    }
+}
+
+fn roundoff(dtype: Dtype) -> f64 {
+    use flashrnn_core::{Element, bf16, f16};
+    match dtype {
+        Dtype::F16 => f16::ROUNDOFF,
+        Dtype::Bf16 => bf16::ROUNDOFF,
+        Dtype::F32 => f32::ROUNDOFF,
+        Dtype::F64 => f64::ROUNDOFF,
+    }
+}
+
+/// `case` with every input off by `roundoff` up or down at random, and the forward clip by the factor `clip`.
+fn perturbed(case: &Case, roundoff: f64, clip: f64) -> Case {
+    let mut random = Random::new(clip.to_bits());
+    let mut nudge = |values: &mut Vec<f64>| {
+        for v in values {
+            *v *= if random.chance(0.5) { 1.0 + roundoff } else { 1.0 - roundoff };
+        }
+    };
+    let mut near = case.clone();
+    nudge(&mut near.inputs.wx);
+    nudge(&mut near.inputs.r);
+    nudge(&mut near.inputs.b);
+    near.d.d_states.iter_mut().for_each(&mut nudge);
+    near.d.d_last.iter_mut().for_each(&mut nudge);
+    near.problem =
+        Problem { forward_clip: case.problem.forward_clip.map(|v| v * clip), ..case.problem.clone() };
+    near
+}

@@ -1,0 +1,170 @@
+//! Runs a case on a backend, every output buffer full of NaN beforehand.
+
+use flashrnn_core::{Backend, Backward, Cell, Element, Forward, Len, Plan, Result, Saved, Weights};
+
+use crate::case::Case;
+use crate::results::Results;
+
+/// Plans, packs, and runs `case` forward and backward on `backend`. Returns `h`, `states`, `last`, `d_wx`, `d_r`,
+/// `d_b` and `d_s0`.
+///
+/// Every buffer that the backend has to write, the saved ones too, is full of NaN beforehand, so that what it fails
+/// to write shows.
+///
+/// # Errors
+/// Whatever the backend reports.
+pub fn run<B: Backend, C: Cell, T: Element, W: Element>(
+    backend: &B,
+    cell: &C,
+    case: &Case,
+) -> Result<Results> {
+    let plan = backend.plan::<T, W, C>(cell, &case.problem)?;
+    let pass = Pass::<B, T, W>::forward(backend, &plan, case)?;
+    let mut results = pass.outputs(backend)?;
+    results.extend(pass.backward(backend, &plan, case, How::default())?);
+    Ok(results)
+}
+
+/// A forward pass that has run, with all that its backward pass needs.
+pub struct Pass<B: Backend, T: Element, W: Element> {
+    weights: Weights<B, T, W>,
+    wx: B::Buffer<T>,
+    s0: Option<B::Buffer<T::Wide>>,
+    lengths: Option<B::Buffer<i32>>,
+    resets: Option<B::Buffer<u8>>,
+    states: B::Buffer<T>,
+    h: B::Buffer<T>,
+    last: B::Buffer<T::Wide>,
+    saved: Saved<B, T>,
+}
+
+/// How to call the backward pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How<'a> {
+    /// Give the gradient of h alone, the first part of `d_states`.
+    pub h_alone: bool,
+    /// Add to these, `d_r` and `d_b`, instead of overwriting NaN.
+    pub add_to: Option<(&'a [f64], &'a [f64])>,
+}
+
+impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
+    /// Uploads the inputs of `case`, packs its weights, and runs the forward pass.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    pub fn forward(backend: &B, plan: &B::Plan<T, W>, case: &Case) -> Result<Self> {
+        let shapes = plan.shapes();
+        let x = &case.inputs;
+        let (r, b) = (upload::<B, W>(backend, &x.r)?, upload::<B, W>(backend, &x.b)?);
+        let saved = plan.saved()?;
+        let saved = Saved {
+            gates: poison(backend, backend.view(&saved.gates).len())?,
+            wide: poison(backend, backend.view(&saved.wide).len())?,
+        };
+        let mut pass = Self {
+            weights: plan.pack(backend.view(&r), backend.view(&b))?,
+            wx: upload(backend, &x.wx)?,
+            s0: x.s0.as_ref().map(|s0| upload(backend, s0)).transpose()?,
+            lengths: x.lengths.as_ref().map(|lengths| backend.upload(lengths)).transpose()?,
+            resets: x.resets.as_ref().map(|resets| backend.upload(resets)).transpose()?,
+            states: poison(backend, shapes.states().iter().product())?,
+            h: poison(backend, shapes.h().iter().product())?,
+            last: poison(backend, shapes.state().iter().product())?,
+            saved,
+        };
+        plan.forward(Forward {
+            s0: pass.s0.as_ref().map(|s0| backend.view(s0)),
+            lengths: pass.lengths.as_ref().map(|lengths| backend.view(lengths)),
+            resets: pass.resets.as_ref().map(|resets| backend.view(resets)),
+            h: Some(backend.view_mut(&mut pass.h)),
+            states: Some(backend.view_mut(&mut pass.states)),
+            last: Some(backend.view_mut(&mut pass.last)),
+            saved: Some(&mut pass.saved),
+            ..Forward::new(backend.view(&pass.wx), &pass.weights)
+        })?;
+        Ok(pass)
+    }
+
+    /// `h`, `states` and `last`.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    pub fn outputs(&self, backend: &B) -> Result<Results> {
+        let mut results = Results::default();
+        results.push("h", download(backend, &self.h)?);
+        results.push("states", download(backend, &self.states)?);
+        results.push("last", download(backend, &self.last)?);
+        Ok(results)
+    }
+
+    /// Runs the backward pass: `d_wx`, `d_r`, `d_b` and `d_s0`.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    pub fn backward(&self, backend: &B, plan: &B::Plan<T, W>, case: &Case, how: How<'_>) -> Result<Results> {
+        let shapes = plan.shapes();
+        let size = |shape: &[usize]| shape.iter().product::<usize>();
+        let all = case.d.d_states.as_deref();
+        let h_alone = all.map(|d| &d[..size(&shapes.h())]).filter(|_| how.h_alone);
+        let d_h = h_alone.map(|d| upload::<B, T>(backend, d)).transpose()?;
+        let d_states = all.filter(|_| !how.h_alone).map(|d| upload::<B, T>(backend, d)).transpose()?;
+        let d_last = case.d.d_last.as_ref().map(|d| upload::<B, T::Wide>(backend, d)).transpose()?;
+        let mut d_wx = poison::<B, T>(backend, size(&shapes.wx()))?;
+        let (mut d_r, mut d_b) = match how.add_to {
+            None => {
+                (poison::<B, W>(backend, size(&shapes.r()))?, poison::<B, W>(backend, size(&shapes.b()))?)
+            }
+            Some((d_r, d_b)) => (upload::<B, W>(backend, d_r)?, upload::<B, W>(backend, d_b)?),
+        };
+        let mut d_s0 = poison::<B, T::Wide>(backend, size(&shapes.state()))?;
+        plan.backward(Backward {
+            wx: Some(backend.view(&self.wx)),
+            s0: self.s0.as_ref().map(|s0| backend.view(s0)),
+            lengths: self.lengths.as_ref().map(|lengths| backend.view(lengths)),
+            resets: self.resets.as_ref().map(|resets| backend.view(resets)),
+            d_h: d_h.as_ref().map(|d_h| backend.view(d_h)),
+            d_states: d_states.as_ref().map(|d_states| backend.view(d_states)),
+            d_last: d_last.as_ref().map(|d_last| backend.view(d_last)),
+            d_r: Some(backend.view_mut(&mut d_r)),
+            d_b: Some(backend.view_mut(&mut d_b)),
+            d_s0: Some(backend.view_mut(&mut d_s0)),
+            accumulate: how.add_to.is_some(),
+            ..Backward::new(
+                &self.weights,
+                backend.view(&self.states),
+                &self.saved,
+                backend.view_mut(&mut d_wx),
+            )
+        })?;
+        let mut results = Results::default();
+        results.push("d_wx", download(backend, &d_wx)?);
+        results.push("d_r", download(backend, &d_r)?);
+        results.push("d_b", download(backend, &d_b)?);
+        results.push("d_s0", download(backend, &d_s0)?);
+        Ok(results)
+    }
+}
+
+/// A buffer with `values` rounded to `P`.
+///
+/// # Errors
+/// Whatever the backend reports.
+pub fn upload<B: Backend, P: Element>(backend: &B, values: &[f64]) -> Result<B::Buffer<P>> {
+    backend.upload(&values.iter().map(|&v| P::from_f64(v)).collect::<Vec<_>>())
+}
+
+/// A buffer of `len` NaN.
+///
+/// # Errors
+/// Whatever the backend reports.
+pub fn poison<B: Backend, P: Element>(backend: &B, len: usize) -> Result<B::Buffer<P>> {
+    backend.upload(&vec![P::from_f64(f64::NAN); len])
+}
+
+/// The contents of a buffer in f64.
+///
+/// # Errors
+/// Whatever the backend reports.
+pub fn download<B: Backend, P: Element>(backend: &B, buffer: &B::Buffer<P>) -> Result<Vec<f64>> {
+    Ok(backend.download(backend.view(buffer))?.into_iter().map(P::to_f64).collect())
+}
