@@ -13,8 +13,8 @@
 // mod bench;
 mod choice;
 mod info;
-// mod run;
-// mod tensors;
+mod run;
+mod tensors;
 // mod train;
 // mod verify;
 
@@ -35,6 +35,8 @@ struct Cli {
 enum Command {
     // /// Train a character language model and keep its best checkpoint.
     // Train(train::Args),
+    /// Run one problem: tensors in from a safetensors file, tensors out to another.
+    Run(run::Args),
     /// Say which backends, devices and element types there are.
     Info,
 }
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
     let mut out = io::stdout();
     let result = match Cli::parse().command {
         // Command::Train(args) => train::main(args).map(|()| true),
-        // Command::Run(args) => run::main(args).map(|()| true),
+        Command::Run(args) => run::main(args).map(|()| true),
         Command::Info => info::main(&mut out).map(|()| true),
         // Command::Verify(args) => verify::main(args, &mut out),
         // Command::Bench(args) => bench::main(args, &mut out).map(|()| true),

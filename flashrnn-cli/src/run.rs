@@ -1,0 +1,218 @@
+//! `flashrnn run`: one problem from a file, so that anybody can check the operator from Python.
+//!
+//! | tensor in | shape (batch-major) | element type | |
+//! |---|---|---|---|
+//! | `Wx` | `[B, T, Gx, N, D]` | any float | input pre-activations |
+//! | `R` | `[Gr, N, D_out, D_in]` | any float | recurrent weights |
+//! | `b` | `[G, N, D]` | any float | bias |
+//! | `states` | `[S, B, N, D]` | any float | initial state, else zeros |
+//! | `lengths` | `[B]` | i64, i32 | steps of each row, else T |
+//! | `resets` | `[B, T]` | u8, bool | where not 0, the state is zeroed before the step |
+//! | `d_states` | `[S, B, T, N, D]` | any float | gradient of every state, else zeros |
+//! | `d_last_states` | `[S, B, N, D]` | any float | gradient of the last state, else zeros |
+//!
+//! | tensor out | shape | element type |
+//! |---|---|---|
+//! | `states` | `[S, B, T, N, D]` | `--dtype` |
+//! | `last_states` | `[S, B, N, D]` | f64 for f64, else f32 |
+//! | `d_Wx`, `d_R`, `d_b` | as `Wx`, `R`, `b` | `--dtype` |
+//! | `d_states_initial` | `[S, B, N, D]` | f64 for f64, else f32 |
+//!
+//! The gradients need `--backward`. Without it `d_states` and `d_last_states` are checked and then left aside, so that
+//! one file serves both.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use flashrnn::{Backend, Backward, Cell, Cpu, Element, Forward, Layout, Plan, Problem, Save, Shapes};
+
+use crate::choice::{BackendName, CellName, DtypeName, with_cell, with_dtype};
+use crate::tensors::{self, Input, Output};
+
+/// Every tensor that the input may hold.
+const KNOWN: [&str; 8] = ["Wx", "R", "b", "states", "lengths", "resets", "d_states", "d_last_states"];
+
+/// The arguments of `flashrnn run`.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Input tensors: Wx [B,T,Gx,N,D], R [Gr,N,D,D], b [G,N,D], and optionally states [S,B,N,D] (the initial state),
+lengths [B], resets [B,T], d_states [S,B,T,N,D], d_last_states [S,B,N,D] (the gradients that --backward starts
+from; zeros if absent, and not used without --backward).
+Output tensors: states [S,B,T,N,D], last_states [S,B,N,D], and with --backward d_Wx, d_R, d_b, d_states_initial.
+With --time-major, T comes before B in Wx, resets, states, d_states and d_Wx, except in the initial and last states.")]
+pub struct Args {
+    /// The safetensors file with the problem.
+    input: PathBuf,
+    /// The safetensors file to write.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// The cell.
+    #[arg(long)]
+    cell: CellName,
+    /// Where to run.
+    #[arg(long, default_value_t)]
+    backend: BackendName,
+    /// The element type to compute in; inputs are converted to it.
+    #[arg(long, default_value_t)]
+    dtype: DtypeName,
+    /// Also compute the gradients.
+    #[arg(long)]
+    backward: bool,
+    /// Time runs backwards, each row from its own end.
+    #[arg(long)]
+    reverse: bool,
+    /// Clamp h to ±X after each step.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    forward_clip: Option<f64>,
+    /// Clamp the gradient that reaches h through R to ±X at each step.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    recurrent_grad_clip: Option<f64>,
+    /// Let no gradient reach h through R (d_R is still computed).
+    #[arg(long)]
+    cut_recurrent_grad: bool,
+    /// What the forward pass keeps for the backward pass.
+    #[arg(long, value_name = "WHAT", default_value = "gates")]
+    save: SaveName,
+    /// Time is the first axis, batch the second.
+    #[arg(long)]
+    time_major: bool,
+}
+
+/// [`Save`] on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum SaveName {
+    /// Every gate: the faster backward pass.
+    Gates,
+    /// Nothing besides the states: gates are computed again.
+    Recompute,
+}
+
+/// Reads, computes, writes.
+pub fn main(args: Args) -> Result<()> {
+    let bytes = tensors::read(&args.input)?;
+    let outputs = with_cell!(args.cell, |cell| {
+        with_dtype!(args.dtype, |T| match args.backend {
+            BackendName::Auto | BackendName::Cpu => compute::<Cpu, T, _>(&Cpu::new(), &cell, &args, &bytes),
+        })
+    })
+    .with_context(|| args.input.display().to_string())?;
+    tensors::write(&args.output, &outputs)
+}
+
+/// The problem that the options and the shape of `Wx` describe.
+fn problem<C: Cell>(args: &Args, input: &Input) -> Result<Problem> {
+    let wx = input.shape("Wx")?;
+    let [outer, inner, external, heads, head_dim] = wx[..] else {
+        let want = if args.time_major { "[T, B, Gx, N, D]" } else { "[B, T, Gx, N, D]" };
+        bail!("Wx: got shape {wx:?}, wanted five dimensions, {want}");
+    };
+    if external != C::EXTERNAL {
+        bail!("Wx: got shape {wx:?}, wanted {} gates in the third place for {}", C::EXTERNAL, C::NAME);
+    }
+    let (layout, batch, time) = match args.time_major {
+        true => (Layout::TimeMajor, inner, outer),
+        false => (Layout::BatchMajor, outer, inner),
+    };
+    Ok(Problem {
+        layout,
+        reverse: args.reverse,
+        forward_clip: args.forward_clip,
+        recurrent_grad_clip: args.recurrent_grad_clip,
+        cut_recurrent_grad: args.cut_recurrent_grad,
+        save: match args.save {
+            SaveName::Gates => Save::Gates,
+            SaveName::Recompute => Save::Recompute,
+        },
+        ..Problem::new(batch, time, heads, head_dim)
+    })
+}
+
+/// The number of steps of each row `[B]`, checked before it narrows to i32.
+fn lengths(input: &Input, shapes: &Shapes) -> Result<Option<Vec<i32>>> {
+    let Some(lengths) = input.integers("lengths", &[shapes.batch])? else { return Ok(None) };
+    let narrow = |(row, &length): (usize, &i64)| match i32::try_from(length) {
+        Ok(n) if usize::try_from(n).is_ok_and(|n| n <= shapes.time) => Ok(n),
+        _ => bail!("lengths[{row}] is {length}, wanted 0 to {}", shapes.time),
+    };
+    lengths.iter().enumerate().map(narrow).collect::<Result<_>>().map(Some)
+}
+
+/// A tensor that must be there.
+fn needed<P: Element>(input: &Input, name: &str, want: &[usize]) -> Result<Vec<P>> {
+    input.shape(name)?;
+    input.floats(name, want)?.with_context(|| format!("tensor {name} is missing"))
+}
+
+/// Runs the problem that `bytes` hold and returns every tensor to be written.
+fn compute<B: Backend, T: Element, C: Cell>(
+    backend: &B,
+    cell: &C,
+    args: &Args,
+    bytes: &[u8],
+) -> Result<Vec<(&'static str, Output)>> {
+    let input = Input::parse(bytes, &KNOWN)?;
+    let problem = problem::<C>(args, &input)?;
+    let shapes = problem.shapes::<C>()?;
+    let size = |shape: &[usize]| shape.iter().product::<usize>();
+
+    let wx = needed::<T>(&input, "Wx", &shapes.wx())?;
+    let r = needed::<T>(&input, "R", &shapes.r())?;
+    let b = needed::<T>(&input, "b", &shapes.b())?;
+    let s0 = input.floats::<T::Wide>("states", &shapes.state())?;
+    let lengths = lengths(&input, &shapes)?;
+    let resets = input.flags("resets", &shapes.resets())?;
+    let d_states = input.floats::<T>("d_states", &shapes.states())?;
+    let d_last = input.floats::<T::Wide>("d_last_states", &shapes.state())?;
+
+    let plan = backend.plan::<T, T, C>(cell, &problem)?;
+    let (r, b) = (backend.upload(&r)?, backend.upload(&b)?);
+    let weights = plan.pack(backend.view(&r), backend.view(&b))?;
+    let wx = backend.upload(&wx)?;
+    let s0 = s0.map(|s0| backend.upload(&s0)).transpose()?;
+    let lengths = lengths.map(|lengths| backend.upload(&lengths)).transpose()?;
+    let resets = resets.map(|resets| backend.upload(&resets)).transpose()?;
+    let mut states = backend.alloc::<T>(size(&shapes.states()))?;
+    let mut last = backend.alloc::<T::Wide>(size(&shapes.state()))?;
+    let mut saved = if args.backward { Some(plan.saved()?) } else { None };
+    plan.forward(Forward {
+        s0: s0.as_ref().map(|s0| backend.view(s0)),
+        lengths: lengths.as_ref().map(|lengths| backend.view(lengths)),
+        resets: resets.as_ref().map(|resets| backend.view(resets)),
+        states: Some(backend.view_mut(&mut states)),
+        last: Some(backend.view_mut(&mut last)),
+        saved: saved.as_mut(),
+        ..Forward::new(backend.view(&wx), &weights)
+    })?;
+    let mut outputs = vec![
+        ("states", Output::new(&shapes.states(), &backend.download(backend.view(&states))?)),
+        ("last_states", Output::new(&shapes.state(), &backend.download(backend.view(&last))?)),
+    ];
+    let Some(saved) = &saved else { return Ok(outputs) };
+
+    let d_states = d_states.map(|d_states| backend.upload(&d_states)).transpose()?;
+    let d_last = d_last.map(|d_last| backend.upload(&d_last)).transpose()?;
+    let mut d_wx = backend.alloc::<T>(size(&shapes.wx()))?;
+    let mut d_r = backend.alloc::<T>(size(&shapes.r()))?;
+    let mut d_b = backend.alloc::<T>(size(&shapes.b()))?;
+    let mut d_s0 = backend.alloc::<T::Wide>(size(&shapes.state()))?;
+    plan.backward(Backward {
+        wx: Some(backend.view(&wx)),
+        s0: s0.as_ref().map(|s0| backend.view(s0)),
+        lengths: lengths.as_ref().map(|lengths| backend.view(lengths)),
+        resets: resets.as_ref().map(|resets| backend.view(resets)),
+        d_states: d_states.as_ref().map(|d_states| backend.view(d_states)),
+        d_last: d_last.as_ref().map(|d_last| backend.view(d_last)),
+        d_r: Some(backend.view_mut(&mut d_r)),
+        d_b: Some(backend.view_mut(&mut d_b)),
+        d_s0: Some(backend.view_mut(&mut d_s0)),
+        ..Backward::new(&weights, backend.view(&states), saved, backend.view_mut(&mut d_wx))
+    })?;
+    outputs.extend([
+        ("d_Wx", Output::new(&shapes.wx(), &backend.download(backend.view(&d_wx))?)),
+        ("d_R", Output::new(&shapes.r(), &backend.download(backend.view(&d_r))?)),
+        ("d_b", Output::new(&shapes.b(), &backend.download(backend.view(&d_b))?)),
+        ("d_states_initial", Output::new(&shapes.state(), &backend.download(backend.view(&d_s0))?)),
+    ]);
+    Ok(outputs)
+}
