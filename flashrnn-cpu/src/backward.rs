@@ -1,0 +1,324 @@
+//! The backward pass of a task, from its last step to its first, and one more that leaves `d_s0`.
+//!
+//! ```text
+//! for each step from the last, for each block of units, for each few rows:
+//!     d_state = d_last at a row's own end, else
+//!               d_state + [h: clip(Rᵀ d_gates of the step after)], or 0 if the step after was reset
+//!     d_state += d_states[t]
+//!     (d_state, d_gates) = Pᵀ(state before, gates, d_state)
+//!     store d_wx, and `d_gates` for the products of the step before
+//! ```
+//!
+//! As in the forward pass, `d_gates` has two halves, so that a step needs one barrier only.
+
+use flashrnn_core::{Array, Cell, Element, Result};
+
+use crate::forward::GateLayout;
+use crate::memory::{Aligned, Shared, at};
+use crate::product::{Panels, Product};
+use crate::simd::{For, Op, Storage, Vector};
+use crate::tasks::{Before, Row, Task, Time, active};
+
+/// The tensors of a call, as slices.
+pub(crate) struct BackwardCall<'a, T, S> {
+    pub time: Time<'a>,
+    pub forward_clip: Option<f64>,
+    /// The bound of the recurrent gradient; None where it is not clipped.
+    pub recurrent_grad_clip: Option<f64>,
+    pub cut_recurrent_grad: bool,
+    pub panels: Panels,
+    /// `[N, panels.len()]`
+    pub packed: &'a [S],
+    /// `[S, B, T, N, D]`
+    pub states: &'a [T],
+    /// `[S, B, N, D]`
+    pub s0: Option<&'a [S]>,
+    /// `[wide states, B, T, N, D]`, where those of `states` are not exact.
+    pub wide: Option<&'a [S]>,
+    /// The gates; where they were recomputed, None, and they stand where `d_wx` and `d_inner` will.
+    pub gates: Option<&'a [T]>,
+    /// `[1 or S, B, T, N, D]`: the gradient of the first states.
+    pub d_states: Option<&'a [T]>,
+    /// `[S, B, N, D]`
+    pub d_last: Option<&'a [S]>,
+    /// `[B, T, Gx, N, D]`
+    pub d_wx: Shared<'a, T>,
+    /// `[B, T, G - Gx, N, D]`: the gradient of the gates without external input.
+    pub d_inner: Shared<'a, T>,
+    /// `[S, B, N, D]`
+    pub d_s0: Option<Shared<'a, S>>,
+}
+
+/// What a task carries from step to step.
+pub(crate) struct BackwardData<'a, S> {
+    /// `[rows, S, vectors · LANES]`: the gradient of the state.
+    d_state: Shared<'a, S>,
+    /// `[2, rows, Gr, D]`: the gradient of the gates, read and written in turn.
+    d_gates: Shared<'a, S>,
+}
+
+/// The memory behind [`BackwardData`].
+pub(crate) struct BackwardRoom<S> {
+    d_state: Aligned<S>,
+    d_gates: Aligned<S>,
+}
+
+impl<S: bytemuck::Pod> BackwardRoom<S> {
+    pub fn new(panels: &Panels, states: usize, rows: usize) -> Result<Self> {
+        let padded = panels.vectors() * panels.lanes;
+        Ok(Self {
+            d_state: Aligned::new(rows * states * padded)?,
+            d_gates: Aligned::new(2 * rows * panels.depth)?,
+        })
+    }
+
+    pub fn share(&mut self) -> BackwardData<'_, S> {
+        BackwardData {
+            d_state: Shared::new(self.d_state.as_mut_slice()),
+            d_gates: Shared::new(self.d_gates.as_mut_slice()),
+        }
+    }
+}
+
+/// How many steps a task's backward pass has: one for each step of its longest row, and one for `d_s0`.
+pub(crate) fn steps<D>(task: &Task<'_, D>, d_s0: bool) -> usize {
+    task.rows.first().map_or(0, |row| row.length) + usize::from(d_s0)
+}
+
+/// Writes zeros to `d_wx` beyond the rows' lengths.
+///
+/// # Safety
+/// No other thread uses `d_wx` of the task's rows and head.
+pub(crate) unsafe fn begin<T: Element>(
+    call: &BackwardCall<'_, T, T::Wide>,
+    task: &Task<'_, BackwardData<'_, T::Wide>>,
+) {
+    let shapes = call.time.shapes;
+    for row in task.rows {
+        for t in row.length..shapes.time {
+            for k in 0..shapes.external {
+                let position = (shapes.token(row.b, t) * shapes.external + k) * shapes.units();
+                let position = position + task.head * shapes.head_dim;
+                // SAFETY: by the caller's promise.
+                unsafe { call.d_wx.slice(position, shapes.head_dim) }.fill(T::default());
+            }
+        }
+    }
+}
+
+/// A block of units of all rows of a task that have the step.
+pub(crate) struct BackwardBlock<'a, C: Cell, T: Element> {
+    pub cell: &'a C,
+    pub call: &'a BackwardCall<'a, T, T::Wide>,
+    pub task: &'a Task<'a, BackwardData<'a, T::Wide>>,
+    /// Counted backwards: 0 is the last step of the longest row.
+    pub iteration: usize,
+    pub block: usize,
+    /// Room for [`ROWS`](crate::simd::Simd::ROWS) rows of [`Panels::outputs`].
+    pub scratch: &'a mut [T::Wide],
+}
+
+impl<C: Cell, T: Element> BackwardBlock<'_, C, T> {
+    /// # Safety
+    /// The machine has `V`'s instruction set; the block is this thread's alone; all blocks of the iteration before are
+    /// done.
+    pub unsafe fn run<V: Vector<T>>(self) {
+        // SAFETY: as promised by the caller.
+        unsafe { For::<V, Self>::run_vectorized(self) }
+    }
+}
+
+impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>>
+{
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        let BackwardBlock { cell, call, task, iteration, block, scratch } = self.work;
+        let depth = call.panels.depth;
+        let longest = task.rows.first().map_or(0, |row| row.length);
+        // The step, counted forwards; None is the one that leaves d_s0.
+        let step = (longest - iteration.min(longest)).checked_sub(1);
+        // Rows that have this step, and those of them that have the step after it: both the first so many.
+        let running = step.map_or(task.rows.len(), |step| active(task.rows, step));
+        let after = active(task.rows, step.map_or(0, |step| step + 1));
+        let from = (iteration + 1) % 2 * task.rows.len() * depth;
+        let stride = call.panels.outputs();
+        let tiles = running.div_ceil(V::ROWS);
+        for tile in 0..tiles {
+            let (first, end) = (tile * running / tiles, (tile + 1) * running / tiles);
+            let continued = after.clamp(first, end) - first;
+            if continued > 0 && !call.cut_recurrent_grad {
+                let product = Product {
+                    panels: &call.panels,
+                    block,
+                    packed: &call.packed[task.head * call.panels.len()..][..call.panels.len()],
+                    a: task.data.d_gates.at(from + first * depth, continued * depth),
+                    stride: depth,
+                    rows: continued,
+                    out: scratch.as_mut_ptr(),
+                };
+                // SAFETY: `scratch` has room for ROWS rows; nobody writes this half of `d_gates` now.
+                unsafe { product.compute::<V>() };
+            }
+            for r in first..end {
+                let row = task.rows[r];
+                let next = step.map_or(0, |step| step + 1);
+                let units = RowUnits {
+                    cell,
+                    call,
+                    task,
+                    r,
+                    row,
+                    end: next == row.length,
+                    reset_after: next < row.length && call.time.reset(row, next),
+                    at: step.map(|step| (call.time.token(row, step), call.time.before(row, step))),
+                    ahead: step.and_then(|s| s.checked_sub(1)).map(|s| call.time.token(row, s)),
+                    to: iteration % 2 * task.rows.len() * depth,
+                };
+                for (i, vector) in call.panels.block_vectors(block).enumerate() {
+                    let product = at(scratch, (r - first) * stride + i * V::LANES, V::LANES);
+                    // SAFETY: the vector of units belongs to the block, and with it to this thread.
+                    unsafe { units.vector::<V>(vector, product) };
+                }
+            }
+        }
+    }
+}
+
+/// One row in one step.
+struct RowUnits<'a, C: Cell, T: Element> {
+    cell: &'a C,
+    call: &'a BackwardCall<'a, T, T::Wide>,
+    task: &'a Task<'a, BackwardData<'a, T::Wide>>,
+    /// The row's place in the task.
+    r: usize,
+    row: Row,
+    /// Whether the row has no step after this one.
+    end: bool,
+    /// Whether the state is zeroed before the row's step after this one.
+    reset_after: bool,
+    /// The step's token and what lies before it; None for the iteration that leaves `d_s0`.
+    at: Option<(usize, Before)>,
+    /// The token that the next iteration is at.
+    ahead: Option<usize>,
+    /// The half of `d_gates` that this step writes.
+    to: usize,
+}
+
+impl<C: Cell, T: Element> RowUnits<'_, C, T> {
+    /// The pointwise stage of one vector of units.
+    ///
+    /// # Safety
+    /// No other thread uses these units of the row; `product [LANES]` is valid.
+    #[inline(always)]
+    unsafe fn vector<V: Vector<T>>(
+        &self,
+        vector: usize,
+        product: *const T::Wide,
+    ) {
+        let Self { call, task, row, .. } = *self;
+        let shapes = call.time.shapes;
+        let (d, units, tokens, states) = (shapes.head_dim, shapes.units(), shapes.tokens(), shapes.states);
+        let first = vector * V::LANES;
+        let n = V::LANES.min(d - first);
+        let column = task.head * d + first;
+        let padded = call.panels.vectors() * V::LANES;
+        let zero = V::lit(0.0);
+        // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes say (and `at` checks
+        // in debug builds); what is written belongs to these units of this row.
+        unsafe {
+            let carried = |k| task.data.d_state.at((self.r * states + k) * padded + first, V::LANES);
+            let per_row = |k| (k * shapes.batch + row.b) * units + column;
+            let mut d_after = C::State::<V>::from_fn(|k| {
+                if self.end {
+                    match call.d_last {
+                        Some(d_last) if !C::CONSTANT.contains(&k) => {
+                            <V as Storage<T::Wide>>::load_n(at(d_last, per_row(k), n), n)
+                        }
+                        _ => zero,
+                    }
+                } else if self.reset_after {
+                    zero
+                } else {
+                    let mut d_state = <V as Storage<T::Wide>>::load(carried(k));
+                    if k == 0 && !call.cut_recurrent_grad {
+                        let mut d_h = <V as Storage<T::Wide>>::load(product);
+                        if let Some(v) = call.recurrent_grad_clip {
+                            d_h = d_h.min(V::lit(v)).max(V::lit(-v));
+                        }
+                        d_state = d_state + d_h;
+                    }
+                    d_state
+                }
+            });
+            let Some((token, before)) = self.at else {
+                if let Some(d_s0) = call.d_s0 {
+                    for (k, &d_state) in d_after.as_ref().iter().enumerate() {
+                        Storage::<T::Wide>::store_n(d_state, d_s0.at(per_row(k), n), n);
+                    }
+                }
+                return;
+            };
+            let per_token = |k: usize, token: usize| (k * tokens + token) * units + column;
+            if let Some(d_states) = call.d_states {
+                let given = d_states.len() / (tokens * units);
+                for (k, d_after) in d_after.as_mut().iter_mut().enumerate().take(given) {
+                    *d_after = *d_after + <V as Storage<T>>::load_n(at(d_states, per_token(k, token), n), n);
+                    if let Some(ahead) = self.ahead {
+                        V::prefetch(d_states.as_ptr().wrapping_add(per_token(k, ahead)));
+                    }
+                }
+            }
+            let state = C::State::<V>::from_fn(|k| match before {
+                Before::Zero => zero,
+                Before::Initial => match call.s0 {
+                    Some(s0) => <V as Storage<T::Wide>>::load_n(at(s0, per_row(k), n), n),
+                    None => zero,
+                },
+                Before::Token(token) => {
+                    match (call.wide, C::WIDE.iter().position(|&wide| wide == k)) {
+                        (Some(wide), Some(i)) => {
+                            <V as Storage<T::Wide>>::load_n(at(wide, per_token(i, token), n), n)
+                        }
+                        _ => <V as Storage<T>>::load_n(at(call.states, per_token(k, token), n), n),
+                    }
+                }
+            });
+            let layout = GateLayout::new(shapes);
+            let gradient = |k: usize| {
+                let (external, position) = layout.position(k, token);
+                if external { call.d_wx.at(position + column, n) } else { call.d_inner.at(position + column, n) }
+            };
+            let gates = C::Gates::<V>::from_fn(|k| match call.gates {
+                Some(gates) => {
+                    let place = |token| {
+                        let (external, position) = layout.position(k, token);
+                        position + column + if external { 0 } else { layout.external_len() }
+                    };
+                    if let Some(ahead) = self.ahead {
+                        V::prefetch(gates.as_ptr().wrapping_add(place(ahead)));
+                    }
+                    <V as Storage<T>>::load_n(at(gates, place(token), n), n)
+                }
+                None => <V as Storage<T>>::load_n(gradient(k), n),
+            });
+            if let Some(v) = call.forward_clip {
+                let h = self.cell.forward(state, gates).as_ref()[0];
+                let d_h = &mut d_after.as_mut()[0];
+                *d_h = V::select(h.abs().gt(V::lit(v)), zero, *d_h);
+            }
+            let (d_state, d_gates) = self.cell.backward(state, gates, d_after);
+            for (k, &d_state) in d_state.as_ref().iter().enumerate() {
+                Storage::<T::Wide>::store(d_state, carried(k));
+            }
+            for (k, &d_gate) in d_gates.as_ref().iter().enumerate() {
+                Storage::<T>::store_n(d_gate, gradient(k), n);
+                if k < C::RECURRENT {
+                    let position = self.to + self.r * call.panels.depth + k * d + first;
+                    Storage::<T::Wide>::store_n(d_gate, task.data.d_gates.at(position, n), n);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! A cell compiled for an element type and an instruction set, behind an interface that hides all three.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use flashrnn_core::{
+    Backward, Cell, Dtype, Element, Forward, Problem, Result, Saved, Shapes, Step, bf16, f16,
+};
+
+use crate::backward::{self, BackwardBlock, BackwardCall, BackwardRoom};
+use crate::division::{Division, Work};
+use crate::forward::{self, ForwardBlock, ForwardCall, ForwardRoom};
+use crate::gather::Steps;
+use crate::memory::{Aligned, Shared, filled};
+use crate::product::Panels;
+use crate::recompute::Recompute;
+use crate::simd::{Level, Vector};
+use crate::tasks::{self, Row, Task, Time, sorted_rows};
+use crate::weight_grad::{Part, WeightGrad};
+use crate::{Cpu, CpuWeights};
+
+/// Where a backward pass puts the weight gradients.
+pub(crate) type Sink<'a, S> = &'a (dyn Fn(Part<'_, S>) + Sync);
+
+/// What a plan runs. The weights' element type plays no part: they are packed wide.
+pub(crate) trait Kernel<T: Element>: Send + Sync {
+    fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<CpuWeights<T::Wide>>;
+    fn forward(&self, call: Forward<'_, Cpu, T, T>) -> Result<()>;
+    fn backward(&self, call: Backward<'_, Cpu, T, T>, weight_grads: Option<Sink<'_, T::Wide>>) -> Result<()>;
+    fn step(&self, call: Step<'_, Cpu, T, T>) -> Result<()>;
+}
+
+/// The kernel for a cell on this level.
+pub(crate) fn kernel<T: Element, C: Cell>(
+    cell: &C,
+    problem: &Problem,
+    shapes: &Shapes,
+    level: Level,
+) -> Arc<dyn Kernel<T>> {
+    macro_rules! build {
+        ($t:ty, $portable:ty, $avx2:ident, $avx512:ident) => {
+            same_type(match level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => Engine::<C, $t, crate::simd::$avx512>::build(cell, problem, shapes),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => Engine::<C, $t, crate::simd::$avx2>::build(cell, problem, shapes),
+                _ => Engine::<C, $t, $portable>::build(cell, problem, shapes),
+            })
+        };
+    }
+    match T::DTYPE {
+        Dtype::F16 => build!(f16, f32, F32x8, F32x16),
+        Dtype::Bf16 => build!(bf16, f32, F32x8, F32x16),
+        Dtype::F32 => build!(f32, f32, F32x8, F32x16),
+        Dtype::F64 => build!(f64, f64, F64x4, F64x8),
+    }
+}
+
+/// `A` and `B` are the same type, which only the caller knows.
+fn same_type<A: 'static, B: 'static>(a: A) -> B {
+    let mut a = Some(a);
+    let any: &mut dyn Any = &mut a;
+    match any.downcast_mut::<Option<B>>().and_then(Option::take) {
+        Some(b) => b,
+        None => unreachable!("an element type has one name"),
+    }
+}
+
+struct Engine<C: Cell, T: Element, V> {
+    cell: C,
+    problem: Problem,
+    shapes: Shapes,
+    forward: Panels,
+    backward: Panels,
+    step_shapes: Shapes,
+    step_rows: Vec<Row>,
+    /// Rooms of steps that are not under way, so that a step need not allocate.
+    step_rooms: Mutex<Vec<StepRoom<T::Wide>>>,
+    vector: std::marker::PhantomData<V>,
+}
+
+struct StepRoom<S> {
+    data: ForwardRoom<S>,
+    scratch: Vec<S>,
+}
+
+impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Engine<C, T, V> {
+    fn build(cell: &C, problem: &Problem, shapes: &Shapes) -> Arc<dyn Kernel<T>> {
+        Arc::new(Self {
+            cell: cell.clone(),
+            problem: problem.clone(),
+            shapes: shapes.clone(),
+            forward: Panels::forward::<V>(C::RECURRENT, shapes.head_dim),
+            backward: Panels::backward::<V>(C::RECURRENT, shapes.head_dim),
+            step_shapes: Shapes { time: 1, ..shapes.clone() },
+            step_rows: (0..shapes.batch).map(|b| Row { b, length: 1 }).collect(),
+            step_rooms: Mutex::default(),
+            vector: std::marker::PhantomData,
+        })
+    }
+
+    fn time<'a>(&'a self, resets: Option<&'a [u8]>) -> Time<'a> {
+        Time { shapes: &self.shapes, reverse: self.problem.reverse, resets }
+    }
+
+    fn check_lengths(&self, lengths: Option<&[i32]>) -> Result<()> {
+        lengths.map_or(Ok(()), |lengths| flashrnn_core::backend::check_lengths(lengths, self.shapes.time))
+    }
+
+    fn division(&self, blocks: usize) -> Division {
+        let Shapes { batch, heads, head_dim, recurrent, .. } = self.shapes;
+        let matrix = recurrent * head_dim * head_dim;
+        Division::new(Work {
+            threads: rayon::current_num_threads(),
+            heads,
+            batch,
+            blocks,
+            row_step: matrix / V::LANES,
+            matrix: matrix * size_of::<T::Wide>(),
+        })
+    }
+
+    /// Runs a task's block.
+    fn forward_block(
+        &self,
+        call: &ForwardCall<'_, T, T::Wide>,
+        task: &Task<'_, forward::ForwardData<'_, T::Wide>>,
+        step: usize,
+        block: usize,
+        scratch: &mut [T::Wide],
+    ) {
+        // SAFETY: an engine is built only for a level that the machine has; `tasks::run` gives a block to one thread, after
+        // all blocks of the step before.
+        unsafe { ForwardBlock { cell: &self.cell, call, task, step, block, scratch }.run::<V>() }
+    }
+
+    fn scratch(panels: &Panels) -> usize {
+        V::ROWS * panels.outputs()
+    }
+}
+
+impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T, V> {
+    fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<CpuWeights<T::Wide>> {
+        let Shapes { heads, head_dim: d, recurrent, .. } = self.shapes;
+        let forward = pack(&self.forward, heads, |head, gate, unit, k| r[((gate * heads + head) * d + unit) * d + k])?;
+        let mut bias = filled(T::Wide::default(), b.len())?;
+        bias.copy_from_slice(b);
+        debug_assert_eq!(r.len(), recurrent * heads * d * d);
+        Ok(CpuWeights { forward, backward: OnceLock::new(), b: bias })
+    }
+
+    fn forward(&self, call: Forward<'_, Cpu, T, T>) -> Result<()> {
+        self.check_lengths(call.lengths)?;
+        let (gates, wide) = match call.saved {
+            Some(Saved { gates, wide }) => (Some(gates), Some(wide)),
+            None => (None, None),
+        };
+        let args = ForwardCall {
+            time: self.time(call.resets),
+            forward_clip: self.problem.forward_clip,
+            panels: self.forward,
+            packed: call.weights.forward.as_slice(),
+            b: &call.weights.b,
+            wx: call.wx,
+            s0: call.s0,
+            h: call.h.map(Shared::new),
+            states: call.states.map(Shared::new),
+            last: call.last.map(Shared::new),
+            gates: gates.filter(|v| !v.is_empty()).map(|v| Shared::new(v)),
+            wide: wide.filter(|v| !v.is_empty()).map(|v| Shared::new(v)),
+        };
+        let rows = sorted_rows(&self.shapes, call.lengths);
+        let division = self.division(self.forward.blocks());
+        let mut rooms = Vec::new();
+        let tasks = Task::all(&rows, self.shapes.heads, division.tiles, |rows| {
+            rooms.push(ForwardRoom::new(&self.forward, self.shapes.states, rows.len())?);
+            Ok(())
+        })?;
+        let tasks: Vec<_> = tasks.into_iter().zip(&mut rooms).map(|(task, room)| task.with(room.share())).collect();
+        for task in &tasks {
+            // SAFETY: nothing else runs yet.
+            unsafe { forward::begin(&args, task) };
+        }
+        tasks::run(
+            &tasks,
+            division,
+            self.forward.blocks(),
+            Self::scratch(&self.forward),
+            |task| task.rows.first().map_or(0, |row| row.length),
+            |task, step, block, scratch| self.forward_block(&args, task, step, block, scratch),
+        )
+    }
+
+    fn backward(&self, call: Backward<'_, Cpu, T, T>, weight_grads: Option<Sink<'_, T::Wide>>) -> Result<()> {
+        self.check_lengths(call.lengths)?;
+        let shapes = &self.shapes;
+        let time = self.time(call.resets);
+        let rows = sorted_rows(shapes, call.lengths);
+        let steps = Steps::new(&rows);
+        let mut d_inner = filled(T::default(), shapes.tokens() * shapes.inner() * shapes.units())?;
+        let gates = (!call.saved.gates.is_empty()).then_some(call.saved.gates.as_slice());
+        if let (None, Some(wx)) = (gates, call.wx) {
+            let recompute = Recompute {
+                time,
+                panels: self.forward,
+                packed: call.weights.forward.as_slice(),
+                b: &call.weights.b,
+                wx,
+                states: call.states,
+                s0: call.s0,
+                steps: &steps,
+                d_wx: Shared::new(&mut *call.d_wx),
+                d_inner: Shared::new(&mut d_inner),
+            };
+            // SAFETY: an engine is built only for a level that the machine has.
+            unsafe { recompute.run::<V>()? };
+        }
+        let packed = call.weights.transposed(|| {
+            let d = shapes.head_dim;
+            let (from, head_len) = (call.weights.forward.as_slice(), self.forward.len());
+            pack(&self.backward, shapes.heads, |head, _, unit, k| {
+                from[head * head_len + self.forward.position(k / d, k % d, unit)]
+            })
+        })?;
+        let args = BackwardCall {
+            time,
+            forward_clip: self.problem.forward_clip,
+            recurrent_grad_clip: self.problem.recurrent_grad_clip,
+            cut_recurrent_grad: self.problem.cut_recurrent_grad,
+            panels: self.backward,
+            packed: packed.as_slice(),
+            states: call.states,
+            s0: call.s0,
+            wide: (!call.saved.wide.is_empty()).then_some(call.saved.wide.as_slice()),
+            gates,
+            d_states: call.d_states.or(call.d_h),
+            d_last: call.d_last,
+            d_wx: Shared::new(&mut *call.d_wx),
+            d_inner: Shared::new(&mut d_inner),
+            d_s0: call.d_s0.map(Shared::new),
+        };
+        let division = self.division(self.backward.blocks());
+        let mut rooms = Vec::new();
+        let tasks = Task::all(&rows, shapes.heads, division.tiles, |rows| {
+            rooms.push(BackwardRoom::new(&self.backward, shapes.states, rows.len())?);
+            Ok(())
+        })?;
+        let tasks: Vec<_> = tasks.into_iter().zip(&mut rooms).map(|(task, room)| task.with(room.share())).collect();
+        for task in &tasks {
+            // SAFETY: nothing else runs yet.
+            unsafe { backward::begin(&args, task) };
+        }
+        tasks::run(
+            &tasks,
+            division,
+            self.backward.blocks(),
+            Self::scratch(&self.backward),
+            |task| backward::steps(task, args.d_s0.is_some()),
+            |task, iteration, block, scratch| {
+                let block = BackwardBlock { cell: &self.cell, call: &args, task, iteration, block, scratch };
+                // SAFETY: as in `forward_block`.
+                unsafe { block.run::<V>() }
+            },
+        )?;
+        if let Some(sink) = weight_grads {
+            let (states, s0) = (call.states, call.s0);
+            let grad = WeightGrad { time, states, s0, d_wx: &*call.d_wx, d_inner: &d_inner, steps: &steps };
+            // SAFETY: an engine is built only for a level that the machine has.
+            unsafe { grad.run::<V>(sink)? };
+        }
+        Ok(())
+    }
+
+    fn step(&self, call: Step<'_, Cpu, T, T>) -> Result<()> {
+        let lock = || self.step_rooms.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let room = lock().pop();
+        let mut room = match room {
+            Some(room) => room,
+            None => StepRoom {
+                data: ForwardRoom::new(&self.forward, self.shapes.states, self.shapes.batch)?,
+                scratch: filled(T::Wide::default(), Self::scratch(&self.forward))?,
+            },
+        };
+        let args = ForwardCall {
+            time: Time { shapes: &self.step_shapes, reverse: false, resets: None },
+            forward_clip: self.problem.forward_clip,
+            panels: self.forward,
+            packed: call.weights.forward.as_slice(),
+            b: &call.weights.b,
+            wx: call.wx,
+            s0: None,
+            h: call.h.map(Shared::new),
+            states: None,
+            last: None,
+            gates: None,
+            wide: None,
+        };
+        for head in 0..self.shapes.heads {
+            let task = Task { head, rows: &self.step_rows, data: room.data.share() };
+            // SAFETY: nothing else uses the room or the outputs; `state` is read here and written below.
+            unsafe { forward::begin(&ForwardCall { s0: Some(&*call.state), ..args }, &task) };
+            let args = ForwardCall { last: Some(Shared::new(&mut *call.state)), ..args };
+            for block in 0..self.forward.blocks() {
+                self.forward_block(&args, &task, 0, block, &mut room.scratch);
+            }
+        }
+        lock().push(room);
+        Ok(())
+    }
+}
+
+/// Packs every head's matrix: `element(head, kind, unit, k)`.
+fn pack<S: Element>(
+    panels: &Panels,
+    heads: usize,
+    element: impl Fn(usize, usize, usize, usize) -> S,
+) -> Result<Aligned<S>> {
+    let mut packed = Aligned::new(heads * panels.len())?;
+    for (head, packed) in packed.as_mut_slice().chunks_exact_mut(panels.len()).enumerate() {
+        for unit in 0..panels.units {
+            for kind in 0..panels.kinds {
+                for k in 0..panels.depth {
+                    packed[panels.position(kind, unit, k)] = element(head, kind, unit, k);
+                }
+            }
+        }
+    }
+    Ok(packed)
+}

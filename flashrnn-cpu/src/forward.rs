@@ -1,0 +1,321 @@
+//! The forward pass of a task: a block of units of its rows, one step at a time.
+//!
+//! ```text
+//! for each step, for each block of units, for each few rows:
+//!     gates = R h                          (product.rs, from `h` of the step before)
+//!     gates += wx[t] + b;  state = P(state, gates);  clip
+//!     store outputs, `state`, and `h` rounded to T for the next step's products
+//! ```
+//!
+//! A reset is carried out by the step before it, which leaves a zero `h` and `state` behind; `h` has two halves, one read
+//! while the other is written, so that a step needs one barrier only.
+
+use flashrnn_core::{Array, Cell, Element, Result};
+
+use crate::memory::{Aligned, Shared, at};
+use crate::product::{Panels, Product};
+use crate::simd::{For, Op, Storage, Vector};
+use crate::tasks::{Row, Task, Time, active};
+
+/// The tensors of a call, as slices.
+pub(crate) struct ForwardCall<'a, T, S> {
+    pub time: Time<'a>,
+    pub forward_clip: Option<f64>,
+    pub panels: Panels,
+    /// `[N, panels.len()]`
+    pub packed: &'a [S],
+    /// `[G, N, D]`
+    pub b: &'a [S],
+    /// `[B, T, Gx, N, D]`
+    pub wx: &'a [T],
+    /// `[S, B, N, D]`
+    pub s0: Option<&'a [S]>,
+    /// `[B, T, N, D]`
+    pub h: Option<Shared<'a, T>>,
+    /// `[S, B, T, N, D]`
+    pub states: Option<Shared<'a, T>>,
+    /// `[S, B, N, D]`
+    pub last: Option<Shared<'a, S>>,
+    /// See [`GateLayout`].
+    pub gates: Option<Shared<'a, T>>,
+    /// `[wide states, B, T, N, D]`
+    pub wide: Option<Shared<'a, S>>,
+}
+
+/// Where gates are kept: the external ones like `wx [B, T, Gx, N, D]`, then the others `[B, T, G - Gx, N, D]`.
+#[derive(Clone, Copy)]
+pub(crate) struct GateLayout {
+    units: usize,
+    inner: usize,
+    external: usize,
+    tokens: usize,
+}
+
+impl GateLayout {
+    pub fn new(shapes: &flashrnn_core::Shapes) -> Self {
+        let (units, inner) = (shapes.units(), shapes.inner());
+        Self { units, inner, external: shapes.external, tokens: shapes.tokens() }
+    }
+
+    /// Where a token's units of a gate lie: in the first part for external gates, else in the second.
+    #[inline(always)]
+    pub fn position(&self, gate: usize, token: usize) -> (bool, usize) {
+        if gate >= self.inner {
+            (true, (token * self.external + gate - self.inner) * self.units)
+        } else {
+            (false, (token * self.inner + gate) * self.units)
+        }
+    }
+
+    /// The elements of the first part.
+    pub fn external_len(&self) -> usize {
+        self.tokens * self.external * self.units
+    }
+}
+
+/// What a task carries from step to step.
+pub(crate) struct ForwardData<'a, S> {
+    /// `[rows, S, vectors · LANES]`: the state in full.
+    state: Shared<'a, S>,
+    /// `[2, rows, D]`: h rounded to T, read and written in turn.
+    h: Shared<'a, S>,
+}
+
+/// The memory behind [`ForwardData`].
+pub(crate) struct ForwardRoom<S> {
+    state: Aligned<S>,
+    h: Aligned<S>,
+}
+
+impl<S: bytemuck::Pod> ForwardRoom<S> {
+    pub fn new(panels: &Panels, states: usize, rows: usize) -> Result<Self> {
+        let padded = panels.vectors() * panels.lanes;
+        Ok(Self { state: Aligned::new(rows * states * padded)?, h: Aligned::new(2 * rows * panels.units)? })
+    }
+
+    pub fn share(&mut self) -> ForwardData<'_, S> {
+        ForwardData { state: Shared::new(self.state.as_mut_slice()), h: Shared::new(self.h.as_mut_slice()) }
+    }
+}
+
+/// Fills a task's state from `s0`, and writes what no step writes: zeros beyond the rows' lengths, and the last state of
+/// rows without steps.
+///
+/// # Safety
+/// No other thread uses the task's data or the outputs of its rows and head.
+pub(crate) unsafe fn begin<T: Element>(
+    call: &ForwardCall<'_, T, T::Wide>,
+    task: &Task<'_, ForwardData<'_, T::Wide>>,
+) {
+    let shapes = call.time.shapes;
+    let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
+    let padded = call.panels.vectors() * call.panels.lanes;
+    let column = task.head * d;
+    for (r, &row) in task.rows.iter().enumerate() {
+        let reset = row.length > 0 && call.time.reset(row, 0);
+        for k in 0..shapes.states {
+            let initial = call.s0.map(|s0| &s0[(k * shapes.batch + row.b) * units + column..][..d]);
+            // SAFETY: the task's own, by the caller's promise.
+            let state = unsafe { task.data.state.slice((r * shapes.states + k) * padded, d) };
+            match initial {
+                Some(initial) if !reset => state.copy_from_slice(initial),
+                _ => state.fill(T::Wide::default()),
+            }
+            if k == 0 {
+                // SAFETY: as above.
+                let h = unsafe { task.data.h.slice(r * d, d) };
+                for (h, &s) in h.iter_mut().zip(&*state) {
+                    *h = T::from_wide(s).to_wide();
+                }
+            }
+            if let Some(last) = call.last
+                && row.length == 0
+            {
+                // SAFETY: the head's columns of this row, by the caller's promise.
+                let last = unsafe { last.slice((k * shapes.batch + row.b) * units + column, d) };
+                match initial {
+                    Some(initial) => last.copy_from_slice(initial),
+                    None => last.fill(T::Wide::default()),
+                }
+            }
+            for t in row.length..shapes.time {
+                let token = shapes.token(row.b, t);
+                for out in [call.h.filter(|_| k == 0), call.states].into_iter().flatten() {
+                    // SAFETY: as above.
+                    unsafe { out.slice((k * tokens + token) * units + column, d) }.fill(T::default());
+                }
+            }
+        }
+    }
+}
+
+/// A block of units of all rows of a task that have the step.
+pub(crate) struct ForwardBlock<'a, C: Cell, T: Element> {
+    pub cell: &'a C,
+    pub call: &'a ForwardCall<'a, T, T::Wide>,
+    pub task: &'a Task<'a, ForwardData<'a, T::Wide>>,
+    pub step: usize,
+    pub block: usize,
+    /// Room for [`ROWS`](crate::simd::Simd::ROWS) rows of [`Panels::outputs`].
+    pub scratch: &'a mut [T::Wide],
+}
+
+impl<C: Cell, T: Element> ForwardBlock<'_, C, T> {
+    /// # Safety
+    /// The machine has `V`'s instruction set; the block is this thread's alone; all blocks of the step before are done.
+    pub unsafe fn run<V: Vector<T>>(self) {
+        // SAFETY: as promised by the caller.
+        unsafe { For::<V, Self>::run_vectorized(self) }
+    }
+}
+
+impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>>
+{
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        let ForwardBlock { cell, call, task, step, block, scratch } = self.work;
+        let d = call.time.shapes.head_dim;
+        let running = active(task.rows, step);
+        let tiles = running.div_ceil(V::ROWS);
+        // The half of h that this step reads.
+        let from = step % 2 * task.rows.len() * d;
+        let stride = call.panels.outputs();
+        for tile in 0..tiles {
+            let (first, end) = (tile * running / tiles, (tile + 1) * running / tiles);
+            let product = Product {
+                panels: &call.panels,
+                block,
+                packed: &call.packed[task.head * call.panels.len()..][..call.panels.len()],
+                a: task.data.h.at(from + first * d, (end - first) * d),
+                stride: d,
+                rows: end - first,
+                out: scratch.as_mut_ptr(),
+            };
+            // SAFETY: `scratch` has room for ROWS rows; nobody writes this half of `h` during the step.
+            unsafe { product.compute::<V>() };
+            for r in first..end {
+                let row = task.rows[r];
+                let units = RowUnits {
+                    cell,
+                    call,
+                    task,
+                    r,
+                    row,
+                    token: call.time.token(row, step),
+                    ends: step + 1 == row.length,
+                    reset_next: step + 1 < row.length && call.time.reset(row, step + 1),
+                    next: (step + 1 < row.length).then(|| call.time.token(row, step + 1)),
+                    to: (step + 1) % 2 * task.rows.len() * d,
+                };
+                for (i, vector) in call.panels.block_vectors(block).enumerate() {
+                    let products = at(scratch, (r - first) * stride + i * C::RECURRENT * V::LANES, V::LANES);
+                    // SAFETY: the vector of units belongs to the block, and with it to this thread.
+                    unsafe { units.vector::<V>(vector, products) };
+                }
+            }
+        }
+    }
+}
+
+/// One row in one step.
+struct RowUnits<'a, C: Cell, T: Element> {
+    cell: &'a C,
+    call: &'a ForwardCall<'a, T, T::Wide>,
+    task: &'a Task<'a, ForwardData<'a, T::Wide>>,
+    /// The row's place in the task.
+    r: usize,
+    row: Row,
+    token: usize,
+    /// Whether this is the row's last step.
+    ends: bool,
+    /// Whether the state is zeroed before the row's next step.
+    reset_next: bool,
+    /// The token of the row's next step.
+    next: Option<usize>,
+    /// The half of `h` that this step writes.
+    to: usize,
+}
+
+impl<C: Cell, T: Element> RowUnits<'_, C, T> {
+    /// The pointwise stage of one vector of units.
+    ///
+    /// # Safety
+    /// No other thread uses these units of the row; `products [Gr, LANES]` is valid.
+    #[inline(always)]
+    unsafe fn vector<V: Vector<T>>(
+        &self,
+        vector: usize,
+        products: *const T::Wide,
+    ) {
+        let Self { call, task, row, token, .. } = *self;
+        let shapes = call.time.shapes;
+        let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
+        let first = vector * V::LANES;
+        let n = V::LANES.min(d - first);
+        let column = task.head * d + first;
+        let padded = call.panels.vectors() * V::LANES;
+        let inner = shapes.inner();
+        // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes say (and `at` checks
+        // in debug builds); what is written belongs to these units of this row.
+        unsafe {
+            let gates = C::Gates::<V>::from_fn(|k| {
+                let mut gate = V::load_n(at(call.b, k * units + column, n), n);
+                if k >= inner {
+                    let position = (token * shapes.external + k - inner) * units + column;
+                    gate = gate + V::load_n(at(call.wx, position, n), n);
+                    if let Some(next) = self.next {
+                        let position = (next * shapes.external + k - inner) * units + column;
+                        V::prefetch(call.wx.as_ptr().wrapping_add(position));
+                    }
+                }
+                if k < C::RECURRENT {
+                    gate = gate + <V as Storage<T::Wide>>::load(products.add(k * V::LANES));
+                }
+                gate
+            });
+            let carried = |k| task.data.state.at((self.r * shapes.states + k) * padded + first, V::LANES);
+            let before = C::State::<V>::from_fn(|k| <V as Storage<T::Wide>>::load(carried(k)));
+            let mut after = self.cell.forward(before, gates);
+            if let Some(v) = call.forward_clip {
+                let h = &mut after.as_mut()[0];
+                *h = h.min(V::lit(v)).max(V::lit(-v));
+            }
+            if let Some(saved) = call.gates {
+                let layout = GateLayout::new(shapes);
+                for (k, gate) in gates.as_ref().iter().enumerate() {
+                    let (external, position) = layout.position(k, token);
+                    let offset = if external { 0 } else { layout.external_len() };
+                    Storage::<T>::store_n(*gate, saved.at(offset + position + column, n), n);
+                }
+            }
+            for (k, &s) in after.as_ref().iter().enumerate() {
+                if let Some(states) = call.states {
+                    let position = (k * tokens + token) * units + column;
+                    Storage::<T>::store_n(s, states.at(position, n), n);
+                }
+                if let Some(last) = call.last
+                    && self.ends
+                {
+                    let position = (k * shapes.batch + row.b) * units + column;
+                    Storage::<T::Wide>::store_n(s, last.at(position, n), n);
+                }
+                let kept = if self.reset_next { V::lit(0.0) } else { s };
+                Storage::<T::Wide>::store(kept, carried(k));
+            }
+            if let Some(wide) = call.wide {
+                for (i, &k) in C::WIDE.iter().enumerate() {
+                    let position = (i * tokens + token) * units + column;
+                    Storage::<T::Wide>::store_n(after.as_ref()[k], wide.at(position, n), n);
+                }
+            }
+            let h = after.as_ref()[0];
+            if let Some(out) = call.h {
+                Storage::<T>::store_n(h, out.at(token * units + column, n), n);
+            }
+            let kept = if self.reset_next { V::lit(0.0) } else { Storage::<T>::rounded(h) };
+            Storage::<T::Wide>::store_n(kept, task.data.h.at(self.to + self.r * d + first, n), n);
+        }
+    }
+}

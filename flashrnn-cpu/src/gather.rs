@@ -1,0 +1,106 @@
+//! Many steps of many rows as the rows of one matrix, for the products before and after the time loop.
+
+use std::ops::Range;
+
+use flashrnn_core::Element;
+
+use crate::memory::at;
+use crate::simd::{For, Op, Storage, Vector};
+use crate::tasks::{Before, Row, Time};
+
+/// Every step of every row, numbered one after the other.
+pub(crate) struct Steps<'a> {
+    rows: &'a [Row],
+    /// The number of each row's first step, and the number of all steps.
+    starts: Vec<usize>,
+}
+
+impl<'a> Steps<'a> {
+    pub fn new(rows: &'a [Row]) -> Self {
+        let mut starts = vec![0];
+        starts.extend(rows.iter().scan(0, |sum, row| {
+            *sum += row.length;
+            Some(*sum)
+        }));
+        Self { rows, starts }
+    }
+
+    pub fn count(&self) -> usize {
+        self.starts[self.rows.len()]
+    }
+
+    /// The steps with numbers in `range`, each with its row.
+    pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = (Row, usize)> {
+        let mut row = self.starts.partition_point(|&start| start <= range.start).saturating_sub(1);
+        range.map(move |i| {
+            while self.starts[row + 1] <= i {
+                row += 1;
+            }
+            (self.rows[row], i - self.starts[row])
+        })
+    }
+
+    /// The ranges that cut all steps into pieces of at most `size`.
+    pub fn chunks(&self, size: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+        let count = self.count();
+        (0..count.div_ceil(size)).map(move |i| i * size..((i + 1) * size).min(count))
+    }
+}
+
+/// `h_{t-1}` of one head for some steps, as the recurrent products read it: rounded to `T`, widened.
+pub(crate) struct GatherH<'a, T: Element> {
+    pub time: Time<'a>,
+    pub head: usize,
+    /// `[S, B, T, N, D]`
+    pub states: &'a [T],
+    /// `[S, B, N, D]`
+    pub s0: Option<&'a [T::Wide]>,
+    pub steps: &'a Steps<'a>,
+    pub range: Range<usize>,
+    /// `[steps, D]`, written.
+    pub out: &'a mut [T::Wide],
+}
+
+impl<T: Element, V: Vector<T>> Op for For<V, GatherH<'_, T>> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        let GatherH { time, head, states, s0, steps, range, out } = self.work;
+        let (d, units) = (time.shapes.head_dim, time.shapes.units());
+        for ((row, step), out) in steps.range(range).zip(out.chunks_exact_mut(d)) {
+            match (time.before(row, step), s0) {
+                (Before::Zero, _) | (Before::Initial, None) => out.fill(T::Wide::default()),
+                (Before::Initial, Some(s0)) => {
+                    let h = &s0[row.b * units + head * d..][..d];
+                    for (out, &h) in out.iter_mut().zip(h) {
+                        *out = T::from_wide(h).to_wide();
+                    }
+                }
+                (Before::Token(token), _) => {
+                    // SAFETY: the range is checked here.
+                    unsafe { widen::<T, V>(&states[token * units + head * d..][..d], out) };
+                }
+            }
+        }
+    }
+}
+
+/// Widens `x` to `out`, of the same length.
+///
+/// # Safety
+/// The machine has `V`'s instruction set.
+#[inline(always)]
+pub(crate) unsafe fn widen<T: Element, V: Vector<T>>(x: &[T], out: &mut [T::Wide]) {
+    debug_assert_eq!(x.len(), out.len());
+    let mut i = 0;
+    while i < x.len() {
+        let n = V::LANES.min(x.len() - i);
+        // SAFETY: i + n is at most the length of both.
+        unsafe {
+            let v = <V as Storage<T>>::load_n(at(x, i, n), n);
+            Storage::<T::Wide>::store_n(v, out.as_mut_ptr().add(i), n);
+        }
+        i += n;
+    }
+}

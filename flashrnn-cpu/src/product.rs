@@ -1,0 +1,215 @@
+//! The product of a few rows with a head's packed matrix: where the time goes.
+//!
+//! The matrix is cut into vectors of outputs (LANES of them) and packed panel by panel, so that the product reads it
+//! once, in order:
+//!
+//! ```text
+//! block 0                                   block 1 …
+//! panel 0             panel 1 …             …
+//! k=0: v0 v1 v2 v3 | k=1: v0 v1 v2 v3 | …   (v: a vector of LANES outputs; k: the index that is summed over)
+//! ```
+//!
+//! A block is the outputs that one thread computes and then needs together: in the forward pass all gates of one or more
+//! vectors of units, in the backward pass a panel's width of units. With ROWS rows at a time, ROWS × PANEL accumulators
+//! stay in registers: per k, PANEL loads and ROWS broadcasts feed ROWS × PANEL multiply-adds. Each output is summed over k
+//! in order by one accumulator, so its bits do not depend on how many rows, blocks or threads there are.
+
+use std::ops::Range;
+
+use flashrnn_core::Element;
+
+use crate::memory::at;
+use crate::simd::{For, Op, Simd, Storage};
+
+/// How a matrix `[outputs, depth]` is packed. Outputs come as `kinds` groups (gates) of `units`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panels {
+    /// The number of terms of each sum.
+    pub depth: usize,
+    /// How many outputs a unit has: Gr in the forward pass, 1 in the backward pass.
+    pub kinds: usize,
+    /// The number of units, D.
+    pub units: usize,
+    /// Vectors of units in a block.
+    pub block: usize,
+    pub lanes: usize,
+    pub panel: usize,
+}
+
+impl Panels {
+    /// For `R h`: `recurrent` gates a unit, summed over D.
+    pub fn forward<V: Simd>(recurrent: usize, head_dim: usize) -> Self {
+        let block = (V::PANEL / recurrent).max(1);
+        Self { depth: head_dim, kinds: recurrent, units: head_dim, block, lanes: V::LANES, panel: V::PANEL }
+    }
+
+    /// For `Rᵀ dg`: one output a unit, summed over `recurrent` gates of D units.
+    pub fn backward<V: Simd>(recurrent: usize, head_dim: usize) -> Self {
+        let depth = recurrent * head_dim;
+        Self { depth, kinds: 1, units: head_dim, block: V::PANEL, lanes: V::LANES, panel: V::PANEL }
+    }
+
+    /// The number of vectors that hold the units; the last may be partly empty.
+    pub fn vectors(&self) -> usize {
+        self.units.div_ceil(self.lanes)
+    }
+
+    /// The number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.vectors().div_ceil(self.block)
+    }
+
+    /// The vectors of units of a block.
+    #[inline(always)]
+    pub fn block_vectors(&self, block: usize) -> Range<usize> {
+        block * self.block..((block + 1) * self.block).min(self.vectors())
+    }
+
+    /// Elements of a packed head.
+    pub fn len(&self) -> usize {
+        self.vectors() * self.kinds * self.depth * self.lanes
+    }
+
+    /// Where a block starts.
+    #[inline(always)]
+    pub fn start(&self, block: usize) -> usize {
+        block * self.block * self.kinds * self.depth * self.lanes
+    }
+
+    /// Elements that one row's product with a block has.
+    #[inline(always)]
+    pub fn outputs(&self) -> usize {
+        self.block * self.kinds * self.lanes
+    }
+
+    /// Where the factor of term `k` in the output of `kind` for `unit` lies.
+    #[inline(always)]
+    pub fn position(&self, kind: usize, unit: usize, k: usize) -> usize {
+        let vector = unit / self.lanes;
+        let block = vector / self.block;
+        let in_block = self.block_vectors(block).len() * self.kinds;
+        let v = (vector % self.block) * self.kinds + kind;
+        let panel = v / self.panel;
+        let width = self.panel.min(in_block - panel * self.panel);
+        let start = self.start(block) + panel * self.panel * self.depth * self.lanes;
+        start + (k * width + v % self.panel) * self.lanes + unit % self.lanes
+    }
+}
+
+/// One product: `rows <= ROWS` rows of `a` with one block.
+pub(crate) struct Product<'a, S> {
+    pub panels: &'a Panels,
+    pub block: usize,
+    /// A head's packed matrix.
+    pub packed: &'a [S],
+    /// `[rows, depth]`, rows `stride` apart.
+    pub a: *const S,
+    pub stride: usize,
+    pub rows: usize,
+    /// `[rows, vectors of the block, kinds, LANES]`, written; rows [`Panels::outputs`] apart.
+    pub out: *mut S,
+}
+
+impl<S> Product<'_, S> {
+    /// # Safety
+    /// `a` and `out` are valid for what their shapes say; the machine has `V`'s instruction set.
+    #[inline(always)]
+    pub unsafe fn compute<V: Storage<S> + Simd<Scalar = S>>(self)
+    where
+        S: Element,
+    {
+        // A call of its own, so that it is compiled once and not once a cell.
+        // SAFETY: as promised by the caller.
+        unsafe { product::<V, S>(self) }
+    }
+}
+
+#[inline(never)]
+unsafe fn product<V: Storage<S> + Simd<Scalar = S>, S: Element>(call: Product<'_, S>) {
+    // SAFETY: as promised by the caller of `compute`.
+    unsafe { For::<V, _>::run_vectorized(call) }
+}
+
+impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, Product<'_, S>> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        let Product { panels, block, packed, a, stride, rows, out } = self.work;
+        let vectors = panels.block_vectors(block).len() * panels.kinds;
+        let (depth, step) = (panels.depth, V::PANEL * panels.depth * V::LANES);
+        let mut panel = at(packed, panels.start(block), vectors * depth * V::LANES);
+        for first in (0..vectors).step_by(V::PANEL) {
+            let out = out.wrapping_add(first * V::LANES);
+            let tile = Tile { depth, a, stride, panel, out, out_stride: panels.outputs() };
+            // SAFETY: as promised by the caller of `compute`.
+            unsafe { tile.dispatch::<V>(rows, V::PANEL.min(vectors - first)) };
+            panel = panel.wrapping_add(step);
+        }
+    }
+}
+
+/// A few rows with one panel.
+#[derive(Clone, Copy)]
+struct Tile<S> {
+    depth: usize,
+    a: *const S,
+    stride: usize,
+    panel: *const S,
+    out: *mut S,
+    out_stride: usize,
+}
+
+impl<S: Element> Tile<S> {
+    #[inline(always)]
+    unsafe fn dispatch<V: Storage<S> + Simd<Scalar = S>>(self, rows: usize, width: usize) {
+        // SAFETY: as promised by the caller of `Product::compute`.
+        unsafe {
+            match width {
+                1 => self.rows::<V, 1>(rows),
+                2 => self.rows::<V, 2>(rows),
+                3 => self.rows::<V, 3>(rows),
+                _ => self.rows::<V, 4>(rows),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows<V: Storage<S> + Simd<Scalar = S>, const WIDTH: usize>(self, rows: usize) {
+        // SAFETY: as promised by the caller of `Product::compute`.
+        unsafe {
+            match rows {
+                1 => self.run::<V, 1, WIDTH>(),
+                2 => self.run::<V, 2, WIDTH>(),
+                3 => self.run::<V, 3, WIDTH>(),
+                4 => self.run::<V, 4, WIDTH>(),
+                5 => self.run::<V, 5, WIDTH>(),
+                _ => self.run::<V, 6, WIDTH>(),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn run<V: Storage<S> + Simd<Scalar = S>, const ROWS: usize, const WIDTH: usize>(self) {
+        let mut sums = [[V::lit(0.0); WIDTH]; ROWS];
+        for k in 0..self.depth {
+            // SAFETY: as promised by the caller of `Product::compute`.
+            unsafe {
+                let panel = self.panel.add(k * WIDTH * V::LANES);
+                let factors: [V; WIDTH] = std::array::from_fn(|v| V::load(panel.add(v * V::LANES)));
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let a = V::splat(*self.a.add(row * self.stride + k));
+                    for (sum, &factor) in sums.iter_mut().zip(&factors) {
+                        *sum = factor.mul_add(a, *sum);
+                    }
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                // SAFETY: as promised by the caller of `Product::compute`.
+                unsafe { sum.store(self.out.add(row * self.out_stride + v * V::LANES)) };
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! All gates at once, for the backward pass of [`Save::Recompute`](flashrnn_core::Save::Recompute).
+//!
+//! Every `h_{t-1}` is known from the states, so `R h + wx + b` is one large product, many steps a tile. The gates go where
+//! the backward pass will overwrite them by their gradients: `d_wx`, and a buffer for those without external input.
+
+use rayon::prelude::*;
+
+use flashrnn_core::{Element, Result};
+
+use crate::forward::GateLayout;
+use crate::gather::{GatherH, Steps};
+use crate::memory::{Shared, at, filled};
+use crate::product::{Panels, Product};
+use crate::simd::{For, Op, Storage, Vector};
+use crate::tasks::Time;
+
+/// Steps that share a pass over R.
+const CHUNK: usize = 96;
+
+/// The tensors of a call, as slices.
+pub(crate) struct Recompute<'a, T: Element> {
+    pub time: Time<'a>,
+    /// The panels of the forward pass.
+    pub panels: Panels,
+    /// `[N, panels.len()]`
+    pub packed: &'a [T::Wide],
+    /// `[G, N, D]`
+    pub b: &'a [T::Wide],
+    /// `[B, T, Gx, N, D]`
+    pub wx: &'a [T],
+    /// `[S, B, T, N, D]`
+    pub states: &'a [T],
+    /// `[S, B, N, D]`
+    pub s0: Option<&'a [T::Wide]>,
+    pub steps: &'a Steps<'a>,
+    /// `[B, T, Gx, N, D]`, written.
+    pub d_wx: Shared<'a, T>,
+    /// `[B, T, G - Gx, N, D]`, written.
+    pub d_inner: Shared<'a, T>,
+}
+
+impl<T: Element> Recompute<'_, T> {
+    /// # Safety
+    /// The machine has `V`'s instruction set.
+    pub unsafe fn run<V: Vector<T>>(&self) -> Result<()> {
+        let heads = self.time.shapes.heads;
+        let chunks: Vec<_> = self.steps.chunks(CHUNK).collect();
+        (0..heads * chunks.len()).into_par_iter().try_for_each(|i| {
+            let (head, range) = (i / chunks.len(), chunks[i % chunks.len()].clone());
+            let mut h = filled(T::Wide::default(), range.len() * self.panels.depth)?;
+            let mut scratch = filled(T::Wide::default(), V::ROWS * self.panels.outputs())?;
+            let (time, states, s0, steps) = (self.time, self.states, self.s0, self.steps);
+            let gather = GatherH { time, head, states, s0, steps, range: range.clone(), out: &mut h };
+            // SAFETY: as promised by the caller; each task writes gates of its own head and steps.
+            unsafe {
+                For::<V, _>::run_vectorized(gather);
+                let chunk = Chunk { call: self, head, range, h: &h, scratch: &mut scratch };
+                For::<V, _>::run_vectorized(chunk);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Some steps of one head.
+struct Chunk<'a, T: Element> {
+    call: &'a Recompute<'a, T>,
+    head: usize,
+    range: std::ops::Range<usize>,
+    /// `[steps, D]`
+    h: &'a [T::Wide],
+    scratch: &'a mut [T::Wide],
+}
+
+impl<T: Element, V: Vector<T>> Op for For<V, Chunk<'_, T>> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        let Chunk { call, head, range, h, scratch } = self.work;
+        let (shapes, panels) = (call.time.shapes, &call.panels);
+        let (d, units, inner) = (shapes.head_dim, shapes.units(), shapes.inner());
+        let layout = GateLayout::new(shapes);
+        for block in 0..panels.blocks() {
+            for first in (0..range.len()).step_by(V::ROWS) {
+                let rows = V::ROWS.min(range.len() - first);
+                let product = Product {
+                    panels,
+                    block,
+                    packed: &call.packed[head * panels.len()..][..panels.len()],
+                    a: at(h, first * d, rows * d),
+                    stride: d,
+                    rows,
+                    out: scratch.as_mut_ptr(),
+                };
+                // SAFETY: `scratch` has room for ROWS rows.
+                unsafe { product.compute::<V>() };
+                let start = range.start + first;
+                for (r, (row, step)) in call.steps.range(start..start + rows).enumerate() {
+                    let token = call.time.token(row, step);
+                    for (i, vector) in panels.block_vectors(block).enumerate() {
+                        let n = V::LANES.min(d - vector * V::LANES);
+                        let column = head * d + vector * V::LANES;
+                        for k in 0..shapes.gates {
+                            // SAFETY: addresses lie in their tensors as the shapes say (`at` checks in debug builds);
+                            // what is written belongs to this head and step.
+                            unsafe {
+                                let mut gate = <V as Storage<T::Wide>>::load_n(at(call.b, k * units + column, n), n);
+                                if k >= inner {
+                                    let position = (token * shapes.external + k - inner) * units + column;
+                                    gate = gate + <V as Storage<T>>::load_n(at(call.wx, position, n), n);
+                                }
+                                if k < shapes.recurrent {
+                                    let position = r * panels.outputs() + (i * shapes.recurrent + k) * V::LANES;
+                                    gate = gate + <V as Storage<T::Wide>>::load(at(scratch, position, V::LANES));
+                                }
+                                let (external, position) = layout.position(k, token);
+                                let out = if external { call.d_wx } else { call.d_inner };
+                                Storage::<T>::store_n(gate, out.at(position + column, n), n);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

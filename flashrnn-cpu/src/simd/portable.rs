@@ -1,0 +1,51 @@
+//! One number as a vector of one lane: any machine, with the standard library's functions.
+
+use flashrnn_core::Element;
+
+use super::{Op, Simd, Storage};
+
+macro_rules! portable {
+    ($t:ty) => {
+        impl Simd for $t {
+            type Scalar = $t;
+            const LANES: usize = 1;
+            const PANEL: usize = 4;
+            const ROWS: usize = 4;
+            #[inline(always)]
+            unsafe fn vectorize<O: Op>(op: O) -> O::Output {
+                // SAFETY: as promised by the caller; every machine has this instruction set.
+                unsafe { op.run() }
+            }
+            #[inline(always)]
+            fn splat(v: $t) -> Self {
+                v
+            }
+            #[inline(always)]
+            fn mul_add(self, b: Self, c: Self) -> Self {
+                self * b + c
+            }
+            #[inline(always)]
+            fn prefetch<P>(_: *const P) {}
+        }
+
+        impl<T: Element<Wide = $t>> Storage<T> for $t {
+            #[inline(always)]
+            unsafe fn load(p: *const T) -> Self {
+                // SAFETY: as promised by the caller.
+                unsafe { *p }.to_wide()
+            }
+            #[inline(always)]
+            unsafe fn store(self, p: *mut T) {
+                // SAFETY: as promised by the caller.
+                unsafe { *p = T::from_wide(self) }
+            }
+            #[inline(always)]
+            fn rounded(self) -> Self {
+                T::from_wide(self).to_wide()
+            }
+        }
+    };
+}
+
+portable!(f32);
+portable!(f64);

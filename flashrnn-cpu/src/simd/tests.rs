@@ -1,0 +1,159 @@
+//! Every vector function against f64 (for f64: against the standard library), over the whole range.
+
+use flashrnn_core::{Element, bf16, f16};
+
+use super::{Level, Op, Simd, Storage};
+
+/// Applies a function of vectors to a slice whose length is a multiple of the lanes.
+struct Map<'a, V: Simd, F> {
+    f: F,
+    x: &'a [V::Scalar],
+    y: &'a mut [V::Scalar],
+}
+
+impl<V: Storage<<V as Simd>::Scalar>, F: Fn(V) -> V> Op for Map<'_, V, F> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run(self) {
+        for (x, y) in self.x.chunks_exact(V::LANES).zip(self.y.chunks_exact_mut(V::LANES)) {
+            // SAFETY: each chunk holds LANES elements.
+            unsafe { (self.f)(V::load(x.as_ptr())).store(y.as_mut_ptr()) };
+        }
+    }
+}
+
+/// Numbers of every magnitude and sign, dense around 0 and 1, with the special ones; a multiple of 16 of them.
+fn numbers<S: Element>() -> Vec<S> {
+    let mut x = vec![0.0, -0.0, 1.0, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 88.7, -103.9, 709.7, -745.1];
+    for i in 0..20_000 {
+        let i = f64::from(i);
+        x.extend([i / 1000.0 - 10.0, i / 20.0 - 500.0, (i / 20_000.0 - 0.5) / 4.0]);
+        let magnitude = (i / 20_000.0 * 1400.0 - 700.0).exp();
+        x.extend([magnitude, -magnitude, (-magnitude.ln().abs() / 20.0).exp()]);
+    }
+    while x.len() % 16 != 0 {
+        x.push(0.5);
+    }
+    x.into_iter().map(S::from_f64).collect()
+}
+
+/// The largest error in units of the last place of the right result (at least the least normal number's).
+fn worst<V: Storage<<V as Simd>::Scalar>>(f: impl Fn(V) -> V, right: impl Fn(f64) -> f64, tiny: f64) -> f64 {
+    let x = numbers::<V::Scalar>();
+    let mut y = vec![V::Scalar::from_f64(f64::NAN); x.len()];
+    // SAFETY: only levels of this machine are tested.
+    unsafe { V::vectorize(Map { f, x: &x, y: &mut y }) };
+    let error = |(x, y): (&V::Scalar, &V::Scalar)| {
+        let want = right(x.to_f64());
+        let rounded = V::Scalar::from_f64(want).to_f64();
+        let got = y.to_f64();
+        if rounded.is_nan() || got.is_nan() {
+            return if rounded.is_nan() == got.is_nan() { 0.0 } else { f64::INFINITY };
+        }
+        if rounded == got {
+            return if rounded == 0.0 && rounded.is_sign_negative() != got.is_sign_negative() { 1e9 } else { 0.0 };
+        }
+        (got - want).abs() / (want.abs().max(tiny) * 2.0 * V::Scalar::ROUNDOFF)
+    };
+    x.iter().zip(&y).map(error).fold(0.0, f64::max)
+}
+
+fn check_functions<V: Storage<<V as Simd>::Scalar>>(level: Level, tiny: f64) {
+    let softplus = |x: f64| (-x.abs()).exp().ln_1p();
+    let rows = [
+        ("exp", worst::<V>(|x| x.exp(), f64::exp, tiny), 2.0),
+        ("tanh", worst::<V>(|x| x.tanh(), f64::tanh, tiny), 4.0),
+        ("softplus_neg_abs", worst::<V>(|x| x.softplus_neg_abs(), softplus, tiny), 4.0),
+        // 1 / (1 + exp(-x)) is 0 where exp(-x) is infinite: results below the least normal number may be lost.
+        (
+            "sigmoid",
+            worst::<V>(|x| x.sigmoid(), |x| 1.0 / (1.0 + (-x).exp()), tiny / V::Scalar::ROUNDOFF),
+            4.0,
+        ),
+        ("ln", worst::<V>(|x| x.ln(), f64::ln, tiny), 1.0),
+        ("sqrt", worst::<V>(|x| x.sqrt(), f64::sqrt, tiny), 1.0),
+        ("abs", worst::<V>(|x| x.abs(), f64::abs, tiny), 0.0),
+        ("neg", worst::<V>(|x| -x, |x| -x, tiny), 0.0),
+        ("max", worst::<V>(|x| x.max(V::lit(0.5)), |x| if 0.5 > x { 0.5 } else { x }, tiny), 0.0),
+        ("min", worst::<V>(|x| x.min(V::lit(0.5)), |x| if x > 0.5 { 0.5 } else { x }, tiny), 0.0),
+        ("select", worst::<V>(|x| V::select(x.gt(V::lit(1.0)), V::lit(2.0), x), |x| if x > 1.0 { 2.0 } else { x }, tiny), 0.0),
+    ];
+    let failures: Vec<_> = rows.iter().filter(|(_, worst, allowed)| worst > allowed).collect();
+    assert!(failures.is_empty(), "{level:?} (function, worst, allowed, in units of the last place): {failures:?}");
+}
+
+#[test]
+fn functions_are_accurate_over_the_whole_range() {
+    for level in Level::available() {
+        // Results below the least normal number are held to its spacing.
+        let (tiny32, tiny64) = (f64::from(f32::MIN_POSITIVE), f64::MIN_POSITIVE);
+        match level {
+            Level::Portable => {
+                check_functions::<f32>(level, tiny32);
+                check_functions::<f64>(level, tiny64);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => {
+                check_functions::<super::F32x8>(level, tiny32);
+                check_functions::<super::F64x4>(level, tiny64);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {
+                check_functions::<super::F32x16>(level, tiny32);
+                check_functions::<super::F64x8>(level, tiny64);
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("no other level is available here"),
+        }
+    }
+}
+
+/// Rounds a slice to `T` by vector.
+struct Round<'a, T, V> {
+    x: &'a [f32],
+    y: &'a mut [T],
+    vector: std::marker::PhantomData<V>,
+}
+
+impl<T: Element, V: Storage<T> + Storage<f32>> Op for Round<'_, T, V> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run(self) {
+        for (x, y) in self.x.chunks_exact(V::LANES).zip(self.y.chunks_exact_mut(V::LANES)) {
+            // SAFETY: each chunk holds LANES elements.
+            unsafe { Storage::<T>::store(<V as Storage<f32>>::load(x.as_ptr()), y.as_mut_ptr()) };
+        }
+    }
+}
+
+fn check_rounding<T: Element<Wide = f32>, V: Storage<T> + Storage<f32>>() {
+    let mut x = numbers::<f32>();
+    // Ties, to even and to odd, in both 16-bit types.
+    x.extend((0..16_u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x0800)));
+    x.extend((0..16_u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x8000)));
+    let mut y = vec![T::default(); x.len()];
+    // SAFETY: only levels of this machine are tested.
+    unsafe { V::vectorize(Round::<T, V> { x: &x, y: &mut y, vector: std::marker::PhantomData }) };
+    for (&x, &y) in x.iter().zip(&y) {
+        let want = T::from_wide(x).to_f64();
+        let got = y.to_f64();
+        assert!(want == got || want.is_nan() && got.is_nan(), "{x} became {got}, wanted {want}");
+    }
+}
+
+#[test]
+fn sixteen_bit_storage_rounds_to_nearest_even() {
+    check_rounding::<f16, f32>();
+    check_rounding::<bf16, f32>();
+    #[cfg(target_arch = "x86_64")]
+    for level in Level::available() {
+        if level == Level::Avx2 {
+            check_rounding::<f16, super::F32x8>();
+            check_rounding::<bf16, super::F32x8>();
+        }
+        if level == Level::Avx512 {
+            check_rounding::<f16, super::F32x16>();
+            check_rounding::<bf16, super::F32x16>();
+        }
+    }
+}
