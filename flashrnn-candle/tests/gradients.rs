@@ -1,0 +1,337 @@
+//! The candle operation against the f64 reference: outputs, and every gradient through candle's `backward()`.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use flashrnn::reference::{self, Inputs, OutputGradients};
+use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Problem, Real, Save, Slstm};
+use flashrnn_candle::{Optional, Rnn};
+
+/// Numbers that look random, the same ones every time, in ±scale.
+fn noise(len: usize, seed: u64, scale: f64) -> Vec<f64> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..len).map(|_| scale * (2.0 * next() - 1.0)).collect()
+}
+
+fn var(data: &[f64], dims: &[usize], dtype: DType) -> Result<Var> {
+    Var::from_tensor(&Tensor::from_slice(data, dims, &Device::Cpu)?.to_dtype(dtype)?)
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f64>> {
+    tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+}
+
+/// The distance of two tensors, norm over norm; an absent gradient counts as zeros.
+fn distance(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let error = norm(&mut got.iter().zip(want).map(|(a, b)| a - b));
+    if error == 0.0 { 0.0 } else { error / norm(&mut want.iter().copied()) }
+}
+
+/// What a case computes with: element types, and how far from the reference they may be.
+#[derive(Clone, Copy)]
+struct Types {
+    wx: DType,
+    weights: DType,
+    tolerance: f64,
+}
+
+/// f64 computes the reference's sums in another order: some ten roundings of 1e-16, amplified little.
+const F64: Types = Types { wx: DType::F64, weights: DType::F64, tolerance: 1e-11 };
+/// f32 keeps 24 bits; the backward chain over a dozen steps of a small network amplifies 6e-8 by less than a hundred.
+const F32: Types = Types { wx: DType::F32, weights: DType::F32, tolerance: 5e-6 };
+
+/// One case: a weighted sum of the outputs is the loss, its gradients go to the reference and to candle.
+fn compare<C: Cell>(
+    cell: C,
+    problem: &Problem,
+    options: [bool; 3],
+    all_states: bool,
+    types: Types,
+) -> Result<()> {
+    let shapes = problem.shapes::<C>().map_err(candle_core::Error::wrap)?;
+    let [with_s0, with_lengths, with_resets] = options;
+    // The reference gets the values after rounding, so that both sides start from the same numbers.
+    let make =
+        |dims: &[usize], seed, scale, dtype| var(&noise(dims.iter().product(), seed, scale), dims, dtype);
+    let wide = if types.wx == DType::F64 { DType::F64 } else { DType::F32 };
+    let wx = make(&shapes.wx(), 1, 1.5, types.wx)?;
+    let r = make(&shapes.r(), 2, 0.7, types.weights)?;
+    let b = make(&shapes.b(), 3, 0.5, types.weights)?;
+    // An earlier last, so that a stabilised cell's state makes sense.
+    let earlier_dims = [problem.batch, 3, shapes.external, problem.heads, problem.head_dim];
+    let earlier_wx = make(&earlier_dims, 4, 1.0, types.wx)?;
+    let earlier = Rnn::new(cell.clone()).forward(&earlier_wx, &r, &b, &Optional::default())?;
+    let s0 = Var::from_tensor(&earlier.last.detach())?;
+    let lengths: Vec<i64> = (0..problem.batch).map(|i| ((i * 5) % (problem.time + 1)) as i64).collect();
+    let resets: Vec<u8> = (0..problem.batch * problem.time).map(|i| u8::from(i % 5 == 3)).collect();
+    let lengths_tensor = Tensor::new(lengths.as_slice(), &Device::Cpu)?;
+    let resets_tensor = Tensor::from_slice(&resets, shapes.resets().as_slice(), &Device::Cpu)?;
+
+    let rnn = Rnn {
+        layout: problem.layout,
+        reverse: problem.reverse,
+        forward_clip: problem.forward_clip,
+        recurrent_grad_clip: problem.recurrent_grad_clip,
+        cut_recurrent_grad: problem.cut_recurrent_grad,
+        save: problem.save,
+        all_states,
+        ..Rnn::new(cell.clone())
+    };
+    let optional = Optional {
+        s0: with_s0.then_some(s0.as_tensor()),
+        lengths: with_lengths.then_some(&lengths_tensor),
+        resets: with_resets.then_some(&resets_tensor),
+    };
+    let out = rnn.forward(&wx, &r, &b, &optional)?;
+
+    // loss = Σ d_head · (h or states) + Σ d_last · last
+    let head = out.states.as_ref().unwrap_or(&out.h);
+    let d_head = make(head.dims(), 5, 1.0, types.wx)?.as_tensor().detach();
+    let d_last = make(out.last.dims(), 6, 1.0, wide)?.as_tensor().detach();
+    let weigh = |x: &Tensor, d: &Tensor| (x.to_dtype(wide)? * d.to_dtype(wide)?)?.sum_all();
+    let loss = (weigh(head, &d_head)? + weigh(&out.last, &d_last)?)?;
+    let grads = loss.backward()?;
+
+    let inputs = Inputs {
+        wx: values(&wx)?,
+        r: values(&r)?,
+        b: values(&b)?,
+        s0: if with_s0 { Some(values(&s0)?) } else { None },
+        lengths: with_lengths.then(|| lengths.iter().map(|&n| n as i32).collect()),
+        resets: with_resets.then_some(resets),
+    };
+    let want = reference::forward(&cell, problem, &inputs).map_err(candle_core::Error::wrap)?;
+    let mut d_states = values(&d_head)?;
+    d_states.resize(want.states.len(), 0.0); // h comes first among the states
+    let d = OutputGradients { d_states: Some(d_states), d_last: Some(values(&d_last)?) };
+    let want_grads =
+        reference::backward(&cell, problem, &inputs, &want, &d).map_err(candle_core::Error::wrap)?;
+
+    let h_len = out.h.elem_count();
+    let mut pairs =
+        vec![("h", values(&out.h)?, &want.states[..h_len]), ("last", values(&out.last)?, &want.last[..])];
+    if let Some(states) = &out.states {
+        pairs.push(("states", values(states)?, &want.states));
+    }
+    let gradients = [
+        ("d_wx", &wx, &want_grads.d_wx),
+        ("d_r", &r, &want_grads.d_r),
+        ("d_b", &b, &want_grads.d_b),
+        ("d_s0", &s0, &want_grads.d_s0),
+    ];
+    for (name, var, want) in gradients {
+        if name == "d_s0" && !with_s0 {
+            assert!(grads.get(var).is_none());
+            continue;
+        }
+        let got = grads.get(var).unwrap_or_else(|| panic!("{name}: no gradient"));
+        assert_eq!((got.dims(), got.dtype()), (var.dims(), var.dtype()), "{name}");
+        pairs.push((name, values(got)?, want));
+    }
+    for (name, got, want) in pairs {
+        let distance = distance(&got, want);
+        assert!(
+            distance <= types.tolerance,
+            "{} {problem:?} {options:?} {:?}: {name} off by {distance:e}",
+            C::NAME,
+            types.wx
+        );
+    }
+    Ok(())
+}
+
+fn compare_cells(problem: &Problem, options: [bool; 3], all_states: bool, types: Types) -> Result<()> {
+    compare(Elman, problem, options, all_states, types)?;
+    compare(Gru, problem, options, all_states, types)?;
+    compare(Lstm, problem, options, all_states, types)?;
+    compare(Slstm, problem, options, all_states, types)
+}
+
+#[test]
+fn plain() -> Result<()> {
+    for types in [F64, F32] {
+        compare_cells(&Problem::new(3, 7, 2, 5), [false; 3], false, types)?;
+        compare_cells(&Problem::new(1, 1, 1, 1), [false; 3], true, types)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_optional_input() -> Result<()> {
+    for reverse in [false, true] {
+        for options in [[true, false, false], [false, true, false], [false, false, true], [true; 3]] {
+            let problem = Problem { reverse, ..Problem::new(4, 6, 2, 3) };
+            compare_cells(&problem, options, false, F64)?;
+            compare_cells(&problem, options, true, F32)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_option() -> Result<()> {
+    let base = Problem::new(3, 6, 2, 4);
+    for problem in [
+        Problem { layout: Layout::TimeMajor, ..base.clone() },
+        Problem { forward_clip: Some(0.3), ..base.clone() },
+        Problem { recurrent_grad_clip: Some(0.2), ..base.clone() },
+        Problem { cut_recurrent_grad: true, ..base.clone() },
+        Problem { save: Save::Recompute, ..base.clone() },
+        Problem {
+            layout: Layout::TimeMajor,
+            reverse: true,
+            forward_clip: Some(0.4),
+            recurrent_grad_clip: Some(0.3),
+            save: Save::Recompute,
+            ..base
+        },
+    ] {
+        compare_cells(&problem, [true; 3], false, F64)?;
+        compare_cells(&problem, [true; 3], true, F64)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sixteen_bits() -> Result<()> {
+    // Half a unit in the last place of bf16 is 4e-3, of f16 5e-4; a few roundings of h add up on the way.
+    let (bf16, f16) = ((DType::BF16, 1.5e-2), (DType::F16, 2e-3));
+    for (wx, tolerance) in [bf16, f16] {
+        for weights in [wx, DType::F32] {
+            let types = Types { wx, weights, tolerance };
+            compare_cells(&Problem::new(3, 5, 2, 4), [true; 3], false, types)?;
+            compare_cells(&Problem::new(3, 5, 2, 4), [false; 3], true, types)?;
+        }
+    }
+    Ok(())
+}
+
+/// A cell of a user's, by its forward function alone.
+#[derive(Clone)]
+struct Leaky {
+    a: f64,
+}
+
+impl Cell for Leaky {
+    const NAME: &'static str = "leaky";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["g"];
+    const RECURRENT: usize = 1;
+    const EXTERNAL: usize = 1;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 1];
+    #[inline(always)]
+    fn forward<R: Real>(&self, [h]: [R; 1], [g]: [R; 1]) -> [R; 1] {
+        [h + R::lit(self.a) * (g.tanh() - h)]
+    }
+}
+
+#[test]
+fn a_cell_of_the_users() -> Result<()> {
+    compare(Leaky { a: 0.3 }, &Problem::new(2, 9, 3, 4), [true; 3], false, F64)
+}
+
+#[test]
+fn two_forwards_before_one_backward() -> Result<()> {
+    let device = &Device::Cpu;
+    let r = var(&noise(4 * 2 * 9, 1, 0.6), &[4, 2, 3, 3], DType::F64)?;
+    let b = Var::zeros((4, 2, 3), DType::F64, device)?;
+    let inputs = [2, 3].map(|seed| var(&noise(2 * 5 * 24, seed, 1.0), &[2, 5, 4, 2, 3], DType::F64));
+    let [first, second] = inputs;
+    let (first, second) = (first?, second?);
+    let rnn = Rnn::new(Slstm);
+    let loss = |wx: &Tensor| rnn.forward(wx, &r, &b, &Optional::default())?.h.sqr()?.sum_all();
+    // Both at once, and each alone.
+    let both = (loss(&first)? + loss(&second)?)?;
+    let grads = both.backward()?;
+    let (alone_1, alone_2) = (loss(&first)?.backward()?, loss(&second)?.backward()?);
+    let get = |grads: &candle_core::backprop::GradStore, x: &Tensor| {
+        grads.get(x).cloned().ok_or_else(|| candle_core::Error::msg("no gradient"))
+    };
+    assert_eq!(values(&get(&grads, &first)?)?, values(&get(&alone_1, &first)?)?);
+    assert_eq!(values(&get(&grads, &second)?)?, values(&get(&alone_2, &second)?)?);
+    let sum = (get(&alone_1, &r)? + get(&alone_2, &r)?)?;
+    // The sum of two numbers is the same in either order.
+    assert_eq!(values(&get(&grads, &r)?)?, values(&sum)?);
+    // The same graph once more.
+    assert_eq!(values(&get(&both.backward()?, &r)?)?, values(&sum)?);
+    Ok(())
+}
+
+#[test]
+fn chunks_joined_by_last_are_the_whole() -> Result<()> {
+    let (batch, time, heads, dim) = (2, 8, 2, 3);
+    let wx = var(&noise(batch * time * 4 * heads * dim, 1, 1.0), &[batch, time, 4, heads, dim], DType::F64)?;
+    let r = var(&noise(4 * heads * dim * dim, 2, 0.6), &[4, heads, dim, dim], DType::F64)?;
+    let b = Var::zeros((4, heads, dim), DType::F64, &Device::Cpu)?;
+    let rnn = Rnn::new(Lstm);
+    let whole = rnn.forward(&wx, &r, &b, &Optional::default())?;
+    let d_whole = whole.h.sqr()?.sum_all()?.backward()?;
+    // A narrowed wx is not contiguous.
+    let first = rnn.forward(&wx.narrow(1, 0, 5)?, &r, &b, &Optional::default())?;
+    let optional = Optional { s0: Some(&first.last), ..Optional::default() };
+    let second = rnn.forward(&wx.narrow(1, 5, 3)?, &r, &b, &optional)?;
+    let d_chunks = (first.h.sqr()?.sum_all()? + second.h.sqr()?.sum_all()?)?.backward()?;
+    assert_eq!(values(&whole.h)?, values(&Tensor::cat(&[first.h, second.h], 1)?)?);
+    for x in [&wx, &r, &b] {
+        let (Some(whole), Some(chunks)) = (d_whole.get(x), d_chunks.get(x)) else { panic!("no gradient") };
+        // The weight gradient is summed in two parts: another order of the same terms.
+        assert!(distance(&values(chunks)?, &values(whole)?) < 1e-13);
+    }
+    Ok(())
+}
+
+#[test]
+fn no_time_steps() -> Result<()> {
+    let wx = Var::zeros((2, 0, 3, 1, 4), DType::F32, &Device::Cpu)?;
+    let r = Var::zeros((3, 1, 4, 4), DType::F32, &Device::Cpu)?;
+    let b = Var::zeros((4, 1, 4), DType::F32, &Device::Cpu)?;
+    let s0 = var(&noise(8, 1, 1.0), &[1, 2, 1, 4], DType::F32)?;
+    let optional = Optional { s0: Some(&s0), ..Optional::default() };
+    let out = Rnn::new(Gru).forward(&wx, &r, &b, &optional)?;
+    assert_eq!(out.h.dims(), [2, 0, 1, 4]);
+    assert_eq!(values(&out.last)?, values(&s0)?);
+    let grads = out.last.sum_all()?.backward()?;
+    assert_eq!(grads.get(&s0).map(values).transpose()?, Some(vec![1.0; 8]));
+    Ok(())
+}
+
+#[test]
+fn wrong_input_is_named() -> Result<()> {
+    let device = &Device::Cpu;
+    let zeros = |dims: &[usize], dtype| Tensor::zeros(dims, dtype, device);
+    let wx = zeros(&[2, 3, 4, 1, 5], DType::F32)?;
+    let (r, b) = (zeros(&[4, 1, 5, 5], DType::F32)?, zeros(&[4, 1, 5], DType::F32)?);
+    let none = Optional::default();
+    let rnn = Rnn::new(Lstm);
+    let said = |result: Result<flashrnn_candle::Output>, wanted: &str| {
+        let text = result.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(text.contains(wanted), "{text:?} does not say {wanted:?}");
+    };
+    said(rnn.forward(&zeros(&[2, 3, 20], DType::F32)?, &r, &b, &none), "wx: got shape [2, 3, 20]");
+    said(rnn.forward(&zeros(&[2, 3, 3, 1, 5], DType::F32)?, &r, &b, &none), "wx: got shape [2, 3, 3, 1, 5]");
+    said(rnn.forward(&wx.to_dtype(DType::U8)?, &r, &b, &none), "wx is U8");
+    said(rnn.forward(&wx, &r.to_dtype(DType::F64)?, &b, &none), "r is F64");
+    said(rnn.forward(&wx, &r, &b.to_dtype(DType::BF16)?, &none), "b is BF16");
+    said(rnn.forward(&wx, &r.narrow(0, 0, 3)?, &b, &none), "r: got shape [3, 1, 5, 5]");
+    said(rnn.forward(&zeros(&[0, 3, 4, 1, 5], DType::F32)?, &r, &b, &none), "batch");
+    let lengths = Tensor::new(&[1i64, 4], device)?;
+    said(rnn.forward(&wx, &r, &b, &Optional { lengths: Some(&lengths), ..none }), "lengths[1] is 4");
+    let lengths = Tensor::new(&[-1i64, 3], device)?;
+    said(rnn.forward(&wx, &r, &b, &Optional { lengths: Some(&lengths), ..none }), "lengths[0] is -1");
+    let lengths = Tensor::new(&[1f32, 3.0], device)?;
+    said(rnn.forward(&wx, &r, &b, &Optional { lengths: Some(&lengths), ..none }), "integer");
+    let resets = zeros(&[3, 2], DType::U8)?;
+    said(rnn.forward(&wx, &r, &b, &Optional { resets: Some(&resets), ..none }), "resets: got shape [3, 2]");
+    let s0 = zeros(&[1, 2, 1, 5], DType::F32)?;
+    said(rnn.forward(&wx, &r, &b, &Optional { s0: Some(&s0), ..none }), "s0: got shape");
+    let clipped = Rnn { forward_clip: Some(f64::NAN), ..Rnn::new(Lstm) };
+    said(clipped.forward(&wx, &r, &b, &none), "forward_clip");
+    Ok(())
+}
