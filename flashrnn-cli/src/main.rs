@@ -10,13 +10,13 @@
 //!
 //! Exit status: 0 where all went well, 1 for bad input or a failed check, 2 for a command line that makes no sense.
 
-// mod bench;
+mod bench;
 mod choice;
 mod info;
 mod run;
 mod tensors;
 // mod train;
-// mod verify;
+mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -39,6 +39,10 @@ enum Command {
     Run(run::Args),
     /// Say which backends, devices and element types there are.
     Info,
+    /// Compare random problems with the f64 reference on this machine.
+    Verify(verify::Args),
+    /// Time forward and forward+backward.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,8 +51,8 @@ fn main() -> ExitCode {
         // Command::Train(args) => train::main(args).map(|()| true),
         Command::Run(args) => run::main(args).map(|()| true),
         Command::Info => info::main(&mut out).map(|()| true),
-        // Command::Verify(args) => verify::main(args, &mut out),
-        // Command::Bench(args) => bench::main(args, &mut out).map(|()| true),
+        Command::Verify(args) => verify::main(args, &mut out),
+        Command::Bench(args) => bench::main(args, &mut out).map(|()| true),
     };
     status(result.and_then(|good| Ok(out.flush().map(|()| good)?)))
 }

@@ -1,0 +1,167 @@
+//! `flashrnn verify`: random problems, with every option, against the f64 reference on this very machine.
+
+use std::io::Write;
+
+use anyhow::Result;
+use flashrnn::{Backend, Cell, Cpu, Element, Layout, Problem, Save};
+use flashrnn_testsuite::random::Random;
+use flashrnn_testsuite::{Case, Measured, Tensors, measure, run, tolerance};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::choice::{BackendName, CellName, DtypeName, with_cell, with_dtype};
+
+/// The arguments of `flashrnn verify`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where to run.
+    #[arg(long, default_value_t)]
+    backend: BackendName,
+    /// The number of random problems for each cell and element type.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    cases: u64,
+    /// Names the random problems: the same seed, the same problems.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// The worst error of one tensor over many cases.
+#[derive(Clone, Copy)]
+struct Worst {
+    tensor: &'static str,
+    error: f64,
+    /// Whether it is above the tolerance, and all right because the case is ill-conditioned.
+    excused: bool,
+}
+
+/// Runs the cases and prints the worst error of each tensor. Returns whether all are small enough.
+pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
+    let backend = match args.backend {
+        BackendName::Auto | BackendName::Cpu => Cpu::new(),
+    };
+    let cells = CellName::ALL;
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?;
+    let total = args.cases.saturating_mul((cells.len() * DtypeName::ALL.len()) as u64);
+    let bar = ProgressBar::new(total).with_style(style);
+    let mut columns = Vec::new();
+    let mut failures = Vec::new();
+    for dtype in DtypeName::ALL {
+        let mut worst = Vec::new();
+        for cell in cells {
+            bar.set_message(format!("{cell} {dtype}"));
+            for case in 0..args.cases {
+                with_cell!(cell, |cell| {
+                    with_dtype!(dtype, |T| {
+                        let seed = args.seed.wrapping_add(case);
+                        one::<_, T, _>(&backend, &cell, seed, &mut worst, &mut failures)
+                    })
+                })?;
+                bar.inc(1);
+            }
+        }
+        columns.push((dtype, worst));
+    }
+    bar.finish_and_clear();
+    let info = backend.info();
+    writeln!(
+        out,
+        "{} ({}), {total} random problems, seed {}: the worst relative error (norm over norm) of each tensor",
+        info.name, info.device, args.seed
+    )?;
+    table(out, &columns)?;
+    for failure in &failures {
+        writeln!(out, "{failure}")?;
+    }
+    match failures.len() {
+        0 => writeln!(out, "every tensor within its tolerance")?,
+        n => writeln!(out, "{n} tensors above their tolerance")?,
+    }
+    Ok(failures.is_empty())
+}
+
+/// One column for each element type, one row for each tensor.
+fn table(out: &mut impl Write, columns: &[(DtypeName, Vec<Worst>)]) -> Result<()> {
+    write!(out, "{:<10}", "")?;
+    for (dtype, _) in columns {
+        write!(out, "{:>12}", dtype.to_string())?;
+    }
+    writeln!(out)?;
+    let tensors = columns.first().map_or(&[][..], |(_, worst)| worst);
+    for (row, first) in tensors.iter().enumerate() {
+        write!(out, "{:<10}", first.tensor)?;
+        for (_, worst) in columns {
+            match worst.get(row) {
+                Some(worst) => {
+                    write!(out, "{:>11.1e}{}", worst.error, if worst.excused { '*' } else { ' ' })?
+                }
+                None => write!(out, "{:>12}", "-")?,
+            }
+        }
+        writeln!(out)?;
+    }
+    write!(out, "{:<10}", "tolerance")?;
+    for &(dtype, _) in columns {
+        write!(out, "{:>11.1e} ", with_dtype!(dtype, |T| tolerance(T::DTYPE)))?;
+    }
+    writeln!(out)?;
+    if columns.iter().flat_map(|(_, worst)| worst).any(|worst| worst.excused) {
+        writeln!(out, "* as far off as the reference itself when its input changes in the last place")?;
+    }
+    Ok(())
+}
+
+/// Runs one case and notes its errors.
+fn one<B: Backend, T: Element, C: Cell>(
+    backend: &B,
+    cell: &C,
+    seed: u64,
+    worst: &mut Vec<Worst>,
+    failures: &mut Vec<String>,
+) -> Result<()> {
+    let (problem, tensors) = random(&mut Random::new(seed));
+    let case = Case::random::<C, T, T>(cell, &problem, tensors, seed)?;
+    let results = run::<B, C, T, T>(backend, cell, &case)?;
+    for (row, measured) in measure(cell, &case, T::DTYPE, &results)?.into_iter().enumerate() {
+        let Measured { tensor, error, allowed } = measured;
+        if !measured.passes() {
+            let (name, dtype) = (C::NAME, T::DTYPE);
+            failures.push(format!(
+                "FAILED: {name} {dtype} seed {seed}: {tensor} is off by {error:.1e}, allowed {allowed:.1e}\n  \
+                 {problem:?}\n  {tensors:?}"
+            ));
+        }
+        let excused = measured.passes() && error > tolerance(T::DTYPE);
+        match worst.get_mut(row) {
+            None => worst.push(Worst { tensor, error, excused }),
+            Some(worst) if error > worst.error => *worst = Worst { tensor, error, excused },
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// A random problem: ragged sizes and every option.
+fn random(random: &mut Random) -> (Problem, Tensors) {
+    let mut pick = |sizes: &[usize]| sizes.get(random.below(sizes.len())).copied().unwrap_or(1);
+    let batch = pick(&[1, 2, 3, 5, 8, 17]);
+    let time = pick(&[0, 1, 2, 7, 16, 33]);
+    let heads = pick(&[1, 1, 2, 3, 5]);
+    let head_dim = pick(&[1, 3, 8, 16, 31, 33, 64, 65]);
+    let problem = Problem {
+        layout: if random.chance(0.5) { Layout::TimeMajor } else { Layout::BatchMajor },
+        reverse: random.chance(0.5),
+        forward_clip: random.chance(0.25).then_some(0.5),
+        recurrent_grad_clip: random.chance(0.25).then_some(0.25),
+        cut_recurrent_grad: random.chance(0.125),
+        save: if random.chance(0.5) { Save::Recompute } else { Save::Gates },
+        ..Problem::new(batch, time, heads, head_dim)
+    };
+    let tensors = Tensors {
+        s0: random.chance(0.5),
+        lengths: random.chance(0.5),
+        resets: random.chance(0.5),
+        d_states: random.chance(0.875),
+        d_last: random.chance(0.5),
+        extreme: random.chance(0.25),
+    };
+    (problem, tensors)
+}
