@@ -299,7 +299,10 @@ impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
     /// [`Error::Shape`], [`Error::Argument`]
     pub fn check(&self, backend: &B, shapes: &Shapes, save: Save) -> Result<()> {
         if save == Save::Recompute && self.wx.is_none() {
-            return Err(Error::Argument { tensor: "wx", why: "needed in the backward pass with Save::Recompute" });
+            return Err(Error::Argument {
+                tensor: "wx",
+                why: "needed in the backward pass with Save::Recompute",
+            });
         }
         if self.d_h.is_some() && self.d_states.is_some() {
             return Err(Error::Argument { tensor: "d_h", why: "excludes d_states, whose first part it is" });

@@ -6,15 +6,15 @@ use crate::{Dual, Real};
 pub trait Array<R>: Copy + AsRef<[R]> + AsMut<[R]> {
     /// How many numbers it holds.
     const LEN: usize;
-    /// Builds it from a function of the index.
-    fn from_fn(f: impl FnMut(usize) -> R) -> Self;
+    /// An array of equal numbers, to be filled in a loop: a closure would stop the CPU backend's inlining.
+    fn splat(v: R) -> Self;
 }
 
 impl<R: Copy, const LEN: usize> Array<R> for [R; LEN] {
     const LEN: usize = LEN;
     #[inline(always)]
-    fn from_fn(f: impl FnMut(usize) -> R) -> Self {
-        std::array::from_fn(f)
+    fn splat(v: R) -> Self {
+        [v; LEN]
     }
 }
 
@@ -99,25 +99,37 @@ pub fn derived_backward<C: Cell, R: Real>(
     gates: C::Gates<R>,
     d: C::State<R>,
 ) -> (C::State<R>, C::Gates<R>) {
-    let against = |after: C::State<Dual<R>>| {
-        let (after, d) = (after.as_ref(), d.as_ref());
-        let mut sum = d[0] * after[0].tangent;
-        for k in 1..d.len() {
-            sum = sum + d[k] * after[k].tangent;
-        }
-        sum
-    };
-    let constant_state = C::State::<Dual<R>>::from_fn(|k| Dual::constant(state.as_ref()[k]));
-    let constant_gates = C::Gates::<Dual<R>>::from_fn(|k| Dual::constant(gates.as_ref()[k]));
-    let d_state = C::State::<R>::from_fn(|k| {
-        let mut s = constant_state;
-        s.as_mut()[k] = Dual::variable(state.as_ref()[k]);
-        against(cell.forward(s, constant_gates))
-    });
-    let d_gates = C::Gates::<R>::from_fn(|k| {
-        let mut g = constant_gates;
-        g.as_mut()[k] = Dual::variable(gates.as_ref()[k]);
-        against(cell.forward(constant_state, g))
-    });
+    let zero = R::lit(0.0);
+    let mut dual_state = C::State::<Dual<R>>::splat(Dual::constant(zero));
+    for (dual, &s) in dual_state.as_mut().iter_mut().zip(state.as_ref()) {
+        *dual = Dual::constant(s);
+    }
+    let mut dual_gates = C::Gates::<Dual<R>>::splat(Dual::constant(zero));
+    for (dual, &g) in dual_gates.as_mut().iter_mut().zip(gates.as_ref()) {
+        *dual = Dual::constant(g);
+    }
+    let mut d_state = C::State::<R>::splat(zero);
+    for (k, d_before) in d_state.as_mut().iter_mut().enumerate() {
+        let mut varied = dual_state;
+        varied.as_mut()[k] = Dual::variable(state.as_ref()[k]);
+        *d_before = against::<C, R>(d, cell.forward(varied, dual_gates));
+    }
+    let mut d_gates = C::Gates::<R>::splat(zero);
+    for (k, d_gate) in d_gates.as_mut().iter_mut().enumerate() {
+        let mut varied = dual_gates;
+        varied.as_mut()[k] = Dual::variable(gates.as_ref()[k]);
+        *d_gate = against::<C, R>(d, cell.forward(dual_state, varied));
+    }
     (d_state, d_gates)
+}
+
+/// The change of a loss whose gradient is `d`, from the tangents of the states after a step.
+#[inline(always)]
+fn against<C: Cell, R: Real>(d: C::State<R>, after: C::State<Dual<R>>) -> R {
+    let (after, d) = (after.as_ref(), d.as_ref());
+    let mut sum = d[0] * after[0].tangent;
+    for k in 1..d.len() {
+        sum = sum + d[k] * after[k].tangent;
+    }
+    sum
 }

@@ -89,6 +89,8 @@ macro_rules! element {
 }
 
 element!(f16, f32, F16, 0.5 / 1024.0, f16::to_f32, f16::from_f32, f16::to_f64, |v| f16::from_f32(v as f32));
-element!(bf16, f32, Bf16, 0.5 / 128.0, bf16::to_f32, bf16::from_f32, bf16::to_f64, |v| bf16::from_f32(v as f32));
+element!(bf16, f32, Bf16, 0.5 / 128.0, bf16::to_f32, bf16::from_f32, bf16::to_f64, |v| bf16::from_f32(
+    v as f32
+));
 element!(f32, f32, F32, 0.5 * f32::EPSILON as f64, |v| v, |v| v, |v| v as f64, |v| v as f32);
 element!(f64, f64, F64, 0.5 * f64::EPSILON, |v| v, |v| v, |v| v, |v| v);

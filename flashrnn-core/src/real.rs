@@ -12,12 +12,7 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 /// The operations follow IEEE 754 on NaN, infinities and signed zeros, up to the accuracy that each
 /// implementation states.
 pub trait Real:
-    Copy
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + Neg<Output = Self>
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
 {
     /// The result of a comparison, one truth value for each number.
     type Mask: Copy;

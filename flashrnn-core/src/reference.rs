@@ -108,7 +108,7 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
             for n in 0..heads {
                 for j in 0..head_dim {
                     let u = n * head_dim + j;
-                    let gates = C::Gates::<f64>::from_fn(|k| {
+                    let gates = array::<C::Gates<f64>>(|k| {
                         let mut gate = x.b[k * units + u];
                         if k < recurrent {
                             let row = &x.r[((k * heads + n) * head_dim + j) * head_dim..][..head_dim];
@@ -123,7 +123,7 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
                     for (k, &gate) in gates.as_ref().iter().enumerate() {
                         out.gates[(token * g + k) * units + u] = gate;
                     }
-                    let before = C::State::<f64>::from_fn(|k| out.last[(k * batch + b) * units + u]);
+                    let before = array::<C::State<f64>>(|k| out.last[(k * batch + b) * units + u]);
                     let mut after = cell.forward(before, gates);
                     if let Some(v) = problem.forward_clip {
                         after.as_mut()[0] = clamp(after.as_ref()[0], v);
@@ -197,9 +197,9 @@ pub fn backward<C: Cell>(
             // d_gates: [G, N, D]
             let mut d_gates = vec![0.0; g * units];
             for u in 0..units {
-                let before = C::State::<f64>::from_fn(|k| previous[k * units + u]);
-                let gates = C::Gates::<f64>::from_fn(|k| out.gates[(token * g + k) * units + u]);
-                let mut d_after = C::State::<f64>::from_fn(|k| d_state[k * units + u]);
+                let before = array::<C::State<f64>>(|k| previous[k * units + u]);
+                let gates = array::<C::Gates<f64>>(|k| out.gates[(token * g + k) * units + u]);
+                let mut d_after = array::<C::State<f64>>(|k| d_state[k * units + u]);
                 if let Some(v) = problem.forward_clip
                     && cell.forward(before, gates).as_ref()[0].abs() > v
                 {
@@ -245,6 +245,15 @@ pub fn backward<C: Cell>(
         }
     }
     Ok(grads)
+}
+
+/// An array from a function of the index.
+fn array<A: Array<f64>>(f: impl Fn(usize) -> f64) -> A {
+    let mut a = A::splat(0.0);
+    for (k, x) in a.as_mut().iter_mut().enumerate() {
+        *x = f(k);
+    }
+    a
 }
 
 /// `v` clamped to ±`bound`; NaN stays NaN.

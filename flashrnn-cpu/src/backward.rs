@@ -128,8 +128,7 @@ impl<C: Cell, T: Element> BackwardBlock<'_, C, T> {
     }
 }
 
-impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>>
-{
+impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>> {
     type Output = ();
 
     #[inline(always)]
@@ -212,11 +211,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     /// # Safety
     /// No other thread uses these units of the row; `product [LANES]` is valid.
     #[inline(always)]
-    unsafe fn vector<V: Vector<T>>(
-        &self,
-        vector: usize,
-        product: *const T::Wide,
-    ) {
+    unsafe fn vector<V: Vector<T>>(&self, vector: usize, product: *const T::Wide) {
         let Self { call, task, row, .. } = *self;
         let shapes = call.time.shapes;
         let (d, units, tokens, states) = (shapes.head_dim, shapes.units(), shapes.tokens(), shapes.states);
@@ -230,8 +225,9 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
         unsafe {
             let carried = |k| task.data.d_state.at((self.r * states + k) * padded + first, V::LANES);
             let per_row = |k| (k * shapes.batch + row.b) * units + column;
-            let mut d_after = C::State::<V>::from_fn(|k| {
-                if self.end {
+            let mut d_after = C::State::<V>::splat(zero);
+            for (k, d_state) in d_after.as_mut().iter_mut().enumerate() {
+                *d_state = if self.end {
                     match call.d_last {
                         Some(d_last) if !C::CONSTANT.contains(&k) => {
                             <V as Storage<T::Wide>>::load_n(at(d_last, per_row(k), n), n)
@@ -250,8 +246,8 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                         d_state = d_state + d_h;
                     }
                     d_state
-                }
-            });
+                };
+            }
             let Some((token, before)) = self.at else {
                 if let Some(d_s0) = call.d_s0 {
                     for (k, &d_state) in d_after.as_ref().iter().enumerate() {
@@ -270,39 +266,47 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                     }
                 }
             }
-            let state = C::State::<V>::from_fn(|k| match before {
-                Before::Zero => zero,
-                Before::Initial => match call.s0 {
-                    Some(s0) => <V as Storage<T::Wide>>::load_n(at(s0, per_row(k), n), n),
-                    None => zero,
-                },
-                Before::Token(token) => {
-                    match (call.wide, C::WIDE.iter().position(|&wide| wide == k)) {
+            let mut state = C::State::<V>::splat(zero);
+            for (k, s) in state.as_mut().iter_mut().enumerate() {
+                *s = match before {
+                    Before::Zero => zero,
+                    Before::Initial => match call.s0 {
+                        Some(s0) => <V as Storage<T::Wide>>::load_n(at(s0, per_row(k), n), n),
+                        None => zero,
+                    },
+                    Before::Token(token) => match (call.wide, C::WIDE.iter().position(|&wide| wide == k)) {
                         (Some(wide), Some(i)) => {
                             <V as Storage<T::Wide>>::load_n(at(wide, per_token(i, token), n), n)
                         }
                         _ => <V as Storage<T>>::load_n(at(call.states, per_token(k, token), n), n),
-                    }
-                }
-            });
+                    },
+                };
+            }
             let layout = GateLayout::new(shapes);
             let gradient = |k: usize| {
                 let (external, position) = layout.position(k, token);
-                if external { call.d_wx.at(position + column, n) } else { call.d_inner.at(position + column, n) }
-            };
-            let gates = C::Gates::<V>::from_fn(|k| match call.gates {
-                Some(gates) => {
-                    let place = |token| {
-                        let (external, position) = layout.position(k, token);
-                        position + column + if external { 0 } else { layout.external_len() }
-                    };
-                    if let Some(ahead) = self.ahead {
-                        V::prefetch(gates.as_ptr().wrapping_add(place(ahead)));
-                    }
-                    <V as Storage<T>>::load_n(at(gates, place(token), n), n)
+                if external {
+                    call.d_wx.at(position + column, n)
+                } else {
+                    call.d_inner.at(position + column, n)
                 }
-                None => <V as Storage<T>>::load_n(gradient(k), n),
-            });
+            };
+            let mut gates = C::Gates::<V>::splat(zero);
+            for (k, gate) in gates.as_mut().iter_mut().enumerate() {
+                *gate = match call.gates {
+                    Some(gates) => {
+                        let place = |token| {
+                            let (external, position) = layout.position(k, token);
+                            position + column + if external { 0 } else { layout.external_len() }
+                        };
+                        if let Some(ahead) = self.ahead {
+                            V::prefetch(gates.as_ptr().wrapping_add(place(ahead)));
+                        }
+                        <V as Storage<T>>::load_n(at(gates, place(token), n), n)
+                    }
+                    None => <V as Storage<T>>::load_n(gradient(k), n),
+                };
+            }
             if let Some(v) = call.forward_clip {
                 let h = self.cell.forward(state, gates).as_ref()[0];
                 let d_h = &mut d_after.as_mut()[0];

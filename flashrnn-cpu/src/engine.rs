@@ -142,7 +142,8 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Engine<C, T, V> {
 impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T, V> {
     fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<CpuWeights<T::Wide>> {
         let Shapes { heads, head_dim: d, recurrent, .. } = self.shapes;
-        let forward = pack(&self.forward, heads, |head, gate, unit, k| r[((gate * heads + head) * d + unit) * d + k])?;
+        let forward =
+            pack(&self.forward, heads, |head, gate, unit, k| r[((gate * heads + head) * d + unit) * d + k])?;
         let mut bias = filled(T::Wide::default(), b.len())?;
         bias.copy_from_slice(b);
         debug_assert_eq!(r.len(), recurrent * heads * d * d);
@@ -176,7 +177,8 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
             rooms.push(ForwardRoom::new(&self.forward, self.shapes.states, rows.len())?);
             Ok(())
         })?;
-        let tasks: Vec<_> = tasks.into_iter().zip(&mut rooms).map(|(task, room)| task.with(room.share())).collect();
+        let tasks: Vec<_> =
+            tasks.into_iter().zip(&mut rooms).map(|(task, room)| task.with(room.share())).collect();
         for task in &tasks {
             // SAFETY: nothing else runs yet.
             unsafe { forward::begin(&args, task) };
@@ -245,7 +247,8 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
             rooms.push(BackwardRoom::new(&self.backward, shapes.states, rows.len())?);
             Ok(())
         })?;
-        let tasks: Vec<_> = tasks.into_iter().zip(&mut rooms).map(|(task, room)| task.with(room.share())).collect();
+        let tasks: Vec<_> =
+            tasks.into_iter().zip(&mut rooms).map(|(task, room)| task.with(room.share())).collect();
         for task in &tasks {
             // SAFETY: nothing else runs yet.
             unsafe { backward::begin(&args, task) };

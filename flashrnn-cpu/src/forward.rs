@@ -169,8 +169,7 @@ impl<C: Cell, T: Element> ForwardBlock<'_, C, T> {
     }
 }
 
-impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>>
-{
+impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>> {
     type Output = ();
 
     #[inline(always)]
@@ -244,11 +243,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     /// # Safety
     /// No other thread uses these units of the row; `products [Gr, LANES]` is valid.
     #[inline(always)]
-    unsafe fn vector<V: Vector<T>>(
-        &self,
-        vector: usize,
-        products: *const T::Wide,
-    ) {
+    unsafe fn vector<V: Vector<T>>(&self, vector: usize, products: *const T::Wide) {
         let Self { call, task, row, token, .. } = *self;
         let shapes = call.time.shapes;
         let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
@@ -260,7 +255,8 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
         // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes say (and `at` checks
         // in debug builds); what is written belongs to these units of this row.
         unsafe {
-            let gates = C::Gates::<V>::from_fn(|k| {
+            let mut gates = C::Gates::<V>::splat(V::lit(0.0));
+            for (k, out) in gates.as_mut().iter_mut().enumerate() {
                 let mut gate = V::load_n(at(call.b, k * units + column, n), n);
                 if k >= inner {
                     let position = (token * shapes.external + k - inner) * units + column;
@@ -273,10 +269,13 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                 if k < C::RECURRENT {
                     gate = gate + <V as Storage<T::Wide>>::load(products.add(k * V::LANES));
                 }
-                gate
-            });
+                *out = gate;
+            }
             let carried = |k| task.data.state.at((self.r * shapes.states + k) * padded + first, V::LANES);
-            let before = C::State::<V>::from_fn(|k| <V as Storage<T::Wide>>::load(carried(k)));
+            let mut before = C::State::<V>::splat(V::lit(0.0));
+            for (k, s) in before.as_mut().iter_mut().enumerate() {
+                *s = <V as Storage<T::Wide>>::load(carried(k));
+            }
             let mut after = self.cell.forward(before, gates);
             if let Some(v) = call.forward_clip {
                 let h = &mut after.as_mut()[0];

@@ -17,7 +17,11 @@ struct Line(#[allow(dead_code)] [u8; 64]);
 
 impl<S: bytemuck::Pod> Aligned<S> {
     pub fn new(len: usize) -> Result<Self> {
-        Ok(Self { lines: filled(Line([0; 64]), (len * size_of::<S>()).div_ceil(64))?, len, element: PhantomData })
+        Ok(Self {
+            lines: filled(Line([0; 64]), (len * size_of::<S>()).div_ceil(64))?,
+            len,
+            element: PhantomData,
+        })
     }
 
     pub fn as_slice(&self) -> &[S] {

@@ -4,7 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytemuck::Pod;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Real, Result, Saved, Shapes, Step,
+    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Real, Result, Saved,
+    Shapes, Step,
 };
 
 use crate::engine::{self, Kernel, Sink};
@@ -48,7 +49,11 @@ impl Cpu {
     pub fn with_level(self, level: Level) -> Result<Self> {
         if !Level::available().contains(&level) {
             let what = format!("the instruction set {}", level.name());
-            return Err(Error::Unsupported { backend: "cpu", what, why: "this machine does not have it".into() });
+            return Err(Error::Unsupported {
+                backend: "cpu",
+                what,
+                why: "this machine does not have it".into(),
+            });
         }
         Ok(Self { level, ..self })
     }
@@ -112,7 +117,13 @@ impl Backend for Cpu {
             return Err(Error::Unsupported { backend: "cpu", what, why });
         }
         let kernel = engine::kernel::<T, C>(cell, problem, &shapes, self.level);
-        Ok(CpuPlan { cpu: self.clone(), problem: problem.clone(), shapes, kernel, weights: std::marker::PhantomData })
+        Ok(CpuPlan {
+            cpu: self.clone(),
+            problem: problem.clone(),
+            shapes,
+            kernel,
+            weights: std::marker::PhantomData,
+        })
     }
 }
 

@@ -196,7 +196,10 @@ impl<S: Element> Tile<S> {
             // SAFETY: as promised by the caller of `Product::compute`.
             unsafe {
                 let panel = self.panel.add(k * WIDTH * V::LANES);
-                let factors: [V; WIDTH] = std::array::from_fn(|v| V::load(panel.add(v * V::LANES)));
+                let mut factors = [V::lit(0.0); WIDTH];
+                for (v, factor) in factors.iter_mut().enumerate() {
+                    *factor = V::load(panel.add(v * V::LANES));
+                }
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let a = V::splat(*self.a.add(row * self.stride + k));
                     for (sum, &factor) in sums.iter_mut().zip(&factors) {

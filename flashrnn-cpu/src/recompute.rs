@@ -105,14 +105,17 @@ impl<T: Element, V: Vector<T>> Op for For<V, Chunk<'_, T>> {
                             // SAFETY: addresses lie in their tensors as the shapes say (`at` checks in debug builds);
                             // what is written belongs to this head and step.
                             unsafe {
-                                let mut gate = <V as Storage<T::Wide>>::load_n(at(call.b, k * units + column, n), n);
+                                let mut gate =
+                                    <V as Storage<T::Wide>>::load_n(at(call.b, k * units + column, n), n);
                                 if k >= inner {
                                     let position = (token * shapes.external + k - inner) * units + column;
                                     gate = gate + <V as Storage<T>>::load_n(at(call.wx, position, n), n);
                                 }
                                 if k < shapes.recurrent {
-                                    let position = r * panels.outputs() + (i * shapes.recurrent + k) * V::LANES;
-                                    gate = gate + <V as Storage<T::Wide>>::load(at(scratch, position, V::LANES));
+                                    let position =
+                                        r * panels.outputs() + (i * shapes.recurrent + k) * V::LANES;
+                                    gate =
+                                        gate + <V as Storage<T::Wide>>::load(at(scratch, position, V::LANES));
                                 }
                                 let (external, position) = layout.position(k, token);
                                 let out = if external { call.d_wx } else { call.d_inner };

@@ -113,7 +113,11 @@ mod tests {
                 scope.spawn(move || {
                     team.join(me, |step, block| {
                         for earlier in &counts[..step * blocks] {
-                            assert_eq!(earlier.load(Ordering::Relaxed), 1, "a block of an earlier step is not done");
+                            assert_eq!(
+                                earlier.load(Ordering::Relaxed),
+                                1,
+                                "a block of an earlier step is not done"
+                            );
                         }
                         counts[step * blocks + block].fetch_add(1, Ordering::Relaxed);
                     });
@@ -143,9 +147,7 @@ mod tests {
         let team = Team::new(10, 4, 2);
         std::thread::scope(|scope| {
             let other = scope.spawn(|| team.join(1, |_, _| std::thread::yield_now()));
-            let panicked = scope
-                .spawn(|| team.join(0, |_, _| panic!("a cell panics")))
-                .join();
+            let panicked = scope.spawn(|| team.join(0, |_, _| panic!("a cell panics"))).join();
             // The other member may have done everything before the first even began.
             drop(panicked);
             assert!(other.join().is_ok());

@@ -1,15 +1,90 @@
-//! Properties that every flashrnn backend must have, as plain generic functions.
+//! Properties that every flashrnn backend must have, as plain generic functions; one macro line a backend.
 //!
-//! 1. [`case`]: random cases from a seed. 2. [`run()`]: runs one on a backend. 3. [`results`]: what the f64 reference
-//!    gives, the error of each tensor, and what it may be.
+//! ```ignore
+//! // tests/conformance.rs of a backend
+//! flashrnn_testsuite::conformance!(Cpu::new(), same_bits_as: [Cpu::with_threads(1).unwrap()], skip: []);
+//! ```
+//!
+//! # Reading order
+//! 1. [`case`]: random cases from a seed.
+//! 2. [`run()`]: runs one on a backend, every output buffer full of NaN beforehand.
+//! 3. [`results`]: what the f64 reference gives, the error of each tensor, and what it may be.
+//! 4. [`subject`]: cells and element types, erased; [`cells`]: the suite's own cells.
+//! 5. [`setup`] and [`suite`]: what proptest draws, and the loop over it.
+//! 6. [`properties`], on [`map`], which moves rows, heads and steps about.
 
 #![forbid(unsafe_code)]
 
 pub mod case;
+pub mod cells;
+pub mod map;
+pub mod properties;
 pub mod random;
 pub mod results;
 pub mod run;
+pub mod setup;
+pub mod subject;
+pub mod suite;
 
 pub use case::{Case, Tensors};
-pub use results::{Measured, Results, errors, measure, tolerance};
+pub use flashrnn_core::Backend;
+pub use results::{Measured, Results, compare, errors, measure, tolerance};
 pub use run::run;
+pub use suite::Suite;
+
+/// Writes a `#[test]` for each of the [`properties`], checked on a backend.
+///
+/// `same_bits_as` lists further instances of the backend that must give equal bits. `skip` lists the properties that
+/// the backend can't have, each with its reason; a name that is no property's fails.
+#[macro_export]
+macro_rules! conformance {
+    (
+        $backend:expr
+        $(, same_bits_as: [$($other:expr),* $(,)?])?
+        , skip: [$(($skip:literal, $reason:literal)),* $(,)?] $(,)?
+    ) => {
+        fn suite() -> $crate::Suite<impl $crate::Backend> {
+            $crate::Suite::new($backend, vec![$($($other),*)?], vec![$(($skip, $reason)),*])
+        }
+        $crate::conformance! { @tests suite
+            accumulate
+            bad_input
+            batch_permutation
+            chunks
+            extreme_inputs
+            gradient_of_h_alone
+            head_permutation
+            heads_one_by_one
+            inference
+            interleaved
+            lengths_are_rows_alone
+            master_weights
+            operation_gradients
+            operations
+            operations_on_denormals
+            padding_is_not_read
+            pytorch
+            recompute
+            reference
+            resets_start_anew
+            reverse_is_flipping
+            same_bits_on_any_threads
+            same_bits_twice
+            streaming
+            threads_share_a_plan
+            time_major
+        }
+    };
+    (@tests $suite:ident $($property:ident)*) => {
+        $(
+            #[test]
+            fn $property() {
+                $suite().check(stringify!($property), $crate::properties::$property);
+            }
+        )*
+        #[test]
+        fn every_skip_is_known() {
+            $suite().check_skips(&[$(stringify!($property)),*]);
+        }
+    };
+}

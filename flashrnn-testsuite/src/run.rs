@@ -1,6 +1,6 @@
 //! Runs a case on a backend, every output buffer full of NaN beforehand.
 
-use flashrnn_core::{Backend, Backward, Cell, Element, Forward, Len, Plan, Result, Saved, Weights};
+use flashrnn_core::{Backend, Backward, Cell, Element, Forward, Len, Plan, Result, Save, Saved, Weights};
 
 use crate::case::Case;
 use crate::results::Results;
@@ -118,7 +118,8 @@ impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
         };
         let mut d_s0 = poison::<B, T::Wide>(backend, size(&shapes.state()))?;
         plan.backward(Backward {
-            wx: Some(backend.view(&self.wx)),
+            // With Save::Gates a backend must do without it.
+            wx: (plan.problem().save == Save::Recompute).then(|| backend.view(&self.wx)),
             s0: self.s0.as_ref().map(|s0| backend.view(s0)),
             lengths: self.lengths.as_ref().map(|lengths| backend.view(lengths)),
             resets: self.resets.as_ref().map(|resets| backend.view(resets)),

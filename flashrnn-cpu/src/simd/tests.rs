@@ -24,7 +24,8 @@ impl<V: Storage<<V as Simd>::Scalar>, F: Fn(V) -> V> Op for Map<'_, V, F> {
 
 /// Numbers of every magnitude and sign, dense around 0 and 1, with the special ones; a multiple of 16 of them.
 fn numbers<S: Element>() -> Vec<S> {
-    let mut x = vec![0.0, -0.0, 1.0, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 88.7, -103.9, 709.7, -745.1];
+    let mut x =
+        vec![0.0, -0.0, 1.0, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 88.7, -103.9, 709.7, -745.1];
     for i in 0..20_000 {
         let i = f64::from(i);
         x.extend([i / 1000.0 - 10.0, i / 20.0 - 500.0, (i / 20_000.0 - 0.5) / 4.0]);
@@ -51,7 +52,11 @@ fn worst<V: Storage<<V as Simd>::Scalar>>(f: impl Fn(V) -> V, right: impl Fn(f64
             return if rounded.is_nan() == got.is_nan() { 0.0 } else { f64::INFINITY };
         }
         if rounded == got {
-            return if rounded == 0.0 && rounded.is_sign_negative() != got.is_sign_negative() { 1e9 } else { 0.0 };
+            return if rounded == 0.0 && rounded.is_sign_negative() != got.is_sign_negative() {
+                1e9
+            } else {
+                0.0
+            };
         }
         (got - want).abs() / (want.abs().max(tiny) * 2.0 * V::Scalar::ROUNDOFF)
     };
@@ -76,10 +81,21 @@ fn check_functions<V: Storage<<V as Simd>::Scalar>>(level: Level, tiny: f64) {
         ("neg", worst::<V>(|x| -x, |x| -x, tiny), 0.0),
         ("max", worst::<V>(|x| x.max(V::lit(0.5)), |x| if 0.5 > x { 0.5 } else { x }, tiny), 0.0),
         ("min", worst::<V>(|x| x.min(V::lit(0.5)), |x| if x > 0.5 { 0.5 } else { x }, tiny), 0.0),
-        ("select", worst::<V>(|x| V::select(x.gt(V::lit(1.0)), V::lit(2.0), x), |x| if x > 1.0 { 2.0 } else { x }, tiny), 0.0),
+        (
+            "select",
+            worst::<V>(
+                |x| V::select(x.gt(V::lit(1.0)), V::lit(2.0), x),
+                |x| if x > 1.0 { 2.0 } else { x },
+                tiny,
+            ),
+            0.0,
+        ),
     ];
     let failures: Vec<_> = rows.iter().filter(|(_, worst, allowed)| worst > allowed).collect();
-    assert!(failures.is_empty(), "{level:?} (function, worst, allowed, in units of the last place): {failures:?}");
+    assert!(
+        failures.is_empty(),
+        "{level:?} (function, worst, allowed, in units of the last place): {failures:?}"
+    );
 }
 
 #[test]
