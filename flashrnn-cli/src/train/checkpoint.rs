@@ -1,0 +1,119 @@
+//! The checkpoint: parameters, and what is needed to build the network around them again, in one safetensors file.
+//!
+//! The file's metadata has one entry, `flashrnn`: a JSON object with `format`, `cell`, `layers`, `heads`, `head_dim` and
+//! `vocabulary`, the known characters in one string in the order of their numbers. One entry, because the order of
+//! several is not fixed, and the same network should give the same bytes.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
+use clap::ValueEnum;
+use flashrnn::Cpu;
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use super::model::{LanguageModel, Sizes};
+use super::report::write_atomically;
+use super::text::Vocabulary;
+use crate::choice::CellName;
+
+/// The name of the metadata entry.
+const ENTRY: &str = "flashrnn";
+/// Says that a file is of this kind, and of which version.
+const FORMAT: &str = "character language model 1";
+
+/// The metadata entry.
+#[derive(Serialize, Deserialize)]
+struct Description {
+    format: String,
+    cell: String,
+    layers: usize,
+    heads: usize,
+    head_dim: usize,
+    vocabulary: String,
+}
+
+/// A network read from a file.
+pub struct Checkpoint {
+    pub sizes: Sizes,
+    pub vocabulary: Vocabulary,
+    pub model: LanguageModel,
+}
+
+/// Writes the file at once or not at all.
+pub fn save(path: &Path, sizes: &Sizes, vocabulary: &Vocabulary, parameters: &[(String, Var)]) -> Result<()> {
+    let description = serde_json::to_string(&Description {
+        format: FORMAT.to_owned(),
+        cell: sizes.cell.to_string(),
+        layers: sizes.layers,
+        heads: sizes.heads,
+        head_dim: sizes.head_dim,
+        vocabulary: vocabulary.to_text(),
+    })?;
+    let metadata = HashMap::from([(ENTRY.to_owned(), description)]);
+    let tensors = parameters.iter().map(|(name, var)| (name, var.as_tensor()));
+    let bytes = safetensors::serialize(tensors, Some(metadata))
+        .with_context(|| format!("cannot lay out the checkpoint {}", path.display()))?;
+    write_atomically(path, &bytes)
+}
+
+/// Reads what [`save`] wrote.
+pub fn load(path: &Path, backend: &Cpu) -> Result<Checkpoint> {
+    let bytes =
+        std::fs::read(path).with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
+    parse(&bytes, backend).with_context(|| format!("the checkpoint {} is broken", path.display()))
+}
+
+fn parse(bytes: &[u8], backend: &Cpu) -> Result<Checkpoint> {
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let metadata = header.metadata().as_ref().context("it has no metadata")?;
+    let description = metadata.get(ENTRY).with_context(|| format!("its metadata lack {ENTRY:?}"))?;
+    let Description { format, cell, layers, heads, head_dim, vocabulary } =
+        serde_json::from_str(description)?;
+    if format != FORMAT {
+        bail!("its format is {format:?}, wanted {FORMAT:?}");
+    }
+    let Ok(cell) = CellName::from_str(&cell, false) else { bail!("its cell {cell:?} is unknown") };
+    let vocabulary = Vocabulary::of(&vocabulary);
+    let sizes = Sizes { cell, layers, heads, head_dim, vocabulary: vocabulary.len() };
+    let tensors: HashMap<String, Tensor> = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)?;
+    let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let model = LanguageModel::new(&sizes, backend, &vb)?;
+    Ok(Checkpoint { sizes, vocabulary, model })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::model::{Dropout, Parameters};
+
+    #[test]
+    fn a_checkpoint_comes_back() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("c.safetensors");
+        let vocabulary = Vocabulary::of("salvé\n\"");
+        let sizes =
+            Sizes { cell: CellName::Gru, layers: 2, heads: 2, head_dim: 3, vocabulary: vocabulary.len() };
+        let parameters = Parameters::seeded(1);
+        let model = LanguageModel::new(&sizes, &Cpu::new(), &parameters.builder())?;
+        save(&path, &sizes, &vocabulary, &parameters.all())?;
+        let back = load(&path, &Cpu::new())?;
+        assert_eq!((back.sizes, &back.vocabulary), (sizes, &vocabulary));
+        let tokens = Tensor::new(&[[0u32, 1, 2]], &Device::Cpu)?;
+        let logits = |model: &LanguageModel| -> Result<Vec<f32>> {
+            let (logits, _) = model.forward(&tokens, &model.fresh(), None, &mut Dropout::off())?;
+            Ok(logits.flatten_all()?.to_vec1()?)
+        };
+        assert_eq!(logits(&model)?, logits(&back.model)?);
+
+        let bytes = std::fs::read(&path)?;
+        for cut in [0, 7, 100, bytes.len() - 1] {
+            assert!(parse(&bytes[..cut], &Cpu::new()).is_err(), "{cut}");
+        }
+        assert!(load(&folder.path().join("none"), &Cpu::new()).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,299 @@
+//! `flashrnn train`: a character language model on real text, trained by candle with flashrnn's recurrences.
+//!
+//! [`text`] gives the characters, [`markov`] what to beat, [`model`] the network, [`trainer`] the loop, [`checkpoint`],
+//! [`report`] and [`sample`] what is left at the end.
+
+mod checkpoint;
+mod markov;
+mod model;
+mod progress;
+mod report;
+mod sample;
+mod text;
+mod trainer;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use flashrnn::Cpu;
+
+use crate::choice::{BackendName, CellName};
+use markov::Markov;
+use model::Sizes;
+use progress::Progress;
+use report::{Summary, prepare_folder, write_atomically};
+use text::{Corpus, Vocabulary};
+use trainer::{Recipe, Trained};
+
+/// What to train, on what, and how.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// A UTF-8 text to learn; without it, the Latin of Cicero's De finibus, book one.
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// The recurrent cell.
+    #[arg(long, value_enum, default_value_t = CellName::Slstm)]
+    cell: CellName,
+    /// Recurrent layers.
+    #[arg(long, default_value_t = 1)]
+    layers: usize,
+    /// Heads of each layer.
+    #[arg(long, default_value_t = 4)]
+    heads: usize,
+    /// Units of each head.
+    #[arg(long, default_value_t = 64)]
+    head_dim: usize,
+    /// Characters that a step reads of each row, and through which gradients flow.
+    #[arg(long, default_value_t = 64)]
+    seq_len: usize,
+    /// Rows read side by side.
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Training steps.
+    #[arg(long, default_value_t = 600)]
+    steps: usize,
+    /// The highest learning rate; it rises to it and then falls.
+    #[arg(long, default_value_t = 4e-3)]
+    lr: f64,
+    /// The share of features dropped while training, 0 to below 1.
+    #[arg(long, default_value_t = 0.4)]
+    dropout: f64,
+    /// Where all random numbers come from. The same seed gives the same result on the same machine.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The temperature of the text sampled at the end; 0 takes the likeliest character.
+    #[arg(long, default_value_t = 0.7)]
+    temperature: f64,
+    /// Where the recurrence runs.
+    #[arg(long, value_enum, default_value_t = BackendName::Auto)]
+    backend: BackendName,
+    /// The folder for the checkpoint, the metrics, the loss curve and the sample.
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    out: PathBuf,
+}
+
+/// Characters in the sample at the end.
+const SAMPLE: usize = 500;
+/// More parameters, or numbers in one activation, than this are taken for a mistake.
+const LARGEST: usize = 1 << 31;
+
+impl Args {
+    fn check(&self) -> Result<()> {
+        for (flag, size) in [
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("head-dim", self.head_dim),
+            ("seq-len", self.seq_len),
+            ("batch", self.batch),
+            ("steps", self.steps),
+        ] {
+            if size == 0 {
+                bail!("--{flag} is 0, wanted at least 1");
+            }
+        }
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            bail!("--lr is {}, wanted a finite number above 0", self.lr);
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            bail!("--dropout is {}, wanted at least 0 and below 1", self.dropout);
+        }
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            bail!("--temperature is {}, wanted a finite number of 0 or above", self.temperature);
+        }
+        let product = |factors: &[usize]| factors.iter().try_fold(1usize, |p, &f| p.checked_mul(f));
+        let fits = |factors: &[usize]| product(factors).is_some_and(|p| p <= LARGEST);
+        // W of every layer, and all gates of a step.
+        let (heads, dim) = (self.heads, self.head_dim);
+        if !fits(&[4, self.layers, heads, dim, heads, dim])
+            || !fits(&[4, self.batch, self.seq_len, heads, dim])
+        {
+            bail!(
+                "--layers {} --heads {heads} --head-dim {dim} --batch {} --seq-len {} is too large: wanted at most \
+                 {LARGEST} weights and as many gates in a step",
+                self.layers,
+                self.batch,
+                self.seq_len
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Trains, and prints how the kept checkpoint does beside the Markov model.
+pub fn main(args: Args) -> Result<()> {
+    run(args, &mut std::io::stdout())
+}
+
+fn run(args: Args, out: &mut impl Write) -> Result<()> {
+    args.check()?;
+    let text = text::read(args.text.as_deref())?;
+    let vocabulary = Vocabulary::of(&text);
+    let corpus = Corpus::new(vocabulary.encode(&text)?, args.seq_len)?;
+    prepare_folder(&args.out)?;
+    let backend = match args.backend {
+        BackendName::Auto | BackendName::Cpu => Cpu::new(),
+    };
+    let sizes = Sizes {
+        cell: args.cell,
+        layers: args.layers,
+        heads: args.heads,
+        head_dim: args.head_dim,
+        vocabulary: vocabulary.len(),
+    };
+    let recipe = Recipe {
+        batch: args.batch,
+        seq_len: args.seq_len,
+        steps: args.steps,
+        lr: args.lr,
+        dropout: args.dropout,
+        seed: args.seed,
+    };
+    let checkpoint_path = args.out.join("checkpoint.safetensors");
+
+    let markov = Markov::train(corpus.train(), vocabulary.len())
+        .bits_per_character(corpus.context(2), corpus.validation());
+    let mut progress = Progress::new(args.steps, args.batch * args.seq_len);
+    let trained =
+        trainer::train(&recipe, &sizes, &vocabulary, &corpus, &backend, &checkpoint_path, &mut progress);
+    progress.finish();
+    let Trained { metrics, kept_step, parameters, seconds } = trained?;
+
+    // From here on everything is about the file that was kept, not about the network in memory.
+    let kept = checkpoint::load(&checkpoint_path, &backend)?;
+    let bits = trainer::bits_per_character(&kept.model, &corpus, &recipe)?;
+    let drawn =
+        sample::sample(&kept.model, corpus.context(args.seq_len), SAMPLE, args.temperature, args.seed)?;
+    let sample: String = drawn.into_iter().map(|number| kept.vocabulary.character(number)).collect();
+    let summary = Summary {
+        kept_step,
+        kept_validation_bits_per_character: bits,
+        markov_validation_bits_per_character: markov,
+        parameters,
+        seconds,
+        command: std::env::args().collect(),
+    };
+    write_atomically(
+        &args.out.join("metrics.jsonl"),
+        report::json_lines(&metrics, Some(&summary))?.as_bytes(),
+    )?;
+    write_atomically(&args.out.join("loss.svg"), report::loss_curve(&metrics, markov)?.as_bytes())?;
+    write_atomically(&args.out.join("sample.txt"), sample.as_bytes())?;
+
+    writeln!(out, "{sample}\n")?;
+    writeln!(
+        out,
+        "text          {} characters, {} different, the last {} kept for validation",
+        corpus.train().len() + corpus.validation().len(),
+        vocabulary.len(),
+        corpus.validation().len()
+    )?;
+    writeln!(
+        out,
+        "network       {} layers of {}, {} heads of {}, {parameters} parameters, {seconds:.1} s",
+        args.layers, args.cell, args.heads, args.head_dim
+    )?;
+    writeln!(out, "validation    {bits:.3} bits per character, checkpoint of step {kept_step}")?;
+    writeln!(out, "Markov        {markov:.3} bits per character, order 2, Witten-Bell, same characters")?;
+    writeln!(
+        out,
+        "written       {}: checkpoint.safetensors, metrics.jsonl, loss.svg, sample.txt",
+        args.out.display()
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(flags: &str) -> Result<Args> {
+        Ok(Line::try_parse_from(["train"].into_iter().chain(flags.split_whitespace()))?.args)
+    }
+
+    fn said(result: Result<()>) -> String {
+        result.err().map(|error| format!("{error:#}")).unwrap_or_default()
+    }
+
+    #[test]
+    fn senseless_flags_are_named() -> Result<()> {
+        for (flags, wanted) in [
+            ("--layers 0", "--layers is 0"),
+            ("--heads 0", "--heads is 0"),
+            ("--head-dim 0", "--head-dim is 0"),
+            ("--seq-len 0", "--seq-len is 0"),
+            ("--batch 0", "--batch is 0"),
+            ("--steps 0", "--steps is 0"),
+            ("--lr NaN", "--lr is NaN"),
+            ("--lr=-1", "--lr is -1"),
+            ("--lr inf", "--lr is inf"),
+            ("--dropout 1", "--dropout is 1"),
+            ("--temperature=-0.5", "--temperature is -0.5"),
+            ("--head-dim 100000000", "too large"),
+            ("--heads 18446744073709551615", "too large"),
+        ] {
+            let text = said(args(flags)?.check());
+            assert!(text.contains(wanted), "{flags}: {text:?}");
+        }
+        args("")?.check()
+    }
+
+    #[test]
+    fn nothing_is_written_for_a_text_that_is_too_short() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let text = folder.path().join("short.txt");
+        std::fs::write(&text, "salve")?;
+        let out = folder.path().join("out");
+        let flags = format!("--text {} --out {} --seq-len 10", text.display(), out.display());
+        let text = said(run(args(&flags)?, &mut Vec::new()));
+        assert!(text.contains("5 characters") && text.contains("--seq-len 10"), "{text}");
+        assert!(!out.exists());
+        Ok(())
+    }
+
+    #[test]
+    fn a_small_run_learns_and_its_checkpoint_is_the_one_reported() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let text = folder.path().join("text.txt");
+        std::fs::write(&text, "ara mara tara. ".repeat(60))?;
+        for cell in ["slstm", "gru"] {
+            let mut twice = Vec::new();
+            for again in ["a", "b"] {
+                let out = folder.path().join(format!("{cell}-{again}"));
+                let flags = format!(
+                    "--text {} --out {} --cell {cell} --layers 2 --heads 2 --head-dim 8 --seq-len 12 --batch 4 \
+                     --steps 60 --lr 0.02 --dropout 0.1",
+                    text.display(),
+                    out.display()
+                );
+                let mut said = Vec::new();
+                run(args(&flags)?, &mut said)?;
+                let said = String::from_utf8(said)?;
+                assert!(said.contains("validation") && said.contains("Markov"), "{said}");
+                let lines = std::fs::read_to_string(out.join("metrics.jsonl"))?;
+                let lines: Vec<serde_json::Value> =
+                    lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+                let bits = |line: &serde_json::Value| line["validation_bits_per_character"].as_f64();
+                let Some((summary, curve)) = lines.split_last() else { bail!("no metrics") };
+                let kept = summary["kept_validation_bits_per_character"].as_f64();
+                let lowest = curve[1..].iter().filter_map(bits).fold(f64::INFINITY, f64::min);
+                assert_eq!(kept, Some(lowest));
+                assert!(Some(lowest) < bits(&curve[0]).map(|before| 0.5 * before), "{curve:?}");
+                assert!(std::fs::read_to_string(out.join("loss.svg"))?.contains("</svg>"));
+                assert_eq!(std::fs::read_to_string(out.join("sample.txt"))?.chars().count(), SAMPLE);
+                assert_eq!(std::fs::read_dir(&out)?.count(), 4);
+                twice.push(std::fs::read(out.join("checkpoint.safetensors"))?);
+            }
+            assert!(twice[0] == twice[1], "{cell}: the same seed gave other parameters");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,291 @@
+//! The network: embedding, recurrent layers with residual connections, output.
+//!
+//! ```text
+//! x = embedding[token]                      [B, T, N·D]
+//! x = x + dropout(rnn(norm(x)))             for each layer
+//! logits = head(dropout(norm(x)))           [B, T, V]
+//! ```
+//!
+//! `norm` divides by the root of the mean square and scales, feature by feature.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{D, DType, Device, Error, Result, Shape, Tensor, Var};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
+use flashrnn::{Cell, Cpu};
+use flashrnn_candle::{LayerSize, Optional, Output, Rnn, RnnLayer};
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore, SeedableRng};
+
+use crate::choice::{CellName, with_cell};
+
+/// The sizes of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    pub cell: CellName,
+    pub layers: usize,
+    /// `N`
+    pub heads: usize,
+    /// `D`
+    pub head_dim: usize,
+    /// `V`
+    pub vocabulary: usize,
+}
+
+impl Sizes {
+    /// `N·D`, the width of every layer.
+    pub fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
+/// A recurrent layer of any cell.
+trait Recurrent {
+    fn forward(&self, x: &Tensor, optional: &Optional) -> Result<Output>;
+}
+
+impl<C: Cell> Recurrent for RnnLayer<C> {
+    fn forward(&self, x: &Tensor, optional: &Optional) -> Result<Output> {
+        RnnLayer::forward(self, x, optional)
+    }
+}
+
+/// What the network remembers between calls: for each layer `[S, B, N, D]`, or nothing yet.
+pub type State = Vec<Option<Tensor>>;
+
+pub struct LanguageModel {
+    embedding: Embedding,
+    /// For each layer its norm's scale `[N·D]`, and the layer.
+    layers: Vec<(Tensor, Box<dyn Recurrent>)>,
+    /// `[N·D]`
+    norm: Tensor,
+    head: Linear,
+}
+
+impl LanguageModel {
+    /// Finds the parameters in `vb`, or makes them new where `vb` does.
+    pub fn new(sizes: &Sizes, backend: &Cpu, vb: &VarBuilder) -> Result<Self> {
+        let width = sizes.width();
+        let normal = Init::Randn { mean: 0.0, stdev: 1.0 };
+        let table = vb.get_with_hints((sizes.vocabulary, width), "embedding", normal)?;
+        let scale = |vb: &VarBuilder| vb.get_with_hints(width, "norm", Init::Const(1.0));
+        let size = LayerSize { input: width, heads: sizes.heads, head_dim: sizes.head_dim };
+        let mut layers = Vec::with_capacity(sizes.layers);
+        for i in 0..sizes.layers {
+            let vb = vb.pp(format!("layers.{i}"));
+            let layer: Box<dyn Recurrent> = with_cell!(sizes.cell, |cell| {
+                Box::new(RnnLayer::new(Rnn { backend: backend.clone(), ..Rnn::new(cell) }, size, vb.clone())?)
+            });
+            layers.push((scale(&vb)?, layer));
+        }
+        let bound = 1.0 / (width as f64).sqrt();
+        let weight = vb.get_with_hints(
+            (sizes.vocabulary, width),
+            "head.weight",
+            Init::Uniform { lo: -bound, up: bound },
+        )?;
+        let bias = vb.get_with_hints(sizes.vocabulary, "head.bias", Init::Const(0.0))?;
+        Ok(Self {
+            embedding: Embedding::new(table, width),
+            layers,
+            norm: scale(vb)?,
+            head: Linear::new(weight, Some(bias)),
+        })
+    }
+
+    /// The state before anything was read.
+    pub fn fresh(&self) -> State {
+        vec![None; self.layers.len()]
+    }
+
+    /// Reads `tokens [B, T]` from `state` on and returns logits `[B·T, V]` for the character after each, and the
+    /// state after the last, through which no gradient flows. `resets` is `[B, T]`.
+    pub fn forward(
+        &self,
+        tokens: &Tensor,
+        state: &State,
+        resets: Option<&Tensor>,
+        dropout: &mut Dropout,
+    ) -> Result<(Tensor, State)> {
+        let mut x = self.embedding.forward(tokens)?;
+        let mut after = Vec::with_capacity(self.layers.len());
+        for ((scale, layer), s0) in self.layers.iter().zip(state) {
+            let optional = Optional { s0: s0.as_ref(), resets, ..Optional::default() };
+            let out = layer.forward(&norm(&x, scale)?, &optional)?;
+            x = (x + dropout.apply(&out.h.flatten_from(2)?)?)?;
+            after.push(Some(out.last.detach()));
+        }
+        let x = dropout.apply(&norm(&x, &self.norm)?)?;
+        Ok((self.head.forward(&x.flatten_to(1)?)?, after))
+    }
+}
+
+/// `x / √(mean x² + ε) · scale` over the last axis.
+fn norm(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
+    x.broadcast_div(&(mean + 1e-6)?.sqrt()?)?.broadcast_mul(scale)
+}
+
+/// Dropout with one mask for all time steps of a row, drawn from its own generator so that a seed repeats it.
+pub struct Dropout {
+    rate: f64,
+    rng: StdRng,
+}
+
+impl Dropout {
+    /// `rate` is the share of features set to 0, from 0 to below 1.
+    pub fn new(rate: f64, seed: u64) -> Self {
+        Self { rate, rng: StdRng::seed_from_u64(seed) }
+    }
+
+    /// None at all.
+    pub fn off() -> Self {
+        Self::new(0.0, 0)
+    }
+
+    /// Zeroes features of `x [B, T, F]`, and scales the others so that the mean stays.
+    fn apply(&mut self, x: &Tensor) -> Result<Tensor> {
+        if self.rate == 0.0 {
+            return Ok(x.clone());
+        }
+        let (batch, _, features) = x.dims3()?;
+        let keep = (1.0 / (1.0 - self.rate)) as f32;
+        let mut draw = || if self.rng.random::<f64>() < self.rate { 0.0 } else { keep };
+        let mask: Vec<f32> = (0..batch * features).map(|_| draw()).collect();
+        x.broadcast_mul(&Tensor::from_vec(mask, (batch, 1, features), x.device())?)
+    }
+}
+
+/// Parameters by name, made new from a seed. candle's own random numbers on the CPU take no seed.
+#[derive(Clone)]
+pub struct Parameters {
+    made: Arc<Mutex<Made>>,
+}
+
+struct Made {
+    /// In the order of their names, so that sums over all of them are the same every time.
+    vars: BTreeMap<String, Var>,
+    rng: StdRng,
+}
+
+impl Parameters {
+    pub fn seeded(seed: u64) -> Self {
+        let made = Made { vars: BTreeMap::new(), rng: StdRng::seed_from_u64(seed) };
+        Self { made: Arc::new(Mutex::new(made)) }
+    }
+
+    /// Gives parameters, making those that are not there yet.
+    pub fn builder(&self) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), DType::F32, Device::Cpu)
+    }
+
+    /// Every parameter with its name, in the names' order.
+    pub fn all(&self) -> Vec<(String, Var)> {
+        self.with(|made| made.vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect())
+    }
+
+    /// Gives the same numbers without their gradients.
+    pub fn frozen(&self) -> VarBuilder<'static> {
+        let tensors = self.all().into_iter().map(|(name, var)| (name, var.as_tensor().detach())).collect();
+        VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Made) -> T) -> T {
+        f(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl SimpleBackend for Parameters {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.with(|made| {
+            if !made.vars.contains_key(name) {
+                let data = draw(&mut made.rng, shape.elem_count(), init)?;
+                let tensor = Tensor::from_vec(data, shape.clone(), device)?.to_dtype(dtype)?;
+                made.vars.insert(name.to_owned(), Var::from_tensor(&tensor)?);
+            }
+            match made.vars.get(name) {
+                Some(var) if *var.shape() == shape => Ok(var.as_tensor().clone()),
+                _ => Err(Error::msg(format!("parameter {name} exists with another shape than {shape:?}"))),
+            }
+        })
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        let found = self.with(|made| made.vars.get(name).map(|var| var.as_tensor().clone()));
+        found.ok_or_else(|| Error::msg(format!("there is no parameter {name}")))
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.with(|made| made.vars.contains_key(name))
+    }
+}
+
+/// `len` numbers as `init` says.
+fn draw(rng: &mut StdRng, len: usize, init: Init) -> Result<Vec<f32>> {
+    match init {
+        Init::Const(value) => Ok(vec![value as f32; len]),
+        Init::Uniform { lo, up } => Ok((0..len).map(|_| rng.random_range(lo..up) as f32).collect()),
+        Init::Randn { mean, stdev } => Ok((0..len).map(|_| (mean + stdev * normal(rng)) as f32).collect()),
+        Init::Kaiming { .. } => Err(Error::msg("no parameter of this model is made the Kaiming way")),
+    }
+}
+
+/// A number from the standard normal distribution, by Box and Muller.
+fn normal(rng: &mut impl RngCore) -> f64 {
+    // 1 - u is above 0, so its logarithm is finite.
+    let (u, v): (f64, f64) = (rng.random(), rng.random());
+    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: Sizes = Sizes { cell: CellName::Slstm, layers: 2, heads: 2, head_dim: 3, vocabulary: 7 };
+
+    #[test]
+    fn a_seed_makes_the_same_network() -> Result<()> {
+        let make = |seed| -> Result<Vec<f32>> {
+            let parameters = Parameters::seeded(seed);
+            let model = LanguageModel::new(&SIZES, &Cpu::new(), &parameters.builder())?;
+            let tokens = Tensor::new(&[[0u32, 1, 2], [6, 5, 4]], &Device::Cpu)?;
+            let (logits, state) = model.forward(&tokens, &model.fresh(), None, &mut Dropout::off())?;
+            assert_eq!(logits.dims(), [6, 7]);
+            assert_eq!(state.len(), 2);
+            logits.flatten_all()?.to_vec1()
+        };
+        assert_eq!(make(3)?, make(3)?);
+        assert_ne!(make(3)?, make(4)?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_text_read_in_two_parts_is_the_text() -> Result<()> {
+        let parameters = Parameters::seeded(1);
+        let model = LanguageModel::new(&SIZES, &Cpu::new(), &parameters.builder())?;
+        let model_frozen = LanguageModel::new(&SIZES, &Cpu::new(), &parameters.frozen())?;
+        let tokens = Tensor::new(&[[0u32, 1, 2, 3, 4]], &Device::Cpu)?;
+        let off = &mut Dropout::off();
+        let (whole, _) = model.forward(&tokens, &model.fresh(), None, off)?;
+        let (first, state) = model_frozen.forward(&tokens.narrow(1, 0, 2)?, &model.fresh(), None, off)?;
+        let (second, _) = model_frozen.forward(&tokens.narrow(1, 2, 3)?, &state, None, off)?;
+        let apart = (whole - Tensor::cat(&[first, second], 0)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        // Matrix products of other sizes may sum in another order; logits are of size 1.
+        assert!(apart < 1e-5, "{apart}");
+        Ok(())
+    }
+
+    #[test]
+    fn dropout_keeps_the_mean() -> Result<()> {
+        let x = Tensor::ones((20, 3, 200), DType::F32, &Device::Cpu)?;
+        let dropped = Dropout::new(0.25, 1).apply(&x)?;
+        let mean = dropped.mean_all()?.to_scalar::<f32>()?;
+        // 4000 independent draws: the mean's standard deviation is below 0.01.
+        assert!((mean - 1.0).abs() < 0.05, "{mean}");
+        let spread = (dropped.narrow(1, 0, 1)? - dropped.narrow(1, 2, 1)?)?.abs()?.max_all()?;
+        assert_eq!(spread.to_scalar::<f32>()?, 0.0);
+        Ok(())
+    }
+}
