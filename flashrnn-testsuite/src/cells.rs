@@ -1,0 +1,77 @@
+//! Cells as a user may write them, with `forward` alone: the corners that the built-in cells don't reach.
+
+use flashrnn_core::{Cell, Real};
+
+/// A leaky integrator: `h' = h + a (tanh g - h)`. A cell with a parameter.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaky {
+    /// How fast h follows the gate, 0 to 1.
+    pub a: f64,
+}
+
+impl Cell for Leaky {
+    const NAME: &'static str = "leaky";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["g"];
+    const RECURRENT: usize = 1;
+    const EXTERNAL: usize = 1;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 1];
+
+    #[inline(always)]
+    fn forward<R: Real>(&self, [h]: [R; 1], [g]: [R; 1]) -> [R; 1] {
+        [h + R::lit(self.a) * (g.tanh() - h)]
+    }
+}
+
+/// Three states and five gates, two of them without external and one without recurrent input, and two wide states:
+///
+/// ```text
+/// c' = σ(f) c + σ(i) tanh z    a' = (a + h tanh w) / 2    h' = σ(o) tanh(c' + a')
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Twin;
+
+impl Cell for Twin {
+    const NAME: &'static str = "twin";
+    const STATES: &'static [&'static str] = &["h", "c", "a"];
+    const GATES: &'static [&'static str] = &["w", "f", "i", "z", "o"];
+    const RECURRENT: usize = 4;
+    const EXTERNAL: usize = 3;
+    const WIDE: &'static [usize] = &[1, 2];
+    type State<R: Real> = [R; 3];
+    type Gates<R: Real> = [R; 5];
+
+    #[inline(always)]
+    fn forward<R: Real>(&self, [h, c, a]: [R; 3], [w, f, i, z, o]: [R; 5]) -> [R; 3] {
+        let c = f.sigmoid() * c + i.sigmoid() * z.tanh();
+        let a = (a + h * w.tanh()) * R::lit(0.5);
+        [o.sigmoid() * (c + a).tanh(), c, a]
+    }
+}
+
+/// No external input at all, and every gate recurrent; its state c counts nothing but magnitudes and is held
+/// constant in gradients:
+///
+/// ```text
+/// c' = 0.9 c + 0.1 |tanh v|    h' = tanh(u) √(c' + 0.5)
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Autonomous;
+
+impl Cell for Autonomous {
+    const NAME: &'static str = "autonomous";
+    const STATES: &'static [&'static str] = &["h", "c"];
+    const GATES: &'static [&'static str] = &["u", "v"];
+    const RECURRENT: usize = 2;
+    const EXTERNAL: usize = 0;
+    const CONSTANT: &'static [usize] = &[1];
+    type State<R: Real> = [R; 2];
+    type Gates<R: Real> = [R; 2];
+
+    #[inline(always)]
+    fn forward<R: Real>(&self, [_, c]: [R; 2], [u, v]: [R; 2]) -> [R; 2] {
+        let c = c.stop_gradient() * R::lit(0.9) + v.tanh().abs() * R::lit(0.1);
+        [u.tanh() * (c + R::lit(0.5)).sqrt(), c.stop_gradient()]
+    }
+}

@@ -1,0 +1,208 @@
+//! What calls may do to each other, to their buffers and to their bits: nothing.
+
+use flashrnn_core::Backend;
+
+use crate::case::{Case, rounded};
+use crate::map::lengths;
+use crate::random::Random;
+use crate::results::Results;
+use crate::run::How;
+use crate::subject::Subject;
+use crate::suite::{Draw, Failures, Suite, close, ok, same_bits};
+
+/// The same call gives the same bits again.
+pub fn same_bits_twice<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 200_000 },
+        |_| {},
+        |subject, case| {
+            let want = ok(subject.run(&suite.backend, case))?;
+            same_bits(&ok(subject.run(&suite.backend, case))?, &want)
+        },
+    )
+}
+
+/// Every instance in `same_bits_as`, one with another number of threads say, gives the same bits.
+pub fn same_bits_on_any_threads<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 200_000 },
+        |_| {},
+        |subject, case| {
+            let want = ok(subject.run(&suite.backend, case))?;
+            for (i, backend) in suite.same_bits_as.iter().enumerate() {
+                same_bits(&ok(subject.run(backend, case))?, &want)
+                    .map_err(|error| format!("instance {i} of same_bits_as: {error}"))?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Cases of one problem with different values.
+fn siblings<B: Backend>(subject: &dyn Subject<B>, case: &Case, count: u64) -> Result<Vec<Case>, String> {
+    let tensors = crate::Tensors {
+        s0: case.inputs.s0.is_some(),
+        lengths: case.inputs.lengths.is_some(),
+        resets: case.inputs.resets.is_some(),
+        d_states: case.d.d_states.is_some(),
+        d_last: case.d.d_last.is_some(),
+        extreme: false,
+    };
+    let mut cases = vec![case.clone()];
+    for seed in 1..count {
+        cases.push(ok(subject.case(&case.problem, tensors, seed))?);
+    }
+    Ok(cases)
+}
+
+/// Two forward passes with one plan before their backward passes give the bits of each alone.
+pub fn interleaved<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 3, work: 50_000 },
+        |_| {},
+        |subject, case| {
+            let cases = siblings(subject, case, 2)?;
+            let got = ok(subject.interleaved(&suite.backend, &cases))?;
+            for (got, case) in got.iter().zip(&cases) {
+                same_bits(got, &ok(subject.run(&suite.backend, case))?)?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Threads that use one plan at the same time get the bits of each alone.
+pub fn threads_share_a_plan<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 3, work: 50_000 },
+        |_| {},
+        |subject, case| {
+            let cases = siblings(subject, case, 3)?;
+            let got = ok(subject.in_threads(&suite.backend, &cases))?;
+            for (got, case) in got.iter().zip(&cases) {
+                same_bits(got, &ok(subject.run(&suite.backend, case))?)?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// `accumulate` adds `d_r` and `d_b` to what the buffers hold.
+pub fn accumulate<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 3, work: 50_000 },
+        |_| {},
+        |subject, case| {
+            let results = ok(subject.run(&suite.backend, case))?;
+            let mut random = Random::new(3);
+            let mut start = |name| {
+                let there = random.normals(results.get(name).len(), 1.0);
+                match subject.weight_dtype() {
+                    flashrnn_core::Dtype::F16 => rounded::<flashrnn_core::f16>(there),
+                    flashrnn_core::Dtype::Bf16 => rounded::<flashrnn_core::bf16>(there),
+                    _ => rounded::<f32>(there),
+                }
+            };
+            let (d_r, d_b) = (start("d_r"), start("d_b"));
+            let mut want = results.clone();
+            for (name, there) in [("d_r", &d_r), ("d_b", &d_b)] {
+                for (want, there) in want.get_mut(name).iter_mut().zip(there) {
+                    *want += there;
+                }
+            }
+            let how = How { add_to: Some((&d_r, &d_b)), ..How::default() };
+            close(subject, case, &ok(subject.run_how(&suite.backend, case, how))?, &want)
+        },
+    )
+}
+
+/// The gradient of h alone, `d_h`, means what `d_states` with zeros for the other states means.
+pub fn gradient_of_h_alone<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 3, work: 50_000 },
+        |setup| setup.tensors.d_states = true,
+        |subject, case| {
+            let mut case = case.clone();
+            let h: usize = ok(subject.shapes(&case.problem))?.h().iter().product();
+            if let Some(d_states) = &mut case.d.d_states {
+                d_states[h..].fill(0.0);
+            }
+            let how = How { h_alone: true, ..How::default() };
+            let want = ok(subject.run(&suite.backend, &case))?;
+            close(subject, &case, &ok(subject.run_how(&suite.backend, &case, how))?, &want)
+        },
+    )
+}
+
+/// Inference, which saves nothing and writes just one of `h`, `states` and `last`, gives what training gives.
+pub fn inference<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 50_000 },
+        |_| {},
+        |subject, case| {
+            let want = ok(subject.run(&suite.backend, case))?.only(&["h", "states", "last"]);
+            close(subject, case, &ok(subject.inference(&suite.backend, case))?, &want)
+        },
+    )
+}
+
+/// Beyond a row's length every output is exactly 0, and NaN there in `wx` and `d_states` changes no bit. Nor does NaN
+/// in an initial state that a reset at the row's first step throws away.
+///
+/// [`run`](crate::run()) fills every output buffer with NaN beforehand, so whatever a backend leaves unwritten fails
+/// here (and everywhere else).
+pub fn padding_is_not_read<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 5, work: 50_000 },
+        |setup| setup.tensors.lengths = true,
+        |subject, case| {
+            let shapes = ok(subject.shapes(&case.problem))?;
+            let (units, lengths) = (shapes.units(), lengths(case));
+            let mut poisoned = case.clone();
+            // wx: [B, T, Gx, N, D], d_states: [S, B, T, N, D], s0: [S, B, N, D]
+            for (b, &length) in lengths.iter().enumerate() {
+                for t in length..shapes.time {
+                    let token = shapes.token(b, t);
+                    let input = shapes.external * units;
+                    poisoned.inputs.wx[token * input..][..input].fill(f64::NAN);
+                    for k in 0..shapes.states {
+                        let at = (k * shapes.tokens() + token) * units;
+                        if let Some(d_states) = &mut poisoned.d.d_states {
+                            d_states[at..][..units].fill(f64::NAN);
+                        }
+                    }
+                }
+                let first = if case.problem.reverse { length.saturating_sub(1) } else { 0 };
+                let reset = |resets: &Vec<u8>| length > 0 && resets[shapes.token(b, first)] != 0;
+                if let Some(s0) = &mut poisoned.inputs.s0
+                    && case.inputs.resets.as_ref().is_some_and(reset)
+                {
+                    for k in 0..shapes.states {
+                        s0[(k * shapes.batch + b) * units..][..units].fill(f64::NAN);
+                    }
+                }
+            }
+            let got = ok(subject.run(&suite.backend, &poisoned))?;
+            same_bits(&got, &ok(subject.run(&suite.backend, case))?)?;
+            for (b, &length) in lengths.iter().enumerate() {
+                for t in length..shapes.time {
+                    let zero = |results: &Results, name, token: usize, width: usize| {
+                        let part = &results.get(name)[token * width..][..width];
+                        if part.iter().all(|&v| v == 0.0) {
+                            Ok(())
+                        } else {
+                            Err(format!("{name} is not 0 in row {b}, step {t}, beyond its length {length}"))
+                        }
+                    };
+                    let token = shapes.token(b, t);
+                    zero(&got, "h", token, units)?;
+                    zero(&got, "d_wx", token, shapes.external * units)?;
+                    for k in 0..shapes.states {
+                        zero(&got, "states", k * shapes.tokens() + token, units)?;
+                    }
+                }
+            }
+            Ok(())
+        },
+    )
+}

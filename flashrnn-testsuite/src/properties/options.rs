@@ -1,0 +1,89 @@
+//! The whole operator against the f64 reference, and options that must not change the result.
+
+use flashrnn_core::{Backend, Dtype, Layout, Problem, Save, bf16, f16};
+
+use crate::map::Map;
+use crate::suite::{Draw, Failures, Suite, close, ok};
+
+/// Forward and every gradient agree with the f64 reference, for all cells, element types, sizes and options.
+pub fn reference<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 16, work: 200_000 },
+        |_| {},
+        |subject, case| {
+            close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
+        },
+    )
+}
+
+/// The same with input pre-activations of ±90, where exp overflows in f32 and sigmoid is 0 or 1.
+pub fn extreme_inputs<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 6, work: 20_000 },
+        |setup| setup.tensors.extreme = true,
+        |subject, case| {
+            close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
+        },
+    )
+}
+
+/// [`Save::Recompute`] gives what [`Save::Gates`] gives, to rounding.
+pub fn recompute<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 50_000 },
+        |setup| setup.problem.save = Save::Gates,
+        |subject, case| {
+            let mut other = case.clone();
+            other.problem.save = Save::Recompute;
+            let want = ok(subject.run(&suite.backend, case))?;
+            close(subject, case, &ok(subject.run(&suite.backend, &other))?, &want)
+        },
+    )
+}
+
+/// Time-major tensors give what batch-major ones give.
+pub fn time_major<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 50_000 },
+        |setup| setup.problem.layout = Layout::BatchMajor,
+        |subject, case| {
+            let from = ok(subject.shapes(&case.problem))?;
+            let to = ok(subject.shapes(&Problem { layout: Layout::TimeMajor, ..case.problem.clone() }))?;
+            let map = Map::new(&from, &to);
+            let want = map.results(&ok(subject.run(&suite.backend, case))?);
+            let case = map.case(case);
+            close(subject, &case, &ok(subject.run(&suite.backend, &case))?, &want)
+        },
+    )
+}
+
+/// With 16-bit tensors and f32 weights, `d_r` and `d_b` come in f32: some element of a large enough gradient is not
+/// a 16-bit number.
+pub fn master_weights<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 2, work: 20_000 },
+        |setup| {
+            setup.problem.batch = setup.problem.batch.max(3);
+            setup.problem.time = setup.problem.time.max(5);
+            setup.problem.head_dim = setup.problem.head_dim.max(7);
+            setup.tensors = crate::Tensors::PLAIN;
+        },
+        |subject, case| {
+            if subject.weight_dtype() == subject.dtype() {
+                return Ok(());
+            }
+            let results = ok(subject.run(&suite.backend, case))?;
+            close(subject, case, &results, &ok(subject.reference(case))?)?;
+            let narrow = |v: f64| match subject.dtype() {
+                Dtype::F16 => f16::from_f64(v).to_f64() == v,
+                _ => bf16::from_f64(v).to_f64() == v,
+            };
+            for name in ["d_r", "d_b"] {
+                if results.get(name).iter().all(|&v| narrow(v)) {
+                    return Err(format!("{name} was rounded to {}", subject.dtype()));
+                }
+            }
+            Ok(())
+        },
+    )
+}

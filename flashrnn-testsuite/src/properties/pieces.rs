@@ -1,0 +1,186 @@
+//! A sequence in pieces (steps, chunks, rows, stretches between resets) gives what the whole gives.
+
+use std::ops::Range;
+
+use flashrnn_core::{Backend, Problem};
+
+use crate::case::Case;
+use crate::map::{Map, lengths};
+use crate::results::Results;
+use crate::subject::Subject;
+use crate::suite::{Draw, Failures, Suite, close, ok, same_bits};
+
+/// Step after step by [`Plan::step`](flashrnn_core::Plan::step) gives the bits of the whole.
+pub fn streaming<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 5, work: 50_000 },
+        |setup| {
+            setup.problem.reverse = false;
+            setup.tensors.lengths = false;
+            setup.tensors.resets = false;
+        },
+        |subject, case| {
+            let want = ok(subject.run(&suite.backend, case))?.only(&["h", "last"]);
+            same_bits(&ok(subject.stream(&suite.backend, case))?, &want)
+        },
+    )
+}
+
+/// A sequence cut in two or three, `last` handed on as `s0` and `d_s0` handed back as `d_last`, gives the bits of the
+/// whole in the forward pass, and its gradients to rounding.
+pub fn chunks<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 5, work: 50_000 },
+        |_| {},
+        |subject, case| {
+            let time = case.problem.time;
+            let mut cuts = vec![0..time / 3, time / 3..time / 3 + time / 2, time / 3 + time / 2..time];
+            if case.problem.reverse {
+                cuts.reverse();
+            }
+            let want = ok(subject.run(&suite.backend, case))?;
+            let got = in_pieces(subject, &suite.backend, case, None, &cuts, |_| true)?;
+            let outputs = ["h", "states", "last"];
+            same_bits(&got.only(&outputs), &want.only(&outputs))?;
+            close(subject, case, &got, &want)
+        },
+    )
+}
+
+/// Rows of different lengths in one batch give what each gives alone, and zeros beyond.
+pub fn lengths_are_rows_alone<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 50_000 },
+        |setup| setup.tensors.lengths = true,
+        |subject, case| {
+            let got = ok(subject.run(&suite.backend, case))?;
+            let mut want = got.zeroed();
+            for (row, &length) in lengths(case).iter().enumerate() {
+                let whole = 0..length;
+                let alone = in_pieces(
+                    subject,
+                    &suite.backend,
+                    case,
+                    Some(row),
+                    std::slice::from_ref(&whole),
+                    |_| true,
+                )?;
+                add_row(&mut want, &alone);
+            }
+            close(subject, case, &got, &want)
+        },
+    )
+}
+
+/// A reset gives what a new sequence that starts there gives, and no gradient flows across.
+pub fn resets_start_anew<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 50_000 },
+        |setup| setup.tensors.resets = true,
+        |subject, case| {
+            let shapes = ok(subject.shapes(&case.problem))?;
+            let Some(resets) = &case.inputs.resets else { return Err("no resets".into()) };
+            let got = ok(subject.run(&suite.backend, case))?;
+            let mut want = got.zeroed();
+            for (row, &length) in lengths(case).iter().enumerate() {
+                // The stretches of this row in processing order; a flag lies on the first step of its stretch.
+                let flagged = |t: &usize| resets[shapes.token(row, *t)] != 0;
+                let mut stretches = Vec::new();
+                if case.problem.reverse {
+                    let mut end = length;
+                    for t in (0..length).rev().filter(flagged) {
+                        stretches.push(t + 1..end);
+                        end = t + 1;
+                    }
+                    stretches.push(0..end);
+                } else {
+                    let mut start = 0;
+                    for t in (0..length).filter(flagged) {
+                        stretches.push(start..t);
+                        start = t;
+                    }
+                    stretches.push(start..length);
+                }
+                let mut plain = case.clone();
+                plain.inputs.resets = None;
+                let alone = in_pieces(subject, &suite.backend, &plain, Some(row), &stretches, |i| i == 0)?;
+                add_row(&mut want, &alone);
+            }
+            close(subject, case, &got, &want)
+        },
+    )
+}
+
+/// Adds the results of a row, all others of which are 0.
+fn add_row(sum: &mut Results, row: &Results) {
+    for (name, row) in row.iter() {
+        for (sum, v) in sum.get_mut(name).iter_mut().zip(row) {
+            *sum += v;
+        }
+    }
+}
+
+/// Runs `case` (or its one `row`) in pieces given in processing order, and puts the results together, 0 elsewhere.
+/// The state is handed on into piece `i` where `linked(i)`, else it starts from zeros; the first starts from `s0`.
+fn in_pieces<B: Backend>(
+    subject: &dyn Subject<B>,
+    backend: &B,
+    case: &Case,
+    row: Option<usize>,
+    pieces: &[Range<usize>],
+    linked: impl Fn(usize) -> bool,
+) -> Result<Results, String> {
+    let shapes = ok(subject.shapes(&case.problem))?;
+    let rows: Vec<usize> = row.map_or((0..shapes.batch).collect(), |row| vec![row]);
+    let problem =
+        |piece: &Range<usize>| Problem { batch: rows.len(), time: piece.len(), ..case.problem.clone() };
+    let mut whole = Results::default();
+    for (name, len) in [
+        ("h", shapes.h().iter().product()),
+        ("states", shapes.states().iter().product()),
+        ("last", shapes.state().iter().product()),
+        ("d_wx", shapes.wx().iter().product()),
+        ("d_r", shapes.r().iter().product()),
+        ("d_b", shapes.b().iter().product()),
+        ("d_s0", shapes.state().iter().product()),
+    ] {
+        whole.push(name, vec![0.0; len]);
+    }
+    // Forward, to learn the state that each piece starts from.
+    let mut cases = Vec::new();
+    let mut state: Option<Vec<f64>> = None;
+    for (i, piece) in pieces.iter().enumerate() {
+        let to = ok(subject.shapes(&problem(piece)))?;
+        let step = |_, t| piece.start + t;
+        let map = Map { rows: rows.clone(), step: &step, ..Map::new(&shapes, &to) };
+        let mut part = map.case(case);
+        part.inputs.lengths = match row {
+            Some(_) => None,
+            None => part.inputs.lengths.map(|lengths| {
+                let within = |n: i32| (n - piece.start as i32).clamp(0, piece.len() as i32);
+                lengths.into_iter().map(within).collect()
+            }),
+        };
+        if i > 0 {
+            part.inputs.s0 = state.filter(|_| linked(i));
+        }
+        let results = ok(subject.run(backend, &part))?;
+        state = Some(results.get("last").to_vec());
+        map.paste(&results.only(&["h", "states", "last"]), &mut whole);
+        cases.push(part);
+    }
+    // Backward, from the last piece to the first.
+    let mut d_state = None;
+    for (i, (piece, mut part)) in pieces.iter().zip(cases).enumerate().rev() {
+        let to = ok(subject.shapes(&part.problem))?;
+        let step = |_, t| piece.start + t;
+        let map = Map { rows: rows.clone(), step: &step, ..Map::new(&shapes, &to) };
+        if i + 1 < pieces.len() {
+            part.d.d_last = d_state.take().filter(|_| linked(i + 1));
+        }
+        let results = ok(subject.run(backend, &part))?;
+        d_state = Some(results.get("d_s0").to_vec());
+        map.paste(&results.only(&["d_wx", "d_r", "d_b", "d_s0"]), &mut whole);
+    }
+    Ok(whole)
+}

@@ -1,0 +1,248 @@
+//! A cell with element types, erased, so that a property is written once for all of them.
+
+use flashrnn_core::{Backend, Cell, Dtype, Element, Forward, Plan, Result, Shapes, Step, bf16, f16};
+use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
+
+use crate::case::{Case, Tensors};
+use crate::cells::{Autonomous, Leaky, Twin};
+use crate::results::{Measured, Results, compare};
+use crate::run::{How, Pass, download, poison, run, upload};
+
+/// A cell with tensors of one type and weights of another, and all that the properties do with them.
+pub trait Subject<B: Backend> {
+    /// The cell, and the element types T and W, as Rust spells them.
+    fn types(&self) -> [String; 3];
+    /// The element type T.
+    fn dtype(&self) -> Dtype;
+    /// The element type W.
+    fn weight_dtype(&self) -> Dtype;
+    /// The shapes of a problem with this cell.
+    ///
+    /// # Errors
+    /// As [`Problem::shapes`].
+    fn shapes(&self, problem: &Problem) -> Result<Shapes>;
+    /// [`Case::random`].
+    ///
+    /// # Errors
+    /// As [`Case::random`].
+    fn case(&self, problem: &Problem, tensors: Tensors, seed: u64) -> Result<Case>;
+    /// [`Results::reference`].
+    ///
+    /// # Errors
+    /// As [`Results::reference`].
+    fn reference(&self, case: &Case) -> Result<Results>;
+    /// [`compare`].
+    ///
+    /// # Errors
+    /// As [`compare`].
+    fn compare(&self, case: &Case, got: &Results, want: &Results) -> Result<Vec<Measured>>;
+    /// [`run`].
+    ///
+    /// # Errors
+    /// Whatever the backend reports; so for all that follow.
+    fn run(&self, backend: &B, case: &Case) -> Result<Results>;
+    /// [`run`] with the backward pass called as `how` says.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    fn run_how(&self, backend: &B, case: &Case, how: How<'_>) -> Result<Results>;
+    /// All forward passes with one plan, then all backward passes in the same order.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    fn interleaved(&self, backend: &B, cases: &[Case]) -> Result<Vec<Results>>;
+    /// Each case on a thread of its own, all with one plan and at the same time.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    fn in_threads(&self, backend: &B, cases: &[Case]) -> Result<Vec<Results>>;
+    /// `h` and `last` by [`Plan::step`], one step after another.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    fn stream(&self, backend: &B, case: &Case) -> Result<Results>;
+    /// `h`, `states` and `last` by three forward passes for inference, each asked for one of them.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    fn inference(&self, backend: &B, case: &Case) -> Result<Results>;
+}
+
+/// Every subject with element types that `backend` takes: the built-in cells and the suite's own, with every T, W = T
+/// and W = f32.
+pub fn subjects<B: Backend>(backend: &B) -> Vec<Box<dyn Subject<B>>> {
+    let mut list = Vec::new();
+    add(&mut list, backend, Elman, "Elman");
+    add(&mut list, backend, Gru, "Gru");
+    add(&mut list, backend, Lstm, "Lstm");
+    add(&mut list, backend, Slstm, "Slstm");
+    add(&mut list, backend, Leaky { a: 0.3 }, "Leaky { a: 0.3 }");
+    add(&mut list, backend, Twin, "Twin");
+    add(&mut list, backend, Autonomous, "Autonomous");
+    list
+}
+
+fn add<B: Backend, C: Cell>(list: &mut Vec<Box<dyn Subject<B>>>, backend: &B, cell: C, code: &'static str) {
+    let dtypes = backend.info().dtypes;
+    let mut push = |subject: Box<dyn Subject<B>>| {
+        if dtypes.contains(&subject.dtype()) && dtypes.contains(&subject.weight_dtype()) {
+            list.push(subject);
+        }
+    };
+    push(Box::new(Typed::<C, f32, f32>::new(&cell, code)));
+    push(Box::new(Typed::<C, f64, f64>::new(&cell, code)));
+    push(Box::new(Typed::<C, bf16, bf16>::new(&cell, code)));
+    push(Box::new(Typed::<C, f16, f16>::new(&cell, code)));
+    push(Box::new(Typed::<C, bf16, f32>::new(&cell, code)));
+    push(Box::new(Typed::<C, f16, f32>::new(&cell, code)));
+}
+
+struct Typed<C, T, W> {
+    cell: C,
+    code: &'static str,
+    types: std::marker::PhantomData<fn() -> (T, W)>,
+}
+
+impl<C: Cell, T: Element, W: Element> Typed<C, T, W> {
+    fn new(cell: &C, code: &'static str) -> Self {
+        Self { cell: cell.clone(), code, types: std::marker::PhantomData }
+    }
+}
+
+impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> {
+    fn types(&self) -> [String; 3] {
+        [self.code.into(), T::DTYPE.to_string(), W::DTYPE.to_string()]
+    }
+
+    fn dtype(&self) -> Dtype {
+        T::DTYPE
+    }
+
+    fn weight_dtype(&self) -> Dtype {
+        W::DTYPE
+    }
+
+    fn shapes(&self, problem: &Problem) -> Result<Shapes> {
+        problem.shapes::<C>()
+    }
+
+    fn case(&self, problem: &Problem, tensors: Tensors, seed: u64) -> Result<Case> {
+        Case::random::<C, T, W>(&self.cell, problem, tensors, seed)
+    }
+
+    fn reference(&self, case: &Case) -> Result<Results> {
+        Results::reference(&self.cell, case)
+    }
+
+    fn compare(&self, case: &Case, got: &Results, want: &Results) -> Result<Vec<Measured>> {
+        compare(&self.cell, case, T::DTYPE, got, want)
+    }
+
+    fn run(&self, backend: &B, case: &Case) -> Result<Results> {
+        run::<B, C, T, W>(backend, &self.cell, case)
+    }
+
+    fn run_how(&self, backend: &B, case: &Case, how: How<'_>) -> Result<Results> {
+        let plan = backend.plan::<T, W, C>(&self.cell, &case.problem)?;
+        let pass = Pass::<B, T, W>::forward(backend, &plan, case)?;
+        let mut results = pass.outputs(backend)?;
+        results.extend(pass.backward(backend, &plan, case, how)?);
+        Ok(results)
+    }
+
+    fn interleaved(&self, backend: &B, cases: &[Case]) -> Result<Vec<Results>> {
+        let Some(first) = cases.first() else { return Ok(Vec::new()) };
+        let plan = backend.plan::<T, W, C>(&self.cell, &first.problem)?;
+        let passes = cases
+            .iter()
+            .map(|case| Pass::<B, T, W>::forward(backend, &plan, case))
+            .collect::<Result<Vec<_>>>()?;
+        let finish = |(pass, case): (&Pass<B, T, W>, &Case)| {
+            let gradients = pass.backward(backend, &plan, case, How::default())?;
+            let mut results = pass.outputs(backend)?;
+            results.extend(gradients);
+            Ok(results)
+        };
+        passes.iter().zip(cases).map(finish).collect()
+    }
+
+    fn in_threads(&self, backend: &B, cases: &[Case]) -> Result<Vec<Results>> {
+        let Some(first) = cases.first() else { return Ok(Vec::new()) };
+        let plan = &backend.plan::<T, W, C>(&self.cell, &first.problem)?;
+        let one = |case| {
+            let pass = Pass::<B, T, W>::forward(backend, plan, case)?;
+            let mut results = pass.outputs(backend)?;
+            results.extend(pass.backward(backend, plan, case, How::default())?);
+            Ok(results)
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = cases.iter().map(|case| scope.spawn(move || one(case))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
+                Ok(results) => results,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            threads.into_iter().map(join).collect()
+        })
+    }
+
+    fn stream(&self, backend: &B, case: &Case) -> Result<Results> {
+        let plan = backend.plan::<T, W, C>(&self.cell, &case.problem)?;
+        let shapes = plan.shapes();
+        let (r, b) = (upload::<B, W>(backend, &case.inputs.r)?, upload::<B, W>(backend, &case.inputs.b)?);
+        let weights = plan.pack(backend.view(&r), backend.view(&b))?;
+        // state: [S, B, N, D]
+        let zeros = || vec![0.0; shapes.states * shapes.batch * shapes.units()];
+        let mut state = upload::<B, T::Wide>(backend, &case.inputs.s0.clone().unwrap_or_else(zeros))?;
+        let mut h = vec![0.0; shapes.tokens() * shapes.units()];
+        let input = shapes.external * shapes.units();
+        for t in 0..shapes.time {
+            // wx: [B, Gx, N, D], h_t: [B, N, D]
+            let row = |b| &case.inputs.wx[shapes.token(b, t) * input..][..input];
+            let wx: Vec<f64> = (0..shapes.batch).flat_map(row).copied().collect();
+            let wx = upload::<B, T>(backend, &wx)?;
+            let mut h_t = poison::<B, T>(backend, shapes.batch * shapes.units())?;
+            plan.step(Step {
+                wx: backend.view(&wx),
+                weights: &weights,
+                state: backend.view_mut(&mut state),
+                h: Some(backend.view_mut(&mut h_t)),
+            })?;
+            for (b, row) in download(backend, &h_t)?.chunks(shapes.units()).enumerate() {
+                h[shapes.token(b, t) * shapes.units()..][..shapes.units()].copy_from_slice(row);
+            }
+        }
+        let mut results = Results::default();
+        results.push("h", h);
+        results.push("last", download(backend, &state)?);
+        Ok(results)
+    }
+
+    fn inference(&self, backend: &B, case: &Case) -> Result<Results> {
+        let plan = backend.plan::<T, W, C>(&self.cell, &case.problem)?;
+        let shapes = plan.shapes();
+        let x = &case.inputs;
+        let (r, b) = (upload::<B, W>(backend, &x.r)?, upload::<B, W>(backend, &x.b)?);
+        let weights = plan.pack(backend.view(&r), backend.view(&b))?;
+        let wx = upload::<B, T>(backend, &x.wx)?;
+        let s0 = x.s0.as_ref().map(|s0| upload::<B, T::Wide>(backend, s0)).transpose()?;
+        let lengths = x.lengths.as_ref().map(|lengths| backend.upload(lengths)).transpose()?;
+        let resets = x.resets.as_ref().map(|resets| backend.upload(resets)).transpose()?;
+        let mut h = poison::<B, T>(backend, shapes.h().iter().product())?;
+        let mut states = poison::<B, T>(backend, shapes.states().iter().product())?;
+        let mut last = poison::<B, T::Wide>(backend, shapes.state().iter().product())?;
+        let inputs = || Forward {
+            s0: s0.as_ref().map(|s0| backend.view(s0)),
+            lengths: lengths.as_ref().map(|lengths| backend.view(lengths)),
+            resets: resets.as_ref().map(|resets| backend.view(resets)),
+            ..Forward::<B, T, W>::new(backend.view(&wx), &weights)
+        };
+        plan.forward(Forward { h: Some(backend.view_mut(&mut h)), ..inputs() })?;
+        plan.forward(Forward { states: Some(backend.view_mut(&mut states)), ..inputs() })?;
+        plan.forward(Forward { last: Some(backend.view_mut(&mut last)), ..inputs() })?;
+        let mut results = Results::default();
+        results.push("h", download(backend, &h)?);
+        results.push("states", download(backend, &states)?);
+        results.push("last", download(backend, &last)?);
+        Ok(results)
+    }
+}
