@@ -1,0 +1,135 @@
+//! What `Problem` accepts and refuses, the shapes that follow, and elements.
+
+use flashrnn_core::{Cell, Element, Elman, Error, Gru, Layout, Lstm, Problem, Real, Shapes, Slstm, bf16, f16};
+
+fn refused<C: Cell>(problem: &Problem) -> Option<&'static str> {
+    match problem.shapes::<C>() {
+        Err(Error::Option { option, .. }) => Some(option),
+        Err(other) => panic!("{problem:?}: {other}"),
+        Ok(_) => None,
+    }
+}
+
+#[test]
+fn sizes() {
+    let sizes = |b, t, n, d| refused::<Lstm>(&Problem::new(b, t, n, d));
+    assert_eq!(sizes(1, 0, 1, 1), None);
+    assert_eq!(sizes(0, 1, 1, 1), Some("batch"));
+    assert_eq!(sizes(1, 1, 0, 1), Some("heads"));
+    assert_eq!(sizes(1, 1, 1, 0), Some("head_dim"));
+    assert_eq!(sizes(1, usize::MAX, 1, 1), Some("time"));
+    assert_eq!(sizes(1, 1 << 31, 1, 1), Some("time"));
+    assert_eq!(sizes(usize::MAX, 1, 1, 1), Some("sizes"));
+    assert_eq!(sizes(1 << 31, 1 << 30, 2, 1), Some("sizes"));
+    // wx would fit, r would not.
+    assert_eq!(sizes(1, 0, 1, 1 << 31), Some("sizes"));
+}
+
+#[test]
+fn clips() {
+    for v in [0.0, -0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {
+        let forward = Problem { forward_clip: Some(v), ..Problem::new(1, 1, 1, 1) };
+        assert_eq!(refused::<Gru>(&forward), Some("forward_clip"), "{v}");
+        let gradient = Problem { recurrent_grad_clip: Some(v), ..Problem::new(1, 1, 1, 1) };
+        assert_eq!(refused::<Gru>(&gradient), Some("recurrent_grad_clip"), "{v}");
+    }
+    for v in [f64::MIN_POSITIVE, 1.0, f64::INFINITY] {
+        let both = Problem { forward_clip: Some(v), recurrent_grad_clip: Some(v), ..Problem::new(1, 1, 1, 1) };
+        assert_eq!(refused::<Gru>(&both), None, "{v}");
+    }
+}
+
+/// A cell with constants that a test chooses.
+#[derive(Clone)]
+struct Odd<const GR: usize, const GX: usize, const WIDE: usize>;
+
+impl<const GR: usize, const GX: usize, const WIDE: usize> Cell for Odd<GR, GX, WIDE> {
+    const NAME: &'static str = "odd";
+    const STATES: &'static [&'static str] = &["h", "c"];
+    const GATES: &'static [&'static str] = &["a", "b", "c"];
+    const RECURRENT: usize = GR;
+    const EXTERNAL: usize = GX;
+    const WIDE: &'static [usize] = &[WIDE];
+    type State<R: Real> = [R; 2];
+    type Gates<R: Real> = [R; 3];
+    fn forward<R: Real>(&self, state: [R; 2], _: [R; 3]) -> [R; 2] {
+        state
+    }
+}
+
+#[test]
+fn cells_that_contradict_themselves() {
+    let problem = Problem::new(1, 1, 1, 1);
+    assert_eq!(refused::<Odd<2, 2, 0>>(&problem), None);
+    assert_eq!(refused::<Odd<3, 0, 1>>(&problem), None);
+    assert_eq!(refused::<Odd<0, 3, 0>>(&problem), Some("cell"), "nothing recurrent");
+    assert_eq!(refused::<Odd<1, 1, 0>>(&problem), Some("cell"), "gate 1 takes no input");
+    assert_eq!(refused::<Odd<4, 3, 0>>(&problem), Some("cell"), "more recurrent gates than gates");
+    assert_eq!(refused::<Odd<3, 4, 0>>(&problem), Some("cell"), "more external gates than gates");
+    assert_eq!(refused::<Odd<3, 3, 2>>(&problem), Some("cell"), "a wide state that does not exist");
+}
+
+#[test]
+fn shapes_of_the_table() {
+    let problem = Problem::new(2, 3, 5, 7);
+    let table = |shapes: Shapes| [shapes.states, shapes.gates, shapes.recurrent, shapes.external];
+    assert_eq!(problem.shapes::<Elman>().map(table), Ok([1, 1, 1, 1]));
+    assert_eq!(problem.shapes::<Gru>().map(table), Ok([1, 4, 3, 3]));
+    assert_eq!(problem.shapes::<Lstm>().map(table), Ok([2, 4, 4, 4]));
+    assert_eq!(problem.shapes::<Slstm>().map(table), Ok([4, 4, 4, 4]));
+}
+
+#[test]
+fn shapes_in_both_layouts() {
+    let problem = Problem::new(2, 3, 5, 7);
+    let s = problem.shapes::<Gru>().expect("a good problem");
+    assert_eq!(s.wx(), [2, 3, 3, 5, 7]);
+    assert_eq!(s.r(), [3, 5, 7, 7]);
+    assert_eq!(s.b(), [4, 5, 7]);
+    assert_eq!(s.state(), [1, 2, 5, 7]);
+    assert_eq!(s.states(), [1, 2, 3, 5, 7]);
+    assert_eq!(s.h(), [2, 3, 5, 7]);
+    assert_eq!(s.resets(), [2, 3]);
+    assert_eq!((s.units(), s.tokens(), s.inner(), s.token(1, 2)), (35, 6, 1, 5));
+
+    let time_major = Problem { layout: Layout::TimeMajor, ..problem };
+    let s = time_major.shapes::<Gru>().expect("a good problem");
+    assert_eq!(s.wx(), [3, 2, 3, 5, 7]);
+    assert_eq!(s.state(), [1, 2, 5, 7]);
+    assert_eq!(s.states(), [1, 3, 2, 5, 7]);
+    assert_eq!(s.h(), [3, 2, 5, 7]);
+    assert_eq!(s.resets(), [3, 2]);
+    assert_eq!(s.token(1, 2), 5);
+    assert_eq!(s.token(0, 1), 2);
+}
+
+#[test]
+fn errors_name_what_was_wrong_and_what_was_wanted() {
+    let error = Shapes::check("wx", 11, &[2, 3, 2]).expect_err("a wrong size");
+    assert_eq!(error.to_string(), "wx: got shape [11], wanted [2, 3, 2]");
+    let error = flashrnn_core::backend::check_lengths(&[0, 3, 4], 3).expect_err("a wrong length");
+    assert_eq!(error.to_string(), "lengths[2] is 4, wanted 0 to 3");
+    let error = flashrnn_core::backend::check_lengths(&[-1], 3).expect_err("a negative length");
+    assert_eq!(error.to_string(), "lengths[0] is -1, wanted 0 to 3");
+    let error = Problem { forward_clip: Some(f64::NAN), ..Problem::new(1, 1, 1, 1) }.shapes::<Lstm>();
+    assert_eq!(error.expect_err("a wrong clip").to_string(), "option forward_clip: got NaN, wanted a number above 0");
+}
+
+/// Elements round to the nearest, ties to even, and their roundoff is half the distance from 1 to the next.
+#[test]
+fn elements_round() {
+    fn check<T: Element>() {
+        let next = 1.0 + 2.0 * T::ROUNDOFF;
+        assert_eq!(T::from_f64(next).to_f64(), next);
+        assert_eq!(T::from_f64(1.0 + T::ROUNDOFF).to_f64(), 1.0, "a tie goes to the even neighbour");
+        assert_eq!(T::from_f64(1.0 + 1.5 * T::ROUNDOFF).to_f64(), next);
+        assert_eq!(T::from_f64(1.0 + 3.0 * T::ROUNDOFF).to_f64(), 1.0 + 4.0 * T::ROUNDOFF);
+        assert!(T::from_f64(f64::NAN).to_f64().is_nan());
+        assert_eq!(T::from_f64(f64::INFINITY).to_f64(), f64::INFINITY);
+        assert_eq!(T::from_wide(T::from_f64(0.3).to_wide()), T::from_f64(0.3));
+    }
+    check::<f16>();
+    check::<bf16>();
+    check::<f32>();
+    check::<f64>();
+}
