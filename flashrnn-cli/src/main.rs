@@ -15,7 +15,7 @@ mod choice;
 mod info;
 mod run;
 mod tensors;
-// mod train;
+mod train;
 mod verify;
 
 use std::io::{self, Write};
@@ -33,8 +33,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    // /// Train a character language model and keep its best checkpoint.
-    // Train(train::Args),
+    /// Train a character language model and keep its best checkpoint.
+    Train(train::Args),
     /// Run one problem: tensors in from a safetensors file, tensors out to another.
     Run(run::Args),
     /// Say which backends, devices and element types there are.
@@ -48,7 +48,7 @@ enum Command {
 fn main() -> ExitCode {
     let mut out = io::stdout();
     let result = match Cli::parse().command {
-        // Command::Train(args) => train::main(args).map(|()| true),
+        Command::Train(args) => train::main(args).map(|()| true),
         Command::Run(args) => run::main(args).map(|()| true),
         Command::Info => info::main(&mut out).map(|()| true),
         Command::Verify(args) => verify::main(args, &mut out),
