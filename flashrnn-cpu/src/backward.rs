@@ -49,6 +49,31 @@ pub(crate) struct BackwardCall<'a, T, S> {
     pub d_s0: Option<Shared<'a, S>>,
 }
 
+impl<T: Element> BackwardCall<'_, T, T::Wide> {
+    /// Asks for the cache lines of a vector of units in a step.
+    #[inline(always)]
+    fn prefetch<V: Vector<T>>(&self, token: usize, before: Before, column: usize) {
+        let shapes = self.time.shapes;
+        let (units, tokens) = (shapes.units(), shapes.tokens());
+        let layout = GateLayout::new(shapes);
+        for k in 0..shapes.gates {
+            if let Some(gates) = self.gates {
+                V::prefetch(gates.as_ptr().wrapping_add(layout.place(k, token) + column));
+            }
+            let (external, position) = layout.position(k, token);
+            V::prefetch_write(if external { self.d_wx } else { self.d_inner }.at(position + column, 0));
+        }
+        if let Some(d_states) = self.d_states {
+            V::prefetch(d_states.as_ptr().wrapping_add(token * units + column));
+        }
+        if let Before::Token(token) = before {
+            for k in 0..shapes.states {
+                V::prefetch(self.states.as_ptr().wrapping_add((k * tokens + token) * units + column));
+            }
+        }
+    }
+}
+
 /// What a task carries from step to step.
 pub(crate) struct BackwardData<'a, S> {
     /// `[rows, S, vectors · LANES]`: the gradient of the state.
@@ -134,7 +159,7 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>> {
     #[inline(always)]
     unsafe fn run(self) {
         let BackwardBlock { cell, call, task, iteration, block, scratch } = self.work;
-        let depth = call.panels.depth;
+        let (d, depth) = (call.time.shapes.head_dim, call.panels.depth);
         let longest = task.rows.first().map_or(0, |row| row.length);
         // The step, counted forwards; None is the one that leaves d_s0.
         let step = (longest - iteration.min(longest)).checked_sub(1);
@@ -146,6 +171,15 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>> {
         let tiles = running.div_ceil(V::ROWS);
         for tile in 0..tiles {
             let (first, end) = (tile * running / tiles, (tile + 1) * running / tiles);
+            // What the pointwise stage will touch comes from memory while the product runs.
+            if let Some(step) = step {
+                for &row in &task.rows[first..end] {
+                    let (token, before) = (call.time.token(row, step), call.time.before(row, step));
+                    for vector in call.panels.block_vectors(block) {
+                        call.prefetch::<V>(token, before, task.head * d + vector * V::LANES);
+                    }
+                }
+            }
             let continued = after.clamp(first, end) - first;
             if continued > 0 && !call.cut_recurrent_grad {
                 let product = Product {
@@ -172,7 +206,6 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>> {
                     end: next == row.length,
                     reset_after: next < row.length && call.time.reset(row, next),
                     at: step.map(|step| (call.time.token(row, step), call.time.before(row, step))),
-                    ahead: step.and_then(|s| s.checked_sub(1)).map(|s| call.time.token(row, s)),
                     to: iteration % 2 * task.rows.len() * depth,
                 };
                 for (i, vector) in call.panels.block_vectors(block).enumerate() {
@@ -199,8 +232,6 @@ struct RowUnits<'a, C: Cell, T: Element> {
     reset_after: bool,
     /// The step's token and what lies before it; None for the iteration that leaves `d_s0`.
     at: Option<(usize, Before)>,
-    /// The token that the next iteration is at.
-    ahead: Option<usize>,
     /// The half of `d_gates` that this step writes.
     to: usize,
 }
@@ -261,9 +292,6 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                 let given = d_states.len() / (tokens * units);
                 for (k, d_after) in d_after.as_mut().iter_mut().enumerate().take(given) {
                     *d_after = *d_after + <V as Storage<T>>::load_n(at(d_states, per_token(k, token), n), n);
-                    if let Some(ahead) = self.ahead {
-                        V::prefetch(d_states.as_ptr().wrapping_add(per_token(k, ahead)));
-                    }
                 }
             }
             let mut state = C::State::<V>::splat(zero);
@@ -295,14 +323,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             for (k, gate) in gates.as_mut().iter_mut().enumerate() {
                 *gate = match call.gates {
                     Some(gates) => {
-                        let place = |token| {
-                            let (external, position) = layout.position(k, token);
-                            position + column + if external { 0 } else { layout.external_len() }
-                        };
-                        if let Some(ahead) = self.ahead {
-                            V::prefetch(gates.as_ptr().wrapping_add(place(ahead)));
-                        }
-                        <V as Storage<T>>::load_n(at(gates, place(token), n), n)
+                        <V as Storage<T>>::load_n(at(gates, layout.place(k, token) + column, n), n)
                     }
                     None => <V as Storage<T>>::load_n(gradient(k), n),
                 };

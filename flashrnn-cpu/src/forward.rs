@@ -42,6 +42,37 @@ pub(crate) struct ForwardCall<'a, T, S> {
     pub wide: Option<Shared<'a, S>>,
 }
 
+impl<T: Element> ForwardCall<'_, T, T::Wide> {
+    /// Asks for the cache lines of a vector of units in a step.
+    #[inline(always)]
+    fn prefetch<V: Vector<T>>(&self, wide: usize, token: usize, column: usize) {
+        let shapes = self.time.shapes;
+        let (units, tokens) = (shapes.units(), shapes.tokens());
+        for k in 0..shapes.external {
+            V::prefetch(self.wx.as_ptr().wrapping_add((token * shapes.external + k) * units + column));
+        }
+        let layout = GateLayout::new(shapes);
+        if let Some(gates) = self.gates {
+            for k in 0..shapes.gates {
+                V::prefetch_write(gates.at(layout.place(k, token) + column, 0));
+            }
+        }
+        if let Some(states) = self.states {
+            for k in 0..shapes.states {
+                V::prefetch_write(states.at((k * tokens + token) * units + column, 0));
+            }
+        }
+        if let Some(h) = self.h {
+            V::prefetch_write(h.at(token * units + column, 0));
+        }
+        if let Some(states) = self.wide {
+            for i in 0..wide {
+                V::prefetch_write(states.at((i * tokens + token) * units + column, 0));
+            }
+        }
+    }
+}
+
 /// Where gates are kept: the external ones like `wx [B, T, Gx, N, D]`, then the others `[B, T, G - Gx, N, D]`.
 #[derive(Clone, Copy)]
 pub(crate) struct GateLayout {
@@ -67,9 +98,11 @@ impl GateLayout {
         }
     }
 
-    /// The elements of the first part.
-    pub fn external_len(&self) -> usize {
-        self.tokens * self.external * self.units
+    /// The same place, counted from the start of the first part.
+    #[inline(always)]
+    pub fn place(&self, gate: usize, token: usize) -> usize {
+        let (external, position) = self.position(gate, token);
+        if external { position } else { self.tokens * self.external * self.units + position }
     }
 }
 
@@ -183,6 +216,13 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>> {
         let stride = call.panels.outputs();
         for tile in 0..tiles {
             let (first, end) = (tile * running / tiles, (tile + 1) * running / tiles);
+            // What the pointwise stage will touch comes from memory while the product runs.
+            for &row in &task.rows[first..end] {
+                let token = call.time.token(row, step);
+                for vector in call.panels.block_vectors(block) {
+                    call.prefetch::<V>(C::WIDE.len(), token, task.head * d + vector * V::LANES);
+                }
+            }
             let product = Product {
                 panels: &call.panels,
                 block,
@@ -205,7 +245,6 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>> {
                     token: call.time.token(row, step),
                     ends: step + 1 == row.length,
                     reset_next: step + 1 < row.length && call.time.reset(row, step + 1),
-                    next: (step + 1 < row.length).then(|| call.time.token(row, step + 1)),
                     to: (step + 1) % 2 * task.rows.len() * d,
                 };
                 for (i, vector) in call.panels.block_vectors(block).enumerate() {
@@ -231,8 +270,6 @@ struct RowUnits<'a, C: Cell, T: Element> {
     ends: bool,
     /// Whether the state is zeroed before the row's next step.
     reset_next: bool,
-    /// The token of the row's next step.
-    next: Option<usize>,
     /// The half of `h` that this step writes.
     to: usize,
 }
@@ -261,10 +298,6 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                 if k >= inner {
                     let position = (token * shapes.external + k - inner) * units + column;
                     gate = gate + V::load_n(at(call.wx, position, n), n);
-                    if let Some(next) = self.next {
-                        let position = (next * shapes.external + k - inner) * units + column;
-                        V::prefetch(call.wx.as_ptr().wrapping_add(position));
-                    }
                 }
                 if k < C::RECURRENT {
                     gate = gate + <V as Storage<T::Wide>>::load(products.add(k * V::LANES));
@@ -284,9 +317,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             if let Some(saved) = call.gates {
                 let layout = GateLayout::new(shapes);
                 for (k, gate) in gates.as_ref().iter().enumerate() {
-                    let (external, position) = layout.position(k, token);
-                    let offset = if external { 0 } else { layout.external_len() };
-                    Storage::<T>::store_n(*gate, saved.at(offset + position + column, n), n);
+                    Storage::<T>::store_n(*gate, saved.at(layout.place(k, token) + column, n), n);
                 }
             }
             for (k, &s) in after.as_ref().iter().enumerate() {

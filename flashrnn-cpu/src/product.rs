@@ -39,7 +39,8 @@ pub(crate) struct Panels {
 impl Panels {
     /// For `R h`: `recurrent` gates a unit, summed over D.
     pub fn forward<V: Simd>(recurrent: usize, head_dim: usize) -> Self {
-        let block = (V::PANEL / recurrent).max(1);
+        // At least two vectors, to share what a row costs in each block.
+        let block = (V::PANEL / recurrent).max(2);
         Self { depth: head_dim, kinds: recurrent, units: head_dim, block, lanes: V::LANES, panel: V::PANEL }
     }
 

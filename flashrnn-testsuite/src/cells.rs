@@ -50,11 +50,10 @@ impl Cell for Twin {
     }
 }
 
-/// No external input at all, and every gate recurrent; its state c counts nothing but magnitudes and is held
-/// constant in gradients:
+/// No external input at all, and every gate recurrent; its state c is held constant in gradients:
 ///
 /// ```text
-/// c' = 0.9 c + 0.1 |tanh v|    h' = tanh(u) √(c' + 0.5)
+/// c' = 0.9 c + 0.1 tanh² v    h' = tanh(u) √(c' + 0.5)
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Autonomous;
@@ -71,7 +70,8 @@ impl Cell for Autonomous {
 
     #[inline(always)]
     fn forward<R: Real>(&self, [_, c]: [R; 2], [u, v]: [R; 2]) -> [R; 2] {
-        let c = c.stop_gradient() * R::lit(0.9) + v.tanh().abs() * R::lit(0.1);
+        let v = v.tanh();
+        let c = c.stop_gradient() * R::lit(0.9) + v * v * R::lit(0.1);
         [u.tanh() * (c + R::lit(0.5)).sqrt(), c.stop_gradient()]
     }
 }

@@ -57,8 +57,10 @@ macro_rules! conformance {
             heads_one_by_one
             inference
             interleaved
+            large_sizes
             lengths_are_rows_alone
             master_weights
+            nan_stays_nan
             operation_gradients
             operations
             operations_on_denormals

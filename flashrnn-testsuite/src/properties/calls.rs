@@ -206,3 +206,48 @@ pub fn padding_is_not_read<B: Backend>(suite: &Suite<B>) -> Failures {
         },
     )
 }
+
+/// A NaN in `wx` makes NaN of exactly the outputs that it does in the reference (a clip must not lose it), and changes
+/// no bit of the other rows.
+pub fn nan_stays_nan<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 20_000 },
+        |setup| {
+            setup.problem.time = setup.problem.time.max(2);
+            setup.problem.forward_clip = setup.problem.forward_clip.or(Some(0.5));
+        },
+        |subject, case| {
+            let shapes = ok(subject.shapes(&case.problem))?;
+            let (units, input) = (shapes.units(), shapes.external * shapes.units());
+            // The middle of the first row.
+            let token = shapes.token(0, shapes.time / 2);
+            let mut with_nan = case.clone();
+            if input > 0 {
+                with_nan.inputs.wx[token * input + input / 2] = f64::NAN;
+            }
+            let got = ok(subject.run(&suite.backend, &with_nan))?;
+            let want = ok(subject.reference(&with_nan))?;
+            for name in ["h", "states", "last"] {
+                let differs = |(got, want): (&f64, &f64)| got.is_nan() != want.is_nan();
+                if let Some(i) = got.get(name).iter().zip(want.get(name)).position(differs) {
+                    return Err(format!("{name}[{i}] is {}, wanted {}", got.get(name)[i], want.get(name)[i]));
+                }
+            }
+            let clean = ok(subject.run(&suite.backend, case))?;
+            for b in 1..shapes.batch {
+                for t in 0..shapes.time {
+                    for (name, width) in [("h", units), ("d_wx", input)] {
+                        let at = shapes.token(b, t) * width;
+                        let row = |results: &Results| -> Vec<u64> {
+                            results.get(name)[at..][..width].iter().map(|v| v.to_bits()).collect()
+                        };
+                        if row(&got) != row(&clean) {
+                            return Err(format!("a NaN in row 0 changed {name} in row {b}, step {t}"));
+                        }
+                    }
+                }
+            }
+            Ok(())
+        },
+    )
+}

@@ -10,11 +10,11 @@ mod vectors;
 
 pub use bad_input::bad_input;
 pub use calls::{
-    accumulate, gradient_of_h_alone, inference, interleaved, padding_is_not_read, same_bits_on_any_threads,
-    same_bits_twice, threads_share_a_plan,
+    accumulate, gradient_of_h_alone, inference, interleaved, nan_stays_nan, padding_is_not_read,
+    same_bits_on_any_threads, same_bits_twice, threads_share_a_plan,
 };
 pub use operations::{operation_gradients, operations, operations_on_denormals};
-pub use options::{extreme_inputs, master_weights, recompute, reference, time_major};
+pub use options::{extreme_inputs, large_sizes, master_weights, recompute, reference, time_major};
 pub use pieces::{chunks, lengths_are_rows_alone, resets_start_anew, streaming};
 pub use symmetries::{batch_permutation, head_permutation, heads_one_by_one, reverse_is_flipping};
 pub use vectors::pytorch;

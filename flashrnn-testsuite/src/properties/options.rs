@@ -16,6 +16,29 @@ pub fn reference<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
+/// The same with larger heads, or larger batches, than the other properties have time for.
+pub fn large_sizes<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 2, work: 1000 },
+        |setup| {
+            let problem = &mut setup.problem;
+            problem.heads = problem.heads.min(2);
+            problem.time = problem.time.min(3);
+            let choice = setup.seed as usize;
+            if choice.is_multiple_of(2) {
+                problem.batch = problem.batch.min(2);
+                problem.head_dim = [192, 255, 256, 257, 384][choice / 2 % 5];
+            } else {
+                problem.batch = [64, 100, 129, 257][choice / 2 % 4];
+                problem.head_dim = problem.head_dim.min(33);
+            }
+        },
+        |subject, case| {
+            close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
+        },
+    )
+}
+
 /// The same with input pre-activations of ±90, where exp overflows in f32 and sigmoid is 0 or 1.
 pub fn extreme_inputs<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
