@@ -12,7 +12,7 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use flashrnn::{Backend, Backward, Cell, Cpu, Element, Forward, Plan, Problem};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
@@ -124,6 +124,9 @@ struct Row {
 pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let budget = Duration::try_from_secs_f64(args.budget)
         .with_context(|| format!("option budget: got {}, wanted seconds, 0 or more", args.budget))?;
+    if args.threads == Some(0) {
+        bail!("option threads: got 0, wanted at least 1");
+    }
     let threads = match args.threads {
         Some(threads) => threads,
         None => thread::available_parallelism().map_or(1, |n| n.get()),
@@ -141,7 +144,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
         writeln!(
             out,
             "{:<6} {:>4} {:>5} {:>3} {:>5}  {:<16} {:>9} {:>9} {:>9} {:>9}",
-            "cell", "B", "T", "N", "D", "pass", "median", "quartile", "quartile", "min"
+            "cell", "B", "T", "N", "D", "pass", "median", "1/4 below", "3/4 below", "min"
         )?;
     }
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left")?;

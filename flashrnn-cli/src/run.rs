@@ -165,6 +165,9 @@ fn compute<B: Backend, T: Element, C: Cell>(
     let d_states = input.floats::<T>("d_states", &shapes.states())?;
     let d_last = input.floats::<T::Wide>("d_last_states", &shapes.state())?;
 
+    // Room for the results comes first: with T = 0 a small file can ask for more than there is.
+    let mut states = backend.alloc::<T>(size(&shapes.states()))?;
+    let mut last = backend.alloc::<T::Wide>(size(&shapes.state()))?;
     let plan = backend.plan::<T, T, C>(cell, &problem)?;
     let (r, b) = (backend.upload(&r)?, backend.upload(&b)?);
     let weights = plan.pack(backend.view(&r), backend.view(&b))?;
@@ -172,8 +175,6 @@ fn compute<B: Backend, T: Element, C: Cell>(
     let s0 = s0.map(|s0| backend.upload(&s0)).transpose()?;
     let lengths = lengths.map(|lengths| backend.upload(&lengths)).transpose()?;
     let resets = resets.map(|resets| backend.upload(&resets)).transpose()?;
-    let mut states = backend.alloc::<T>(size(&shapes.states()))?;
-    let mut last = backend.alloc::<T::Wide>(size(&shapes.state()))?;
     let mut saved = if args.backward { Some(plan.saved()?) } else { None };
     plan.forward(Forward {
         s0: s0.as_ref().map(|s0| backend.view(s0)),

@@ -1,0 +1,222 @@
+//! Bad input gives an error that names what was wrong and what was wanted, the right exit status, and no output file.
+
+#[allow(dead_code)] // each test file uses its part
+mod common;
+
+use std::fs;
+
+use common::{Folder, Tensor, file, flashrnn, stderr, stdout};
+use safetensors::Dtype;
+
+/// A good problem for the LSTM: B 2, T 3, N 1, D 2.
+fn good() -> Vec<Tensor> {
+    let floats = |name, shape: &[usize]| {
+        let len = shape.iter().product::<usize>();
+        Tensor::floats(name, shape, &vec![0.5; len])
+    };
+    vec![floats("Wx", &[2, 3, 4, 1, 2]), floats("R", &[4, 1, 2, 2]), floats("b", &[4, 1, 2])]
+}
+
+/// The good problem with one tensor more, or another one in place of that of the same name.
+fn with(tensor: Tensor) -> Vec<u8> {
+    let mut tensors = good();
+    tensors.retain(|t| t.name != tensor.name);
+    tensors.push(tensor);
+    file(&tensors)
+}
+
+/// Runs `bytes` with further arguments; the command must exit with `status`, say every one of `says`, and write nothing.
+fn refused(bytes: &[u8], args: &[&str], status: i32, says: &[&str]) {
+    let folder = Folder::new();
+    let run = folder.run(bytes, &[&["--cell", "lstm"], args].concat());
+    let error = stderr(&run);
+    assert_eq!(run.status.code(), Some(status), "{args:?}: {error}");
+    for word in says {
+        assert!(error.contains(word), "{args:?}: no {word:?} in: {error}");
+    }
+    assert!(!error.contains("panicked"), "{error}");
+    assert_eq!(folder.files(), ["in.safetensors"], "nothing is left behind");
+    assert_eq!(stdout(&run), "");
+}
+
+fn zeros(name: &'static str, dtype: Dtype, shape: &[usize]) -> Tensor {
+    let data = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
+    Tensor { name, dtype, shape: shape.to_vec(), data }
+}
+
+#[test]
+fn the_good_problem_is_good() {
+    let folder = Folder::new();
+    let run = folder.run(&file(&good()), &["--cell", "lstm", "--backward"]);
+    assert!(run.status.success(), "{}", stderr(&run));
+}
+
+#[test]
+fn shapes() {
+    let cases: [(&'static str, &[usize], &str); 9] = [
+        ("R", &[4, 1, 2, 3], "[4, 1, 2, 2]"),
+        ("R", &[3, 1, 2, 2], "[4, 1, 2, 2]"),
+        ("b", &[8], "[4, 1, 2]"),
+        ("states", &[1, 2, 1, 2], "[2, 2, 1, 2]"),
+        ("d_states", &[2, 3, 2, 1, 2], "[2, 2, 3, 1, 2]"),
+        ("d_last_states", &[2, 2, 2], "[2, 2, 1, 2]"),
+        ("Wx", &[2, 3, 3, 1, 2], "4 gates"),
+        ("Wx", &[2, 3, 8], "[B, T, Gx, N, D]"),
+        ("R", &[], "[4, 1, 2, 2]"),
+    ];
+    for (name, shape, want) in cases {
+        let got = format!("{shape:?}");
+        refused(&with(zeros(name, Dtype::F32, shape)), &["--backward"], 1, &[name, &got, want]);
+    }
+    refused(&with(zeros("lengths", Dtype::I64, &[3])), &[], 1, &["lengths", "[3]", "[2]"]);
+    refused(&with(zeros("resets", Dtype::U8, &[3, 2])), &[], 1, &["resets", "[3, 2]", "[2, 3]"]);
+}
+
+#[test]
+fn sizes_of_zero() {
+    for (shape, option) in
+        [([0, 3, 4, 1, 2], "batch"), ([2, 3, 4, 0, 2], "heads"), ([2, 3, 4, 1, 0], "head_dim")]
+    {
+        refused(&with(zeros("Wx", Dtype::F32, &shape)), &[], 1, &[option, "at least 1"]);
+    }
+}
+
+#[test]
+fn a_size_that_no_memory_holds() {
+    let huge = 1 << 45;
+    refused(&with(zeros("Wx", Dtype::F32, &[huge, 0, 4, 1, 2])), &[], 1, &["out of memory"]);
+    refused(&with(zeros("Wx", Dtype::F32, &[1 << 62, 0, 4, 1, 2])), &[], 1, &["address space"]);
+}
+
+#[test]
+fn values() {
+    let lengths = |values: &[i64]| with(Tensor::integers("lengths", values));
+    refused(&lengths(&[1, -1]), &[], 1, &["lengths[1]", "-1", "0 to 3"]);
+    refused(&lengths(&[4, 0]), &[], 1, &["lengths[0]", "4", "0 to 3"]);
+    // These would be 0 and 1 if they were cut to 32 bits.
+    refused(&lengths(&[1 << 32, 0]), &[], 1, &["lengths[0]", "4294967296"]);
+    refused(&lengths(&[0, i64::MIN + 1]), &[], 1, &["lengths[1]"]);
+}
+
+#[test]
+fn missing_and_unknown_tensors() {
+    for name in ["Wx", "R", "b"] {
+        let mut tensors = good();
+        tensors.retain(|t| t.name != name);
+        refused(&file(&tensors), &[], 1, &[name, "missing"]);
+    }
+    refused(&file(&[]), &[], 1, &["Wx", "missing"]);
+    refused(
+        &with(zeros("d_last", Dtype::F32, &[2, 2, 1, 2])),
+        &[],
+        1,
+        &["unknown", "d_last", "d_last_states"],
+    );
+}
+
+#[test]
+fn element_types() {
+    refused(&with(zeros("Wx", Dtype::I32, &[2, 3, 4, 1, 2])), &[], 1, &["Wx", "I32", "BF16"]);
+    refused(&with(zeros("b", Dtype::F8_E4M3, &[4, 1, 2])), &[], 1, &["b", "F8_E4M3"]);
+    refused(&with(zeros("lengths", Dtype::F32, &[2])), &[], 1, &["lengths", "F32", "I64"]);
+    refused(&with(zeros("lengths", Dtype::U8, &[2])), &[], 1, &["lengths", "U8", "I64"]);
+    refused(&with(zeros("resets", Dtype::I64, &[2, 3])), &[], 1, &["resets", "I64", "BOOL"]);
+}
+
+#[test]
+fn files() {
+    let whole = file(&good());
+    for len in [0, 4, 8, 20, whole.len() / 2, whole.len() - 1] {
+        refused(&whole[..len], &[], 1, &["in.safetensors", "truncated"]);
+    }
+    let mut longer = whole.clone();
+    longer.push(0);
+    refused(&longer, &[], 1, &["in.safetensors", "safetensors file"]);
+    refused(&[0xff; 64], &[], 1, &["in.safetensors", "safetensors file"]);
+
+    let folder = Folder::new();
+    let nowhere = folder.path().join("nowhere.safetensors");
+    let run = flashrnn(&[
+        "run".as_ref(),
+        nowhere.as_os_str(),
+        "-o".as_ref(),
+        folder.output().as_os_str(),
+        "--cell".as_ref(),
+        "gru".as_ref(),
+    ]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(stderr(&run).contains("nowhere.safetensors"), "{}", stderr(&run));
+    assert!(folder.files().is_empty());
+}
+
+#[test]
+fn an_output_that_cannot_be_written() {
+    let folder = Folder::new();
+    fs::write(folder.input(), file(&good())).expect("the folder can be written to");
+    let missing = folder.path().join("no").join("out.safetensors");
+    // A file in a folder that isn't there, and a folder in the file's place.
+    for output in [missing.as_path(), folder.path()] {
+        let input = folder.input();
+        let run = flashrnn(&[
+            "run".as_ref(),
+            input.as_os_str(),
+            "-o".as_ref(),
+            output.as_os_str(),
+            "--cell".as_ref(),
+            "lstm".as_ref(),
+        ]);
+        assert_eq!(run.status.code(), Some(1));
+        assert!(stderr(&run).contains("can't write"), "{}", stderr(&run));
+    }
+    assert_eq!(folder.files(), ["in.safetensors"]);
+}
+
+#[test]
+fn a_failure_leaves_an_older_output_alone() {
+    let folder = Folder::new();
+    fs::write(folder.output(), "older").expect("the folder can be written to");
+    let run = folder.run(&with(Tensor::integers("lengths", &[9, 9])), &["--cell", "lstm"]);
+    assert_eq!(run.status.code(), Some(1));
+    assert_eq!(fs::read(folder.output()).expect("it is still there"), b"older");
+}
+
+#[test]
+fn options() {
+    let bytes = file(&good());
+    for option in ["--forward-clip", "--recurrent-grad-clip"] {
+        for value in ["nan", "0", "-1", "-inf"] {
+            refused(
+                &bytes,
+                &[&format!("{option}={value}")],
+                1,
+                &[&option[2..].replace('-', "_"), "a number above 0"],
+            );
+        }
+        refused(&bytes, &[option, "-1"], 1, &["-1", "a number above 0"]);
+        refused(&bytes, &[option, "much"], 2, &[option, "much"]);
+    }
+    refused(&bytes, &["--dtype", "f8"], 2, &["f8", "bf16"]);
+    refused(&bytes, &["--backend", "abacus"], 2, &["abacus", "cpu"]);
+    refused(&bytes, &["--save", "nothing"], 2, &["nothing", "recompute"]);
+    refused(&bytes, &["--backwards"], 2, &["--backwards"]);
+}
+
+#[test]
+fn usage() {
+    for args in [&["run"][..], &["dance"], &["bench", "--batch", "-3"], &["bench", "--cell", "perceptron"]] {
+        let run = flashrnn(args);
+        assert_eq!(run.status.code(), Some(2), "{args:?}: {}", stderr(&run));
+    }
+    for (args, says) in [
+        (&["bench", "--batch", "0"][..], "at least 1"),
+        (&["bench", "--head-dim", "0"], "at least 1"),
+        (&["bench", "--seq-len", "99999999999"], "time"),
+        (&["bench", "--budget", "nan"], "budget"),
+        (&["bench", "--budget", "-1"], "budget"),
+        (&["bench", "--threads", "0"], "threads"),
+    ] {
+        let run = flashrnn(args);
+        assert_eq!(run.status.code(), Some(1), "{args:?}: {}", stderr(&run));
+        assert!(stderr(&run).contains(says), "{args:?}: {}", stderr(&run));
+    }
+}
