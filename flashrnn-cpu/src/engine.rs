@@ -11,7 +11,7 @@ use crate::backward::{self, BackwardBlock, BackwardCall, BackwardRoom};
 use crate::division::{Division, Work};
 use crate::forward::{self, ForwardBlock, ForwardCall, ForwardRoom};
 use crate::gather::Steps;
-use crate::memory::{Aligned, Shared, filled};
+use crate::memory::{Shared, filled};
 use crate::product::Panels;
 use crate::recompute::Recompute;
 use crate::simd::{Level, Vector};
@@ -141,12 +141,12 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Engine<C, T, V> {
 
 impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T, V> {
     fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<CpuWeights<T::Wide>> {
-        let Shapes { heads, head_dim: d, recurrent, .. } = self.shapes;
-        let forward =
-            pack(&self.forward, heads, |head, gate, unit, k| r[((gate * heads + head) * d + unit) * d + k])?;
+        let Shapes { heads, head_dim: d, .. } = self.shapes;
+        // r [Gr, N, D_out, D_in]: a gate's units are rows, apart by D.
+        let row = |head, gate, unit, k| (((gate * heads + head) * d + unit) * d + k, d);
+        let forward = self.forward.pack(heads, r, row)?;
         let mut bias = filled(T::Wide::default(), b.len())?;
         bias.copy_from_slice(b);
-        debug_assert_eq!(r.len(), recurrent * heads * d * d);
         Ok(CpuWeights { forward, backward: OnceLock::new(), b: bias })
     }
 
@@ -218,10 +218,12 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
             unsafe { recompute.run::<V>()? };
         }
         let packed = call.weights.transposed(|| {
-            let d = shapes.head_dim;
-            let (from, head_len) = (call.weights.forward.as_slice(), self.forward.len());
-            pack(&self.backward, shapes.heads, |head, _, unit, k| {
-                from[head * head_len + self.forward.position(k / d, k % d, unit)]
+            let (d, head_len) = (shapes.head_dim, self.forward.len());
+            // The term (gate, unit j) of output `unit` is factor k = `unit` of the forward pass's output (gate, j).
+            self.backward.pack(shapes.heads, call.weights.forward.as_slice(), |head, _, unit, term| {
+                let (gate, j) = (term / d, term % d);
+                let (start, step) = self.forward.place(gate, j / V::LANES);
+                (head * head_len + start + unit * step + j % V::LANES, step)
             })
         })?;
         let args = BackwardCall {
@@ -310,23 +312,4 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
         lock().push(room);
         Ok(())
     }
-}
-
-/// Packs every head's matrix: `element(head, kind, unit, k)`.
-fn pack<S: Element>(
-    panels: &Panels,
-    heads: usize,
-    element: impl Fn(usize, usize, usize, usize) -> S,
-) -> Result<Aligned<S>> {
-    let mut packed = Aligned::new(heads * panels.len())?;
-    for (head, packed) in packed.as_mut_slice().chunks_exact_mut(panels.len()).enumerate() {
-        for unit in 0..panels.units {
-            for kind in 0..panels.kinds {
-                for k in 0..panels.depth {
-                    packed[panels.position(kind, unit, k)] = element(head, kind, unit, k);
-                }
-            }
-        }
-    }
-    Ok(packed)
 }

@@ -8,6 +8,7 @@
 //! Reading order: [`Cpu`] (`plan`), `engine` (what a plan runs), `tasks`, `division` and `team` (who does what when),
 //! `forward` and `backward` (one block of one step), `product` (where the time goes), `weight_grad`, `recompute`, `simd`.
 
+mod arrays;
 mod backward;
 mod division;
 mod engine;
@@ -22,5 +23,6 @@ mod tasks;
 mod team;
 mod weight_grad;
 
+pub use arrays::{Gradients, Inputs, OutputGradients, Outputs};
 pub use plan::{Cpu, CpuPlan, CpuWeights};
 pub use simd::Level;

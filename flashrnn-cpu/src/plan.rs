@@ -136,6 +136,13 @@ pub struct CpuPlan<T: Element, W: Element> {
     weights: std::marker::PhantomData<fn(W)>,
 }
 
+impl<T: Element, W: Element> CpuPlan<T, W> {
+    /// The backend that made this plan.
+    pub fn backend(&self) -> &Cpu {
+        &self.cpu
+    }
+}
+
 /// R and b, widened to `S` and packed; R once more in transposed order from the first backward pass on.
 pub struct CpuWeights<S> {
     pub(crate) forward: Aligned<S>,
@@ -182,7 +189,8 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
     fn pack(&self, r: &[W], b: &[W]) -> Result<CpuWeights<T::Wide>> {
         Shapes::check("r", r.len(), &self.shapes.r())?;
         Shapes::check("b", b.len(), &self.shapes.b())?;
-        self.kernel.pack(&widened(r)?, &widened(b)?)
+        let (r, b) = (widened(r)?, widened(b)?);
+        self.cpu.install(|| self.kernel.pack(&r, &b))
     }
 
     fn saved(&self) -> Result<Saved<Cpu, T>> {

@@ -16,9 +16,10 @@
 
 use std::ops::Range;
 
-use flashrnn_core::Element;
+use flashrnn_core::{Element, Result};
+use rayon::prelude::*;
 
-use crate::memory::at;
+use crate::memory::{Aligned, at};
 use crate::simd::{For, Op, Simd, Storage};
 
 /// How a matrix `[outputs, depth]` is packed. Outputs come as `kinds` groups (gates) of `units`.
@@ -83,17 +84,55 @@ impl Panels {
         self.block * self.kinds * self.lanes
     }
 
-    /// Where the factor of term `k` in the output of `kind` for `unit` lies.
+    /// Where a kind's vector of units starts in a packed head, and how far it is from one `k` to the next.
     #[inline(always)]
-    pub fn position(&self, kind: usize, unit: usize, k: usize) -> usize {
-        let vector = unit / self.lanes;
+    pub fn place(&self, kind: usize, vector: usize) -> (usize, usize) {
         let block = vector / self.block;
         let in_block = self.block_vectors(block).len() * self.kinds;
         let v = (vector % self.block) * self.kinds + kind;
         let panel = v / self.panel;
         let width = self.panel.min(in_block - panel * self.panel);
         let start = self.start(block) + panel * self.panel * self.depth * self.lanes;
-        start + (k * width + v % self.panel) * self.lanes + unit % self.lanes
+        (start + v % self.panel * self.lanes, width * self.lanes)
+    }
+
+    /// Packs every head's matrix from `from`, where the factors of term `k` in the outputs of a kind for the units from
+    /// `unit` on start at, and are apart by, `source(head, kind, unit, k)`.
+    pub fn pack<S: Element>(
+        &self,
+        heads: usize,
+        from: &[S],
+        source: impl Fn(usize, usize, usize, usize) -> (usize, usize) + Sync,
+    ) -> Result<Aligned<S>> {
+        let mut packed = Aligned::new(heads * self.len())?;
+        let pack_head = |(head, packed): (usize, &mut [S])| {
+            // All blocks but the last have the same size.
+            packed.par_chunks_mut(self.start(1)).enumerate().for_each(|(block, packed)| {
+                for vector in self.block_vectors(block) {
+                    let unit = vector * self.lanes;
+                    let n = self.lanes.min(self.units - unit);
+                    for kind in 0..self.kinds {
+                        let (start, step) = self.place(kind, vector);
+                        let start = start - self.start(block);
+                        // Tiles of a cache line each way: rows of a power of two would else evict each other.
+                        for k0 in (0..self.depth).step_by(16) {
+                            let terms = 16.min(self.depth - k0);
+                            let mut places = [(0, 0); 16];
+                            for (i, place) in places[..terms].iter_mut().enumerate() {
+                                *place = source(head, kind, unit, k0 + i);
+                            }
+                            for lane in 0..n {
+                                for (i, &(first, stride)) in places[..terms].iter().enumerate() {
+                                    packed[start + (k0 + i) * step + lane] = from[first + lane * stride];
+                                }
+                            }
+                        }
+                    }
+                }
+            });
+        };
+        packed.as_mut_slice().par_chunks_mut(self.len()).enumerate().for_each(pack_head);
+        Ok(packed)
     }
 }
 
@@ -213,6 +252,50 @@ impl<S: Element> Tile<S> {
             for (v, sum) in sums.iter().enumerate() {
                 // SAFETY: as promised by the caller of `Product::compute`.
                 unsafe { sum.store(self.out.add(row * self.out_stride + v * V::LANES)) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `[outputs, depth]` with `outputs = kinds · units`, packed, times one row, against the obvious sum.
+    fn product_is_right(kinds: usize, units: usize, depth: usize, rows: usize) {
+        let panels = Panels { depth, kinds, units, block: 2, lanes: 1, panel: 4 };
+        let matrix: Vec<f64> = (0..kinds * units * depth).map(|i| (i * 37 % 101) as f64 - 50.0).collect();
+        let packed = panels.pack(1, &matrix, |_, kind, unit, k| ((kind * units + unit) * depth + k, depth));
+        let packed = packed.unwrap();
+        let a: Vec<f64> = (0..rows * depth).map(|i| (i * 13 % 17) as f64 - 8.0).collect();
+        for block in 0..panels.blocks() {
+            let mut out = vec![f64::NAN; rows * panels.outputs()];
+            let (a_start, out_start) = (a.as_ptr(), out.as_mut_ptr());
+            let packed = packed.as_slice();
+            let call =
+                Product { panels: &panels, block, packed, a: a_start, stride: depth, rows, out: out_start };
+            // SAFETY: `a` and `out` have the shapes asked for; vectors of one f64 need no instruction set.
+            unsafe { call.compute::<f64>() };
+            for row in 0..rows {
+                for (i, unit) in panels.block_vectors(block).enumerate() {
+                    for kind in 0..kinds {
+                        let want: f64 = (0..depth)
+                            .map(|k| matrix[(kind * units + unit) * depth + k] * a[row * depth + k])
+                            .sum();
+                        assert_eq!(out[row * panels.outputs() + i * kinds + kind], want);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_width_and_number_of_rows() {
+        for kinds in 1..=6 {
+            for units in [1, 2, 3, 7] {
+                for rows in 1..=6 {
+                    product_is_right(kinds, units, 5, rows);
+                }
             }
         }
     }
