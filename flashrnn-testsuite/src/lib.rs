@@ -5,6 +5,28 @@
 //! flashrnn_testsuite::conformance!(Cpu::new(), same_bits_as: [Cpu::with_threads(1).unwrap()], skip: []);
 //! ```
 //!
+//! A failure prints the shrunk case as Rust code, to be pasted into a test:
+//!
+//! ```
+//! use flashrnn_core::{Backend, Element, Gru, Layout, Problem, Result, Save, f16};
+//! use flashrnn_testsuite::{Case, Tensors, measure, run};
+//!
+//! fn reproduce<B: Backend>(backend: B) -> Result<()> {
+//!     let problem = Problem {
+//!         layout: Layout::BatchMajor,
+//!         reverse: true,
+//!         save: Save::Gates,
+//!         ..Problem::new(7, 8, 3, 32)
+//!     };
+//!     let tensors = Tensors { lengths: true, ..Tensors::PLAIN };
+//!     let seed = 545241204;
+//!     let case = Case::random::<_, f16, f16>(&Gru, &problem, tensors, seed)?;
+//!     let results = run::<_, _, f16, f16>(&backend, &Gru, &case)?;
+//!     println!("{:#?}", measure(&Gru, &case, f16::DTYPE, &results)?);
+//!     Ok(())
+//! }
+//! ```
+//!
 //! # Reading order
 //! 1. [`case`]: random cases from a seed.
 //! 2. [`run()`]: runs one on a backend, every output buffer full of NaN beforehand.
