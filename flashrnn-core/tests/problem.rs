@@ -1,6 +1,8 @@
 //! What `Problem` accepts and refuses, the shapes that follow, and elements.
 
-use flashrnn_core::{Cell, Element, Elman, Error, Gru, Layout, Lstm, Problem, Real, Shapes, Slstm, bf16, f16};
+use flashrnn_core::{
+    Cell, Element, Elman, Error, Gru, Layout, Lstm, Problem, Real, Shapes, Slstm, bf16, f16,
+};
 
 fn refused<C: Cell>(problem: &Problem) -> Option<&'static str> {
     match problem.shapes::<C>() {
@@ -34,7 +36,8 @@ fn clips() {
         assert_eq!(refused::<Gru>(&gradient), Some("recurrent_grad_clip"), "{v}");
     }
     for v in [f64::MIN_POSITIVE, 1.0, f64::INFINITY] {
-        let both = Problem { forward_clip: Some(v), recurrent_grad_clip: Some(v), ..Problem::new(1, 1, 1, 1) };
+        let both =
+            Problem { forward_clip: Some(v), recurrent_grad_clip: Some(v), ..Problem::new(1, 1, 1, 1) };
         assert_eq!(refused::<Gru>(&both), None, "{v}");
     }
 }
@@ -112,7 +115,10 @@ fn errors_name_what_was_wrong_and_what_was_wanted() {
     let error = flashrnn_core::backend::check_lengths(&[-1], 3).expect_err("a negative length");
     assert_eq!(error.to_string(), "lengths[0] is -1, wanted 0 to 3");
     let error = Problem { forward_clip: Some(f64::NAN), ..Problem::new(1, 1, 1, 1) }.shapes::<Lstm>();
-    assert_eq!(error.expect_err("a wrong clip").to_string(), "option forward_clip: got NaN, wanted a number above 0");
+    assert_eq!(
+        error.expect_err("a wrong clip").to_string(),
+        "option forward_clip: got NaN, wanted a number above 0"
+    );
 }
 
 /// Elements round to the nearest, ties to even, and their roundoff is half the distance from 1 to the next.

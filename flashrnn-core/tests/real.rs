@@ -2,8 +2,10 @@
 
 use flashrnn_core::{Dual, Real};
 
+type Function<R> = (&'static str, fn(R) -> R, [f64; 2]);
+
 /// The functions of one number that a cell can use, with a range where their slope is finite.
-fn functions<R: Real>() -> Vec<(&'static str, fn(R) -> R, [f64; 2])> {
+fn functions<R: Real>() -> Vec<Function<R>> {
     vec![
         ("exp", R::exp, [-5.0, 5.0]),
         ("ln", R::ln, [0.1, 10.0]),
@@ -51,7 +53,11 @@ fn dual_agrees_with_finite_differences() {
             let h = 1e-5;
             let want = (plain(x + h) - plain(x - h)) / (2.0 * h);
             let error = (got.tangent - want).abs();
-            assert!(error < 1e-7 * (1.0 + want.abs()), "the slope of {name}({x}): {}, wanted {want}", got.tangent);
+            assert!(
+                error < 1e-7 * (1.0 + want.abs()),
+                "the slope of {name}({x}): {}, wanted {want}",
+                got.tangent
+            );
         }
     }
 }

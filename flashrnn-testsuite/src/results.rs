@@ -91,7 +91,7 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// The relative error (norm over norm, each tensor) that a backend may have with elements of this type, on
-/// well-conditioned input that is exact in it. [`allowed`] adds what ill-conditioned input takes.
+/// well-conditioned input that is exact in it. [`compare`] adds what ill-conditioned input takes.
 pub fn tolerance(dtype: Dtype) -> f64 {
     match dtype {
         // 84 roundoffs. Sums over D and T grow like the square root of their length, exp and tanh cost a few

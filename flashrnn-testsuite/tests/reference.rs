@@ -178,9 +178,9 @@ fn forward_clip_at_its_edge() {
 /// The recurrent gradient clipped and cut, against the chain rule written out for an Elman unit of two steps.
 #[test]
 fn recurrent_gradient_clipped_and_cut() {
-    let (r, x) = (1.7, [0.3, -0.4]);
+    let (r, x): (f64, [f64; 2]) = (1.7, [0.3, -0.4]);
     let d_h = [0.5, -2.0];
-    let h0 = x[0] as f64;
+    let h0 = x[0];
     let h = [h0.tanh(), (r * h0.tanh() + x[1]).tanh()];
     let slope = |h: f64| 1.0 - h * h;
     let d_g1 = d_h[1] * slope(h[1]);
