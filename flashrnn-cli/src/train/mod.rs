@@ -36,28 +36,28 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = CellName::Slstm)]
     cell: CellName,
     /// Recurrent layers.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 2)]
     layers: usize,
     /// Heads of each layer.
     #[arg(long, default_value_t = 4)]
     heads: usize,
     /// Units of each head.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 32)]
     head_dim: usize,
     /// Characters that a step reads of each row, and through which gradients flow.
     #[arg(long, default_value_t = 64)]
     seq_len: usize,
     /// Rows read side by side.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 16)]
     batch: usize,
     /// Training steps.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 1200)]
     steps: usize,
     /// The highest learning rate; it rises to it and then falls.
-    #[arg(long, default_value_t = 4e-3)]
+    #[arg(long, default_value_t = 8e-3)]
     lr: f64,
     /// The share of features dropped while training, 0 to below 1.
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 0.25)]
     dropout: f64,
     /// Where all random numbers come from. The same seed gives the same result on the same machine.
     #[arg(long, default_value_t = 1)]
@@ -191,7 +191,7 @@ fn run(args: Args, out: &mut impl Write) -> Result<()> {
     writeln!(
         out,
         "network       {} layers of {}, {} heads of {}, {parameters} parameters, {seconds:.1} s",
-        args.layers, args.cell, args.heads, args.head_dim
+        kept.sizes.layers, kept.sizes.cell, kept.sizes.heads, kept.sizes.head_dim
     )?;
     writeln!(out, "validation    {bits:.3} bits per character, checkpoint of step {kept_step}")?;
     writeln!(out, "Markov        {markov:.3} bits per character, order 2, Witten-Bell, same characters")?;

@@ -70,7 +70,7 @@ mod tests {
         }
         // Probabilities 1/4, 1/2, 0, 1/4; the standard deviation of a count is below 32.
         for (count, want) in counts.into_iter().zip([1000, 2000, 0, 1000]) {
-            assert!((count - want as i32).abs() < 160, "{counts:?}");
+            assert!(i32::abs(count - want) < 160, "{counts:?}");
         }
         assert_eq!(draw(&[], 1.0, &mut rng), None);
     }

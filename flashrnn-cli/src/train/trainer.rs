@@ -112,8 +112,9 @@ pub fn train(
                 seconds: start.elapsed().as_secs_f64(),
             };
             progress.validated(&line);
-            if best.is_none_or(|(_, lowest)| line.validation_bits_per_character < lowest) {
-                best = Some((step, line.validation_bits_per_character));
+            let bits = line.validation_bits_per_character;
+            if bits.is_finite() && best.is_none_or(|(_, lowest)| bits < lowest) {
+                best = Some((step, bits));
                 checkpoint::save(path, sizes, vocabulary, &named)?;
             }
             metrics.push(line);
@@ -121,7 +122,7 @@ pub fn train(
             since = (step, Instant::now());
         }
     }
-    let (kept_step, _) = best.context("no step was trained")?;
+    let (kept_step, _) = best.context("no validation loss was finite; try a lower --lr")?;
     Ok(Trained {
         metrics,
         kept_step,
