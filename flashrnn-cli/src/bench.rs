@@ -124,8 +124,9 @@ struct Row {
 pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let budget = Duration::try_from_secs_f64(args.budget)
         .with_context(|| format!("option budget: got {}, wanted seconds, 0 or more", args.budget))?;
-    if args.threads == Some(0) {
-        bail!("option threads: got 0, wanted at least 1");
+    // Each is a thread of the system, and beyond some number it would only run out of them.
+    if let Some(threads) = args.threads.filter(|threads| !(1..=1024).contains(threads)) {
+        bail!("option threads: got {threads}, wanted 1 to 1024");
     }
     let threads = match args.threads {
         Some(threads) => threads,

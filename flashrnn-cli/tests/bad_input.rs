@@ -213,7 +213,8 @@ fn usage() {
         (&["bench", "--seq-len", "99999999999"], "time"),
         (&["bench", "--budget", "nan"], "budget"),
         (&["bench", "--budget", "-1"], "budget"),
-        (&["bench", "--threads", "0"], "threads"),
+        (&["bench", "--threads", "0"], "1 to 1024"),
+        (&["bench", "--threads", "1000000"], "1 to 1024"),
     ] {
         let run = flashrnn(args);
         assert_eq!(run.status.code(), Some(1), "{args:?}: {}", stderr(&run));
