@@ -1,4 +1,59 @@
-//! flashrnn
+//! flashrnn: LSTM, GRU, Elman, sLSTM and any cell you write, as one differentiable operator with many heads.
+//!
+//! ```text
+//! g_t = R s⁰_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
+//! ```
+//!
+//! This crate is the front door: it re-exports `flashrnn-core` (cells, problems, the backend traits, the f64 reference)
+//! and the backends that its features select.
+//!
+//! | feature | backend | default |
+//! |---|---|---|
+//! | `cpu` | [`Cpu`]: SIMD and threads | yes |
+//!
+//! ```
+//! use flashrnn::{Backend, Backward, Cpu, Forward, Lstm, Plan, Problem};
+//!
+//! # fn main() -> flashrnn::Result<()> {
+//! let (batch, time, heads, head_dim) = (2, 100, 4, 32);
+//! let units = heads * head_dim;
+//! let plan = Cpu::new().plan::<f32, f32, _>(&Lstm, &Problem::new(batch, time, heads, head_dim))?;
+//! let weights = plan.pack(&vec![0.1; 4 * units * head_dim], &vec![0.0; 4 * units])?; // r [Gr, N, D, D], b [G, N, D]
+//!
+//! // Training: keep the states and what the backward pass needs.
+//! let wx = vec![0.5; batch * time * 4 * units]; // [B, T, Gx, N, D]
+//! let mut states = vec![0.0; 2 * batch * time * units]; // [S, B, T, N, D]; h comes first
+//! let mut saved = plan.saved()?;
+//! plan.forward(Forward {
+//!     states: Some(&mut states),
+//!     saved: Some(&mut saved),
+//!     ..Forward::new(&wx[..], &weights)
+//! })?;
+//!
+//! // The gradient of the sum of all h.
+//! let d_h = vec![1.0; batch * time * units]; // [B, T, N, D]
+//! let (mut d_wx, mut d_r) = (vec![0.0; wx.len()], vec![0.0; 4 * units * head_dim]);
+//! plan.backward(Backward {
+//!     d_h: Some(&d_h),
+//!     d_r: Some(&mut d_r),
+//!     ..Backward::new(&weights, &states[..], &saved, &mut d_wx[..])
+//! })?;
+//! assert!(d_r.iter().all(|d| d.is_finite() && *d != 0.0));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Start with [`Problem`] (sizes and options) and [`Plan`] (what can be run); write your own [`Cell`] as
+//! `examples/custom_cell.rs` does; call it from candle by the crate `flashrnn-candle`.
+
 pub use flashrnn_core::*;
+
+#[cfg(feature = "cpu")]
+pub use flashrnn_cpu as cpu;
 #[cfg(feature = "cpu")]
 pub use flashrnn_cpu::Cpu;
+
+/// The README's example, as a test.
+#[cfg(all(doctest, feature = "cpu"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

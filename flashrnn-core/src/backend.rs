@@ -150,7 +150,7 @@ pub type Weights<B, T, W> = <<B as Backend>::Plan<T, W> as Plan<T, W>>::Weights;
 pub struct Saved<B: Backend, T: Element> {
     /// Gates: `B·T·G·N·D` elements with [`Save::Gates`], none with [`Save::Recompute`].
     pub gates: B::Buffer<T>,
-    /// [`Cell::WIDE`] states in full, where `T` is 16 bits.
+    /// [`Cell::WIDE`] states and, with [`Save::Gates`], [`Cell::WIDE_GATES`] in full, where `T` is 16 bits.
     pub wide: B::Buffer<T::Wide>,
 }
 
@@ -167,8 +167,9 @@ impl<B: Backend, T: Element> Saved<B, T> {
     fn sizes(shapes: &Shapes, save: Save) -> [usize; 2] {
         let step = shapes.tokens() * shapes.units();
         let gates = if save == Save::Gates { shapes.gates * step } else { 0 };
-        let wide = if size_of::<T>() < size_of::<T::Wide>() { shapes.wide.len() * step } else { 0 };
-        [gates, wide]
+        let wide_gates = if save == Save::Gates { shapes.wide_gates.len() } else { 0 };
+        let wide = if size_of::<T>() < size_of::<T::Wide>() { shapes.wide.len() + wide_gates } else { 0 };
+        [gates, wide * step]
     }
 
     fn check(&self, backend: &B, shapes: &Shapes, save: Save) -> Result<()> {

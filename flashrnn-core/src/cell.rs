@@ -64,6 +64,8 @@ pub trait Cell: Clone + Send + Sync + 'static {
     const EXTERNAL: usize;
     /// The indices of states whose values the backward pass needs in full precision even where tensors are 16 bits.
     const WIDE: &'static [usize] = &[];
+    /// The indices of gates of which the same is true: those whose rounding an exponential would blow up.
+    const WIDE_GATES: &'static [usize] = &[];
     /// The indices of states that are held constant in every gradient: gradients given for them are ignored, and
     /// theirs are 0.
     const CONSTANT: &'static [usize] = &[];

@@ -107,8 +107,8 @@ impl<R: Real> Real for Dual<R> {
     }
     #[inline(always)]
     fn tanh(self) -> Self {
-        let value = self.value.tanh();
-        self.chain(value, R::lit(1.0) - value * value)
+        let (value, slope) = self.value.tanh_and_slope();
+        self.chain(value, slope)
     }
     #[inline(always)]
     fn softplus_neg_abs(self) -> Self {
@@ -134,8 +134,8 @@ impl<R: Real> Real for Dual<R> {
     }
     #[inline(always)]
     fn sigmoid(self) -> Self {
-        let value = self.value.sigmoid();
-        self.chain(value, value * (R::lit(1.0) - value))
+        let (value, slope) = self.value.sigmoid_and_slope();
+        self.chain(value, slope)
     }
     #[inline(always)]
     fn log_sigmoid(self) -> Self {

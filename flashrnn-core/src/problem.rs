@@ -90,6 +90,7 @@ impl Problem {
             recurrent: C::RECURRENT,
             external: C::EXTERNAL,
             wide: C::WIDE,
+            wide_gates: C::WIDE_GATES,
             constant: C::CONSTANT,
             layout: self.layout,
         };
@@ -117,7 +118,8 @@ impl Problem {
             && (1..=gates).contains(&gr)
             && gx <= gates
             && gr + gx >= gates
-            && C::WIDE.iter().chain(C::CONSTANT).all(|&k| k < states);
+            && C::WIDE.iter().chain(C::CONSTANT).all(|&k| k < states)
+            && C::WIDE_GATES.iter().all(|&k| k < gates);
         if !consistent {
             return wrong(
                 "cell",
@@ -171,6 +173,8 @@ pub struct Shapes {
     pub external: usize,
     /// [`Cell::WIDE`]
     pub wide: &'static [usize],
+    /// [`Cell::WIDE_GATES`]
+    pub wide_gates: &'static [usize],
     /// [`Cell::CONSTANT`]
     pub constant: &'static [usize],
     /// The order of the batch and time axes.

@@ -75,6 +75,25 @@ pub trait Real:
         Self::lit(1.0) / (Self::lit(1.0) + (-self).exp())
     }
 
+    /// [`sigmoid`](Real::sigmoid) and its derivative `σ (1 - σ) = e / (1 + e)²`, `e = exp(-|x|)`, which keeps its
+    /// accuracy where σ is near 1 and `1 - σ` would lose it.
+    #[inline(always)]
+    fn sigmoid_and_slope(self) -> (Self, Self) {
+        let one = Self::lit(1.0);
+        let e = (-self.abs()).exp();
+        let r = one / (one + e);
+        let below = e * r;
+        (Self::select(self.gt(Self::lit(0.0)), r, below), below * r)
+    }
+
+    /// [`tanh`](Real::tanh) and its derivative `1 - tanh² = 4 e / (1 + e)²`, `e = exp(-2|x|)`, which keeps its accuracy
+    /// where tanh is near ±1.
+    #[inline(always)]
+    fn tanh_and_slope(self) -> (Self, Self) {
+        let (_, slope) = (self + self).sigmoid_and_slope();
+        (self.tanh(), Self::lit(4.0) * slope)
+    }
+
     /// `ln(sigmoid(x))`, without overflow: `min(x, 0) - ln(1 + exp(-|x|))`.
     #[inline(always)]
     fn log_sigmoid(self) -> Self {

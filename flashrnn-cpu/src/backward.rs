@@ -35,6 +35,8 @@ pub(crate) struct BackwardCall<'a, T, S> {
     pub s0: Option<&'a [S]>,
     /// `[wide states, B, T, N, D]`, where those of `states` are not exact.
     pub wide: Option<&'a [S]>,
+    /// `[wide gates, B, T, N, D]`, where those of `gates` are not exact.
+    pub wide_gates: Option<&'a [S]>,
     /// The gates; where they were recomputed, None, and they stand where `d_wx` and `d_inner` will.
     pub gates: Option<&'a [T]>,
     /// `[1 or S, B, T, N, D]`: the gradient of the first states.
@@ -321,11 +323,15 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             };
             let mut gates = C::Gates::<V>::splat(zero);
             for (k, gate) in gates.as_mut().iter_mut().enumerate() {
-                *gate = match call.gates {
-                    Some(gates) => {
+                let wide = C::WIDE_GATES.iter().position(|&wide| wide == k);
+                *gate = match (call.wide_gates.zip(wide), call.gates) {
+                    (Some((gates, i)), _) => {
+                        <V as Storage<T::Wide>>::load_n(at(gates, per_token(i, token), n), n)
+                    }
+                    (None, Some(gates)) => {
                         <V as Storage<T>>::load_n(at(gates, layout.place(k, token) + column, n), n)
                     }
-                    None => <V as Storage<T>>::load_n(gradient(k), n),
+                    (None, None) => <V as Storage<T>>::load_n(gradient(k), n),
                 };
             }
             if let Some(v) = call.forward_clip {

@@ -73,13 +73,14 @@ struct Engine<C: Cell, T: Element, V> {
     forward: Panels,
     backward: Panels,
     step_shapes: Shapes,
-    step_rows: Vec<Row>,
     /// Rooms of steps that are not under way, so that a step need not allocate.
     step_rooms: Mutex<Vec<StepRoom<T::Wide>>>,
     vector: std::marker::PhantomData<V>,
 }
 
 struct StepRoom<S> {
+    /// The batch, with one step each.
+    rows: Vec<Row>,
     data: ForwardRoom<S>,
     scratch: Vec<S>,
 }
@@ -93,7 +94,6 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Engine<C, T, V> {
             forward: Panels::forward::<V>(C::RECURRENT, shapes.head_dim),
             backward: Panels::backward::<V>(C::RECURRENT, shapes.head_dim),
             step_shapes: Shapes { time: 1, ..shapes.clone() },
-            step_rows: (0..shapes.batch).map(|b| Row { b, length: 1 }).collect(),
             step_rooms: Mutex::default(),
             vector: std::marker::PhantomData,
         })
@@ -170,7 +170,7 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
             gates: gates.filter(|v| !v.is_empty()).map(|v| Shared::new(v)),
             wide: wide.filter(|v| !v.is_empty()).map(|v| Shared::new(v)),
         };
-        let rows = sorted_rows(&self.shapes, call.lengths);
+        let rows = sorted_rows(&self.shapes, call.lengths)?;
         let division = self.division(self.forward.blocks());
         let mut rooms = Vec::new();
         let tasks = Task::all(&rows, self.shapes.heads, division.tiles, |rows| {
@@ -197,10 +197,17 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
         self.check_lengths(call.lengths)?;
         let shapes = &self.shapes;
         let time = self.time(call.resets);
-        let rows = sorted_rows(shapes, call.lengths);
+        let rows = sorted_rows(shapes, call.lengths)?;
         let steps = Steps::new(&rows);
         let mut d_inner = filled(T::default(), shapes.tokens() * shapes.inner() * shapes.units())?;
         let gates = (!call.saved.gates.is_empty()).then_some(call.saved.gates.as_slice());
+        // What T is too narrow for: saved by the forward pass, or recomputed. Empty where T is wide.
+        let narrow = size_of::<T>() < size_of::<T::Wide>();
+        let step = shapes.tokens() * shapes.units();
+        let states_len = if narrow { shapes.wide.len() * step } else { 0 };
+        let (wide, saved_gates) = call.saved.wide.split_at(states_len);
+        let recomputed = if narrow && gates.is_none() { shapes.wide_gates.len() * step } else { 0 };
+        let mut recomputed = filled(T::Wide::default(), recomputed)?;
         if let (None, Some(wx)) = (gates, call.wx) {
             let recompute = Recompute {
                 time,
@@ -213,6 +220,7 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
                 steps: &steps,
                 d_wx: Shared::new(&mut *call.d_wx),
                 d_inner: Shared::new(&mut d_inner),
+                wide_gates: (!recomputed.is_empty()).then(|| Shared::new(&mut recomputed)),
             };
             // SAFETY: an engine is built only for a level that the machine has.
             unsafe { recompute.run::<V>()? };
@@ -235,7 +243,8 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
             packed: packed.as_slice(),
             states: call.states,
             s0: call.s0,
-            wide: (!call.saved.wide.is_empty()).then_some(call.saved.wide.as_slice()),
+            wide: (!wide.is_empty()).then_some(wide),
+            wide_gates: [saved_gates, &recomputed].into_iter().find(|gates| !gates.is_empty()),
             gates,
             d_states: call.d_states.or(call.d_h),
             d_last: call.d_last,
@@ -282,6 +291,7 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
         let mut room = match room {
             Some(room) => room,
             None => StepRoom {
+                rows: sorted_rows(&self.step_shapes, None)?,
                 data: ForwardRoom::new(&self.forward, self.shapes.states, self.shapes.batch)?,
                 scratch: filled(T::Wide::default(), Self::scratch(&self.forward))?,
             },
@@ -301,7 +311,7 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
             wide: None,
         };
         for head in 0..self.shapes.heads {
-            let task = Task { head, rows: &self.step_rows, data: room.data.share() };
+            let task = Task { head, rows: &room.rows, data: room.data.share() };
             // SAFETY: nothing else uses the room or the outputs; `state` is read here and written below.
             unsafe { forward::begin(&ForwardCall { s0: Some(&*call.state), ..args }, &task) };
             let args = ForwardCall { last: Some(Shared::new(&mut *call.state)), ..args };

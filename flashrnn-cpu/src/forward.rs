@@ -38,7 +38,7 @@ pub(crate) struct ForwardCall<'a, T, S> {
     pub last: Option<Shared<'a, S>>,
     /// See [`GateLayout`].
     pub gates: Option<Shared<'a, T>>,
-    /// `[wide states, B, T, N, D]`
+    /// `[wide states, B, T, N, D]`, then `[wide gates, B, T, N, D]` if gates are saved.
     pub wide: Option<Shared<'a, S>>,
 }
 
@@ -317,7 +317,13 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             if let Some(saved) = call.gates {
                 let layout = GateLayout::new(shapes);
                 for (k, gate) in gates.as_ref().iter().enumerate() {
-                    Storage::<T>::store_n(*gate, saved.at(layout.place(k, token) + column, n), n);
+                    match (call.wide, C::WIDE_GATES.iter().position(|&wide| wide == k)) {
+                        (Some(wide), Some(i)) => {
+                            let position = ((C::WIDE.len() + i) * tokens + token) * units + column;
+                            Storage::<T::Wide>::store_n(*gate, wide.at(position, n), n);
+                        }
+                        _ => Storage::<T>::store_n(*gate, saved.at(layout.place(k, token) + column, n), n),
+                    }
                 }
             }
             for (k, &s) in after.as_ref().iter().enumerate() {

@@ -26,17 +26,23 @@ impl Default for Cpu {
 }
 
 impl Cpu {
+    /// The most threads a pool may have.
+    pub const MOST_THREADS: usize = 1024;
+
     /// With the machine's best instruction set, on rayon's current thread pool.
     pub fn new() -> Self {
         let level = Level::available().pop().unwrap_or(Level::Portable);
         Self { level, pool: None }
     }
 
-    /// With a thread pool of its own.
+    /// With a thread pool of its own, of 1 to [`Cpu::MOST_THREADS`] threads.
     ///
     /// # Errors
-    /// [`Error::Device`] where the threads can't be started.
+    /// [`Error::Option`] for another number, [`Error::Device`] where the threads can't be started.
     pub fn with_threads(threads: usize) -> Result<Self> {
+        if !(1..=Self::MOST_THREADS).contains(&threads) {
+            return Err(Error::Option { option: "threads", got: threads.to_string(), want: "1 to 1024" });
+        }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Device(format!("could not start {threads} threads: {e}")))?;
         Ok(Self { pool: Some(Arc::new(pool)), ..Self::new() })

@@ -37,6 +37,8 @@ pub(crate) struct Recompute<'a, T: Element> {
     pub d_wx: Shared<'a, T>,
     /// `[B, T, G - Gx, N, D]`, written.
     pub d_inner: Shared<'a, T>,
+    /// `[wide gates, B, T, N, D]`, written instead where `T` is too narrow for them.
+    pub wide_gates: Option<Shared<'a, T::Wide>>,
 }
 
 impl<T: Element> Recompute<'_, T> {
@@ -116,6 +118,12 @@ impl<T: Element, V: Vector<T>> Op for For<V, Chunk<'_, T>> {
                                         r * panels.outputs() + (i * shapes.recurrent + k) * V::LANES;
                                     gate =
                                         gate + <V as Storage<T::Wide>>::load(at(scratch, position, V::LANES));
+                                }
+                                let wide = shapes.wide_gates.iter().position(|&wide| wide == k);
+                                if let Some((out, i)) = call.wide_gates.zip(wide) {
+                                    let position = (i * shapes.tokens() + token) * units + column;
+                                    Storage::<T::Wide>::store_n(gate, out.at(position, n), n);
+                                    continue;
                                 }
                                 let (external, position) = layout.position(k, token);
                                 let out = if external { call.d_wx } else { call.d_inner };

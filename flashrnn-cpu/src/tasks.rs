@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use flashrnn_core::Shapes;
+use flashrnn_core::{Result, Shapes};
 
 use crate::division::Division;
 use crate::memory::filled;
@@ -62,11 +62,16 @@ impl Time<'_> {
 }
 
 /// The rows of a call, the longest first, so that those still running are always the first so many.
-pub(crate) fn sorted_rows(shapes: &Shapes, lengths: Option<&[i32]>) -> Vec<Row> {
-    let length = |b: usize| lengths.map_or(shapes.time, |lengths| lengths[b] as usize);
-    let mut rows: Vec<Row> = (0..shapes.batch).map(|b| Row { b, length: length(b) }).collect();
+pub(crate) fn sorted_rows(shapes: &Shapes, lengths: Option<&[i32]>) -> Result<Vec<Row>> {
+    let mut rows = filled(Row { b: 0, length: shapes.time }, shapes.batch)?;
+    for (b, row) in rows.iter_mut().enumerate() {
+        row.b = b;
+        if let Some(lengths) = lengths {
+            row.length = lengths[b] as usize;
+        }
+    }
     rows.sort_by_key(|row| std::cmp::Reverse(row.length));
-    rows
+    Ok(rows)
 }
 
 /// How many of the sorted `rows` have the step.
@@ -91,8 +96,8 @@ impl<'a, D> Task<'a, D> {
         rows: &'a [Row],
         heads: usize,
         tiles: usize,
-        mut data: impl FnMut(&[Row]) -> flashrnn_core::Result<D>,
-    ) -> flashrnn_core::Result<Vec<Self>> {
+        mut data: impl FnMut(&[Row]) -> Result<D>,
+    ) -> Result<Vec<Self>> {
         let mut tasks = Vec::with_capacity(heads * tiles);
         for head in 0..heads {
             for tile in 0..tiles {
@@ -118,7 +123,7 @@ pub(crate) fn run<'a, D: Sync, S: bytemuck::Pod + Send + Sync>(
     scratch: usize,
     steps: impl Fn(&Task<'a, D>) -> usize + Sync,
     work: impl Fn(&Task<'a, D>, usize, usize, &mut [S]) + Sync,
-) -> flashrnn_core::Result<()> {
+) -> Result<()> {
     let room = || filled(S::zeroed(), scratch);
     let alone = |task: &Task<'a, D>, scratch: &mut [S]| {
         for step in 0..steps(task) {
@@ -138,7 +143,7 @@ pub(crate) fn run<'a, D: Sync, S: bytemuck::Pod + Send + Sync>(
                 team.join(me, |step, block| work(task, step, block, &mut scratch));
             }
         };
-        let rooms = (0..groups * division.team).map(|_| room()).collect::<flashrnn_core::Result<Vec<_>>>()?;
+        let rooms = (0..groups * division.team).map(|_| room()).collect::<Result<Vec<_>>>()?;
         rayon::in_place_scope_fifo(|scope| {
             let mut rooms = rooms.into_iter().enumerate();
             let mine = rooms.next();

@@ -20,7 +20,7 @@ impl Cell for Elman {
 
     #[inline(always)]
     fn backward<R: Real>(&self, _: [R; 1], [g]: [R; 1], [d_h]: [R; 1]) -> ([R; 1], [R; 1]) {
-        let h = g.tanh();
-        ([R::lit(0.0)], [d_h * (R::lit(1.0) - h * h)])
+        let (_, slope) = g.tanh_and_slope();
+        ([R::lit(0.0)], [d_h * slope])
     }
 }

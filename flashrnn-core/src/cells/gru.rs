@@ -35,13 +35,12 @@ impl Cell for Gru {
         [n_h, g_r, g_z, n_x]: [R; 4],
         [d_h]: [R; 1],
     ) -> ([R; 1], [R; 4]) {
-        let one = R::lit(1.0);
-        let r = g_r.sigmoid();
-        let z = g_z.sigmoid();
-        let n = (n_x + r * n_h).tanh();
-        let d_n_x = d_h * (one - z) * (one - n * n);
-        let d_r = d_n_x * n_h * (r * (one - r));
-        let d_z = d_h * (h - n) * (z * (one - z));
+        let (r, slope_r) = g_r.sigmoid_and_slope();
+        let (z, slope_z) = g_z.sigmoid_and_slope();
+        let (n, slope_n) = (n_x + r * n_h).tanh_and_slope();
+        let d_n_x = d_h * (R::lit(1.0) - z) * slope_n;
+        let d_r = d_n_x * n_h * slope_r;
+        let d_z = d_h * (h - n) * slope_z;
         ([d_h * z], [d_n_x * r, d_r, d_z, d_n_x])
     }
 }

@@ -31,14 +31,16 @@ impl Cell for Lstm {
         [i, f, z, o]: [R; 4],
         [d_h, d_c]: [R; 2],
     ) -> ([R; 2], [R; 4]) {
-        let one = R::lit(1.0);
-        let (i, f, z, o) = (i.sigmoid(), f.sigmoid(), z.tanh(), o.sigmoid());
-        let tanh_c = (f * c + i * z).tanh();
-        let d_c = d_c + d_h * o * (one - tanh_c * tanh_c);
-        let d_i = d_c * z * (i * (one - i));
-        let d_f = d_c * c * (f * (one - f));
-        let d_z = d_c * i * (one - z * z);
-        let d_o = d_h * tanh_c * (o * (one - o));
+        let (i, slope_i) = i.sigmoid_and_slope();
+        let (f, slope_f) = f.sigmoid_and_slope();
+        let (z, slope_z) = z.tanh_and_slope();
+        let (o, slope_o) = o.sigmoid_and_slope();
+        let (tanh_c, slope_c) = (f * c + i * z).tanh_and_slope();
+        let d_c = d_c + d_h * o * slope_c;
+        let d_i = d_c * z * slope_i;
+        let d_f = d_c * c * slope_f;
+        let d_z = d_c * i * slope_z;
+        let d_o = d_h * tanh_c * slope_o;
         ([R::lit(0.0), d_c * f], [d_i, d_f, d_z, d_o])
     }
 }

@@ -50,6 +50,8 @@ impl Cell for Slstm {
     const RECURRENT: usize = 4;
     const EXTERNAL: usize = 4;
     const WIDE: &'static [usize] = &[3];
+    // Near -90 the numbers of bf16 are 0.5 apart, and i and f come out of exp(i - m') and exp(l - m').
+    const WIDE_GATES: &'static [usize] = &[0, 1];
     const CONSTANT: &'static [usize] = &[3];
     type State<R: Real> = [R; 4];
     type Gates<R: Real> = [R; 4];
@@ -67,7 +69,7 @@ impl Cell for Slstm {
         gates: [R; 4],
         [d_h, d_c, d_n, _]: [R; 4],
     ) -> ([R; 4], [R; 4]) {
-        let (zero, one) = (R::lit(0.0), R::lit(1.0));
+        let zero = R::lit(0.0);
         let [_, c, n, _] = state;
         let p = Parts::new(state, gates);
         let ratio = p.c / p.n;
@@ -76,8 +78,8 @@ impl Cell for Slstm {
         let d_n = d_n - d_ratio * ratio / p.n;
         let d_i = (d_c * p.z + d_n) * p.input;
         let d_f = (d_c * c + d_n * n) * p.forget * (-gates[1]).sigmoid();
-        let d_z = d_c * p.input * (one - p.z * p.z);
-        let d_o = d_h * ratio * (p.o * (one - p.o));
+        let d_z = d_c * p.input * gates[2].tanh_and_slope().1;
+        let d_o = d_h * ratio * gates[3].sigmoid_and_slope().1;
         ([zero, d_c * p.forget, d_n * p.forget, zero], [d_i, d_f, d_z, d_o])
     }
 }

@@ -111,16 +111,35 @@ where
     (p + V::lit(1.0)).scale(n)
 }
 
+/// `t = e^{2|x|} - 1`, up to where `t / (t + 2)` is 1 in either precision.
+#[inline(always)]
+fn tanh_parts<V: Bits>(x: V) -> V
+where
+    V::Scalar: Constants,
+{
+    let (n, p) = exp_parts((x.abs() + x.abs()).min(V::lit(40.0)));
+    let power = V::lit(1.0).scale(n);
+    p.mul_add(power, power - V::lit(1.0))
+}
+
 #[inline(always)]
 pub(super) fn tanh<V: Bits>(x: V) -> V
 where
     V::Scalar: Constants,
 {
-    // From 40 on the quotient is 1 in either precision.
-    let (n, p) = exp_parts((x.abs() + x.abs()).min(V::lit(40.0)));
-    let power = V::lit(1.0).scale(n);
-    let t = p.mul_add(power, power - V::lit(1.0));
+    let t = tanh_parts(x);
     (t / (t + V::lit(2.0))).copysign(x)
+}
+
+/// tanh and its slope, `4 (t + 1) / (t + 2)²`.
+#[inline(always)]
+pub(super) fn tanh_and_slope<V: Bits>(x: V) -> (V, V)
+where
+    V::Scalar: Constants,
+{
+    let t = tanh_parts(x);
+    let r = V::lit(1.0) / (t + V::lit(2.0));
+    ((t * r).copysign(x), V::lit(4.0) * (t + V::lit(1.0)) * r * r)
 }
 
 #[inline(always)]
@@ -194,6 +213,10 @@ macro_rules! real_functions {
         #[inline(always)]
         fn tanh(self) -> Self {
             math::tanh(self)
+        }
+        #[inline(always)]
+        fn tanh_and_slope(self) -> (Self, Self) {
+            math::tanh_and_slope(self)
         }
         #[inline(always)]
         fn softplus_neg_abs(self) -> Self {

@@ -64,6 +64,7 @@ fn worst<V: Storage<<V as Simd>::Scalar>>(f: impl Fn(V) -> V, right: impl Fn(f64
 }
 
 fn check_functions<V: Storage<<V as Simd>::Scalar>>(level: Level, tiny: f64) {
+    let slope = |x: f64| (-x.abs()).exp() / (1.0 + (-x.abs()).exp()).powi(2);
     let softplus = |x: f64| (-x.abs()).exp().ln_1p();
     let rows = [
         ("exp", worst::<V>(|x| x.exp(), f64::exp, tiny), 2.0),
@@ -75,6 +76,14 @@ fn check_functions<V: Storage<<V as Simd>::Scalar>>(level: Level, tiny: f64) {
             worst::<V>(|x| x.sigmoid(), |x| 1.0 / (1.0 + (-x).exp()), tiny / V::Scalar::ROUNDOFF),
             4.0,
         ),
+        ("sigmoid's slope", worst::<V>(|x| x.sigmoid_and_slope().1, slope, tiny / V::Scalar::ROUNDOFF), 8.0),
+        // tanh_and_slope takes tanh's parts at |x| <= 20, beyond which the slope is below 1.7e-17.
+        (
+            "tanh's slope",
+            worst::<V>(|x| x.tanh_and_slope().1, |x| 4.0 * slope(2.0 * x), 1e-17 / V::Scalar::ROUNDOFF),
+            8.0,
+        ),
+        ("tanh beside its slope", worst::<V>(|x| x.tanh_and_slope().0, f64::tanh, tiny), 4.0),
         ("ln", worst::<V>(|x| x.ln(), f64::ln, tiny), 1.0),
         ("sqrt", worst::<V>(|x| x.sqrt(), f64::sqrt, tiny), 1.0),
         ("abs", worst::<V>(|x| x.abs(), f64::abs, tiny), 0.0),

@@ -4,6 +4,7 @@ use flashrnn_core::Backend;
 
 use crate::case::{Case, rounded};
 use crate::map::lengths;
+use crate::properties::options::{LARGE, enlarge};
 use crate::random::Random;
 use crate::results::Results;
 use crate::run::How;
@@ -24,18 +25,17 @@ pub fn same_bits_twice<B: Backend>(suite: &Suite<B>) -> Failures {
 
 /// Every instance in `same_bits_as`, one with another number of threads say, gives the same bits.
 pub fn same_bits_on_any_threads<B: Backend>(suite: &Suite<B>) -> Failures {
-    suite.each(
-        Draw { cases: 4, work: 200_000 },
-        |_| {},
-        |subject, case| {
-            let want = ok(subject.run(&suite.backend, case))?;
-            for (i, backend) in suite.same_bits_as.iter().enumerate() {
-                same_bits(&ok(subject.run(backend, case))?, &want)
-                    .map_err(|error| format!("instance {i} of same_bits_as: {error}"))?;
-            }
-            Ok(())
-        },
-    )
+    let check = |subject: &dyn Subject<B>, case: &Case| {
+        let want = ok(subject.run(&suite.backend, case))?;
+        for (i, backend) in suite.same_bits_as.iter().enumerate() {
+            same_bits(&ok(subject.run(backend, case))?, &want)
+                .map_err(|error| format!("instance {i} of same_bits_as: {error}"))?;
+        }
+        Ok(())
+    };
+    let mut failures = suite.each(Draw { cases: 4, work: 200_000 }, |_| {}, check);
+    failures.extend(suite.each(LARGE, enlarge, check));
+    failures
 }
 
 /// Cases of one problem with different values.

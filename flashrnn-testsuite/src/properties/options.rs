@@ -3,6 +3,7 @@
 use flashrnn_core::{Backend, Dtype, Layout, Problem, Save, bf16, f16};
 
 use crate::map::Map;
+use crate::setup::Setup;
 use crate::suite::{Draw, Failures, Suite, close, ok};
 
 /// Forward and every gradient agree with the f64 reference, for all cells, element types, sizes and options.
@@ -16,27 +17,38 @@ pub fn reference<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// The same with larger heads, or larger batches, than the other properties have time for.
+/// The same with larger heads, larger batches or longer sequences than the other properties have time for.
 pub fn large_sizes<B: Backend>(suite: &Suite<B>) -> Failures {
-    suite.each(
-        Draw { cases: 2, work: 1000 },
-        |setup| {
-            let problem = &mut setup.problem;
-            problem.heads = problem.heads.min(2);
+    suite.each(LARGE, enlarge, |subject, case| {
+        close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
+    })
+}
+
+/// Draws for [`enlarge`].
+pub(crate) const LARGE: Draw = Draw { cases: 3, work: 1000 };
+
+/// Makes one size of a setup large: where a backend shares a head among threads, or cuts the batch or the time.
+pub(crate) fn enlarge(setup: &mut Setup) {
+    let problem = &mut setup.problem;
+    problem.heads = problem.heads.min(2);
+    let choice = setup.seed as usize / 3;
+    match setup.seed % 3 {
+        0 => {
+            problem.batch = problem.batch.min(2);
             problem.time = problem.time.min(3);
-            let choice = setup.seed as usize;
-            if choice.is_multiple_of(2) {
-                problem.batch = problem.batch.min(2);
-                problem.head_dim = [192, 255, 256, 257, 384][choice / 2 % 5];
-            } else {
-                problem.batch = [64, 100, 129, 257][choice / 2 % 4];
-                problem.head_dim = problem.head_dim.min(33);
-            }
-        },
-        |subject, case| {
-            close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
-        },
-    )
+            problem.head_dim = [192, 255, 256, 257, 384][choice % 5];
+        }
+        1 => {
+            problem.batch = [64, 100, 129, 257][choice % 4];
+            problem.time = problem.time.min(3);
+            problem.head_dim = problem.head_dim.min(33);
+        }
+        _ => {
+            problem.batch = problem.batch.min(3);
+            problem.time = [95, 97, 130, 257, 300][choice % 5];
+            problem.head_dim = problem.head_dim.min(17);
+        }
+    }
 }
 
 /// The same with input pre-activations of ±90, where exp overflows in f32 and sigmoid is 0 or 1.
