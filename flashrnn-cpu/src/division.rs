@@ -7,6 +7,9 @@ pub(crate) struct Division {
     pub tiles: usize,
     /// How many threads share a task, block by block.
     pub team: usize,
+    /// How many heads of the same rows one thread takes through time together, step by step: a step's inputs of
+    /// neighbouring heads share pages. A divisor of the number of heads.
+    pub bundle: usize,
 }
 
 /// What a division depends on.
@@ -45,15 +48,20 @@ impl Division {
         if w.matrix <= CACHED
             && let Some(tiles) = (least..=most).find(|&tiles| even(tiles))
         {
-            return Self { tiles, team: 1 };
+            let fits = (CACHED / w.matrix.max(1)).clamp(1, w.heads);
+            let together = |&n: &usize| {
+                let bundles = w.heads / n * tiles;
+                w.heads.is_multiple_of(n) && (bundles.is_multiple_of(w.threads) || bundles >= 4 * w.threads)
+            };
+            return Self { tiles, team: 1, bundle: (1..=fits).rev().find(together).unwrap_or(1) };
         }
         let step = w.batch.div_ceil(least) * w.row_step;
         let team = w.threads.min(w.blocks).min((step / LEAST_SHARE).max(1));
         if team > 1 || w.threads == 1 {
-            return Self { tiles: least, team };
+            return Self { tiles: least, team, bundle: 1 };
         }
         // Too little for a team: a task for each thread, if need be of a single row.
-        Self { tiles: w.threads.div_ceil(w.heads).clamp(least, w.batch), team: 1 }
+        Self { tiles: w.threads.div_ceil(w.heads).clamp(least, w.batch), team: 1, bundle: 1 }
     }
 }
 
@@ -74,27 +82,27 @@ mod tests {
 
     #[test]
     fn many_small_heads_go_to_threads_whole() {
-        assert_eq!(lstm(2, 16, 12, 64), Division { tiles: 1, team: 1 });
-        assert_eq!(lstm(2, 16, 1, 64), Division { tiles: 2, team: 1 });
-        assert_eq!(lstm(8, 16, 12, 64), Division { tiles: 2, team: 1 });
+        assert_eq!(lstm(2, 16, 12, 64), Division { tiles: 1, team: 1, bundle: 6 });
+        assert_eq!(lstm(2, 16, 1, 64), Division { tiles: 2, team: 1, bundle: 1 });
+        assert_eq!(lstm(8, 16, 12, 64), Division { tiles: 2, team: 1, bundle: 3 });
     }
 
     #[test]
     fn large_heads_are_shared() {
-        assert_eq!(lstm(2, 1, 1, 512), Division { tiles: 1, team: 2 });
-        assert_eq!(lstm(2, 16, 3, 256), Division { tiles: 1, team: 2 });
-        assert_eq!(lstm(16, 64, 1, 1024), Division { tiles: 1, team: 16 });
+        assert_eq!(lstm(2, 1, 1, 512), Division { tiles: 1, team: 2, bundle: 1 });
+        assert_eq!(lstm(2, 16, 3, 256), Division { tiles: 1, team: 2, bundle: 1 });
+        assert_eq!(lstm(16, 64, 1, 1024), Division { tiles: 1, team: 16, bundle: 1 });
     }
 
     #[test]
     fn little_work_stays_on_one_thread() {
-        assert_eq!(lstm(2, 1, 1, 64), Division { tiles: 1, team: 1 });
-        assert_eq!(lstm(8, 1, 1, 1), Division { tiles: 1, team: 1 });
+        assert_eq!(lstm(2, 1, 1, 64), Division { tiles: 1, team: 1, bundle: 1 });
+        assert_eq!(lstm(8, 1, 1, 1), Division { tiles: 1, team: 1, bundle: 1 });
     }
 
     #[test]
     fn large_batches_are_cut() {
-        assert_eq!(lstm(1, 256, 1, 512), Division { tiles: 4, team: 1 });
-        assert_eq!(lstm(2, 256, 1, 512), Division { tiles: 4, team: 2 });
+        assert_eq!(lstm(1, 256, 1, 512), Division { tiles: 4, team: 1, bundle: 1 });
+        assert_eq!(lstm(2, 256, 1, 512), Division { tiles: 4, team: 2, bundle: 1 });
     }
 }

@@ -91,7 +91,7 @@ pub(crate) struct Task<'a, D> {
 }
 
 impl<'a, D> Task<'a, D> {
-    /// A task for each head and each of `tiles` parts of `rows`.
+    /// A task for each of `tiles` parts of `rows` and each head; tasks of the same rows stand together.
     pub fn all(
         rows: &'a [Row],
         heads: usize,
@@ -99,9 +99,9 @@ impl<'a, D> Task<'a, D> {
         mut data: impl FnMut(&[Row]) -> Result<D>,
     ) -> Result<Vec<Self>> {
         let mut tasks = Vec::with_capacity(heads * tiles);
-        for head in 0..heads {
-            for tile in 0..tiles {
-                let rows = &rows[tile * rows.len() / tiles..(tile + 1) * rows.len() / tiles];
+        for tile in 0..tiles {
+            let rows = &rows[tile * rows.len() / tiles..(tile + 1) * rows.len() / tiles];
+            for head in 0..heads {
                 tasks.push(Self { head, rows, data: data(rows)? });
             }
         }
@@ -125,10 +125,13 @@ pub(crate) fn run<'a, D: Sync, S: bytemuck::Pod + Send + Sync>(
     work: impl Fn(&Task<'a, D>, usize, usize, &mut [S]) + Sync,
 ) -> Result<()> {
     let room = || filled(S::zeroed(), scratch);
-    let alone = |task: &Task<'a, D>, scratch: &mut [S]| {
-        for step in 0..steps(task) {
-            for i in 0..blocks {
-                work(task, step, back_and_forth(step, i, blocks), scratch);
+    // Tasks of the same rows, one step of all of them after the other.
+    let alone = |bundle: &[Task<'a, D>], scratch: &mut [S]| {
+        let n = bundle.len() * blocks;
+        for step in 0..bundle.first().map_or(0, &steps) {
+            for i in 0..n {
+                let i = back_and_forth(step, i, n);
+                work(&bundle[i / blocks], step, i % blocks, scratch);
             }
         }
     };
@@ -156,13 +159,13 @@ pub(crate) fn run<'a, D: Sync, S: bytemuck::Pod + Send + Sync>(
             }
         });
         Ok(())
-    } else if threads == 1 || tasks.len() == 1 {
+    } else if threads == 1 || tasks.len() == division.bundle {
         let mut scratch = room()?;
-        tasks.iter().for_each(|task| alone(task, &mut scratch));
+        tasks.chunks(division.bundle).for_each(|bundle| alone(bundle, &mut scratch));
         Ok(())
     } else {
-        tasks.par_iter().with_max_len(1).try_for_each(|task| {
-            alone(task, &mut room()?);
+        tasks.par_chunks(division.bundle).with_max_len(1).try_for_each(|bundle| {
+            alone(bundle, &mut room()?);
             Ok(())
         })
     }
