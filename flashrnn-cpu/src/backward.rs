@@ -41,6 +41,8 @@ pub(crate) struct BackwardCall<'a, T, S> {
     pub gates: Option<&'a [T]>,
     /// `[1 or S, B, T, N, D]`: the gradient of the first states.
     pub d_states: Option<&'a [T]>,
+    /// 1 or S.
+    pub d_states_given: usize,
     /// `[S, B, N, D]`
     pub d_last: Option<&'a [S]>,
     /// `[B, T, Gx, N, D]`
@@ -291,8 +293,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             };
             let per_token = |k: usize, token: usize| (k * tokens + token) * units + column;
             if let Some(d_states) = call.d_states {
-                let given = d_states.len() / (tokens * units);
-                for (k, d_after) in d_after.as_mut().iter_mut().enumerate().take(given) {
+                for (k, d_after) in d_after.as_mut().iter_mut().enumerate().take(call.d_states_given) {
                     *d_after = *d_after + <V as Storage<T>>::load_n(at(d_states, per_token(k, token), n), n);
                 }
             }

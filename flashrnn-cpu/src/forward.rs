@@ -10,11 +10,11 @@
 //! A reset is carried out by the step before it, which leaves a zero `h` and `state` behind; `h` has two halves, one read
 //! while the other is written, so that a step needs one barrier only.
 
-use flashrnn_core::{Array, Cell, Element, Result};
+use flashrnn_core::{Array, Cell, Element, Real, Result};
 
 use crate::memory::{Aligned, Shared, at};
 use crate::product::{Panels, Product};
-use crate::simd::{For, Op, Storage, Vector};
+use crate::simd::{For, Op, Pair, Storage, Vector};
 use crate::tasks::{Row, Task, Time, active};
 
 /// The tensors of a call, as slices.
@@ -247,11 +247,10 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>> {
                     reset_next: step + 1 < row.length && call.time.reset(row, step + 1),
                     to: (step + 1) % 2 * task.rows.len() * d,
                 };
-                for (i, vector) in call.panels.block_vectors(block).enumerate() {
-                    let products = at(scratch, (r - first) * stride + i * C::RECURRENT * V::LANES, V::LANES);
-                    // SAFETY: the vector of units belongs to the block, and with it to this thread.
-                    unsafe { units.vector::<V>(vector, products) };
-                }
+                let vectors = call.panels.block_vectors(block);
+                let start = (r - first) * stride;
+                // SAFETY: the block's units belong to this thread; the products of a row are `start` on in `scratch`.
+                unsafe { units.vectors::<V>(vectors, at(scratch, start, stride)) };
             }
         }
     }
@@ -275,22 +274,70 @@ struct RowUnits<'a, C: Cell, T: Element> {
 }
 
 impl<C: Cell, T: Element> RowUnits<'_, C, T> {
-    /// The pointwise stage of one vector of units.
+    /// The pointwise stage of a block's units, two vectors at a time.
     ///
     /// # Safety
-    /// No other thread uses these units of the row; `products [Gr, LANES]` is valid.
+    /// No other thread uses these units of the row; `products [vectors, Gr, LANES]` is valid.
     #[inline(always)]
-    unsafe fn vector<V: Vector<T>>(&self, vector: usize, products: *const T::Wide) {
-        let Self { call, task, row, token, .. } = *self;
+    unsafe fn vectors<V: Vector<T>>(
+        &self,
+        mut vectors: std::ops::Range<usize>,
+        mut products: *const T::Wide,
+    ) {
+        let kinds = C::RECURRENT * V::LANES;
+        while vectors.len() >= 2 {
+            let (a, b) = (vectors.start, vectors.start + 1);
+            // SAFETY: as promised by the caller.
+            unsafe {
+                let (state_a, gates_a) = self.load::<V>(a, products);
+                let (state_b, gates_b) = self.load::<V>(b, products.wrapping_add(kinds));
+                let (zero, mut after_a, mut after_b) = (Pair::lit(0.0), state_a, state_b);
+                let mut state = C::State::<Pair<V>>::splat(zero);
+                for (k, s) in state.as_mut().iter_mut().enumerate() {
+                    *s = Pair(state_a.as_ref()[k], state_b.as_ref()[k]);
+                }
+                let mut gates = C::Gates::<Pair<V>>::splat(zero);
+                for (k, g) in gates.as_mut().iter_mut().enumerate() {
+                    *g = Pair(gates_a.as_ref()[k], gates_b.as_ref()[k]);
+                }
+                let after = self.cell.forward(state, gates);
+                for (k, &Pair(s_a, s_b)) in after.as_ref().iter().enumerate() {
+                    after_a.as_mut()[k] = s_a;
+                    after_b.as_mut()[k] = s_b;
+                }
+                self.store::<V>(a, gates_a, after_a);
+                self.store::<V>(b, gates_b, after_b);
+            }
+            vectors.start += 2;
+            products = products.wrapping_add(2 * kinds);
+        }
+        if !vectors.is_empty() {
+            // SAFETY: as promised by the caller.
+            unsafe {
+                let (state, gates) = self.load::<V>(vectors.start, products);
+                self.store::<V>(vectors.start, gates, self.cell.forward(state, gates));
+            }
+        }
+    }
+
+    /// The state before the step, and the gates, of a vector of units.
+    ///
+    /// # Safety
+    /// As for [`Self::vectors`].
+    #[inline(always)]
+    unsafe fn load<V: Vector<T>>(
+        &self,
+        vector: usize,
+        products: *const T::Wide,
+    ) -> (C::State<V>, C::Gates<V>) {
+        let Self { call, task, token, .. } = *self;
         let shapes = call.time.shapes;
-        let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
+        let (d, units, inner) = (shapes.head_dim, shapes.units(), shapes.inner());
         let first = vector * V::LANES;
         let n = V::LANES.min(d - first);
         let column = task.head * d + first;
-        let padded = call.panels.vectors() * V::LANES;
-        let inner = shapes.inner();
         // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes say (and `at` checks
-        // in debug builds); what is written belongs to these units of this row.
+        // in debug builds).
         unsafe {
             let mut gates = C::Gates::<V>::splat(V::lit(0.0));
             for (k, out) in gates.as_mut().iter_mut().enumerate() {
@@ -304,12 +351,35 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                 }
                 *out = gate;
             }
-            let carried = |k| task.data.state.at((self.r * shapes.states + k) * padded + first, V::LANES);
-            let mut before = C::State::<V>::splat(V::lit(0.0));
-            for (k, s) in before.as_mut().iter_mut().enumerate() {
-                *s = <V as Storage<T::Wide>>::load(carried(k));
+            let mut state = C::State::<V>::splat(V::lit(0.0));
+            for (k, s) in state.as_mut().iter_mut().enumerate() {
+                *s = <V as Storage<T::Wide>>::load(self.carried::<V>(k, vector));
             }
-            let mut after = self.cell.forward(before, gates);
+            (state, gates)
+        }
+    }
+
+    /// Where the task keeps a state of a vector of units.
+    #[inline(always)]
+    fn carried<V: Vector<T>>(&self, k: usize, vector: usize) -> *mut T::Wide {
+        let (states, padded) = (self.call.time.shapes.states, self.call.panels.vectors() * V::LANES);
+        self.task.data.state.at((self.r * states + k) * padded + vector * V::LANES, V::LANES)
+    }
+
+    /// Clips and stores the state after the step.
+    ///
+    /// # Safety
+    /// As for [`Self::vectors`].
+    #[inline(always)]
+    unsafe fn store<V: Vector<T>>(&self, vector: usize, gates: C::Gates<V>, mut after: C::State<V>) {
+        let Self { call, task, row, token, .. } = *self;
+        let shapes = call.time.shapes;
+        let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
+        let first = vector * V::LANES;
+        let n = V::LANES.min(d - first);
+        let column = task.head * d + first;
+        // SAFETY: as in `load`; what is written belongs to these units of this row.
+        unsafe {
             if let Some(v) = call.forward_clip {
                 let h = &mut after.as_mut()[0];
                 *h = h.min(V::lit(v)).max(V::lit(-v));
@@ -338,7 +408,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                     Storage::<T::Wide>::store_n(s, last.at(position, n), n);
                 }
                 let kept = if self.reset_next { V::lit(0.0) } else { s };
-                Storage::<T::Wide>::store(kept, carried(k));
+                Storage::<T::Wide>::store(kept, self.carried::<V>(k, vector));
             }
             if let Some(wide) = call.wide {
                 for (i, &k) in C::WIDE.iter().enumerate() {

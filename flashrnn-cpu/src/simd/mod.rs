@@ -9,6 +9,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod math;
+mod pair;
 mod portable;
 
 use flashrnn_core::{Element, Real};
@@ -17,6 +18,8 @@ use flashrnn_core::{Element, Real};
 pub(crate) use avx2::{F32x8, F64x4};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{F32x16, F64x8};
+
+pub(crate) use pair::Pair;
 
 /// An instruction set of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
