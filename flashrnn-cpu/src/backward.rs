@@ -164,6 +164,7 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>> {
     unsafe fn run(self) {
         let BackwardBlock { cell, call, task, iteration, block, scratch } = self.work;
         let (d, depth) = (call.time.shapes.head_dim, call.panels.depth);
+        let padded = call.panels.vectors() * V::LANES;
         let longest = task.rows.first().map_or(0, |row| row.length);
         // The step, counted forwards; None is the one that leaves d_s0.
         let step = (longest - iteration.min(longest)).checked_sub(1);
@@ -211,11 +212,18 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>> {
                     reset_after: next < row.length && call.time.reset(row, next),
                     at: step.map(|step| (call.time.token(row, step), call.time.before(row, step))),
                     to: iteration % 2 * task.rows.len() * depth,
+                    padded,
                 };
                 for (i, vector) in call.panels.block_vectors(block).enumerate() {
                     let product = at(scratch, (r - first) * stride + i * V::LANES, V::LANES);
                     // SAFETY: the vector of units belongs to the block, and with it to this thread.
-                    unsafe { units.vector::<V>(vector, product) };
+                    unsafe {
+                        if (vector + 1) * V::LANES <= d {
+                            units.vector::<V, true>(vector, product);
+                        } else {
+                            units.vector::<V, false>(vector, product);
+                        }
+                    }
                 }
             }
         }
@@ -238,22 +246,25 @@ struct RowUnits<'a, C: Cell, T: Element> {
     at: Option<(usize, Before)>,
     /// The half of `d_gates` that this step writes.
     to: usize,
+    /// The units of a row with those that fill up its last vector.
+    padded: usize,
 }
 
 impl<C: Cell, T: Element> RowUnits<'_, C, T> {
-    /// The pointwise stage of one vector of units.
+    /// The pointwise stage of one vector of units, `FULL` if it has all its lanes.
     ///
     /// # Safety
     /// No other thread uses these units of the row; `product [LANES]` is valid.
     #[inline(always)]
-    unsafe fn vector<V: Vector<T>>(&self, vector: usize, product: *const T::Wide) {
+    unsafe fn vector<V: Vector<T>, const FULL: bool>(&self, vector: usize, product: *const T::Wide) {
         let Self { call, task, row, .. } = *self;
         let shapes = call.time.shapes;
-        let (d, units, tokens, states) = (shapes.head_dim, shapes.units(), shapes.tokens(), shapes.states);
+        let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
+        let states = <C::State<f64> as Array<f64>>::LEN;
         let first = vector * V::LANES;
-        let n = V::LANES.min(d - first);
+        let n = if FULL { V::LANES } else { d - first };
         let column = task.head * d + first;
-        let padded = call.panels.vectors() * V::LANES;
+        let padded = self.padded;
         let zero = V::lit(0.0);
         // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes say (and `at` checks
         // in debug builds); what is written belongs to these units of this row.
@@ -313,7 +324,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                     },
                 };
             }
-            let layout = GateLayout::new(shapes);
+            let layout = GateLayout::of::<C>(shapes);
             let gradient = |k: usize| {
                 let (external, position) = layout.position(k, token);
                 if external {

@@ -88,6 +88,14 @@ impl GateLayout {
         Self { units, inner, external: shapes.external, tokens: shapes.tokens() }
     }
 
+    /// The same with the cell's own numbers of gates, which the compiler knows.
+    #[inline(always)]
+    pub fn of<C: Cell>(shapes: &flashrnn_core::Shapes) -> Self {
+        let gates = <C::Gates<f64> as Array<f64>>::LEN;
+        let (inner, external) = (gates - C::EXTERNAL, C::EXTERNAL);
+        Self { units: shapes.units(), inner, external, tokens: shapes.tokens() }
+    }
+
     /// Where a token's units of a gate lie: in the first part for external gates, else in the second.
     #[inline(always)]
     pub fn position(&self, gate: usize, token: usize) -> (bool, usize) {
@@ -209,6 +217,7 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>> {
     unsafe fn run(self) {
         let ForwardBlock { cell, call, task, step, block, scratch } = self.work;
         let d = call.time.shapes.head_dim;
+        let padded = call.panels.vectors() * V::LANES;
         let running = active(task.rows, step);
         let tiles = running.div_ceil(V::ROWS);
         // The half of h that this step reads.
@@ -246,6 +255,7 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>> {
                     ends: step + 1 == row.length,
                     reset_next: step + 1 < row.length && call.time.reset(row, step + 1),
                     to: (step + 1) % 2 * task.rows.len() * d,
+                    padded,
                 };
                 let vectors = call.panels.block_vectors(block);
                 let start = (r - first) * stride;
@@ -271,6 +281,8 @@ struct RowUnits<'a, C: Cell, T: Element> {
     reset_next: bool,
     /// The half of `h` that this step writes.
     to: usize,
+    /// The units of a row with those that fill up its last vector.
+    padded: usize,
 }
 
 impl<C: Cell, T: Element> RowUnits<'_, C, T> {
@@ -285,12 +297,13 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
         mut products: *const T::Wide,
     ) {
         let kinds = C::RECURRENT * V::LANES;
-        while vectors.len() >= 2 {
+        let full = self.call.time.shapes.head_dim / V::LANES;
+        while vectors.start + 2 <= vectors.end.min(full) {
             let (a, b) = (vectors.start, vectors.start + 1);
             // SAFETY: as promised by the caller.
             unsafe {
-                let (state_a, gates_a) = self.load::<V>(a, products);
-                let (state_b, gates_b) = self.load::<V>(b, products.wrapping_add(kinds));
+                let (state_a, gates_a) = self.load::<V, true>(a, products);
+                let (state_b, gates_b) = self.load::<V, true>(b, products.wrapping_add(kinds));
                 let (zero, mut after_a, mut after_b) = (Pair::lit(0.0), state_a, state_b);
                 let mut state = C::State::<Pair<V>>::splat(zero);
                 for (k, s) in state.as_mut().iter_mut().enumerate() {
@@ -305,36 +318,45 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                     after_a.as_mut()[k] = s_a;
                     after_b.as_mut()[k] = s_b;
                 }
-                self.store::<V>(a, gates_a, after_a);
-                self.store::<V>(b, gates_b, after_b);
+                self.store::<V, true>(a, gates_a, after_a);
+                self.store::<V, true>(b, gates_b, after_b);
             }
             vectors.start += 2;
             products = products.wrapping_add(2 * kinds);
         }
-        if !vectors.is_empty() {
+        for vector in vectors {
             // SAFETY: as promised by the caller.
             unsafe {
-                let (state, gates) = self.load::<V>(vectors.start, products);
-                self.store::<V>(vectors.start, gates, self.cell.forward(state, gates));
+                if vector < full {
+                    let (state, gates) = self.load::<V, true>(vector, products);
+                    self.store::<V, true>(vector, gates, self.cell.forward(state, gates));
+                } else {
+                    let (state, gates) = self.load::<V, false>(vector, products);
+                    self.store::<V, false>(vector, gates, self.cell.forward(state, gates));
+                }
             }
+            products = products.wrapping_add(kinds);
         }
     }
 
-    /// The state before the step, and the gates, of a vector of units.
+    /// How many gates take recurrent input only: the first G - Gx.
+    const INNER: usize = <C::Gates<f64> as Array<f64>>::LEN - C::EXTERNAL;
+
+    /// The state before the step, and the gates, of a vector of units, `FULL` if it has all its lanes.
     ///
     /// # Safety
     /// As for [`Self::vectors`].
     #[inline(always)]
-    unsafe fn load<V: Vector<T>>(
+    unsafe fn load<V: Vector<T>, const FULL: bool>(
         &self,
         vector: usize,
         products: *const T::Wide,
     ) -> (C::State<V>, C::Gates<V>) {
         let Self { call, task, token, .. } = *self;
         let shapes = call.time.shapes;
-        let (d, units, inner) = (shapes.head_dim, shapes.units(), shapes.inner());
+        let (d, units) = (shapes.head_dim, shapes.units());
         let first = vector * V::LANES;
-        let n = V::LANES.min(d - first);
+        let n = if FULL { V::LANES } else { d - first };
         let column = task.head * d + first;
         // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes say (and `at` checks
         // in debug builds).
@@ -342,8 +364,8 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             let mut gates = C::Gates::<V>::splat(V::lit(0.0));
             for (k, out) in gates.as_mut().iter_mut().enumerate() {
                 let mut gate = V::load_n(at(call.b, k * units + column, n), n);
-                if k >= inner {
-                    let position = (token * shapes.external + k - inner) * units + column;
+                if k >= Self::INNER {
+                    let position = (token * C::EXTERNAL + k - Self::INNER) * units + column;
                     gate = gate + V::load_n(at(call.wx, position, n), n);
                 }
                 if k < C::RECURRENT {
@@ -362,8 +384,8 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     /// Where the task keeps a state of a vector of units.
     #[inline(always)]
     fn carried<V: Vector<T>>(&self, k: usize, vector: usize) -> *mut T::Wide {
-        let (states, padded) = (self.call.time.shapes.states, self.call.panels.vectors() * V::LANES);
-        self.task.data.state.at((self.r * states + k) * padded + vector * V::LANES, V::LANES)
+        let states = <C::State<f64> as Array<f64>>::LEN;
+        self.task.data.state.at((self.r * states + k) * self.padded + vector * V::LANES, V::LANES)
     }
 
     /// Clips and stores the state after the step.
@@ -371,12 +393,17 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     /// # Safety
     /// As for [`Self::vectors`].
     #[inline(always)]
-    unsafe fn store<V: Vector<T>>(&self, vector: usize, gates: C::Gates<V>, mut after: C::State<V>) {
+    unsafe fn store<V: Vector<T>, const FULL: bool>(
+        &self,
+        vector: usize,
+        gates: C::Gates<V>,
+        mut after: C::State<V>,
+    ) {
         let Self { call, task, row, token, .. } = *self;
         let shapes = call.time.shapes;
         let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
         let first = vector * V::LANES;
-        let n = V::LANES.min(d - first);
+        let n = if FULL { V::LANES } else { d - first };
         let column = task.head * d + first;
         // SAFETY: as in `load`; what is written belongs to these units of this row.
         unsafe {
@@ -385,7 +412,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                 *h = h.min(V::lit(v)).max(V::lit(-v));
             }
             if let Some(saved) = call.gates {
-                let layout = GateLayout::new(shapes);
+                let layout = GateLayout::of::<C>(shapes);
                 for (k, gate) in gates.as_ref().iter().enumerate() {
                     match (call.wide, C::WIDE_GATES.iter().position(|&wide| wide == k)) {
                         (Some(wide), Some(i)) => {
