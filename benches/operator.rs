@@ -39,7 +39,7 @@ fn ours<C: Cell>(c: &mut Criterion, cell: &C) {
         let (mut d_wx, mut d_r, mut d_b) = (wx.clone(), r.clone(), b.clone());
         group.bench_function(format!("forward, {}", name(shape)), |bencher| {
             bencher.iter(|| {
-                let call = Forward { h: Some(&mut h), ..Forward::new(&wx[..], &weights) };
+                let call = Forward { h: Some(&mut h[..]), ..Forward::new(&wx[..], &weights) };
                 plan.forward(call).expect("forward");
             });
         });
@@ -85,8 +85,8 @@ fn candle(c: &mut Criterion) {
         let gru = gru(8, head_dim, GRUConfig::default(), builder.pp("gru")).expect("gru");
         let run_lstm = |x: &Tensor| lstm.states_to_tensor(&lstm.seq(x).expect("forward")).expect("states");
         let run_gru = |x: &Tensor| gru.states_to_tensor(&gru.seq(x).expect("forward")).expect("states");
-        let runs: [(&str, &dyn Fn(&Tensor) -> Tensor); 2] = [("lstm", &run_lstm), ("gru", &run_gru)];
-        for (cell, run) in runs {
+        let run: [&dyn Fn(&Tensor) -> Tensor; 2] = [&run_lstm, &run_gru];
+        for (cell, run) in ["lstm", "gru"].into_iter().zip(run) {
             let constant = x.as_tensor().detach();
             group.bench_function(format!("{cell} forward, {}", name(shape)), |bencher| {
                 bencher.iter(|| run(&constant));

@@ -24,7 +24,7 @@ fn cell<C: Cell>(c: &mut Criterion, cell: &C) {
         let mut h = numbers(len(&shapes.h()));
         group.bench_function(level.name(), |bencher| {
             bencher.iter(|| {
-                let call = Forward { h: Some(&mut h), ..Forward::new(&wx[..], &weights) };
+                let call = Forward { h: Some(&mut h[..]), ..Forward::new(&wx[..], &weights) };
                 plan.forward(call).expect("forward");
             });
         });

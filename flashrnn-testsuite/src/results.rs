@@ -179,7 +179,9 @@ fn perturbed(case: &Case, roundoff: f64, clip: f64) -> Case {
     let mut random = Random::new(clip.to_bits());
     let mut nudge = |values: &mut Vec<f64>| {
         for v in values {
-            *v *= if random.chance(0.5) { 1.0 + roundoff } else { 1.0 - roundoff };
+            // Of 1 at most: an input of -90 is exact, and stands for a gate shut tight, not for one of little precision.
+            let nudge = roundoff * v.abs().min(1.0);
+            *v += if random.chance(0.5) { nudge } else { -nudge };
         }
     };
     let mut near = case.clone();
