@@ -9,10 +9,9 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use flashrnn::{Backend, Backward, Cell, Cpu, Element, Forward, Plan, Problem};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
@@ -124,14 +123,6 @@ struct Row {
 pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let budget = Duration::try_from_secs_f64(args.budget)
         .with_context(|| format!("option budget: got {}, wanted seconds, 0 or more", args.budget))?;
-    // Each is a thread of the system, and beyond some number it would only run out of them.
-    if let Some(threads) = args.threads.filter(|threads| !(1..=1024).contains(threads)) {
-        bail!("option threads: got {threads}, wanted 1 to 1024");
-    }
-    let threads = match args.threads {
-        Some(threads) => threads,
-        None => thread::available_parallelism().map_or(1, |n| n.get()),
-    };
     let backend = match args.backend {
         BackendName::Auto | BackendName::Cpu => match args.threads {
             Some(threads) => Cpu::with_threads(threads)?,
@@ -139,6 +130,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
         },
     };
     let workloads = workloads(&args);
+    let threads = backend.threads();
     let info = backend.info();
     if !args.json {
         writeln!(out, "{} ({}), {threads} threads, {}; milliseconds", info.name, info.device, args.dtype)?;

@@ -37,6 +37,8 @@ pub(crate) struct BackwardCall<'a, T, S> {
     pub wide: Option<&'a [S]>,
     /// `[wide gates, B, T, N, D]`, where those of `gates` are not exact.
     pub wide_gates: Option<&'a [S]>,
+    /// `[wide gates, B, T, N, D]`: what recomputed gates lack in `d_wx` and `d_inner`.
+    pub remainders: Option<&'a [T]>,
     /// The gates; where they were recomputed, None, and they stand where `d_wx` and `d_inner` will.
     pub gates: Option<&'a [T]>,
     /// `[1 or S, B, T, N, D]`: the gradient of the first states.
@@ -343,7 +345,16 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                     (None, Some(gates)) => {
                         <V as Storage<T>>::load_n(at(gates, layout.place(k, token) + column, n), n)
                     }
-                    (None, None) => <V as Storage<T>>::load_n(gradient(k), n),
+                    (None, None) => {
+                        let rounded = <V as Storage<T>>::load_n(gradient(k), n);
+                        match call.remainders.zip(wide) {
+                            Some((remainders, i)) => {
+                                let position = per_token(i, token);
+                                rounded + <V as Storage<T>>::load_n(at(remainders, position, n), n)
+                            }
+                            None => rounded,
+                        }
+                    }
                 };
             }
             if let Some(v) = call.forward_clip {

@@ -201,13 +201,13 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
         let steps = Steps::new(&rows);
         let mut d_inner = filled(T::default(), shapes.tokens() * shapes.inner() * shapes.units())?;
         let gates = (!call.saved.gates.is_empty()).then_some(call.saved.gates.as_slice());
-        // What T is too narrow for: saved by the forward pass, or recomputed. Empty where T is wide.
+        // What T is too narrow for: saved by the forward pass, or recomputed in two parts. Empty where T is wide.
         let narrow = size_of::<T>() < size_of::<T::Wide>();
         let step = shapes.tokens() * shapes.units();
         let states_len = if narrow { shapes.wide.len() * step } else { 0 };
         let (wide, saved_gates) = call.saved.wide.split_at(states_len);
-        let recomputed = if narrow && gates.is_none() { shapes.wide_gates.len() * step } else { 0 };
-        let mut recomputed = filled(T::Wide::default(), recomputed)?;
+        let remainders = if narrow && gates.is_none() { shapes.wide_gates.len() * step } else { 0 };
+        let mut remainders = filled(T::default(), remainders)?;
         if let (None, Some(wx)) = (gates, call.wx) {
             let recompute = Recompute {
                 time,
@@ -220,7 +220,7 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
                 steps: &steps,
                 d_wx: Shared::new(&mut *call.d_wx),
                 d_inner: Shared::new(&mut d_inner),
-                wide_gates: (!recomputed.is_empty()).then(|| Shared::new(&mut recomputed)),
+                remainders: (!remainders.is_empty()).then(|| Shared::new(&mut remainders)),
             };
             // SAFETY: an engine is built only for a level that the machine has.
             unsafe { recompute.run::<V>()? };
@@ -244,7 +244,8 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
             states: call.states,
             s0: call.s0,
             wide: (!wide.is_empty()).then_some(wide),
-            wide_gates: [saved_gates, &recomputed].into_iter().find(|gates| !gates.is_empty()),
+            wide_gates: (!saved_gates.is_empty()).then_some(saved_gates),
+            remainders: (!remainders.is_empty()).then_some(&remainders),
             gates,
             d_states: call.d_states.or(call.d_h),
             d_states_given: if call.d_states.is_some() { shapes.states } else { 1 },

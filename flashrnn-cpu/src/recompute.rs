@@ -37,8 +37,9 @@ pub(crate) struct Recompute<'a, T: Element> {
     pub d_wx: Shared<'a, T>,
     /// `[B, T, G - Gx, N, D]`, written.
     pub d_inner: Shared<'a, T>,
-    /// `[wide gates, B, T, N, D]`, written instead where `T` is too narrow for them.
-    pub wide_gates: Option<Shared<'a, T::Wide>>,
+    /// `[wide gates, B, T, N, D]`, written where `T` is too narrow for them: what rounding to `T` takes away, itself
+    /// rounded to `T`. The two together have twice the digits in half the room of the wide type.
+    pub remainders: Option<Shared<'a, T>>,
 }
 
 impl<T: Element> Recompute<'_, T> {
@@ -120,10 +121,10 @@ impl<T: Element, V: Vector<T>> Op for For<V, Chunk<'_, T>> {
                                         gate + <V as Storage<T::Wide>>::load(at(scratch, position, V::LANES));
                                 }
                                 let wide = shapes.wide_gates.iter().position(|&wide| wide == k);
-                                if let Some((out, i)) = call.wide_gates.zip(wide) {
+                                if let Some((out, i)) = call.remainders.zip(wide) {
                                     let position = (i * shapes.tokens() + token) * units + column;
-                                    Storage::<T::Wide>::store_n(gate, out.at(position, n), n);
-                                    continue;
+                                    let remainder = gate - Storage::<T>::rounded(gate);
+                                    Storage::<T>::store_n(remainder, out.at(position, n), n);
                                 }
                                 let (external, position) = layout.position(k, token);
                                 let out = if external { call.d_wx } else { call.d_inner };

@@ -1,6 +1,6 @@
 //! Properties that every flashrnn backend must have, as plain generic functions; one macro line a backend.
 //!
-//! ```ignore
+//! ```text
 //! // tests/conformance.rs of a backend
 //! flashrnn_testsuite::conformance!(Cpu::new(), same_bits_as: [Cpu::with_threads(1).unwrap()], skip: []);
 //! ```

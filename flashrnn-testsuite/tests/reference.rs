@@ -170,8 +170,10 @@ fn forward_clip_at_its_edge() {
         let d = OutputGradients { d_states: Some(vec![1.0]), d_last: None };
         gradients(&Elman, &Case { problem, inputs, d }).expect("a good case").d_wx[0]
     };
-    assert_eq!(d_wx(h), 1.0 - h * h);
-    assert_eq!(d_wx(h.next_up()), 1.0 - h * h);
+    // The cell has the slope from exp(-2|g|), not from h: the two round in their own ways.
+    let near = |got: f64| assert!((got - (1.0 - h * h)).abs() <= 4.0 * f64::EPSILON, "{got}");
+    near(d_wx(h));
+    near(d_wx(h.next_up()));
     assert_eq!(d_wx(h.next_down()), 0.0);
 }
 
@@ -202,8 +204,13 @@ fn recurrent_gradient_clipped_and_cut() {
         let got = run(cut, clip);
         let d_g0 = (d_h[0] + reaches) * slope(h[0]);
         let d_s0 = if cut { 0.0 } else { clip.map_or(r * d_g0, |v: f64| (r * d_g0).clamp(-v, v)) };
-        let near =
-            |got: f64, want: f64| assert!((got - want).abs() < 1e-15, "{cut} {clip:?}: {got}, wanted {want}");
+        // Ten roundoffs: the slopes here are 1 - h², the cell's come from exp(-2|g|).
+        let near = |got: f64, want: f64| {
+            assert!(
+                (got - want).abs() < 1.2e-15 * (1.0 + want.abs()),
+                "{cut} {clip:?}: {got}, wanted {want}"
+            );
+        };
         near(got.d_wx[1], d_g1);
         near(got.d_wx[0], d_g0);
         near(got.d_s0[0], d_s0);

@@ -1,0 +1,87 @@
+//! What a forward and a backward pass allocate beside the tensors they are given.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use flashrnn_core::{
+    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Plan, Problem, Save, Slstm, bf16,
+};
+use flashrnn_cpu::Cpu;
+
+/// The system's allocator, keeping count of the bytes in use and the most there ever were.
+struct Counting;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is handed to `System` as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let in_use = IN_USE.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
+        PEAK.fetch_max(in_use, Ordering::SeqCst);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Ordering::SeqCst);
+        // SAFETY: the caller keeps the contract of `dealloc`, and `pointer` came from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Peak over what must be held: wx, R, b, states, the saved gates, and the gradients of h and of everything given.
+fn ratio<C: Cell, T: Element>(cell: &C, save: Save, [batch, time, heads, head_dim]: [usize; 4]) -> f64 {
+    let plan = Cpu::new()
+        .plan::<T, T, C>(cell, &Problem { save, ..Problem::new(batch, time, heads, head_dim) })
+        .expect("a good problem");
+    let zeros = |dims: &[usize]| vec![T::default(); dims.iter().product()];
+    let shapes = plan.shapes();
+    let before = IN_USE.load(Ordering::SeqCst);
+    let (wx, r, b) = (zeros(&shapes.wx()), zeros(&shapes.r()), zeros(&shapes.b()));
+    let (mut states, d_h) = (zeros(&shapes.states()), zeros(&shapes.h()));
+    let (mut d_wx, mut d_r, mut d_b) = (wx.clone(), r.clone(), b.clone());
+    let mut saved = plan.saved().expect("memory");
+    let held = IN_USE.load(Ordering::SeqCst) - before;
+    PEAK.store(IN_USE.load(Ordering::SeqCst), Ordering::SeqCst);
+
+    let weights = plan.pack(&r, &b).expect("the right sizes");
+    let call =
+        Forward { states: Some(&mut states[..]), saved: Some(&mut saved), ..Forward::new(&wx[..], &weights) };
+    plan.forward(call).expect("the right sizes");
+    plan.backward(Backward {
+        wx: Some(&wx[..]),
+        d_h: Some(&d_h[..]),
+        d_r: Some(&mut d_r[..]),
+        d_b: Some(&mut d_b[..]),
+        ..Backward::new(&weights, &states[..], &saved, &mut d_wx[..])
+    })
+    .expect("the right sizes");
+    (PEAK.load(Ordering::SeqCst) - before) as f64 / held as f64
+}
+
+/// One test, so that nothing else allocates meanwhile. The bound is the one that this library promises.
+#[test]
+fn peak_memory_is_near_what_must_be_held() {
+    let mut failures = Vec::new();
+    let mut check = |name: &str, ratio: f64| {
+        println!("{name}: {ratio:.3}");
+        if ratio > 1.3 {
+            failures.push(format!("{name}: {ratio:.3}"));
+        }
+    };
+    for save in [Save::Gates, Save::Recompute] {
+        for shape in [[16, 256, 1, 256], [16, 256, 12, 64]] {
+            check(&format!("elman f32 {save:?} {shape:?}"), ratio::<_, f32>(&Elman, save, shape));
+            check(&format!("gru f32 {save:?} {shape:?}"), ratio::<_, f32>(&Gru, save, shape));
+            check(&format!("lstm f32 {save:?} {shape:?}"), ratio::<_, f32>(&Lstm, save, shape));
+            check(&format!("slstm f32 {save:?} {shape:?}"), ratio::<_, f32>(&Slstm, save, shape));
+            check(&format!("lstm bf16 {save:?} {shape:?}"), ratio::<_, bf16>(&Lstm, save, shape));
+            check(&format!("slstm bf16 {save:?} {shape:?}"), ratio::<_, bf16>(&Slstm, save, shape));
+        }
+    }
+    assert!(failures.is_empty(), "peak over held, at most 1.3: {failures:#?}");
+}
