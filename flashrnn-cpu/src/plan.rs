@@ -160,11 +160,11 @@ pub struct CpuWeights<S> {
 impl<S> CpuWeights<S> {
     /// R in the order of the backward pass.
     pub(crate) fn transposed(&self, pack: impl FnOnce() -> Result<Aligned<S>>) -> Result<&Aligned<S>> {
-        if self.backward.get().is_none() {
-            let packed = pack()?;
-            return Ok(self.backward.get_or_init(|| packed));
+        if let Some(packed) = self.backward.get() {
+            return Ok(packed);
         }
-        self.backward.get().ok_or_else(|| Error::Device("the packed weights are gone".into()))
+        let packed = pack()?;
+        Ok(self.backward.get_or_init(|| packed))
     }
 }
 

@@ -27,7 +27,7 @@ macro_rules! avx2 {
     ($v:ident, $scalar:ty, $lanes:expr, $register:ty,
      $add:ident $sub:ident $mul:ident $div:ident $sqrt:ident $set1:ident $fmadd:ident $round:ident $cmp:ident
      $blend:ident $xor:ident $and:ident $andnot:ident $or:ident $load:ident $store:ident $max:ident $min:ident) => {
-        vector!($v, $scalar, $lanes, $register, add: $add, sub: $sub, mul: $mul, div: $div, set1: $set1);
+        vector!($v, $scalar, $lanes, add: $add, sub: $sub, mul: $mul, div: $div);
 
         impl std::ops::Neg for $v {
             type Output = Self;

@@ -28,7 +28,7 @@ macro_rules! avx512 {
      $add:ident $sub:ident $mul:ident $div:ident $sqrt:ident $abs:ident $set1:ident $fmadd:ident $round:ident
      $scale:ident $cmp:ident $blend:ident $xor:ident $ternary:ident $from_int:ident $to_int:ident $set_int:ident
      $load:ident $store:ident $max:ident $min:ident, $sign:expr) => {
-        vector!($v, $scalar, $lanes, $register, add: $add, sub: $sub, mul: $mul, div: $div, set1: $set1);
+        vector!($v, $scalar, $lanes, add: $add, sub: $sub, mul: $mul, div: $div);
 
         impl std::ops::Neg for $v {
             type Output = Self;

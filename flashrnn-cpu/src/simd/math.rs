@@ -155,8 +155,7 @@ where
 
 /// Implements the arithmetic of [`Real`](flashrnn_core::Real) and the functions above for a newtype over a register.
 macro_rules! vector {
-    ($v:ident, $scalar:ty, $lanes:expr, $register:ty, add: $add:ident, sub: $sub:ident, mul: $mul:ident,
-     div: $div:ident, set1: $set1:ident) => {
+    ($v:ident, $scalar:ty, $lanes:expr, add: $add:ident, sub: $sub:ident, mul: $mul:ident, div: $div:ident) => {
         vector!(@operator $v, Add, add, $add);
         vector!(@operator $v, Sub, sub, $sub);
         vector!(@operator $v, Mul, mul, $mul);
