@@ -25,6 +25,7 @@
 //! 3. [`Problem`]: sizes and options; [`Shapes`]: what follows for each tensor.
 //! 4. [`mod@reference`]: the operator as an obvious loop.
 //! 5. [`Backend`] and [`Plan`]: what a backend implements.
+//! 6. [`trace`]: a cell as a graph and as source code, for backends that compile it.
 
 #![forbid(unsafe_code)]
 
@@ -37,6 +38,7 @@ mod error;
 mod problem;
 mod real;
 pub mod reference;
+pub mod trace;
 
 pub use backend::{Backend, Backward, Forward, Info, Len, Plan, Saved, Step, Weights};
 pub use cell::{Array, Cell, derived_backward};

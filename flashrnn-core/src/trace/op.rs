@@ -1,0 +1,164 @@
+//! The operations that a graph is made of.
+
+use crate::Real;
+
+/// The place of a node in its graph or function. Operands come before what uses them.
+pub type Id = usize;
+
+/// One node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// The input of this index.
+    Input(usize),
+    /// A constant: the bits of an f64, which each number type rounds as [`Real::lit`] does.
+    Literal(u64),
+    /// A function of one number.
+    Unary(Unary, Id),
+    /// A function of two numbers.
+    Binary(Binary, Id, Id),
+    /// The mask `a > b`.
+    Gt(Id, Id),
+    /// `b` where the mask `a` is set, else `c`.
+    Select(Id, Id, Id),
+    /// The number `value`, whose derivative is `slope` times the derivative of `source`. Graphs hold these for the sake
+    /// of derivatives; functions hold none.
+    Chain {
+        /// The number.
+        value: Id,
+        /// What its derivative follows.
+        source: Id,
+        /// The derivative by `source`.
+        slope: Id,
+    },
+}
+
+/// The functions of one number. Their meanings are those of [`Real`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "named after the methods of Real")]
+pub enum Unary {
+    Neg,
+    Exp,
+    Ln,
+    Sqrt,
+    Abs,
+    Tanh,
+    /// The second of [`Real::tanh_and_slope`].
+    TanhSlope,
+    Sigmoid,
+    /// The second of [`Real::sigmoid_and_slope`].
+    SigmoidSlope,
+    SoftplusNegAbs,
+}
+
+/// The functions of two numbers. Their meanings are those of [`Real`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "named after the methods of Real")]
+pub enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    /// Of a number and its bound: a NaN in the first stays, a NaN in the second is ignored.
+    Max,
+    /// Of a number and its bound, as `Max`.
+    Min,
+}
+
+impl Unary {
+    /// The function's value at `x`.
+    pub(super) fn apply<R: Real>(self, x: R) -> R {
+        match self {
+            Self::Neg => -x,
+            Self::Exp => x.exp(),
+            Self::Ln => x.ln(),
+            Self::Sqrt => x.sqrt(),
+            Self::Abs => x.abs(),
+            Self::Tanh => x.tanh(),
+            Self::TanhSlope => x.tanh_and_slope().1,
+            Self::Sigmoid => x.sigmoid(),
+            Self::SigmoidSlope => x.sigmoid_and_slope().1,
+            Self::SoftplusNegAbs => x.softplus_neg_abs(),
+        }
+    }
+}
+
+impl Binary {
+    /// The function's value at `a` and `b`.
+    pub(super) fn apply<R: Real>(self, a: R, b: R) -> R {
+        match self {
+            Self::Add => a + b,
+            Self::Sub => a - b,
+            Self::Mul => a * b,
+            Self::Div => a / b,
+            Self::Max => a.max(b),
+            Self::Min => a.min(b),
+        }
+    }
+}
+
+impl Op {
+    /// The nodes it reads.
+    pub(super) fn operands(self) -> Vec<Id> {
+        let mut operands = vec![];
+        self.map(|id| {
+            operands.push(id);
+            id
+        });
+        operands
+    }
+
+    /// The same operation on other operands.
+    pub(super) fn map(self, mut f: impl FnMut(Id) -> Id) -> Self {
+        match self {
+            Self::Input(_) | Self::Literal(_) => self,
+            Self::Unary(op, x) => Self::Unary(op, f(x)),
+            Self::Binary(op, a, b) => Self::Binary(op, f(a), f(b)),
+            Self::Gt(a, b) => Self::Gt(f(a), f(b)),
+            Self::Select(mask, a, b) => Self::Select(f(mask), f(a), f(b)),
+            Self::Chain { value, source, slope } => {
+                Self::Chain { value: f(value), source: f(source), slope: f(slope) }
+            }
+        }
+    }
+}
+
+/// What a node stands for when a graph is run with the number `R`.
+#[derive(Clone, Copy)]
+pub(super) enum Value<R: Real> {
+    Number(R),
+    Mask(R::Mask),
+}
+
+impl<R: Real> Value<R> {
+    pub(super) fn number(self) -> R {
+        match self {
+            Self::Number(x) => x,
+            Self::Mask(_) => unreachable!("graphs are built by typed handles: a number's operand is no mask"),
+        }
+    }
+
+    fn mask(self) -> R::Mask {
+        match self {
+            Self::Mask(mask) => mask,
+            Self::Number(_) => unreachable!("graphs are built by typed handles: only masks select"),
+        }
+    }
+}
+
+/// Runs `nodes` with the number `R`: the value of each node.
+pub(super) fn run<R: Real>(nodes: &[Op], inputs: &[R]) -> Vec<Value<R>> {
+    let mut values: Vec<Value<R>> = Vec::with_capacity(nodes.len());
+    for &op in nodes {
+        let number = |id: Id| values[id].number();
+        values.push(match op {
+            Op::Input(k) => Value::Number(inputs[k]),
+            Op::Literal(bits) => Value::Number(R::lit(f64::from_bits(bits))),
+            Op::Unary(op, x) => Value::Number(op.apply(number(x))),
+            Op::Binary(op, a, b) => Value::Number(op.apply(number(a), number(b))),
+            Op::Gt(a, b) => Value::Mask(number(a).gt(number(b))),
+            Op::Select(mask, a, b) => Value::Number(R::select(values[mask].mask(), number(a), number(b))),
+            Op::Chain { value, .. } => values[value],
+        });
+    }
+    values
+}

@@ -1,0 +1,100 @@
+//! Reverse-mode differentiation of a graph.
+
+use super::expr::{Expr, Graph};
+use super::op::{Binary, Id, Op, Unary};
+use crate::Real;
+
+/// The gradient of a loss by each node, where it has one: absent means 0, and costs nothing.
+struct Gradients<'g>(Vec<Option<Expr<'g>>>);
+
+impl<'g> Gradients<'g> {
+    fn add(&mut self, id: Id, d: Expr<'g>) {
+        self.0[id] = Some(match self.0[id] {
+            Some(sum) => sum + d,
+            None => d,
+        });
+    }
+}
+
+/// The gradients of a loss by `inputs`, from its gradient by each of `outputs`: pairs of an output and that gradient.
+///
+/// Every rule is [`Dual`](crate::Dual)'s, transposed.
+pub(super) fn gradients<'g>(
+    graph: &'g Graph,
+    inputs: &[Expr<'g>],
+    outputs: impl IntoIterator<Item = (Expr<'g>, Expr<'g>)>,
+) -> Vec<Expr<'g>> {
+    let zero = Expr::lit(0.0);
+    let outputs: Vec<(Id, Expr<'g>)> = outputs.into_iter().map(|(y, d)| (graph.id(y), d)).collect();
+    let nodes = graph.nodes();
+    let mut sums = Gradients(vec![None; nodes.len()]);
+    for (id, d) in outputs {
+        sums.add(id, d);
+    }
+    let expr = |id| graph.expr(id);
+    for (id, &op) in nodes.iter().enumerate().rev() {
+        let Some(d) = sums.0[id] else { continue };
+        match op {
+            Op::Input(_) | Op::Literal(_) | Op::Gt(..) => {}
+            Op::Unary(op, x) => sums.add(x, through_unary(op, expr(x), expr(id), d)),
+            Op::Binary(op, a, b) => {
+                let (d_a, d_b) = through_binary(op, expr(a), expr(b), expr(id), d);
+                sums.add(a, d_a);
+                sums.add(b, d_b);
+            }
+            Op::Select(mask, a, b) => {
+                sums.add(a, Expr::select(graph.mask(mask), d, zero));
+                sums.add(b, Expr::select(graph.mask(mask), zero, d));
+            }
+            Op::Chain { source, slope, .. } => sums.add(source, d * expr(slope)),
+        }
+    }
+    inputs.iter().map(|&x| sums.0[graph.id(x)].unwrap_or(zero)).collect()
+}
+
+/// The gradient by `x`, from the gradient `d` by `y`, the function of `x`.
+fn through_unary<'g>(op: Unary, x: Expr<'g>, y: Expr<'g>, d: Expr<'g>) -> Expr<'g> {
+    let zero = Expr::lit(0.0);
+    match op {
+        Unary::Neg => -d,
+        Unary::Exp => d * y,
+        Unary::Ln => d / x,
+        Unary::Sqrt => d * (Expr::lit(0.5) / y),
+        Unary::Abs => Expr::select(x.gt(zero), d, Expr::select(zero.gt(x), -d, zero)),
+        Unary::Tanh => d * x.tanh_and_slope().1,
+        Unary::Sigmoid => d * x.sigmoid_and_slope().1,
+        // (1 - tanh²)' = -2 tanh (1 - tanh²)
+        Unary::TanhSlope => -(d * (Expr::lit(2.0) * x.tanh() * y)),
+        // (σ (1 - σ))' = σ (1 - σ) (1 - 2 σ), where 1 - 2 σ(x) = -tanh(x / 2)
+        Unary::SigmoidSlope => -(d * ((Expr::lit(0.5) * x).tanh() * y)),
+        // (ln(1 + exp(-|x|)))' = -sign(x) σ(-|x|)
+        Unary::SoftplusNegAbs => {
+            let slope = (-x.abs()).sigmoid();
+            d * Expr::select(x.gt(zero), -slope, slope)
+        }
+    }
+}
+
+/// The gradients by `a` and `b`, from the gradient `d` by `y`, the function of both.
+fn through_binary<'g>(
+    op: Binary,
+    a: Expr<'g>,
+    b: Expr<'g>,
+    y: Expr<'g>,
+    d: Expr<'g>,
+) -> (Expr<'g>, Expr<'g>) {
+    let zero = Expr::lit(0.0);
+    // To the bound where it holds, else to the number.
+    let bounded = |bound_holds| (Expr::select(bound_holds, zero, d), Expr::select(bound_holds, d, zero));
+    match op {
+        Binary::Add => (d, d),
+        Binary::Sub => (d, -d),
+        Binary::Mul => (d * b, d * a),
+        Binary::Div => {
+            let d_a = d / b;
+            (d_a, -(d_a * y))
+        }
+        Binary::Max => bounded(b.gt(a)),
+        Binary::Min => bounded(a.gt(b)),
+    }
+}

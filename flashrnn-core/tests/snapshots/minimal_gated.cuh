@@ -1,0 +1,53 @@
+// Cell `minimal_gated`, printed from its Rust definition.
+struct Cell {
+    static constexpr int STATES = 1, GATES = 3, RECURRENT = 2, EXTERNAL = 2;
+    // states: h; gates: n_h, f, n_x
+    static_assert(STATES <= 32 && GATES <= 32, "a bit set holds 32");
+    // Bit sets of states, gates and states.
+    static constexpr unsigned WIDE = 0x0, WIDE_GATES = 0x0, CONSTANT = 0x0;
+    // s_t = P(s_(t-1), g_t)
+    static __device__ __forceinline__ void forward(const float (&s)[1], const float (&g)[3], float (&next)[1]) {
+        const float s_h = s[0];
+        const float g_n_h = g[0];
+        const float g_f = g[1];
+        const float g_n_x = g[2];
+        const float v1 = real::sigmoid(g_f);
+        const float v2 = v1 * g_n_h;
+        const float v3 = g_n_x + v2;
+        const float v4 = real::tanh(v3);
+        const float v5 = 1.0f - v1;
+        const float v6 = v5 * s_h;
+        const float v7 = v1 * v4;
+        const float v8 = v6 + v7;
+        next[0] = v8;
+    }
+    // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
+    static __device__ __forceinline__ void backward(const float (&s)[1], const float (&g)[3], const float (&d)[1], float (&ds)[1], float (&dg)[3]) {
+        const float s_h = s[0];
+        const float g_n_h = g[0];
+        const float g_f = g[1];
+        const float g_n_x = g[2];
+        const float d_h = d[0];
+        const float v1 = real::sigmoid(g_f);
+        const float v2 = real::sigmoid_slope(g_f);
+        const float v3 = v1 * g_n_h;
+        const float v4 = g_n_x + v3;
+        const float v5 = real::tanh(v4);
+        const float v6 = real::tanh_slope(v4);
+        const float v7 = 1.0f - v1;
+        const float v8 = d_h * v5;
+        const float v9 = d_h * v1;
+        const float v10 = d_h * s_h;
+        const float v11 = d_h * v7;
+        const float v12 = v8 - v10;
+        const float v13 = v9 * v6;
+        const float v14 = v13 * g_n_h;
+        const float v15 = v13 * v1;
+        const float v16 = v12 + v14;
+        const float v17 = v16 * v2;
+        ds[0] = v11;
+        dg[0] = v15;
+        dg[1] = v17;
+        dg[2] = v13;
+    }
+};

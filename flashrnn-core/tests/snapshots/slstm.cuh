@@ -1,0 +1,110 @@
+// Cell `slstm`, printed from its Rust definition.
+struct Cell {
+    static constexpr int STATES = 4, GATES = 4, RECURRENT = 4, EXTERNAL = 4;
+    // states: h, c, n, m; gates: i, f, z, o
+    static_assert(STATES <= 32 && GATES <= 32, "a bit set holds 32");
+    // Bit sets of states, gates and states.
+    static constexpr unsigned WIDE = 0x8, WIDE_GATES = 0x3, CONSTANT = 0x8;
+    // s_t = P(s_(t-1), g_t)
+    static __device__ __forceinline__ void forward(const float (&s)[4], const float (&g)[4], float (&next)[4]) {
+        const float s_c = s[1];
+        const float s_n = s[2];
+        const float s_m = s[3];
+        const float g_i = g[0];
+        const float g_f = g[1];
+        const float g_z = g[2];
+        const float g_o = g[3];
+        const float v1 = real::min(g_f, 0.0f);
+        const float v2 = real::softplus_neg_abs(g_f);
+        const float v3 = v1 - v2;
+        const float v4 = v3 + s_m;
+        const bool v5 = s_n > 0.0f;
+        const float v6 = real::max(g_i, v4);
+        const float v7 = v5 ? v6 : g_i;
+        const float v8 = g_i - v7;
+        const float v9 = real::exp(v8);
+        const float v10 = v4 - v7;
+        const float v11 = real::min(v10, 0.0f);
+        const float v12 = real::exp(v11);
+        const float v13 = real::tanh(g_z);
+        const float v14 = v12 * s_c;
+        const float v15 = v9 * v13;
+        const float v16 = v14 + v15;
+        const float v17 = v12 * s_n;
+        const float v18 = v17 + v9;
+        const float v19 = real::max(v18, 1.0f);
+        const float v20 = real::sigmoid(g_o);
+        const float v21 = v16 / v19;
+        const float v22 = v20 * v21;
+        next[0] = v22;
+        next[1] = v16;
+        next[2] = v19;
+        next[3] = v7;
+    }
+    // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
+    static __device__ __forceinline__ void backward(const float (&s)[4], const float (&g)[4], const float (&d)[4], float (&ds)[4], float (&dg)[4]) {
+        const float s_c = s[1];
+        const float s_n = s[2];
+        const float s_m = s[3];
+        const float g_i = g[0];
+        const float g_f = g[1];
+        const float g_z = g[2];
+        const float g_o = g[3];
+        const float d_h = d[0];
+        const float d_c = d[1];
+        const float d_n = d[2];
+        const float v1 = real::min(g_f, 0.0f);
+        const float v2 = real::softplus_neg_abs(g_f);
+        const float v3 = v1 - v2;
+        const float v4 = -g_f;
+        const float v5 = real::sigmoid(v4);
+        const float v6 = v3 + s_m;
+        const bool v7 = s_n > 0.0f;
+        const float v8 = real::max(g_i, v6);
+        const float v9 = v7 ? v8 : g_i;
+        const float v10 = g_i - v9;
+        const float v11 = real::exp(v10);
+        const float v12 = v6 - v9;
+        const float v13 = real::min(v12, 0.0f);
+        const float v14 = real::exp(v13);
+        const float v15 = real::tanh(g_z);
+        const float v16 = v14 * s_c;
+        const float v17 = v11 * v15;
+        const float v18 = v16 + v17;
+        const float v19 = v14 * s_n;
+        const float v20 = v19 + v11;
+        const float v21 = real::max(v20, 1.0f);
+        const float v22 = real::sigmoid(g_o);
+        const float v23 = v18 / v21;
+        const float v24 = d_h * v22;
+        const float v25 = v24 / v21;
+        const float v26 = d_c + v25;
+        const float v27 = v24 * v23;
+        const float v28 = v27 / v21;
+        const float v29 = d_n - v28;
+        const float v30 = v26 * v15;
+        const float v31 = v30 + v29;
+        const float v32 = v31 * v11;
+        const float v33 = v26 * s_c;
+        const float v34 = v29 * s_n;
+        const float v35 = v33 + v34;
+        const float v36 = v35 * v14;
+        const float v37 = v36 * v5;
+        const float v38 = v26 * v11;
+        const float v39 = real::tanh_slope(g_z);
+        const float v40 = v38 * v39;
+        const float v41 = d_h * v23;
+        const float v42 = real::sigmoid_slope(g_o);
+        const float v43 = v41 * v42;
+        const float v44 = v26 * v14;
+        const float v45 = v29 * v14;
+        ds[0] = 0.0f;
+        ds[1] = v44;
+        ds[2] = v45;
+        ds[3] = 0.0f;
+        dg[0] = v32;
+        dg[1] = v37;
+        dg[2] = v40;
+        dg[3] = v43;
+    }
+};

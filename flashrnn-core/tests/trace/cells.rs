@@ -1,0 +1,94 @@
+//! The cells that are traced here, beside the built-in ones.
+
+use flashrnn_core::{Cell, Real};
+
+/// The cell of `examples/custom_cell.rs`.
+#[derive(Clone)]
+pub struct MinimalGated;
+
+impl Cell for MinimalGated {
+    const NAME: &'static str = "minimal_gated";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["n_h", "f", "n_x"];
+    const RECURRENT: usize = 2;
+    const EXTERNAL: usize = 2;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 3];
+
+    fn forward<R: Real>(&self, [h]: [R; 1], [n_h, g_f, n_x]: [R; 3]) -> [R; 1] {
+        let f = g_f.sigmoid();
+        let n = (n_x + f * n_h).tanh();
+        [(R::lit(1.0) - f) * h + f * n]
+    }
+}
+
+/// A leaky integrator: `h' = h + a (tanh g - h)`. A cell with a parameter.
+#[derive(Clone)]
+pub struct Leaky {
+    /// How fast h follows the gate.
+    pub a: f64,
+}
+
+impl Cell for Leaky {
+    const NAME: &'static str = "leaky";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["g"];
+    const RECURRENT: usize = 1;
+    const EXTERNAL: usize = 1;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 1];
+
+    fn forward<R: Real>(&self, [h]: [R; 1], [g]: [R; 1]) -> [R; 1] {
+        [h + R::lit(self.a) * (g.tanh() - h)]
+    }
+}
+
+/// Every operation of [`Real`], a state held constant, and names that no language takes.
+#[derive(Clone)]
+pub struct Everything;
+
+impl Cell for Everything {
+    const NAME: &'static str = "every\nthing */ \\";
+    const STATES: &'static [&'static str] = &["h", "class", "α β"];
+    const GATES: &'static [&'static str] = &["h", "x-y", "x y", ""];
+    const RECURRENT: usize = 2;
+    const EXTERNAL: usize = 2;
+    const WIDE: &'static [usize] = &[1, 2];
+    const CONSTANT: &'static [usize] = &[2];
+    type State<R: Real> = [R; 3];
+    type Gates<R: Real> = [R; 4];
+
+    fn forward<R: Real>(&self, [h, c, m]: [R; 3], [w, x, y, z]: [R; 4]) -> [R; 3] {
+        let one = R::lit(1.0);
+        let m = m.stop_gradient();
+        let (sigmoid_y, slope_y) = y.sigmoid_and_slope();
+        let (tanh_z, slope_z) = z.tanh_and_slope();
+        let log = (x.abs() + R::lit(0.3)).ln();
+        let bounded = (-(w * w)).exp().max(R::lit(0.01)).min(h * h + c.max(h));
+        let q = R::select(w.gt(x), log / (R::lit(1.5) + bounded * bounded), (c * c + one).sqrt());
+        let guarded = q.min(R::lit(1e3)).with_gradient_of(q);
+        let c = guarded * sigmoid_y.max(slope_y) + slope_y * x.softplus_neg_abs() - w.log_sigmoid();
+        [tanh_z * c - slope_z, c - m, (m * R::lit(0.5) + c.abs()).stop_gradient()]
+    }
+}
+
+/// A cell without the `backward` it may have written.
+#[derive(Clone)]
+pub struct Derived<C>(pub C);
+
+impl<C: Cell> Cell for Derived<C> {
+    const NAME: &'static str = C::NAME;
+    const STATES: &'static [&'static str] = C::STATES;
+    const GATES: &'static [&'static str] = C::GATES;
+    const RECURRENT: usize = C::RECURRENT;
+    const EXTERNAL: usize = C::EXTERNAL;
+    const WIDE: &'static [usize] = C::WIDE;
+    const WIDE_GATES: &'static [usize] = C::WIDE_GATES;
+    const CONSTANT: &'static [usize] = C::CONSTANT;
+    type State<R: Real> = C::State<R>;
+    type Gates<R: Real> = C::Gates<R>;
+
+    fn forward<R: Real>(&self, state: C::State<R>, gates: C::Gates<R>) -> C::State<R> {
+        self.0.forward(state, gates)
+    }
+}

@@ -1,0 +1,4 @@
+//! A cell's trace is the cell: run, differentiated and printed.
+
+mod cells;
+mod printed;

@@ -1,0 +1,109 @@
+//! The printed CUDA C++.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use flashrnn_core::trace::print::cuda;
+use flashrnn_core::{Cell, Elman, Gru, Lstm, Slstm};
+
+use crate::cells::{Everything, Leaky, MinimalGated};
+
+const UPDATE: &str = "FLASHRNN_UPDATE_SNAPSHOTS";
+
+/// Holds the text of `cell` against the file in `tests/snapshots`, or writes that file.
+fn snapshot<C: Cell>(cell: &C) {
+    let text = cuda::cell(cell);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(format!("{}.cuh", C::NAME));
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(&file, &text).expect("the folder of snapshots is writable");
+    }
+    let kept = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        kept == text,
+        "{} is not what is printed now; look at the difference after `{UPDATE}=1 cargo test -p flashrnn-core`:\n{text}",
+        file.display()
+    );
+}
+
+#[test]
+fn elman() {
+    snapshot(&Elman);
+}
+
+#[test]
+fn gru() {
+    snapshot(&Gru);
+}
+
+#[test]
+fn lstm() {
+    snapshot(&Lstm);
+}
+
+#[test]
+fn slstm() {
+    snapshot(&Slstm);
+}
+
+#[test]
+fn minimal_gated() {
+    snapshot(&MinimalGated);
+}
+
+/// Every local has a name of its own that C++ takes, and is defined before it is used.
+#[test]
+fn names_are_safe() {
+    let text = cuda::cell(&Everything);
+    assert!(
+        text.starts_with("// Cell `every?thing */ ?`, printed from its Rust definition.\nstruct Cell {\n"),
+        "{text}"
+    );
+    for function in text.split("static __device__").skip(1) {
+        let mut names = HashSet::from(["s", "g", "d", "real"]);
+        for line in function.lines().skip(1) {
+            let Some((left, right)) = line.trim().trim_end_matches(';').split_once(" = ") else { continue };
+            let words =
+                right.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.' || c == ':'));
+            for word in words.filter(|word| word.starts_with(|c: char| c.is_ascii_alphabetic())) {
+                assert!(names.contains(word) || word.starts_with("real::"), "{word} is used before `{line}`");
+            }
+            let Some(name) = left.strip_prefix("const float ").or(left.strip_prefix("const bool ")) else {
+                continue;
+            };
+            assert!(
+                name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.contains("__"),
+                "{name}"
+            );
+            assert!(names.insert(name), "{name} is defined twice");
+        }
+    }
+    for name in ["s_h", "s_class", "s_2", "g_h", "g_x_y", "g_x_y_2", "g_2", "d_class"] {
+        assert!(text.contains(&format!("const float {name} = ")), "{name}:\n{text}");
+    }
+    assert!(text.contains("WIDE = 0x6, WIDE_GATES = 0x0, CONSTANT = 0x4;"), "{text}");
+}
+
+/// A parameter stands in the text, exactly.
+#[test]
+fn literals_are_exact() {
+    let printed = |a| cuda::cell(&Leaky { a });
+    for a in
+        [0.3, -0.3, 1.0 / 3.0, 2.0, 16777217.0, 1e-7, 3e38, 1e-40, f32::MAX as f64, f32::MIN_POSITIVE as f64]
+    {
+        let text = printed(a);
+        let read =
+            text.lines().find_map(|line| line.split_once(" = ")?.1.split_once("f * v")?.0.parse().ok());
+        assert_eq!(read.map(f32::to_bits), Some((a as f32).to_bits()), "{a}:\n{text}");
+    }
+    for (a, literal) in [
+        (f64::INFINITY, " real::inf() * "),
+        (f64::NEG_INFINITY, " -real::inf() * "),
+        (1e39, " real::inf() * "),
+        (f64::NAN, " real::nan() * "),
+        (-0.0, " -0.0f * "),
+        (0.0, " 0.0f * "),
+    ] {
+        assert!(printed(a).contains(literal), "{a}:\n{}", printed(a));
+    }
+    assert_ne!(printed(0.3), printed(0.30001));
+}
