@@ -1,0 +1,261 @@
+//! From CUDA C++ to machine code, by NVRTC. Needs neither a device nor the driver.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::fmt;
+use std::ptr;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use cudarc::nvrtc::sys;
+use flashrnn_core::{Error, Result};
+
+use crate::library;
+
+/// A source and all that decides what it compiles to, but for the architecture.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Program {
+    /// The name of the source file, for the compiler's messages.
+    pub name: String,
+    /// The CUDA C++ source.
+    pub source: String,
+    /// The files it includes: the name as in `#include "name"`, and the text.
+    pub headers: Vec<(String, String)>,
+    /// Options for NVRTC besides those [`compile`] always gives.
+    pub options: Vec<String>,
+}
+
+/// A compute capability, such as 9.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Arch {
+    /// 9 of 9.0.
+    pub major: u32,
+    /// 0 of 9.0.
+    pub minor: u32,
+}
+
+impl Arch {
+    /// The oldest that the kernels run on.
+    pub const OLDEST: Self = Self { major: 8, minor: 0 };
+
+    fn number(self) -> u32 {
+        10 * self.major + self.minor
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "compute capability {}.{}", self.major, self.minor)
+    }
+}
+
+/// What NVRTC made of a [`Program`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// Machine code for one architecture.
+    pub cubin: Vec<u8>,
+    /// What the compiler said; each kernel's registers, spills and stack frame among it.
+    pub log: String,
+}
+
+/// The NVRTC that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nvrtc {
+    /// 13 of 13.0.
+    pub major: u32,
+    /// 0 of 13.0.
+    pub minor: u32,
+    /// The compiler's own account of its release and build.
+    pub build: String,
+    /// The architectures it knows, as 10 times major plus minor.
+    architectures: Vec<u32>,
+}
+
+impl Nvrtc {
+    /// The NVRTC that the loader finds.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where there is none.
+    pub fn get() -> Result<&'static Self> {
+        static FOUND: OnceLock<Nvrtc> = OnceLock::new();
+        static SEARCH: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = SEARCH.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = FOUND.get() {
+            return Ok(found);
+        }
+        let found = Self::ask()?;
+        Ok(FOUND.get_or_init(|| found))
+    }
+
+    fn ask() -> Result<Self> {
+        library::nvrtc()?;
+        let (mut major, mut minor, mut count): (c_int, c_int, c_int) = (0, 0, 0);
+        // SAFETY: both pointers are to integers that live through the call.
+        check(unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }, "nvrtcVersion")?;
+        // SAFETY: as above.
+        check(unsafe { sys::nvrtcGetNumSupportedArchs(&raw mut count) }, "nvrtcGetNumSupportedArchs")?;
+        let mut architectures: Vec<c_int> = vec![0; count.max(0) as usize];
+        // SAFETY: there is room for as many numbers as NVRTC has just announced.
+        check(unsafe { sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()) }, "nvrtcGetSupportedArchs")?;
+        let architectures: Vec<u32> = architectures.into_iter().map(c_int::unsigned_abs).collect();
+        let oldest = architectures.iter().min().copied().unwrap_or(Arch::OLDEST.number());
+        Ok(Self {
+            major: major.unsigned_abs(),
+            minor: minor.unsigned_abs(),
+            build: build(oldest)?,
+            architectures,
+        })
+    }
+
+    /// The architecture to compile for so that the result runs on `arch`: `arch` itself, with its own instructions
+    /// (`sm_90a`), or where this NVRTC doesn't know it, the newest before it that is compatible.
+    fn target(&self, arch: Arch) -> Result<String> {
+        let known = |number: &u32| *number <= arch.number() && *number / 10 == arch.major;
+        match self.architectures.iter().copied().filter(known).max() {
+            Some(number) if number == arch.number() && number >= 90 => Ok(format!("sm_{number}a")),
+            Some(number) => Ok(format!("sm_{number}")),
+            None => Err(Error::Device(format!(
+                "NVRTC {}.{} can't compile for {arch}: install another version of NVRTC (a newer one for a newer GPU)",
+                self.major, self.minor
+            ))),
+        }
+    }
+}
+
+/// Compiles `program` for `arch`.
+///
+/// # Errors
+/// [`Error::Compile`] with the compiler's log; [`Error::Device`] where NVRTC is missing or doesn't know `arch`.
+pub fn compile(program: &Program, arch: Arch) -> Result<Compiled> {
+    let target = Nvrtc::get()?.target(arch)?;
+    let fixed = [format!("--gpu-architecture={target}"), "--std=c++17".into(), "--ptxas-options=-v".into()];
+    let options: Vec<&str> = fixed.iter().chain(&program.options).map(String::as_str).collect();
+    let handle = Handle::new(program)?;
+    let log = handle.compile(&options)?;
+    Ok(Compiled { cubin: handle.output(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN)?, log })
+}
+
+/// The compiler's release and build, which NVRTC tells only in the head of what it compiles.
+fn build(arch: u32) -> Result<String> {
+    let program =
+        Program { name: "build.cu".into(), source: String::new(), headers: Vec::new(), options: Vec::new() };
+    let handle = Handle::new(&program)?;
+    handle.compile(&[&format!("--gpu-architecture=compute_{arch}")])?;
+    let ptx = handle.output(sys::nvrtcGetPTXSize, sys::nvrtcGetPTX)?;
+    let head: Vec<_> = ptx.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"//")).collect();
+    Ok(head
+        .iter()
+        .map(|line| String::from_utf8_lossy(&line[2..]).trim().to_string())
+        .collect::<Vec<_>>()
+        .join("\n"))
+}
+
+/// An NVRTC program, destroyed when dropped. NVRTC may refer to the texts it was made of, so they live as long.
+struct Handle {
+    program: sys::nvrtcProgram,
+    name: String,
+    _texts: Vec<CString>,
+}
+
+impl Handle {
+    fn new(program: &Program) -> Result<Self> {
+        let text = |s: &str| {
+            CString::new(s).map_err(|_| Error::Compile {
+                kernel: program.name.clone(),
+                log: "a source, header or name contains a zero byte".into(),
+            })
+        };
+        let mut texts = vec![text(&program.source)?, text(&program.name)?];
+        for (name, header) in &program.headers {
+            texts.push(text(name)?);
+            texts.push(text(header)?);
+        }
+        let pointers =
+            |skip: usize| texts.iter().skip(skip).step_by(2).map(|s| s.as_ptr()).collect::<Vec<_>>();
+        let (names, headers) = (pointers(2), pointers(3));
+        let mut handle = ptr::null_mut();
+        // SAFETY: all pointers are to zero-terminated texts that live as long as the program, and the two arrays have the
+        // length given.
+        let result = unsafe {
+            sys::nvrtcCreateProgram(
+                &raw mut handle,
+                texts[0].as_ptr(),
+                texts[1].as_ptr(),
+                headers.len() as c_int,
+                headers.as_ptr(),
+                names.as_ptr(),
+            )
+        };
+        check(result, "nvrtcCreateProgram")?;
+        Ok(Self { program: handle, name: program.name.clone(), _texts: texts })
+    }
+
+    /// Compiles and returns the log.
+    fn compile(&self, options: &[&str]) -> Result<String> {
+        let options: Vec<CString> = options.iter().filter_map(|option| CString::new(*option).ok()).collect();
+        let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
+        // SAFETY: the program is alive, and the array holds as many zero-terminated texts as said.
+        let result =
+            unsafe { sys::nvrtcCompileProgram(self.program, pointers.len() as c_int, pointers.as_ptr()) };
+        let log = self.output(sys::nvrtcGetProgramLogSize, sys::nvrtcGetProgramLog)?;
+        let log = String::from_utf8_lossy(&log).trim_matches(['\0', '\n', ' ']).to_string();
+        if result == sys::nvrtcResult::NVRTC_SUCCESS {
+            return Ok(log);
+        }
+        Err(Error::Compile { kernel: self.name.clone(), log: format!("{log}\n{}", describe(result)) })
+    }
+
+    /// One of the texts or binaries that NVRTC hands out by a pair of functions.
+    fn output(
+        &self,
+        size: unsafe fn(sys::nvrtcProgram, *mut usize) -> sys::nvrtcResult,
+        get: unsafe fn(sys::nvrtcProgram, *mut c_char) -> sys::nvrtcResult,
+    ) -> Result<Vec<u8>> {
+        let mut bytes = 0;
+        // SAFETY: the program is alive and the pointer is to an integer that lives through the call.
+        check(unsafe { size(self.program, &raw mut bytes) }, "NVRTC's output size")?;
+        let mut output = vec![0_u8; bytes];
+        // SAFETY: there is room for as many bytes as NVRTC has just announced.
+        check(unsafe { get(self.program, output.as_mut_ptr().cast()) }, "NVRTC's output")?;
+        Ok(output)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: made by nvrtcCreateProgram, destroyed only here. A failure leaves nothing to be done.
+        unsafe { sys::nvrtcDestroyProgram(&raw mut self.program) };
+    }
+}
+
+fn check(result: sys::nvrtcResult, what: &str) -> Result<()> {
+    match result {
+        sys::nvrtcResult::NVRTC_SUCCESS => Ok(()),
+        failed => Err(Error::Device(format!("{what}: {}", describe(failed)))),
+    }
+}
+
+fn describe(result: sys::nvrtcResult) -> String {
+    // SAFETY: NVRTC returns a static text for every code.
+    let text = unsafe { sys::nvrtcGetErrorString(result) };
+    if text.is_null() {
+        return format!("{result:?}");
+    }
+    // SAFETY: as above; zero-terminated.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_follow_what_nvrtc_knows() {
+        let nvrtc =
+            Nvrtc { major: 12, minor: 4, build: String::new(), architectures: vec![70, 75, 80, 86, 89, 90] };
+        let target = |major, minor| nvrtc.target(Arch { major, minor });
+        assert_eq!(target(8, 0).unwrap(), "sm_80");
+        assert_eq!(target(8, 7).unwrap(), "sm_86");
+        assert_eq!(target(9, 0).unwrap(), "sm_90a");
+        let error = target(10, 0).unwrap_err().to_string();
+        assert!(error.contains("12.4") && error.contains("10.0"), "{error}");
+    }
+}

@@ -1,0 +1,28 @@
+//! flashrnn's recurrences on NVIDIA GPUs.
+//!
+//! A cell is traced, printed as CUDA C++ and compiled for the device at hand by NVRTC, at run time; the machine code is kept in
+//! a folder of the user's ([`cache`]). Needed at run time are NVIDIA's driver (CUDA 12.3 or later), `libnvrtc` and `libcublas`,
+//! and a GPU of compute capability 8.0 or later. The crate builds where none of them is; what is missing is an
+//! [`Error::Device`](flashrnn_core::Error::Device) that says how to get it.
+//!
+//! # Reading order
+//! 1. [`Cuda`] (`device.rs`): a device and the stream that everything is enqueued on.
+//! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's.
+//! 3. `library.rs`: whether the driver, NVRTC and cuBLAS are there.
+//! 4. [`mod@compile`] and [`cache`]: from source to machine code.
+//! 5. `launch.rs`: modules, kernels, graphs; `blas.rs`: batched products.
+
+mod blas;
+pub mod cache;
+pub mod compile;
+mod device;
+mod launch;
+mod library;
+mod memory;
+#[doc(hidden)]
+pub mod testing;
+mod time_loop;
+
+pub use cudarc;
+pub use device::Cuda;
+pub use memory::{Borrowed, BorrowedMut, Buffer, MemoryUse, View, ViewMut};

@@ -1,0 +1,37 @@
+//! What this crate's own tests do where a device or a library is missing: they say that they skip, and fail instead where
+//! `FLASHRNN_REQUIRE` names what they need.
+
+use crate::{Cuda, compile::Nvrtc};
+use flashrnn_core::Result;
+
+/// A device, or a line that says why the test is skipped.
+///
+/// # Panics
+/// With `FLASHRNN_REQUIRE=cuda`, where there is no device.
+#[must_use]
+pub fn cuda() -> Option<Cuda> {
+    or_skip(Cuda::new(), &["cuda"])
+}
+
+/// Whether NVRTC is there, or a line that says why the test is skipped.
+///
+/// # Panics
+/// With `FLASHRNN_REQUIRE=nvrtc` or `cuda`, where it isn't.
+#[must_use]
+pub fn nvrtc() -> bool {
+    or_skip(Nvrtc::get(), &["nvrtc", "cuda"]).is_some()
+}
+
+fn or_skip<T>(found: Result<T>, names: &[&str]) -> Option<T> {
+    let required = std::env::var("FLASHRNN_REQUIRE").unwrap_or_default();
+    match found {
+        Ok(found) => Some(found),
+        Err(why) if required.split(',').any(|name| names.contains(&name)) => {
+            panic!("FLASHRNN_REQUIRE={required}, but {why}")
+        }
+        Err(why) => {
+            println!("skipped: {why}");
+            None
+        }
+    }
+}
