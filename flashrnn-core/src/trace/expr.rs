@@ -7,7 +7,9 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 use super::op::{Binary, Id, Op, Unary};
 use crate::Real;
 
-/// A graph of operations that grows as code runs with its [`Expr`]s. Equal operations on equal operands are one node.
+/// A graph of operations that grows as code runs with its [`Expr`]s.
+///
+/// Equal operations on equal operands are one node.
 #[derive(Debug, Default)]
 pub struct Graph(RefCell<Inner>);
 
@@ -88,10 +90,10 @@ impl Graph {
 
 /// A number that records what is done with it: a literal, or a node of a [`Graph`].
 ///
-/// An operation that has one result for every operand, infinities, NaN (but for its sign and payload) and both zeros
-/// included, is not recorded: `x * 1`, `x / 1`, `x + -0`, `x - 0`, `-(-x)`, and `select` between equals. Signs move out of
-/// products and quotients and into sums, which is exact too: `(-a) * b` is `-(a * b)`, and `a + (-b)` is `a - b`. Nothing
-/// else is simplified: `x * 0` and `x + 0` stay.
+/// An operation whose result is the operand, whatever that is, infinities, NaN and both zeros included, is not
+/// recorded: `x * 1`, `x / 1`, `x + -0`, `x - 0`, `-(-x)`, and `select` between equals. Signs move out of products
+/// and quotients and into sums, which is as exact: `(-a) * b` is `-(a * b)`, `a + (-b)` is `a - b`. (The sign and
+/// payload of a NaN may differ.) Nothing else is simplified: `x * 0` and `x + 0` stay.
 ///
 /// A literal belongs to no graph, so an operation on literals alone can't be recorded: it is done at once, in f64.
 #[derive(Clone, Copy, Debug)]

@@ -20,8 +20,8 @@ pub enum Op {
     Gt(Id, Id),
     /// `b` where the mask `a` is set, else `c`.
     Select(Id, Id, Id),
-    /// The number `value`, whose derivative is `slope` times the derivative of `source`. Graphs hold these for the sake
-    /// of derivatives; functions hold none.
+    /// The number `value`, whose derivative is `slope` times the derivative of `source`. Graphs hold these for
+    /// the sake of derivatives; functions hold none.
     Chain {
         /// The number.
         value: Id,

@@ -16,7 +16,7 @@ impl<'g> Gradients<'g> {
     }
 }
 
-/// The gradients of a loss by `inputs`, from its gradient by each of `outputs`: pairs of an output and that gradient.
+/// The gradients of a loss by `inputs`, from `outputs`: pairs of an output and the gradient by it.
 ///
 /// Every rule is [`Dual`](crate::Dual)'s, transposed.
 pub(super) fn gradients<'g>(

@@ -72,6 +72,24 @@ impl Cell for Everything {
     }
 }
 
+/// A jump between two branches of the same slope: `h' = g` where `g > h`, else `g + 1`.
+#[derive(Clone)]
+pub struct Stairs;
+
+impl Cell for Stairs {
+    const NAME: &'static str = "stairs";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["g"];
+    const RECURRENT: usize = 1;
+    const EXTERNAL: usize = 1;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 1];
+
+    fn forward<R: Real>(&self, [h]: [R; 1], [g]: [R; 1]) -> [R; 1] {
+        [R::select(g.gt(h), g, g + R::lit(1.0))]
+    }
+}
+
 /// A cell without the `backward` it may have written.
 #[derive(Clone)]
 pub struct Derived<C>(pub C);

@@ -20,7 +20,7 @@ fn snapshot<C: Cell>(cell: &C) {
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
     assert!(
         kept == text,
-        "{} is not what is printed now; look at the difference after `{UPDATE}=1 cargo test -p flashrnn-core`:\n{text}",
+        "{} differs from what is printed now. `{UPDATE}=1 cargo test -p flashrnn-core` rewrites it:\n{text}",
         file.display()
     );
 }

@@ -7,9 +7,9 @@ use crate::trace::{Function, backward, forward};
 
 /// The text of `struct Cell`: the sizes of `cell`, and its forward and backward function in f32.
 ///
-/// Functions and constants that C++ lacks are called in a namespace `real`, which the kernels define. A state's or gate's index
-/// in a bit set is its bit; more than 32 states or gates don't compile. Equal texts are equal cells: a cell's parameters are
-/// literals in the text, exact in f32.
+/// Functions and constants that C++ lacks are called in a namespace `real`, which the kernels define. A state's
+/// or gate's index in a bit set is its bit; more than 32 states or gates don't compile. Equal texts are equal
+/// cells: a cell's parameters are literals in the text, exact in f32.
 pub fn cell<C: Cell>(cell: &C) -> String {
     let states = <C::State<f32> as Array<f32>>::LEN;
     let gates = <C::Gates<f32> as Array<f32>>::LEN;

@@ -35,11 +35,11 @@ impl Parameter<'_> {
     }
 }
 
-/// The statements that compute `function`, one a line: each input that is used becomes a local named after its array and its
-/// element (`s_h`), each operation one named `v1`, `v2`, …
+/// The statements that compute `function`, one a line: each input that is used becomes a local named after its
+/// array and its element (`s_h`), each operation one named `v1`, `v2`, …
 ///
-/// `inputs` and `outputs` are the arrays that hold the function's inputs and take its outputs, in order. All inputs are read
-/// before an output is written, so that arrays may overlap.
+/// `inputs` and `outputs` are the arrays that hold the function's inputs and take its outputs, in order. All
+/// inputs are read before an output is written, so that arrays may overlap.
 fn statements<L: Language>(function: &Function, inputs: &[Parameter], outputs: &[Parameter]) -> Vec<String> {
     let names = names(inputs, outputs);
     let sources: Vec<String> = inputs.iter().flat_map(Parameter::places).collect();
@@ -103,8 +103,9 @@ fn binary<L: Language>(op: Binary, a: &str, b: &str) -> String {
     }
 }
 
-/// A local's name for each element of `inputs`: an identifier in every C-like language, however odd the element's name, and
-/// none twice. The array's name comes first, so it is no keyword; neither is it `v1` nor a parameter.
+/// A local's name for each element of `inputs`: an identifier in every C-like language, however odd the
+/// element's name, and none twice. The array's name comes first, so it is no keyword; neither is it `v1` nor a
+/// parameter.
 fn names(inputs: &[Parameter], outputs: &[Parameter]) -> Vec<String> {
     let mut taken: HashSet<String> = inputs.iter().chain(outputs).map(|p| p.array.to_string()).collect();
     let element = |p: &Parameter, k: usize| p.elements.get(k).copied().unwrap_or_default().to_string();
