@@ -82,10 +82,9 @@ fn reverse_backward<'g, C: Cell>(
     d: C::State<Expr<'g>>,
 ) -> (C::State<Expr<'g>>, C::Gates<Expr<'g>>) {
     let after = cell.forward(state, gates);
-    let seeds = after.as_ref().iter().copied().zip(d.as_ref().iter().copied()).enumerate();
-    let seeds = seeds.filter(|(k, _)| !C::CONSTANT.contains(k)).map(|(_, seed)| seed);
+    let outputs = after.as_ref().iter().copied().zip(d.as_ref().iter().copied());
     let inputs: Vec<Expr<'g>> = [state.as_ref(), gates.as_ref()].concat();
-    let gradients = reverse::gradients(graph, &inputs, seeds);
+    let gradients = reverse::gradients(graph, &inputs, outputs);
     let (mut d_state, mut d_gates) = (state, gates);
     let (of_state, of_gates) = gradients.split_at(d_state.as_ref().len());
     d_state.as_mut().copy_from_slice(of_state);

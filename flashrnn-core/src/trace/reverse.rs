@@ -4,21 +4,21 @@ use super::expr::{Expr, Graph};
 use super::op::{Binary, Id, Op, Unary};
 use crate::Real;
 
-/// The gradient of a loss by each node, where it has one: absent means 0, and costs nothing.
+/// The gradient of a loss by each node, where it has one: absent means 0, and takes no operations.
 struct Gradients<'g>(Vec<Option<Expr<'g>>>);
 
 impl<'g> Gradients<'g> {
+    /// Adds `d`. A literal 0 is no number that happens to be 0, but an output or a path without a gradient.
     fn add(&mut self, id: Id, d: Expr<'g>) {
-        self.0[id] = Some(match self.0[id] {
-            Some(sum) => sum + d,
-            None => d,
-        });
+        if d != Expr::lit(0.0) {
+            self.0[id] = Some(self.0[id].map_or(d, |sum| sum + d));
+        }
     }
 }
 
 /// The gradients of a loss by `inputs`, from `outputs`: pairs of an output and the gradient by it.
 ///
-/// Every rule is [`Dual`](crate::Dual)'s, transposed.
+/// Every rule is [`Dual`](crate::Dual)'s, transposed; those of the slopes differ in rounding.
 pub(super) fn gradients<'g>(
     graph: &'g Graph,
     inputs: &[Expr<'g>],

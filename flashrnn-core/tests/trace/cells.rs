@@ -43,7 +43,7 @@ impl Cell for Leaky {
     }
 }
 
-/// Every operation of [`Real`], a state held constant, and names that no language takes.
+/// Every operation of [`Real`], a state held constant though its gradient be not 0, and names that no language takes.
 #[derive(Clone)]
 pub struct Everything;
 
@@ -60,7 +60,6 @@ impl Cell for Everything {
 
     fn forward<R: Real>(&self, [h, c, m]: [R; 3], [w, x, y, z]: [R; 4]) -> [R; 3] {
         let one = R::lit(1.0);
-        let m = m.stop_gradient();
         let (sigmoid_y, slope_y) = y.sigmoid_and_slope();
         let (tanh_z, slope_z) = z.tanh_and_slope();
         let log = (x.abs() + R::lit(0.3)).ln();
@@ -68,7 +67,7 @@ impl Cell for Everything {
         let q = R::select(w.gt(x), log / (R::lit(1.5) + bounded * bounded), (c * c + one).sqrt());
         let guarded = q.min(R::lit(1e3)).with_gradient_of(q);
         let c = guarded * sigmoid_y.max(slope_y) + slope_y * x.softplus_neg_abs() - w.log_sigmoid();
-        [tanh_z * c - slope_z, c - m, (m * R::lit(0.5) + c.abs()).stop_gradient()]
+        [tanh_z * c - slope_z, c - m, m * R::lit(0.5) + c.abs()]
     }
 }
 

@@ -107,7 +107,7 @@ fn shorter_backward_is_taken() {
     assert_eq!(f.eval(&[0.0, 5.0, 3.0]), [0.0, 3.0]);
 }
 
-/// A constant state's gradient is ignored, and its own is 0, also where a trace could do otherwise.
+/// A constant state's gradient is ignored, and its own is 0, whatever the cell's slopes.
 #[test]
 fn constant_states() {
     let f = backward(&Everything);

@@ -51,7 +51,7 @@ fn statements<L: Language>(function: &Function, inputs: &[Parameter], outputs: &
         let operand = |id: Id| spelled[id].as_str();
         let value = match op {
             Op::Input(k) => {
-                loads.push((k, L::local(false, &names[k], &sources[k])));
+                loads.push(L::local(false, &names[k], &sources[k]));
                 spelled.push(names[k].clone());
                 continue;
             }
@@ -69,11 +69,10 @@ fn statements<L: Language>(function: &Function, inputs: &[Parameter], outputs: &
         operations.push(L::local(matches!(op, Op::Gt(..)), &name, &value));
         spelled.push(name);
     }
-    loads.sort();
     let targets = outputs.iter().flat_map(Parameter::places);
     let stores =
         targets.zip(function.outputs()).map(|(place, &(_, id))| format!("{place} = {};", spelled[id]));
-    loads.into_iter().map(|(_, line)| line).chain(operations).chain(stores).collect()
+    loads.into_iter().chain(operations).chain(stores).collect()
 }
 
 fn unary<L: Language>(op: Unary, x: &str) -> String {
