@@ -98,12 +98,13 @@ impl Key {
     }
 }
 
-/// The machine code of `program`, from the cache or compiled now.
+/// The machine code of `program` for `arch`, from the cache or compiled now.
 ///
 /// # Errors
-/// As [`compile`].
-pub(crate) fn cubin(key: &Key, program: &Program, arch: Arch) -> Result<Vec<u8>> {
-    cubin_in(folder().as_deref(), key, || Ok(compile(program, arch)?.cubin))
+/// As [`compile()`].
+pub fn cubin(program: &Program, arch: Arch) -> Result<Vec<u8>> {
+    let key = Key::new(program, arch, Nvrtc::get()?);
+    cubin_in(folder().as_deref(), &key, || Ok(compile(program, arch)?.cubin))
 }
 
 fn cubin_in(folder: Option<&Path>, key: &Key, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
@@ -141,4 +142,119 @@ fn write(folder: &Path, key: &Key, cubin: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&part);
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program() -> Program {
+        Program {
+            name: "test.cu".into(),
+            source: "source".into(),
+            headers: vec![("a.cuh".into(), "text".into())],
+            options: vec!["-DX=1".into()],
+        }
+    }
+
+    const ARCH: Arch = Arch { major: 9, minor: 0 };
+
+    fn nvrtc(build: &str) -> Nvrtc {
+        Nvrtc::new(13, 0, build, &[90])
+    }
+
+    fn key() -> Key {
+        Key::new(&program(), ARCH, &nvrtc("1"))
+    }
+
+    /// Makes the entry where `folder` has none, and says whether it was made.
+    fn made(folder: Option<&Path>) -> bool {
+        let mut made = false;
+        let cubin = cubin_in(folder, &key(), || {
+            made = true;
+            Ok(b"machine code".to_vec())
+        });
+        assert_eq!(cubin.unwrap(), b"machine code");
+        made
+    }
+
+    #[test]
+    fn everything_that_decides_the_code_decides_the_key() {
+        type Change = fn(&mut Program);
+        let changes: [Change; 6] = [
+            |p| p.name.push('x'),
+            |p| p.source.push('x'),
+            |p| p.headers[0].0.push('x'),
+            |p| p.headers[0].1.push('x'),
+            |p| p.options.push("x".into()),
+            |p| p.options = vec!["-DX=".into(), "1".into()],
+        ];
+        let mut keys = vec![key(), Key::new(&program(), Arch { major: 8, minor: 0 }, &nvrtc("1"))];
+        keys.push(Key::new(&program(), ARCH, &nvrtc("2")));
+        for change in changes {
+            let mut program = program();
+            change(&mut program);
+            keys.push(Key::new(&program, ARCH, &nvrtc("1")));
+        }
+        let different: std::collections::HashSet<_> = keys.iter().map(Key::name).collect();
+        assert_eq!(different.len(), keys.len());
+        assert_eq!(key(), key());
+    }
+
+    #[test]
+    fn an_entry_is_made_once_and_damage_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("made/when/needed");
+        assert!(made(Some(&folder)));
+        assert!(!made(Some(&folder)));
+        let entry = folder.join(key().name()).with_extension(SUFFIX);
+        let whole = fs::read(&entry).unwrap();
+        let mut damaged = whole.clone();
+        damaged[CHECKSUM + 3] ^= 1;
+        for bytes in [&damaged[..], &whole[..whole.len() - 1], &whole[..CHECKSUM - 1], &[]] {
+            fs::write(&entry, bytes).unwrap();
+            assert!(made(Some(&folder)));
+            assert!(!made(Some(&folder)));
+        }
+        // An entry under another's name is not taken for it.
+        let other = Key::new(&program(), ARCH, &nvrtc("2"));
+        fs::copy(&entry, folder.join(other.name()).with_extension(SUFFIX)).unwrap();
+        assert_eq!(read(&folder, &other), None);
+    }
+
+    #[test]
+    fn no_folder_means_no_cache() {
+        assert!(made(None));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a file");
+        fs::write(&file, "").unwrap();
+        assert!(made(Some(&file.join("below a file"))));
+        assert!(made(Some(&file.join("below a file"))));
+    }
+
+    #[test]
+    fn clearing_deletes_entries_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(clear_in(&folder.path().join("absent")).unwrap(), 0);
+        assert!(made(Some(folder.path())));
+        let part = folder.path().join(format!("{}-1-1.part", key().name()));
+        let notes = folder.path().join("notes.cubin");
+        fs::write(&part, "left by a process that was killed").unwrap();
+        fs::write(&notes, "somebody's own").unwrap();
+        assert_eq!(clear_in(folder.path()).unwrap(), 2);
+        assert!(notes.exists() && !part.exists());
+        assert!(made(Some(folder.path())));
+    }
+
+    #[test]
+    fn threads_share_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..50).for_each(|_| drop(made(Some(folder.path())))));
+            }
+        });
+        let files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(files, [format!("{}.{SUFFIX}", key().name()).as_str()]);
+    }
 }

@@ -70,6 +70,10 @@ pub struct Nvrtc {
 }
 
 impl Nvrtc {
+    pub(crate) fn new(major: u32, minor: u32, build: &str, architectures: &[u32]) -> Self {
+        Self { major, minor, build: build.into(), architectures: architectures.into() }
+    }
+
     /// The NVRTC that the loader finds.
     ///
     /// # Errors
@@ -97,12 +101,7 @@ impl Nvrtc {
         check(unsafe { sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()) }, "nvrtcGetSupportedArchs")?;
         let architectures: Vec<u32> = architectures.into_iter().map(c_int::unsigned_abs).collect();
         let oldest = architectures.iter().min().copied().unwrap_or(Arch::OLDEST.number());
-        Ok(Self {
-            major: major.unsigned_abs(),
-            minor: minor.unsigned_abs(),
-            build: build(oldest)?,
-            architectures,
-        })
+        Ok(Self::new(major.unsigned_abs(), minor.unsigned_abs(), &build(oldest)?, &architectures))
     }
 
     /// The architecture to compile for so that the result runs on `arch`: `arch` itself, with its own instructions
@@ -249,8 +248,7 @@ mod tests {
 
     #[test]
     fn targets_follow_what_nvrtc_knows() {
-        let nvrtc =
-            Nvrtc { major: 12, minor: 4, build: String::new(), architectures: vec![70, 75, 80, 86, 89, 90] };
+        let nvrtc = Nvrtc::new(12, 4, "", &[70, 75, 80, 86, 89, 90]);
         let target = |major, minor| nvrtc.target(Arch { major, minor });
         assert_eq!(target(8, 0).unwrap(), "sm_80");
         assert_eq!(target(8, 7).unwrap(), "sm_86");

@@ -156,7 +156,7 @@ impl Device {
             return Ok(module.clone());
         }
         self.enter()?;
-        let cubin = cache::cubin(&key, program, self.arch)?;
+        let cubin = cache::cubin(program, self.arch)?;
         let module = Arc::new(Module::load(self, &cubin, &program.name)?);
         *slot = Some(module.clone());
         Ok(module)

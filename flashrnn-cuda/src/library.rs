@@ -2,7 +2,7 @@
 //! so each is looked for here first, and its absence becomes an error that says what is missing and how to get it.
 
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::CUDA_VERSION;
@@ -16,6 +16,8 @@ pub(crate) const OLDEST_DRIVER: i32 = 12030;
 struct Wanted {
     /// Its name without the platform's prefix and suffix; several where platforms differ.
     stems: &'static [&'static str],
+    /// What its file names begin with that it loads itself, and finds only where the loader looks.
+    companion: Option<&'static str>,
     /// A function that versions too old for us lack.
     symbol: &'static str,
     /// Completes "… is missing: ".
@@ -24,12 +26,14 @@ struct Wanted {
 
 const DRIVER: Wanted = Wanted {
     stems: &["cuda", "nvcuda"],
+    companion: None,
     symbol: "cuDriverGetVersion",
     advice: "install NVIDIA's driver, for CUDA 12.3 or later (in a container, start it with the GPUs passed through)",
 };
 
 const NVRTC: Wanted = Wanted {
     stems: &["nvrtc"],
+    companion: Some("nvrtc-builtins"),
     symbol: "nvrtcGetCUBIN",
     advice: "install NVRTC 12 or later, from the CUDA toolkit or by `pip install nvidia-cuda-nvrtc`, no newer than the \
              driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or CUDA_PATH lead to it",
@@ -37,6 +41,7 @@ const NVRTC: Wanted = Wanted {
 
 const CUBLAS: Wanted = Wanted {
     stems: &["cublas"],
+    companion: Some("cublasLt"),
     symbol: "cublasGemmBatchedEx_64",
     advice: "install cuBLAS 12 or later, from the CUDA toolkit or by `pip install nvidia-cublas`, no newer than the \
              driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or CUDA_PATH lead to it",
@@ -64,14 +69,55 @@ impl Wanted {
     /// Loads the library once for the life of the process. What is missing today is looked for again at the next call.
     fn find(&self, found: &OnceLock<Library>) -> Result<()> {
         if found.get().is_none() {
-            let names: Vec<String> = self.stems.iter().flat_map(|stem| names(stem)).collect();
-            let library = load(&names, &folders(), self.symbol)
-                .map_err(|why| Error::Device(format!("{why}: {}", self.advice)))?;
+            let library =
+                self.load(&folders()).map_err(|why| Error::Device(format!("{why}: {}", self.advice)))?;
             // Another thread may have been faster; then this handle is closed and the library stays loaded.
             let _ = found.set(library);
         }
         Ok(())
     }
+
+    /// Opens the first file that the loader knows. Where it knows none, they are looked for in `folders`: a library once opened by
+    /// its path is found by its own name from then on, by cudarc too.
+    fn load(&self, folders: &[PathBuf]) -> std::result::Result<Library, String> {
+        let names: Vec<String> = self.stems.iter().flat_map(|stem| names(stem)).collect();
+        let known = || names.iter().find_map(open);
+        let in_folder = |folder: &PathBuf| {
+            self.open_companions(folder);
+            let _by_path = names.iter().find_map(|name| open(folder.join(name)))?;
+            known()
+        };
+        let Some(library) = known().or_else(|| folders.iter().find_map(in_folder)) else {
+            return Err(format!("{} is missing", names[0]));
+        };
+        // SAFETY: the address is only looked up, not called.
+        match unsafe { library.get::<*const ()>(self.symbol.as_bytes()) } {
+            Ok(_) => Ok(library),
+            Err(_) => Err(format!("{} is too old (it has no {})", names[0], self.symbol)),
+        }
+    }
+
+    /// Opens the companions in `folder`, for the life of the process.
+    fn open_companions(&self, folder: &Path) {
+        let Some(companion) = self.companion else { return };
+        let beginning = format!("{DLL_PREFIX}{companion}");
+        for file in folder.read_dir().into_iter().flatten().flatten() {
+            if file.file_name().to_string_lossy().starts_with(&beginning) {
+                std::mem::forget(open(file.path()));
+            }
+        }
+    }
+}
+
+/// Where toolkits lie that the loader may not know of.
+fn folders() -> Vec<PathBuf> {
+    let roots =
+        ["CUDA_PATH", "CUDA_HOME", "CUDA_ROOT"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    roots
+        .chain([PathBuf::from("/usr/local/cuda")])
+        .flat_map(|root| ["lib64", "lib", "bin"].map(|folder| root.join(folder)))
+        .filter(|folder| folder.is_dir())
+        .collect()
 }
 
 /// The file names a library may have, a part of those cudarc tries and in its order: what is found here, cudarc finds.
@@ -91,41 +137,10 @@ fn names(stem: &str) -> Vec<String> {
     .into()
 }
 
-/// Where toolkits lie that the loader may not know of.
-fn folders() -> Vec<PathBuf> {
-    let roots =
-        ["CUDA_PATH", "CUDA_HOME", "CUDA_ROOT"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    roots
-        .chain([PathBuf::from("/usr/local/cuda")])
-        .flat_map(|root| ["lib64", "lib", "bin"].map(|folder| root.join(folder)))
-        .filter(|folder| folder.is_dir())
-        .collect()
-}
-
-/// Loads the first of `names` that the loader knows. Where it knows none, they are looked for in `folders`: a library once
-/// loaded by its path is found by its own name from then on.
-fn load(names: &[String], folders: &[PathBuf], symbol: &str) -> std::result::Result<Library, String> {
+/// Opens a library by its name or path.
+fn open(path: impl AsRef<Path>) -> Option<Library> {
     // SAFETY: NVIDIA's libraries have initialisers that may run at any time on any thread.
-    let open = |path: &PathBuf| unsafe { Library::new(path) }.ok();
-    let known = || names.iter().find_map(|name| open(&PathBuf::from(name)));
-    let library = known().or_else(|| {
-        folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name))).find_map(|path| {
-            let by_path = open(&path)?;
-            let by_name = known();
-            drop(by_path);
-            by_name
-        })
-    });
-    let Some(library) = library else {
-        return Err(format!("{} is missing", names.first().map_or("", String::as_str)));
-    };
-    // SAFETY: the address is only looked up, not called.
-    match unsafe { library.get::<*const ()>(symbol.as_bytes()) } {
-        Ok(_) => Ok(library),
-        Err(_) => {
-            Err(format!("{} is too old (it has no {symbol})", names.first().map_or("", String::as_str)))
-        }
-    }
+    unsafe { Library::new(path.as_ref()) }.ok()
 }
 
 /// Whether the driver is new enough.
@@ -152,22 +167,23 @@ pub(crate) fn version_name(version: i32) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_missing_library_is_named_with_the_way_to_get_it() {
-        let wanted = Wanted { stems: &["flashrnn-no-such-library"], symbol: "f", advice: "install it" };
-        let error = wanted.find(&OnceLock::new()).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            format!("device: {DLL_PREFIX}flashrnn-no-such-library{DLL_SUFFIX} is missing: install it")
-        );
+    fn wanted(stem: &'static str, symbol: &'static str) -> Wanted {
+        Wanted { stems: Box::leak(Box::new([stem])), companion: None, symbol, advice: "install it" }
     }
 
-    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_missing_library_is_named_with_the_way_to_get_it() {
+        let error = wanted("flashrnn-no-such", "f").find(&OnceLock::new()).unwrap_err().to_string();
+        assert_eq!(error, format!("device: {DLL_PREFIX}flashrnn-no-such{DLL_SUFFIX} is missing: install it"));
+    }
+
+    /// With libgcc_s.so.1, which Rust's own library needs on this system.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
     fn a_library_without_the_symbol_is_too_old() {
-        let error = load(&["libc.so.6".to_string()], &[], "flashrnn_no_such_symbol").unwrap_err();
-        assert_eq!(error, "libc.so.6 is too old (it has no flashrnn_no_such_symbol)");
-        assert!(load(&["libc.so.6".to_string()], &[], "malloc").is_ok());
+        let load = |symbol| wanted("gcc_s", symbol).load(&[]);
+        assert_eq!(load("no_such").unwrap_err(), "libgcc_s.so is too old (it has no no_such)");
+        assert!(load("_Unwind_Resume").is_ok());
     }
 
     #[test]

@@ -1,0 +1,72 @@
+//! The cache on disk, between processes: several that want the same kernel at once, then one that finds it.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flashrnn_cuda::cache;
+use flashrnn_cuda::compile::{Arch, Program};
+use flashrnn_cuda::testing;
+
+/// Set in the processes that `processes_share_the_cache` starts.
+const CHILD: &str = "FLASHRNN_TEST_CACHE_CHILD";
+
+fn program() -> Program {
+    Program {
+        name: "cached.cu".into(),
+        source: "extern \"C\" __global__ void f(float* x) { x[threadIdx.x] = tanhf(x[threadIdx.x]); }".into(),
+        headers: Vec::new(),
+        options: Vec::new(),
+    }
+}
+
+fn start(folder: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "in_another_process", "--nocapture"])
+        .env(CHILD, "1")
+        .env("FLASHRNN_CACHE", folder)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap()
+}
+
+/// Waits for a process and returns the length of the code it got and how long that took.
+fn finish(child: Child) -> (usize, Duration) {
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let line = text.lines().find_map(|line| line.split_once("code: ")).unwrap_or_else(|| panic!("{text}")).1;
+    let (bytes, micros) = line.split_once(" bytes, us: ").unwrap();
+    (bytes.parse().unwrap(), Duration::from_micros(micros.parse().unwrap()))
+}
+
+#[test]
+fn processes_share_the_cache() {
+    if std::env::var_os(CHILD).is_some() || !testing::nvrtc() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let children: Vec<_> = (0..6).map(|_| start(folder.path())).collect();
+    let results: Vec<_> = children.into_iter().map(finish).collect();
+    assert!(results.iter().all(|(bytes, _)| *bytes == results[0].0 && *bytes > 0), "{results:?}");
+    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(files.len() == 1 && files[0].extension().is_some_and(|end| end == "cubin"), "{files:?}");
+
+    let entry = std::fs::read(&files[0]).unwrap();
+    let (bytes, time) = finish(start(folder.path()));
+    println!("compiled in {:?}, found in {time:?}", results[0].1);
+    assert_eq!(bytes, results[0].0);
+    assert_eq!(std::fs::read(&files[0]).unwrap(), entry);
+}
+
+/// A part of the test above; alone, it does nothing.
+#[test]
+fn in_another_process() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let begin = Instant::now();
+    let cubin = cache::cubin(&program(), Arch { major: 8, minor: 0 }).unwrap();
+    println!("code: {} bytes, us: {}", cubin.len(), begin.elapsed().as_micros());
+}
