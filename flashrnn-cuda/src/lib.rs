@@ -12,17 +12,30 @@
 //! 4. [`mod@compile`] and [`cache`]: from source to machine code.
 //! 5. `launch.rs`: modules, kernels, graphs; `blas.rs`: batched products.
 
+mod backward;
 mod blas;
 pub mod cache;
+mod call;
 pub mod compile;
 mod device;
+mod forward;
 mod launch;
 mod library;
 mod memory;
+mod plan;
+#[doc(hidden)]
+pub mod programs;
+#[doc(hidden)]
+pub mod select;
 #[doc(hidden)]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod time_loop;
+mod tokens;
+mod weights;
 
 pub use cudarc;
 pub use device::Cuda;
 pub use memory::{Borrowed, BorrowedMut, Buffer, MemoryUse, View, ViewMut};
+pub use plan::{CudaPlan, CudaWeights};

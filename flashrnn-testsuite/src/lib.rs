@@ -57,16 +57,18 @@ pub use suite::Suite;
 /// Writes a `#[test]` for each of the [`properties`], checked on a backend.
 ///
 /// `same_bits_as` lists further instances of the backend that must give equal bits. `skip` lists the properties that
-/// the backend can't have, each with its reason; a name that is no property's fails.
+/// the backend can't have, each with its reason; a name that is no property's fails. Where the backend may be missing,
+/// `where_found: $backend` and the others are `Option`s, and whoever makes them says why there is none.
 #[macro_export]
 macro_rules! conformance {
     (
-        $backend:expr
+        where_found: $backend:expr
         $(, same_bits_as: [$($other:expr),* $(,)?])?
         , skip: [$(($skip:literal, $reason:literal)),* $(,)?] $(,)?
     ) => {
-        fn suite() -> $crate::Suite<impl $crate::Backend> {
-            $crate::Suite::new($backend, vec![$($($other),*)?], vec![$(($skip, $reason)),*])
+        fn suite() -> Option<$crate::Suite<impl $crate::Backend>> {
+            let others = [$($($other),*)?].into_iter().flatten().collect();
+            Some($crate::Suite::new($backend?, others, vec![$(($skip, $reason)),*]))
         }
         $crate::conformance! { @tests suite
             accumulate
@@ -103,12 +105,25 @@ macro_rules! conformance {
         $(
             #[test]
             fn $property() {
-                $suite().check(stringify!($property), $crate::properties::$property);
+                if let Some(suite) = $suite() {
+                    suite.check(stringify!($property), $crate::properties::$property);
+                }
             }
         )*
         #[test]
         fn every_skip_is_known() {
-            $suite().check_skips(&[$(stringify!($property)),*]);
+            if let Some(suite) = $suite() {
+                suite.check_skips(&[$(stringify!($property)),*]);
+            }
+        }
+    };
+    (
+        $backend:expr
+        $(, same_bits_as: [$($other:expr),* $(,)?])?
+        , skip: [$(($skip:literal, $reason:literal)),* $(,)?] $(,)?
+    ) => {
+        $crate::conformance! {
+            where_found: Some($backend), same_bits_as: [$($(Some($other)),*)?], skip: [$(($skip, $reason)),*]
         }
     };
 }

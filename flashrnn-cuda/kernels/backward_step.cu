@@ -1,0 +1,183 @@
+// One step of the backward pass, one kernel: from dg of the step after, the gradient that reaches h through R (a product with
+// R transposed), then the cell's derivative as its epilogue, which gives this step's dg. One more step, -1, gives d_s0.
+//
+// Grid, shared memory and registers are as in forward_step.cu, with PER_UNIT = 1 and k over the recurrent gates and the head's
+// units. From step to step go dg rounded to T, in two buffers in turn, and the gradient of the f32 states, in place.
+#include "cell.cuh"
+#include "element.cuh"
+#include "operator.cuh"
+#include "overlap.cuh"
+#include "product.cuh"
+
+// The arguments of a backward pass, in device memory.
+struct BackwardCall {
+    Sizes sizes;
+    int first_step;               // T - 1 - the step of the graph's first kernel
+    int d_states_count;           // how many states d_states holds: 0, 1 (d_h alone) or S
+    int cut_recurrent_grad;
+    float forward_clip, recurrent_grad_clip;  // infinity for none
+    const T* r;                   // [N, D_in, Gr, depth]: R transposed
+    const float* s0;              // [S, B, N, D] or null
+    const int* lengths;           // [B] or null
+    const unsigned char* resets;  // [tokens] or null
+    const T* states;              // [S, tokens, N, D]
+    Gates<const T> gates;
+    const float* wide_states;     // [WIDE, tokens, N, D] or null
+    const float* wide_gates;      // [WIDE_GATES, tokens, N, D] or null
+    const T* d_states;            // [d_states_count, tokens, N, D]
+    const float* d_last;          // [S, B, N, D] or null
+    T* exchange;                  // [2, B, N, Gr, depth]: dg of the recurrent gates, padded with zeros
+    float* carried;               // [S, B, N, D]: the gradient of the states
+    Gates<T> d_gates;             // d_wx, and what takes no external input
+    float* d_s0;                  // [S, B, N, D] or null
+};
+
+static_assert(sizeof(BackwardCall) == CALL_BYTES, "differs from the struct of the same name in call.rs");
+
+constexpr int PAIRS = (UNITS * ROWS + THREADS - 1) / THREADS;
+
+// Writes the arguments where the graph reads them, and zeros into `exchange`.
+extern "C" __global__ void backward_begin(BackwardCall call, BackwardCall* table) {
+    const Offset thread = Offset(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (thread == 0) *table = call;
+    const Sizes& sizes = call.sizes;
+    const Offset half = Offset(sizes.batch) * sizes.heads * Cell::RECURRENT * sizes.depth;
+    if (thread >= half) return;
+    call.exchange[thread] = call.exchange[half + thread] = rounded<T>(0.0f);
+}
+
+// The graph's last kernel: the next launch goes on where this one ends.
+extern "C" __global__ void backward_advance(BackwardCall* table, int steps) { table->first_step += steps; }
+
+// What a pair needs that does not depend on the step after.
+struct Inputs {
+    Row row;
+    Offset token;
+    Offset state;       // of this unit and row in [B, N, D]
+    bool exists;        // the thread has such a pair
+    bool active;        // step < length
+    bool from_outside;  // no gradient comes from the step after: this is the row's last, or a reset lies between
+    float before[Cell::STATES], gates[Cell::GATES], d[Cell::STATES];
+
+    __device__ __forceinline__ Inputs(const BackwardCall& call, int step, bool exists, int row_index, Offset place)
+        : row(call.sizes, call.lengths, exists ? row_index : 0), exists(exists) {
+        const Sizes& sizes = call.sizes;
+        const Offset state_stride = sizes.batch * sizes.units(), stride = sizes.tokens() * sizes.units();
+        state = Offset(row_index) * sizes.units() + place;
+        token = exists && step >= 0 ? row.token(sizes, step) : 0;
+        active = exists && step >= 0 && row.active(step);
+        const bool last = step == row.length - 1;
+        from_outside = exists && (last || row.reset(sizes, call.resets, step + 1));
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s) {
+            d[s] = before[s] = 0.0f;
+            if (exists && last && call.d_last) d[s] = call.d_last[s * state_stride + state];
+            if (active && s < call.d_states_count) d[s] += widen(call.d_states[s * stride + token * sizes.units() + place]);
+        }
+        if (!active) return;
+#pragma unroll
+        for (int gate = 0; gate < Cell::GATES; ++gate)
+            gates[gate] = kept_wide(Cell::WIDE_GATES, gate)
+                              ? call.wide_gates[rank(Cell::WIDE_GATES, gate) * stride + token * sizes.units() + place]
+                              : widen(call.gates.at(sizes, token, gate, place));
+        if (row.reset(sizes, call.resets, step)) return;
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s) {
+            if (step == 0) {
+                if (call.s0) before[s] = call.s0[s * state_stride + state];
+                continue;
+            }
+            const Offset previous = row.token(sizes, step - 1) * sizes.units() + place;
+            before[s] = kept_wide(Cell::WIDE, s) ? call.wide_states[rank(Cell::WIDE, s) * stride + previous]
+                                                 : widen(call.states[s * stride + previous]);
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, MULTIPLY == F32 ? 1 : RESIDENT) backward_step(const BackwardCall* __restrict__ table, int offset) {
+    let_next_start();
+    const BackwardCall& call = *table;
+    const Sizes sizes = call.sizes;
+    const int round = call.first_step + offset;
+    const int step = sizes.time - 1 - round;
+    const bool live = step >= 0 || (step == -1 && call.d_s0);
+
+    const unsigned unit_blocks = (sizes.head_dim + UNITS - 1) / UNITS;
+    const int head = blockIdx.x / unit_blocks % sizes.heads;
+    const int unit0 = blockIdx.x % unit_blocks * UNITS;
+    const int row0 = int(blockIdx.x / unit_blocks / sizes.heads) * ROWS;
+    const int units = ::min(UNITS, sizes.head_dim - unit0), rows = ::min(ROWS, sizes.batch - row0);
+
+    const int depth = Cell::RECURRENT * sizes.depth;
+    const Offset half = Offset(sizes.batch) * sizes.heads * depth;
+    const T* after = call.exchange + (round % 2) * half;
+    T* here = call.exchange + ((round + 1) % 2) * half;
+
+    __shared__ Product<1>::Sums sums;
+    Product<1> product(
+        depth, units, rows,
+        [&](int, int unit) { return call.r + (Offset(head) * sizes.head_dim + unit0 + unit) * depth; },
+        [&](int row) { return after + (Offset(row0 + row) * sizes.heads + head) * depth; });
+    product.fetch();
+
+    const auto unit_of = [&](int pair) { return int(threadIdx.x + pair * THREADS) % UNITS; };
+    const auto row_of = [&](int pair) { return int(threadIdx.x + pair * THREADS) / UNITS; };
+    const auto inputs_of = [&](int pair) {
+        const bool exists = live && unit_of(pair) < units && row_of(pair) < rows;
+        return Inputs(call, step, exists, row0 + row_of(pair), Offset(head) * sizes.head_dim + unit0 + unit_of(pair));
+    };
+    const auto finish = [&](int pair, const Inputs& in) {
+        if (!in.exists) return;
+        const Offset place = Offset(head) * sizes.head_dim + unit0 + unit_of(pair);
+        const Offset state_stride = sizes.batch * sizes.units();
+        float d[Cell::STATES];
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s)
+            d[s] = in.d[s] + (in.from_outside ? 0.0f : load_exchanged(call.carried + s * state_stride + in.state));
+        if (!in.from_outside && !call.cut_recurrent_grad)
+            d[0] += real::clamp(product.sum(sums, 0, unit_of(pair), row_of(pair)), call.recurrent_grad_clip);
+        if (step < 0) {
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s) {
+                const bool none = (Cell::CONSTANT >> s & 1) || in.row.reset(sizes, call.resets, 0);
+                call.d_s0[s * state_stride + in.state] = none ? 0.0f : d[s];
+            }
+            return;
+        }
+        float d_before[Cell::STATES] = {}, d_gates[Cell::GATES] = {};
+        if (in.active) {
+            if (call.forward_clip != real::inf()) {
+                float next[Cell::STATES];
+                Cell::forward(in.before, in.gates, next);
+                if (real::abs(next[0]) > call.forward_clip) d[0] = 0.0f;
+            }
+            Cell::backward(in.before, in.gates, d, d_before, d_gates);
+#pragma unroll
+            for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
+                const Offset row = (Offset(row0 + row_of(pair)) * sizes.heads + head) * Cell::RECURRENT + gate;
+                narrow(d_gates[gate], here[row * sizes.depth + unit0 + unit_of(pair)]);
+            }
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s) call.carried[s * state_stride + in.state] = d_before[s];
+        }
+#pragma unroll
+        for (int gate = 0; gate < Cell::GATES; ++gate)
+            narrow(d_gates[gate], call.d_gates.at(sizes, in.token, gate, place));
+    };
+
+    if constexpr (PAIRS == 1) {
+        const Inputs in = inputs_of(0);
+        wait_for_previous();
+        if (!live) return;
+        product.run(sums);
+        __syncthreads();
+        finish(0, in);
+    } else {
+        // Too many registers to hold every pair's inputs ahead.
+        wait_for_previous();
+        if (!live) return;
+        product.run(sums);
+        __syncthreads();
+        for (int pair = 0; pair < PAIRS; ++pair) finish(pair, inputs_of(pair));
+    }
+}

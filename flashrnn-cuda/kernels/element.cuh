@@ -1,0 +1,42 @@
+// The types a tensor can hold. `-DELEMENT=` and `-DWEIGHT=` choose T, the element of wx and states, and W, that of R
+// and b. Arithmetic is f32: every load widens, every store rounds to the nearest, ties to even.
+#pragma once
+
+struct f16 {
+    unsigned short bits;
+};
+
+struct bf16 {
+    unsigned short bits;
+};
+
+__device__ __forceinline__ float widen(float v) { return v; }
+
+__device__ __forceinline__ float widen(f16 v) {
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(v.bits));
+    return wide;
+}
+
+__device__ __forceinline__ float widen(bf16 v) { return __uint_as_float(unsigned(v.bits) << 16); }
+
+__device__ __forceinline__ void narrow(float wide, float& v) { v = wide; }
+
+__device__ __forceinline__ void narrow(float wide, f16& v) {
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(v.bits) : "f"(wide));
+}
+
+__device__ __forceinline__ void narrow(float wide, bf16& v) {
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(v.bits) : "f"(wide));
+}
+
+using T = ELEMENT;
+
+template <class Out> __device__ __forceinline__ Out rounded(float wide) {
+    Out v;
+    narrow(wide, v);
+    return v;
+}
+
+// 64-bit offsets: a tensor may hold more than 2^31 elements.
+using Offset = long long;

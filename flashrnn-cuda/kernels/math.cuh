@@ -1,0 +1,38 @@
+// The functions that a printed cell calls, with the meaning of Rust's trait `Real`. Those of CUDA's library without
+// fast-math: within 2 units in the last place, with denormals, infinities and NaN.
+#pragma once
+
+namespace real {
+
+__device__ __forceinline__ float inf() { return __int_as_float(0x7f800000); }
+__device__ __forceinline__ float nan() { return __int_as_float(0x7fc00000); }
+
+__device__ __forceinline__ float exp(float x) { return expf(x); }
+__device__ __forceinline__ float ln(float x) { return logf(x); }
+__device__ __forceinline__ float sqrt(float x) { return sqrtf(x); }
+__device__ __forceinline__ float abs(float x) { return fabsf(x); }
+__device__ __forceinline__ float tanh(float x) { return tanhf(x); }
+
+// ln(1 + exp(-|x|))
+__device__ __forceinline__ float softplus_neg_abs(float x) { return log1pf(expf(-fabsf(x))); }
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// sigmoid(x) (1 - sigmoid(x)) = e / (1 + e)^2, e = exp(-|x|), accurate where sigmoid(x) is near 1.
+__device__ __forceinline__ float sigmoid_slope(float x) {
+    const float e = expf(-fabsf(x));
+    const float r = 1.0f / (1.0f + e);
+    return e * r * r;
+}
+
+// 1 - tanh(x)^2, accurate where tanh(x) is near 1.
+__device__ __forceinline__ float tanh_slope(float x) { return 4.0f * sigmoid_slope(x + x); }
+
+// A NaN in x stays; a NaN in bound is ignored (CUDA's fmaxf and fminf would lose the first).
+__device__ __forceinline__ float max(float x, float bound) { return bound > x ? bound : x; }
+__device__ __forceinline__ float min(float x, float bound) { return x > bound ? bound : x; }
+
+// To -bound..bound; NaN stays.
+__device__ __forceinline__ float clamp(float x, float bound) { return min(max(x, -bound), bound); }
+
+}  // namespace real

@@ -1,0 +1,69 @@
+// What is computed for all tokens at once, before and after the time loop of the backward pass.
+#include "cell.cuh"
+#include "element.cuh"
+#include "operator.cuh"
+
+// h before every step, as the product read it: out [tokens, N, depth], 0 after a reset, beyond a row's length, and where k
+// pads D. A thread an element.
+extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, const int* lengths,
+                                      const unsigned char* resets, T* out) {
+    const Offset len = sizes.tokens() * sizes.heads * sizes.depth;
+    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < len; i += Offset(gridDim.x) * blockDim.x) {
+        const int k = int(i % sizes.depth);
+        const Offset token = i / sizes.depth / sizes.heads;
+        const Offset unit = i / sizes.depth % sizes.heads * sizes.head_dim + k;
+        const int row_index = int(sizes.time_major ? token % sizes.batch : token / sizes.time);
+        const int position = int(sizes.time_major ? token / sizes.batch : token % sizes.time);
+        const Row row(sizes, lengths, row_index);
+        const int step = sizes.reverse && position < row.length ? row.length - 1 - position : position;
+        T value = rounded<T>(0.0f);
+        if (k < sizes.head_dim && row.active(step) && !row.reset(sizes, resets, step)) {
+            if (step > 0)
+                value = h[row.token(sizes, step - 1) * sizes.units() + unit];
+            else if (s0)
+                value = rounded<T>(s0[row_index * sizes.units() + unit]);
+        }
+        out[i] = value;
+    }
+}
+
+// Rows of D elements, each padded with zeros to `depth`: so that their addresses are multiples of 16. A thread an element.
+extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int depth, T* out) {
+    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < count * depth; i += Offset(gridDim.x) * blockDim.x) {
+        const int k = int(i % depth);
+        out[i] = k < head_dim ? rows[i / depth * head_dim + k] : rounded<T>(0.0f);
+    }
+}
+
+// The gates of some tokens, from products [count, Gr, N, depth] of R with the h before: g = x_t + b + R h, as the forward pass adds.
+// They go to `gates`, those marked wide to `wide_gates` too. A thread for each unit of a token.
+extern "C" __global__ void gates_again(Sizes sizes, Offset first_token, Offset count, const float* products, const T* wx,
+                                       const float* b, Gates<T> gates, float* wide_gates) {
+    const Offset units = sizes.units(), len = count * units;
+    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < len; i += Offset(gridDim.x) * blockDim.x) {
+        const Offset token = first_token + i / units, unit = i % units;
+        const Offset head = unit / sizes.head_dim, k = unit % sizes.head_dim;
+        const float* product = products + (i / units * Cell::RECURRENT * sizes.heads + head) * sizes.depth + k;
+#pragma unroll
+        for (int gate = 0; gate < Cell::GATES; ++gate) {
+            float value = b[gate * units + unit];
+            if (gate >= INNER) value += widen(wx[(token * Cell::EXTERNAL + gate - INNER) * units + unit]);
+            if (gate < Cell::RECURRENT) value += product[Offset(gate) * sizes.heads * sizes.depth];
+            narrow(value, gates.at(sizes, token, gate, unit));
+            if (kept_wide(Cell::WIDE_GATES, gate))
+                wide_gates[(rank(Cell::WIDE_GATES, gate) * sizes.tokens() + token) * units + unit] = value;
+        }
+    }
+}
+
+// Partial sums of the columns of d_gates over the tokens: partial [parts, columns]. A thread a column and part.
+extern "C" __global__ void column_sums(const T* rows, Offset count, Offset columns, Offset rows_a_part, float* partial,
+                                       Offset partial_stride) {
+    const Offset column = Offset(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (column >= columns) return;
+    const Offset first = blockIdx.y * rows_a_part;
+    const Offset end = ::min(first + rows_a_part, count);
+    float sum = 0.0f;
+    for (Offset row = first; row < end; ++row) sum += widen(rows[row * columns + column]);
+    partial[blockIdx.y * partial_stride + column] = sum;
+}

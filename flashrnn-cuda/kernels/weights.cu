@@ -1,0 +1,60 @@
+// Weights before and after the time loop: packing R and b, and summing their gradients.
+#include "element.cuh"
+
+using W = WEIGHT;
+
+// From r [Gr, N, D_out, D_in] the forward pass's [Gr, N, D_out, depth], the backward pass's [N, D_in, Gr, depth], both
+// padded with zeros; from b [G N D] its f32 copy.
+// Grid: tiles of 32 x 32 of (k, m) for each gate and head, so that both are written in whole lines; 256 threads.
+extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward, float* bias, int recurrent, int heads,
+                                int head_dim, int depth, Offset bias_len) {
+    __shared__ float tile[32][33];
+    const int column = threadIdx.x % 32, line = threadIdx.x / 32;
+    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < bias_len; i += Offset(gridDim.x) * blockDim.x)
+        bias[i] = widen(b[i]);
+
+    const Offset tiles = (depth + 31) / 32;
+    const Offset blocks = Offset(recurrent) * heads * tiles * tiles;
+    for (Offset block = blockIdx.x; block < blocks; block += gridDim.x) {
+        const int k0 = int(block % tiles) * 32, m0 = int(block / tiles % tiles) * 32;
+        const Offset matrix = block / tiles / tiles;  // gate * heads + head
+        const int gate = int(matrix / heads), head = int(matrix % heads);
+        __syncthreads();
+        for (int y = line; y < 32; y += 8) {
+            const int m = m0 + y, k = k0 + column;
+            const bool exists = m < head_dim && k < head_dim;
+            const float value = exists ? widen(r[(matrix * head_dim + m) * head_dim + k]) : 0.0f;
+            tile[y][column] = value;
+            if (m < head_dim && k < depth) narrow(value, forward[(matrix * head_dim + m) * depth + k]);
+        }
+        __syncthreads();
+        for (int y = line; y < 32; y += 8) {
+            const int d_in = k0 + y, d_out = m0 + column;
+            if (d_in < head_dim && d_out < depth)
+                narrow(tile[column][y],
+                       backward[((Offset(head) * head_dim + d_in) * recurrent + gate) * depth + d_out]);
+        }
+    }
+}
+
+// out [rows, length] = sum over parts, in their order, of partial [parts, rows, stride]; added to what is there with
+// `accumulate`.
+extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, Offset length, Offset stride, W* out,
+                                  int accumulate) {
+    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * length; i += Offset(gridDim.x) * blockDim.x) {
+        const Offset at = i / length * stride + i % length;
+        float sum = accumulate ? widen(out[i]) : 0.0f;
+        for (int part = 0; part < parts; ++part) sum += partial[part * rows * stride + at];
+        narrow(sum, out[i]);
+    }
+}
+
+// The addresses of the matrices of a batched product, for all parts of all heads of all gates; strides in bytes. A thread an
+// address.
+extern "C" __global__ void addresses(char* base, Offset gate_stride, Offset head_stride, Offset part_stride, int gates,
+                                     int heads, int parts, char** out) {
+    const Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= Offset(gates) * heads * parts) return;
+    const Offset part = i % parts, head = i / parts % heads, gate = i / parts / heads;
+    out[i] = base + gate * gate_stride + head * head_stride + part * part_stride;
+}

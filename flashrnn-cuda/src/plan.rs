@@ -1,0 +1,263 @@
+//! The backend and its plans: checks, and the way from the public interface to the kernels.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use flashrnn_core::{
+    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Layout, Plan, Problem, Result, Save,
+    Saved, Shapes, Step,
+};
+
+use crate::call::{Address, Gates, Sizes};
+use crate::device::{Cuda, Device};
+use crate::launch::Kernel;
+use crate::memory::{Buffer, View, ViewMut};
+use crate::programs::{self, CellSource};
+use crate::select::{self, Multiply};
+use crate::time_loop::TimeLoop;
+
+impl Backend for Cuda {
+    type Buffer<P: Pod + Send + Sync> = Buffer<P>;
+    type View<'a, P: Pod + Send + Sync> = View<'a, P>;
+    type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
+    type Plan<T: Element, W: Element> = CudaPlan<T, W>;
+
+    fn info(&self) -> Info {
+        let device = format!("{}, {}", self.device.name, self.device.arch);
+        Info { name: "cuda", device, dtypes: vec![Dtype::F32, Dtype::Bf16, Dtype::F16] }
+    }
+
+    fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<P>> {
+        self.device.zeroed(len)
+    }
+
+    fn upload<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Buffer<P>> {
+        self.device.upload(data)
+    }
+
+    fn download<P: Pod + Send + Sync>(&self, view: View<'_, P>) -> Result<Vec<P>> {
+        self.device.download(view)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Buffer<P>) -> View<'a, P> {
+        buffer.view()
+    }
+
+    fn view_mut<'a, P: Pod + Send + Sync>(&self, buffer: &'a mut Buffer<P>) -> ViewMut<'a, P> {
+        buffer.view_mut()
+    }
+
+    fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<CudaPlan<T, W>> {
+        let shapes = problem.shapes::<C>()?;
+        if !self.info().dtypes.contains(&T::DTYPE) {
+            let (what, why) = (format!("tensors of {}", T::DTYPE), "they are f32, bf16 or f16".into());
+            return Err(Error::Unsupported { backend: "cuda", what, why });
+        }
+        if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
+            let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
+            let why = "weights have the tensors' type, or f32 beside 16-bit tensors".into();
+            return Err(Error::Unsupported { backend: "cuda", what, why });
+        }
+        self.device.enter()?;
+        let engine = Engine::new::<T, W>(self, &CellSource::new(cell), problem, &shapes)?;
+        Ok(CudaPlan { cuda: self.clone(), engine, weights: PhantomData })
+    }
+}
+
+/// What a plan runs with: the kernels and sizes, whatever the element types.
+pub(crate) struct Engine {
+    pub device: Arc<Device>,
+    pub problem: Problem,
+    pub shapes: Shapes,
+    pub element: Dtype,
+    /// The bytes of a `T`.
+    pub bytes: usize,
+    /// D rounded up to whole chunks of the kernels.
+    pub depth: usize,
+    pub forward: Arc<TimeLoop>,
+    pub backward: Arc<TimeLoop>,
+    pub previous_h: Kernel,
+    pub pad: Kernel,
+    pub gates_again: Kernel,
+    pub column_sums: Kernel,
+    pub pack: Kernel,
+    pub reduce: Kernel,
+    pub addresses: Kernel,
+}
+
+impl Engine {
+    fn new<T: Element, W: Element>(
+        cuda: &Cuda,
+        cell: &CellSource,
+        problem: &Problem,
+        shapes: &Shapes,
+    ) -> Result<Self> {
+        let (element, bytes) = (T::DTYPE, size_of::<T>());
+        let multiply = Multiply::new(element, problem.tf32);
+        let (device, loops) = (&cuda.device, &cuda.loops);
+        // Each compiles where no cache has it: together, since a user waits for all of them.
+        let (forward, backward, tokens, weights) = std::thread::scope(|scope| {
+            let forward = scope.spawn(|| {
+                let tile = select::forward_tile(shapes, bytes);
+                let program = programs::forward_step(cell, element, multiply, tile);
+                loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
+            });
+            let backward = scope.spawn(|| {
+                let tile = select::backward_tile(shapes, bytes);
+                let program = programs::backward_step(cell, element, multiply, tile);
+                loops.get(device, &program, "backward", select::blocks(shapes, tile), tile.warps)
+            });
+            let tokens = scope.spawn(|| device.module(&programs::tokens(cell, element)));
+            let weights = device.module(&programs::weights(element, W::DTYPE));
+            (joined(forward), joined(backward), joined(tokens), weights)
+        });
+        let (tokens, weights) = (tokens?, weights?);
+        Ok(Self {
+            device: device.clone(),
+            problem: problem.clone(),
+            shapes: shapes.clone(),
+            element,
+            bytes,
+            depth: select::depth(shapes.head_dim, bytes),
+            forward: forward?,
+            backward: backward?,
+            previous_h: tokens.kernel("previous_h")?,
+            pad: tokens.kernel("pad")?,
+            gates_again: tokens.kernel("gates_again")?,
+            column_sums: tokens.kernel("column_sums")?,
+            pack: weights.kernel("pack")?,
+            reduce: weights.kernel("reduce")?,
+            addresses: weights.kernel("addresses")?,
+        })
+    }
+
+    /// The sizes as the kernels read them, for `time` steps.
+    pub fn sizes(&self, time: usize) -> Result<Sizes> {
+        let fits = |option: &'static str, n: usize| {
+            i32::try_from(n).map_err(|_| Error::Unsupported {
+                backend: "cuda",
+                what: format!("{option} {n}"),
+                why: "at most 2147483647".into(),
+            })
+        };
+        let shapes = &self.shapes;
+        // k goes over all recurrent gates in the backward pass.
+        fits("Gr times head_dim", shapes.recurrent.saturating_mul(self.depth))?;
+        Ok(Sizes {
+            batch: fits("batch", shapes.batch)?,
+            time: fits("time", time)?,
+            heads: fits("heads", shapes.heads)?,
+            head_dim: fits("head_dim", shapes.head_dim)?,
+            depth: fits("head_dim", self.depth)?,
+            time_major: (shapes.layout == Layout::TimeMajor).into(),
+            reverse: self.problem.reverse.into(),
+        })
+    }
+
+    /// Where the two parts of a tensor of all gates lie: `[tokens, Gx, N, D]`, then `[tokens, G - Gx, N, D]`.
+    pub fn gates_at(&self, address: Address) -> Gates {
+        let external = self.shapes.tokens() * self.shapes.external * self.shapes.units() * self.bytes;
+        Gates { external: address, inner: address + external as Address }
+    }
+
+    /// Where wide states and wide gates lie in `saved.wide`: `[WIDE, tokens, N, D]`, then `[WIDE_GATES, tokens, N, D]`.
+    pub fn wide_at(&self, address: Address) -> (Address, Address) {
+        let states = self.shapes.wide.len() * self.shapes.tokens() * self.shapes.units() * size_of::<f32>();
+        (address, address + states as Address)
+    }
+}
+
+fn joined<R>(thread: std::thread::ScopedJoinHandle<'_, Result<R>>) -> Result<R> {
+    thread.join().unwrap_or_else(|_| Err(Error::Device("a thread that compiles kernels panicked".into())))
+}
+
+/// A clip as the kernels read it: infinity for none.
+pub(crate) fn clip(v: Option<f64>) -> f32 {
+    v.map_or(f32::INFINITY, |v| v as f32)
+}
+
+/// The address of a tensor that may be absent.
+pub(crate) fn address<P: Pod + Send + Sync>(view: &Option<View<'_, P>>) -> Address {
+    view.as_ref().map_or(0, |view| view.ptr())
+}
+
+/// The address of an output that may be absent.
+pub(crate) fn address_mut<P: Pod + Send + Sync>(view: &Option<ViewMut<'_, P>>) -> Address {
+    view.as_ref().map_or(0, |view| view.ptr())
+}
+
+/// A problem made ready to run on a CUDA device.
+pub struct CudaPlan<T: Element, W: Element> {
+    cuda: Cuda,
+    engine: Engine,
+    weights: PhantomData<fn() -> (T, W)>,
+}
+
+impl<T: Element, W: Element> CudaPlan<T, W> {
+    /// The backend that made this plan.
+    pub fn backend(&self) -> &Cuda {
+        &self.cuda
+    }
+}
+
+/// R and b packed: R rounded to `T` in the orders of both passes, b in f32.
+pub struct CudaWeights<T: Pod> {
+    /// `[Gr, N, D_out, depth]`
+    pub(crate) forward: Buffer<T>,
+    /// `[N, D_in, Gr, depth]`
+    pub(crate) backward: Buffer<T>,
+    /// `[G, N, D]`
+    pub(crate) b: Buffer<f32>,
+}
+
+impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
+    type Backend = Cuda;
+    type Weights = CudaWeights<T>;
+
+    fn problem(&self) -> &Problem {
+        &self.engine.problem
+    }
+
+    fn shapes(&self) -> &Shapes {
+        &self.engine.shapes
+    }
+
+    fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<CudaWeights<T>> {
+        Shapes::check("r", r.len(), &self.engine.shapes.r())?;
+        Shapes::check("b", b.len(), &self.engine.shapes.b())?;
+        self.engine.device.enter()?;
+        self.engine.pack(r.ptr(), b.ptr())
+    }
+
+    fn saved(&self) -> Result<Saved<Cuda, T>> {
+        Saved::new(&self.cuda, &self.engine.shapes, self.engine.problem.save)
+    }
+
+    fn forward(&self, call: Forward<'_, Cuda, T, W>) -> Result<()> {
+        call.check(&self.cuda, &self.engine.shapes, self.engine.problem.save)?;
+        self.engine.device.enter()?;
+        self.engine.forward(call)
+    }
+
+    fn backward(&self, call: Backward<'_, Cuda, T, W>) -> Result<()> {
+        call.check(&self.cuda, &self.engine.shapes, self.engine.problem.save)?;
+        self.engine.device.enter()?;
+        self.engine.backward(call)
+    }
+
+    fn step(&self, call: Step<'_, Cuda, T, W>) -> Result<()> {
+        call.check(&self.engine.shapes)?;
+        self.engine.device.enter()?;
+        self.engine.step(call)
+    }
+}
+
+/// Whether the backward pass computes the gates again.
+pub(crate) fn recompute(problem: &Problem) -> bool {
+    problem.save == Save::Recompute
+}

@@ -1,0 +1,136 @@
+//! The programs of this crate: kernel files, with the cell, element types and tile of each.
+
+use std::mem::size_of;
+
+use flashrnn_core::{Cell, Dtype, trace};
+
+use crate::call::{BackwardCall, ForwardCall};
+use crate::compile::Program;
+use crate::select::{Multiply, Tile};
+
+/// The files that kernels include.
+const HEADERS: &[(&str, &str)] = &[
+    ("element.cuh", include_str!("../kernels/element.cuh")),
+    ("math.cuh", include_str!("../kernels/math.cuh")),
+    ("operator.cuh", include_str!("../kernels/operator.cuh")),
+    ("overlap.cuh", include_str!("../kernels/overlap.cuh")),
+    ("product.cuh", include_str!("../kernels/product.cuh")),
+];
+
+/// A cell's functions as CUDA C++, the file `cell.cuh` of its kernels.
+#[derive(Clone, Debug)]
+pub struct CellSource {
+    /// [`Cell::NAME`]
+    pub name: &'static str,
+    /// The struct `Cell`.
+    pub text: String,
+}
+
+impl CellSource {
+    /// Traces and prints `cell`.
+    pub fn new<C: Cell>(cell: &C) -> Self {
+        Self { name: C::NAME, text: trace::print::cuda::cell(cell) }
+    }
+
+    fn header(&self) -> (String, String) {
+        ("cell.cuh".into(), format!("#pragma once\n#include \"math.cuh\"\n{}", self.text))
+    }
+}
+
+/// One step of the forward pass.
+pub fn forward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
+    let source = include_str!("../kernels/forward_step.cu");
+    step("forward_step", source, cell, element, multiply, tile, size_of::<ForwardCall>())
+}
+
+/// One step of the backward pass.
+pub fn backward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
+    let source = include_str!("../kernels/backward_step.cu");
+    step("backward_step", source, cell, element, multiply, tile, size_of::<BackwardCall>())
+}
+
+fn step(
+    file: &str,
+    source: &str,
+    cell: &CellSource,
+    element: Dtype,
+    multiply: Multiply,
+    tile: Tile,
+    call_bytes: usize,
+) -> Program {
+    let mut program = program(file, source, Some(cell), element);
+    program.options.extend([
+        format!("-DMULTIPLY={}", format!("{multiply:?}").to_uppercase()),
+        format!("-DUNITS={}", tile.units),
+        format!("-DROWS={}", tile.rows),
+        format!("-DWARPS={}", tile.warps),
+        format!("-DCALL_BYTES={call_bytes}"),
+    ]);
+    program
+}
+
+/// What is computed for all tokens at once around the backward pass.
+pub fn tokens(cell: &CellSource, element: Dtype) -> Program {
+    program("tokens", include_str!("../kernels/tokens.cu"), Some(cell), element)
+}
+
+/// Packing R and b, and summing their gradients.
+pub fn weights(element: Dtype, weight: Dtype) -> Program {
+    let mut program = program("weights", include_str!("../kernels/weights.cu"), None, element);
+    program.options.push(format!("-DWEIGHT={}", element_name(weight)));
+    program
+}
+
+fn program(file: &str, source: &str, cell: Option<&CellSource>, element: Dtype) -> Program {
+    let headers = HEADERS.iter().map(|&(name, text)| (name.to_string(), text.to_string()));
+    Program {
+        name: format!("kernels/{file}.cu"),
+        source: source.into(),
+        headers: headers.chain(cell.map(CellSource::header)).collect(),
+        options: vec![format!("-DELEMENT={}", element_name(element))],
+    }
+}
+
+/// The name of an element type in the kernels.
+fn element_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+        Dtype::F32 => "float",
+        Dtype::F64 => "double",
+    }
+}
+
+/// Every program of a cell, for each element type and each tile that [`select`](crate::select) can choose for batches,
+/// head dimensions and gates of any size: what a test without a device compiles.
+pub fn all<C: Cell>(cell: &C) -> Vec<Program> {
+    let cell = CellSource::new(cell);
+    let mut list = Vec::new();
+    for element in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        list.push(tokens(&cell, element));
+        for weight in [element, Dtype::F32] {
+            list.push(weights(element, weight));
+        }
+        for tf32 in [false, true] {
+            let multiply = Multiply::new(element, tf32);
+            for (batch, head_dim) in [(1, 16), (1, 4096), (16, 16), (16, 4096)] {
+                let problem = flashrnn_core::Problem::new(batch, 1, 1, head_dim);
+                let Ok(shapes) = problem.shapes::<C>() else { continue };
+                let bytes = if element == Dtype::F32 { 4 } else { 2 };
+                let (forward, backward) = (
+                    crate::select::forward_tile(&shapes, bytes),
+                    crate::select::backward_tile(&shapes, bytes),
+                );
+                list.push(forward_step(&cell, element, multiply, forward));
+                list.push(backward_step(&cell, element, multiply, backward));
+            }
+        }
+    }
+    let mut unique: Vec<Program> = Vec::new();
+    for program in list {
+        if !unique.contains(&program) {
+            unique.push(program);
+        }
+    }
+    unique
+}
