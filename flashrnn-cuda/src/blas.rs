@@ -70,10 +70,8 @@ impl Blas {
         // What cuBLAS's documentation recommends.
         let bytes = if arch.major >= 9 { 32 << 20 } else { 4 << 20 };
         // SAFETY: the pointer is to an address that lives through the call.
-        check_driver(
-            unsafe { sys::cuMemAlloc_v2(&raw mut blas.workspace, bytes) },
-            "allocating cuBLAS's memory",
-        )?;
+        let result = unsafe { sys::cuMemAlloc_v2(&raw mut blas.workspace, bytes) };
+        check_driver(result, "allocating cuBLAS's memory")?;
         blas.bytes = bytes;
         // Partial sums of 16-bit products stay in f32.
         let exact = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;

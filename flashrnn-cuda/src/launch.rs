@@ -62,10 +62,8 @@ impl Module {
         let mut own: c_int = 0;
         let asked = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
         // SAFETY: the function is alive as long as its module, and the pointer is to an integer that lives through the call.
-        check(
-            unsafe { sys::cuFuncGetAttribute(&raw mut own, asked, function) },
-            "asking a kernel's attributes",
-        )?;
+        let result = unsafe { sys::cuFuncGetAttribute(&raw mut own, asked, function) };
+        check(result, "asking a kernel's attributes")?;
         let dynamic = self.shared_memory.saturating_sub(own.unsigned_abs() as usize);
         let set = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is alive.

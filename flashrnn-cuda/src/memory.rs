@@ -313,7 +313,7 @@ impl Pool {
         // location, its number.
         const WORDS: usize = size_of::<sys::CUmemPoolProps>() / 8;
         const {
-            assert!(size_of::<sys::CUmemPoolProps>() % 8 == 0 && WORDS >= 2);
+            assert!(size_of::<sys::CUmemPoolProps>().is_multiple_of(8) && WORDS >= 2);
         }
         let pinned = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED as u32;
         let on_device = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE as u32;
@@ -403,13 +403,15 @@ impl Device {
         // SAFETY: both sides have as many bytes.
         let result = unsafe { sys::cuMemcpyHtoDAsync_v2(view.ptr, source, bytes, self.stream.cu_stream()) };
         check(result, "copying to the device")?;
-        // From ordinary memory the driver copies in time. Memory that it knows is read later, while the device copies.
+        // From ordinary memory the driver has copied. Memory that it knows, it may read later, while the device copies.
         let mut kind = 0_u32;
-        let asked = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
-        // SAFETY: the driver takes any address, and writes a 32-bit number.
-        let known =
-            unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), asked, source as CUdeviceptr) };
-        if known == CUresult::CUDA_SUCCESS { self.synchronize() } else { Ok(()) }
+        let mut asked = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+        let mut answer = (&raw mut kind).cast();
+        // SAFETY: the driver takes any address, and writes a 32-bit number: 0 for memory that it doesn't know.
+        let result =
+            unsafe { sys::cuPointerGetAttributes(1, &raw mut asked, &raw mut answer, source as CUdeviceptr) };
+        check(result, "asking what memory this is")?;
+        if kind == 0 { Ok(()) } else { self.synchronize() }
     }
 
     /// A copy of `view`; waits for all that was enqueued before.

@@ -1,0 +1,118 @@
+//! Every kernel of every cell, element type and tile compiles to machine code for sm_80 and sm_90a, without a device, and needs
+//! no local memory: a register spilled there costs more than any of these kernels can hide.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use flashrnn_core::{Elman, Gru, Lstm, Slstm};
+use flashrnn_cuda::compile::{Arch, Program, compile};
+use flashrnn_cuda::{programs, testing};
+
+/// The continuous integration machine's.
+const THREADS: usize = 2;
+
+/// What the log says of one kernel.
+#[derive(Debug, Default)]
+struct Kernel {
+    name: String,
+    registers: usize,
+    /// Bytes of stack frame, spill stores and spill loads.
+    local: usize,
+}
+
+/// The kernels in ptxas's log.
+fn kernels(log: &str) -> Vec<Kernel> {
+    let mut kernels: Vec<Kernel> = Vec::new();
+    for line in log.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // The numbers that stand `before` words ahead of each of `word`.
+        let numbers = |word: &str, before: usize| -> usize {
+            let at =
+                words.iter().enumerate().filter(|(_, w)| w.trim_end_matches(',') == word).map(|(i, _)| i);
+            at.filter_map(|i| words[i.checked_sub(before)?].parse::<usize>().ok()).sum()
+        };
+        if line.contains("Compiling entry function") {
+            let name = line.split('\'').nth(1).unwrap_or_default().to_string();
+            kernels.push(Kernel { name, ..Kernel::default() });
+        } else if let Some(kernel) = kernels.last_mut() {
+            // "8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads", "Used 12 registers, used 0 barriers"
+            kernel.local += numbers("stack", 2) + numbers("spill", 2);
+            kernel.registers += numbers("registers", 1);
+        }
+    }
+    kernels
+}
+
+#[test]
+fn the_log_is_read_right() {
+    let log = "ptxas info    : 0 bytes gmem\n\
+        ptxas info    : Compiling entry function 'f' for 'sm_90a'\n\
+        ptxas info    : Function properties for f\n\
+        ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+        ptxas info    : Used 12 registers, used 0 barriers\n\
+        ptxas info    : Compiling entry function 'g' for 'sm_90a'\n\
+        ptxas info    : Function properties for g\n\
+        ptxas         .     8 bytes stack frame, 4 bytes spill stores, 2 bytes spill loads\n\
+        ptxas info    : Used 255 registers, used 1 barriers, 8 bytes cumulative stack size\n";
+    let found: Vec<_> = kernels(log).into_iter().map(|k| (k.name, k.registers, k.local)).collect();
+    assert_eq!(found, [("f".to_string(), 12, 0), ("g".to_string(), 255, 14)]);
+}
+
+#[test]
+fn every_kernel_compiles_without_local_memory() {
+    if !testing::nvrtc() {
+        return;
+    }
+    let lists = [
+        ("elman", programs::all(&Elman)),
+        ("gru", programs::all(&Gru)),
+        ("lstm", programs::all(&Lstm)),
+        ("slstm", programs::all(&Slstm)),
+    ];
+    let mut jobs: Vec<(&str, Arch, Program)> = Vec::new();
+    for (cell, list) in lists {
+        for program in list {
+            // Those that no cell is part of come with every cell.
+            if jobs.iter().any(|(_, _, other)| *other == program) {
+                continue;
+            }
+            jobs.extend(
+                [(8, 0), (9, 0)].map(|(major, minor)| (cell, Arch { major, minor }, program.clone())),
+            );
+        }
+    }
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some((cell, arch, program)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let what = format!(
+                "{cell:<6} {}.{} {} {}",
+                arch.major,
+                arch.minor,
+                program.name,
+                program.options.join(" ")
+            );
+            let report = match compile(program, *arch) {
+                Ok(compiled) => kernels(&compiled.log),
+                Err(error) => {
+                    failures.lock().unwrap().push(format!("{what}: {error}"));
+                    continue;
+                }
+            };
+            let listed: Vec<_> = report.iter().map(|k| format!("{} {}", k.name, k.registers)).collect();
+            println!("{what}: registers: {}", listed.join(", "));
+            if report.is_empty() {
+                failures.lock().unwrap().push(format!("{what}: the compiler's log names no kernel"));
+            }
+            for kernel in report.iter().filter(|kernel| kernel.local > 0) {
+                failures
+                    .lock()
+                    .unwrap()
+                    .push(format!("{what}: {} bytes of local memory in {}", kernel.local, kernel.name));
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..THREADS).for_each(|_| drop(scope.spawn(work))));
+    let failures = failures.into_inner().unwrap();
+    println!("{} programs, {} failures", jobs.len(), failures.len());
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
