@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Builds what is to be run on a machine that has a GPU and no Rust, and puts it into one folder, stripped:
+#
+#     scripts/gpu_bundle.sh FOLDER [cargo's options, such as --release]
+#
+# FOLDER/tests, FOLDER/benches and FOLDER/bin hold the binaries. Take the folder there and start its gpu_test.sh.
+set -euo pipefail
+
+folder=$(mkdir -p "${1:?the folder to fill}" && cd "$1" && pwd)
+shift
+cd "$(dirname "$0")/.."
+
+# What concerns CUDA.
+packages=(-p flashrnn-cuda)
+# Needs NVRTC and no GPU: the continuous integration runs it.
+left_out=(kernels_compile)
+
+rm -rf "$folder"/{tests,benches,bin}
+mkdir -p "$folder"/{tests,benches,bin}
+cargo test --no-run --message-format=json "${packages[@]}" "$@" | python3 -c '
+import json, os, shutil, sys
+
+folder, left_out = sys.argv[1], sys.argv[2:]
+for line in sys.stdin:
+    message = json.loads(line)
+    target = message.get("target", {})
+    if not message.get("executable") or target["name"] in left_out:
+        continue
+    kind = "tests" if message["profile"]["test"] else "bin"
+    if "bench" in target["kind"]:
+        kind = "benches"
+    # Two packages may have a test of the same name.
+    package = os.path.basename(os.path.dirname(message["manifest_path"]))
+    name = target["name"] if kind == "bin" else package + "." + target["name"]
+    shutil.copy(message["executable"], os.path.join(folder, kind, name))
+' "$folder" "${left_out[@]}"
+find "$folder"/{tests,benches,bin} -type f -exec strip {} +
+cp scripts/gpu_test.sh "$folder"
+find "$folder" -type f -printf '%10s %P\n' | sort -k 2
+du -sh "$folder" | cut -f 1

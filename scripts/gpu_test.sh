@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Runs the tests that gpu_bundle.sh put into this folder, on a machine with a GPU, and fails if one fails or was skipped:
+#
+#     gpu_test.sh [--sanitize] [names of tests, such as flashrnn-cuda.conformance; all by default]
+#
+# --sanitize runs a selection under compute-sanitizer instead, with memcheck and with racecheck.
+set -uo pipefail
+cd "$(dirname "$0")"
+export FLASHRNN_REQUIRE=cuda
+# Kernels compiled before must not hide that one no longer compiles.
+FLASHRNN_CACHE=$(mktemp -d)
+export FLASHRNN_CACHE
+log=$(mktemp)
+trap 'rm -rf "$FLASHRNN_CACHE" "$log"' EXIT
+
+sanitize=
+if [ "${1-}" = --sanitize ]; then
+    sanitize=yes
+    shift
+fi
+failures=()
+
+# Runs a test binary: what it prints is shown and searched.
+run() {
+    echo "== $*"
+    if ! "$@" 2>&1 | tee "$log"; then
+        failures+=("failed: $*")
+    elif grep -qE 'skipped: |; [1-9][0-9]* ignored;' "$log"; then
+        failures+=("skipped something: $*")
+    elif ! grep -qE 'test result: ok\. [1-9]' "$log"; then
+        failures+=("ran no test: $*")
+    fi
+}
+
+if [ "$sanitize" ]; then
+    # Every kernel, each option once: the whole suite would take hours.
+    conformance=(accumulate chunks master_weights recompute reference streaming time_major)
+    for tool in memcheck racecheck; do
+        checked=(compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9)
+        run "${checked[@]}" tests/flashrnn-cuda.flashrnn_cuda --nocapture tests::kernels tests::a_kernel tests::products
+        run "${checked[@]}" tests/flashrnn-cuda.conformance --nocapture --exact "${conformance[@]}"
+    done
+else
+    [ $# -gt 0 ] || set -- $(ls tests)
+    for test in "$@"; do
+        run "tests/$test" --nocapture
+    done
+fi
+
+if [ ${#failures[@]} -gt 0 ]; then
+    printf '%s\n' "" "${failures[@]}"
+    exit 1
+fi
+echo "all passed, none skipped"
