@@ -7,6 +7,7 @@
 //! The folder is the environment's `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on Linux `~/.cache`).
 //! `FLASHRNN_CACHE=off` keeps nothing. Where the folder can't be written, nothing is kept either, and that is no error.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use flashrnn_core::Result;
 use sha2::{Digest, Sha256};
 
-use crate::compile::{Arch, Nvrtc, Program, compile};
+use crate::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
 
 /// What an entry's file name ends in.
 const SUFFIX: &str = "cubin";
@@ -25,7 +26,11 @@ const CHECKSUM: usize = 32;
 /// The folder where compiled kernels are kept; none where caching is off or the user has no cache folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
-    match std::env::var_os("FLASHRNN_CACHE") {
+    folder_for(std::env::var_os("FLASHRNN_CACHE"))
+}
+
+fn folder_for(wish: Option<OsString>) -> Option<PathBuf> {
+    match wish {
         Some(folder) if folder == "off" => None,
         Some(folder) if !folder.is_empty() => Some(folder.into()),
         _ => dirs::cache_dir().map(|folder| folder.join("flashrnn")),
@@ -74,7 +79,7 @@ impl Key {
             numbers.iter().map(String::as_str).collect::<Vec<_>>(),
             own.to_vec(),
             headers.collect(),
-            program.options.iter().map(String::as_str).collect(),
+            OPTIONS.into_iter().chain(program.options.iter().map(String::as_str)).collect(),
         ];
         let mut hash = Sha256::new();
         // Every list and every text goes in after its length, so that no two programs run together to the same bytes.
@@ -220,6 +225,14 @@ mod tests {
         let other = Key::new(&program(), ARCH, &nvrtc("2"));
         fs::copy(&entry, folder.join(other.name()).with_extension(SUFFIX)).unwrap();
         assert_eq!(read(&folder, &other), None);
+    }
+
+    #[test]
+    fn the_environment_chooses_the_folder() {
+        assert_eq!(folder_for(Some("off".into())), None);
+        assert_eq!(folder_for(Some("/some/where".into())), Some("/some/where".into()));
+        assert_eq!(folder_for(Some("".into())), folder_for(None));
+        assert!(folder_for(None).is_none_or(|folder| folder.ends_with("flashrnn")));
     }
 
     #[test]

@@ -47,6 +47,9 @@ impl fmt::Display for Arch {
     }
 }
 
+/// The options that every program is compiled with, besides the architecture.
+pub(crate) const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
+
 /// What NVRTC made of a [`Program`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
@@ -125,8 +128,9 @@ impl Nvrtc {
 /// [`Error::Compile`] with the compiler's log; [`Error::Device`] where NVRTC is missing or doesn't know `arch`.
 pub fn compile(program: &Program, arch: Arch) -> Result<Compiled> {
     let target = Nvrtc::get()?.target(arch)?;
-    let fixed = [format!("--gpu-architecture={target}"), "--std=c++17".into(), "--ptxas-options=-v".into()];
-    let options: Vec<&str> = fixed.iter().chain(&program.options).map(String::as_str).collect();
+    let target = format!("--gpu-architecture={target}");
+    let own = program.options.iter().map(String::as_str);
+    let options: Vec<&str> = std::iter::once(target.as_str()).chain(OPTIONS).chain(own).collect();
     let handle = Handle::new(program)?;
     let log = handle.compile(&options)?;
     Ok(Compiled { cubin: handle.output(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN)?, log })

@@ -18,6 +18,8 @@ pub(crate) struct Module {
     name: String,
     /// Bytes of shared memory that a block may have.
     shared_memory: usize,
+    /// Whether the device can start a kernel before the one before it has ended.
+    early: bool,
 }
 
 // SAFETY: the driver's functions on modules may be called from any thread.
@@ -44,6 +46,7 @@ impl Module {
             context: device.context.clone(),
             name: name.into(),
             shared_memory: device.shared_memory,
+            early: device.arch.major >= 9,
         })
     }
 
@@ -105,8 +108,8 @@ pub(crate) struct Launch {
     pub block: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared: u32,
-    /// Whether it may start before the kernel before it in the stream has ended: it then waits by itself
-    /// (`griddepcontrol.wait`) before it touches what that one writes.
+    /// Whether it may start before the kernel before it in the stream has ended, where the device can do that (compute
+    /// capability 9.0): it then waits by itself (`griddepcontrol.wait`) before it touches what that one writes.
     pub early: bool,
 }
 
@@ -150,7 +153,7 @@ impl Kernel {
             sharedMemBytes: shared,
             hStream: stream,
             attrs: &raw mut attribute,
-            numAttrs: u32::from(early),
+            numAttrs: u32::from(early && self.module.early),
         };
         // SAFETY: the function is alive; of the arguments the caller is sure.
         let result = unsafe {
