@@ -46,7 +46,7 @@ pub(crate) struct Product {
     pub m: usize,
     /// Columns of B and C.
     pub n: usize,
-    /// Columns of A, rows of B.
+    /// Columns of A, rows of B; 1 at least.
     pub k: usize,
     /// How many triples.
     pub batch: usize,

@@ -2,7 +2,7 @@
 //!
 //! A cell is traced, printed as CUDA C++ and compiled for the device at hand by NVRTC, at run time; the machine code is kept in
 //! a folder of the user's ([`cache`]). Needed at run time are NVIDIA's driver (CUDA 12.3 or later), `libnvrtc` and `libcublas`,
-//! and a GPU of compute capability 8.0 or later. The crate builds where none of them is; what is missing is an
+//! and a GPU of compute capability 8.0 or later (Ampere). The crate builds where none of them is; what is missing is an
 //! [`Error::Device`](flashrnn_core::Error::Device) that says how to get it.
 //!
 //! # Reading order
@@ -11,6 +11,9 @@
 //! 3. `library.rs`: whether the driver, NVRTC and cuBLAS are there.
 //! 4. [`mod@compile`] and [`cache`]: from source to machine code.
 //! 5. `launch.rs`: modules, kernels, graphs; `blas.rs`: batched products.
+//! 6. `programs.rs`: the kernel files with a cell, element types and tile; `select.rs` chooses the tile.
+//! 7. `plan.rs`: from the public interface to the kernels; `time_loop.rs`: a pass's steps in graphs; `forward.rs` and `backward.rs`:
+//!    its arguments (`call.rs`); `tokens.rs` and `weights.rs`: what is computed for all steps at once.
 
 mod backward;
 mod blas;

@@ -34,7 +34,7 @@ const DRIVER: Wanted = Wanted {
 const NVRTC: Wanted = Wanted {
     stems: &["nvrtc"],
     companion: Some("nvrtc-builtins"),
-    symbol: "nvrtcGetCUBIN",
+    symbol: "nvrtcGetLTOIR",
     advice: "install NVRTC 12 or later, from the CUDA toolkit or by `pip install nvidia-cuda-nvrtc`, no newer than the \
              driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or CUDA_PATH lead to it",
 };
