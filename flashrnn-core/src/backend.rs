@@ -52,6 +52,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A problem made ready to run with tensors of `T` and weights of `W`.
     type Plan<T: Element, W: Element>: Plan<T, W, Backend = Self>;
 
+    /// Whether calls refuse lengths outside 0 to T with [`Error::Value`]. Where lengths lie on a device, kernels clamp them
+    /// instead.
+    const CHECKS_LENGTHS: bool = true;
+
     /// The name, device and element types.
     fn info(&self) -> Info;
 

@@ -61,7 +61,7 @@ extern "C" __global__ void forward_advance(ForwardCall* table, int steps) { tabl
 
 extern "C" __global__ void __launch_bounds__(THREADS, MULTIPLY == F32 ? 1 : RESIDENT) forward_step(const ForwardCall* __restrict__ table, int offset) {
     let_next_start();
-    const ForwardCall& call = *table;
+    const ForwardCall call = *table;  // a copy: what is read later would come from memory again after the wait
     const Sizes sizes = call.sizes;
     const int step = call.first_step + offset;
     const bool live = step < sizes.time;

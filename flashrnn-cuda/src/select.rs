@@ -57,10 +57,13 @@ pub fn forward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
     Tile { units, rows: rows(shapes.batch), warps: warps(chunks) }
 }
 
-/// The backward step's tile: its product has one row of weights a unit, and k over `Gr` gates.
+/// The backward step's tile: its product has one row of weights a unit, and k over `Gr` gates. A block has a thread for each
+/// unit and row, whose inputs it then fetches before the step after has ended.
 pub fn backward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
-    let chunks = shapes.recurrent * depth(shapes.head_dim, element_bytes) * element_bytes / CHUNK;
-    Tile { units: 16, rows: rows(shapes.batch), warps: warps(chunks) }
+    let wide = Tile { units: 16, rows: rows(shapes.batch), warps: 8 };
+    // Two blocks of 8 rows read R twice, but a long sum over k is better spread.
+    let long = shapes.recurrent * depth(shapes.head_dim, element_bytes) >= 1024;
+    if long { Tile { rows: 8, ..wide } } else { wide }
 }
 
 fn rows(batch: usize) -> usize {
@@ -95,7 +98,8 @@ mod tests {
         let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
         assert_eq!(forward_tile(&lstm(16, 12, 64), 2), Tile { units: 8, rows: 16, warps: 4 });
         assert_eq!(forward_tile(&lstm(1, 1, 768), 2), Tile { units: 8, rows: 8, warps: 8 });
-        assert_eq!(backward_tile(&lstm(16, 12, 64), 2), Tile { units: 16, rows: 16, warps: 4 });
+        assert_eq!(backward_tile(&lstm(16, 12, 64), 2), Tile { units: 16, rows: 16, warps: 8 });
+        assert_eq!(backward_tile(&lstm(16, 1, 768), 2), Tile { units: 16, rows: 8, warps: 8 });
         assert_eq!(blocks(&lstm(16, 1, 768), Tile { units: 8, rows: 16, warps: 8 }), 96);
         assert_eq!(blocks(&lstm(17, 3, 1), Tile { units: 8, rows: 16, warps: 4 }), 6);
         let elman = Problem::new(16, 1, 1, 768).shapes::<Elman>().unwrap();

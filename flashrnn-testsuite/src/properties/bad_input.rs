@@ -2,8 +2,9 @@
 
 use flashrnn_core::{Backend, Backward, Error, Forward, Lstm, Plan, Problem, Result, Save, Saved, Step};
 
-use crate::run::upload;
-use crate::suite::{Failures, Suite};
+use crate::case::{Case, Tensors};
+use crate::run::{run, upload};
+use crate::suite::{Failures, Suite, same_bits};
 
 /// Wrong sizes of every tensor, lengths out of range, options that make no sense, missing and excess tensors: each
 /// gives the error that names it.
@@ -15,7 +16,24 @@ pub fn bad_input<B: Backend>(suite: &Suite<B>) -> Failures {
             Err(error) => failures.push(format!("good calls failed: {error}")),
         }
     }
+    if !B::CHECKS_LENGTHS {
+        failures.extend(clamped_lengths(&suite.backend));
+    }
     failures
+}
+
+/// Lengths outside 0 to T count as 0 and T.
+fn clamped_lengths<B: Backend>(backend: &B) -> Failures {
+    let results = |lengths: [i32; 4]| -> Result<_> {
+        let tensors = Tensors { s0: true, lengths: true, resets: true, ..Tensors::PLAIN };
+        let mut case = Case::random::<_, f32, f32>(&Lstm, &Problem::new(4, 3, 2, 4), tensors, 1)?;
+        case.inputs.lengths = Some(lengths.to_vec());
+        run::<_, _, f32, f32>(backend, &Lstm, &case)
+    };
+    match (results([-1, 4, i32::MIN, i32::MAX]), results([0, 3, 0, 3])) {
+        (Ok(got), Ok(want)) => same_bits(&got, &want).err().into_iter().collect(),
+        (Err(error), _) | (_, Err(error)) => vec![format!("lengths out of range: {error}")],
+    }
 }
 
 /// Problems that `plan` must refuse.
@@ -96,7 +114,8 @@ fn calls<B: Backend>(backend: &B, save: Save) -> Result<Failures> {
             expect(format!("forward with {wrong} elements of {name}"), name, got);
         }
     }
-    for lengths in [[-1, 3], [0, 4], [i32::MIN, 0], [3, i32::MAX]] {
+    let out_of_range = [[-1, 3], [0, 4], [i32::MIN, 0], [3, i32::MAX]];
+    for lengths in out_of_range.into_iter().filter(|_| B::CHECKS_LENGTHS) {
         expect(
             format!("forward with lengths {lengths:?}"),
             "lengths",
@@ -126,7 +145,7 @@ fn calls<B: Backend>(backend: &B, save: Save) -> Result<Failures> {
             expect(format!("backward with {wrong} elements of {name}"), name, got);
         }
     }
-    for lengths in [[-1, 3], [0, 4]] {
+    for lengths in out_of_range.into_iter().filter(|_| B::CHECKS_LENGTHS) {
         expect(
             format!("backward with lengths {lengths:?}"),
             "lengths",
