@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fmt;
 use std::ptr;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use cudarc::nvrtc::sys;
 use flashrnn_core::{Error, Result};
@@ -83,8 +83,6 @@ impl Nvrtc {
     /// [`Error::Device`] where there is none.
     pub fn get() -> Result<&'static Self> {
         static FOUND: OnceLock<Nvrtc> = OnceLock::new();
-        static SEARCH: Mutex<()> = Mutex::new(());
-        let _one_at_a_time = SEARCH.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = FOUND.get() {
             return Ok(found);
         }

@@ -164,16 +164,13 @@ impl Device {
 
     /// cuBLAS, made at its first use. Not while a graph is being recorded: making it allocates.
     pub(crate) fn blas(&self) -> Result<MutexGuard<'_, Blas>> {
-        static MAKING: Mutex<()> = Mutex::new(());
-        let _one_at_a_time = lock(&MAKING);
-        if self.blas.get().is_none() {
-            self.enter()?;
-            let _ = self.blas.set(Mutex::new(Blas::new(self.arch)?));
+        if let Some(blas) = self.blas.get() {
+            return Ok(lock(blas));
         }
-        match self.blas.get() {
-            Some(blas) => Ok(lock(blas)),
-            None => Err(Error::Device("cuBLAS is not there".into())),
-        }
+        self.enter()?;
+        let made = Blas::new(self.arch)?;
+        // Another thread may have been faster; then this one's goes.
+        Ok(lock(self.blas.get_or_init(|| Mutex::new(made))))
     }
 
     /// Waits until everything enqueued has run.
