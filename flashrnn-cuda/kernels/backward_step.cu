@@ -94,7 +94,7 @@ struct Inputs {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, MULTIPLY == F32 ? 1 : RESIDENT) backward_step(const BackwardCall* __restrict__ table, int offset) {
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 1 : RESIDENT) backward_step(const BackwardCall* __restrict__ table, int offset) {
     let_next_start();
     const BackwardCall call = *table;  // a copy: what is read later would come from memory again after the wait
     const Sizes sizes = call.sizes;

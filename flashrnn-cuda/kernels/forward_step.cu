@@ -59,7 +59,7 @@ extern "C" __global__ void forward_begin(ForwardCall call, ForwardCall* table) {
 // The graph's last kernel: the next launch goes on where this one ends.
 extern "C" __global__ void forward_advance(ForwardCall* table, int steps) { table->first_step += steps; }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MULTIPLY == F32 ? 1 : RESIDENT) forward_step(const ForwardCall* __restrict__ table, int offset) {
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 1 : RESIDENT) forward_step(const ForwardCall* __restrict__ table, int offset) {
     let_next_start();
     const ForwardCall call = *table;  // a copy: what is read later would come from memory again after the wait
     const Sizes sizes = call.sizes;

@@ -14,7 +14,8 @@
 #pragma once
 
 constexpr int THREADS = 32 * WARPS;
-// Blocks that a multiprocessor shall hold, so that the next step's are there while this one's run: 16 warps of 128 registers.
+// Blocks that a multiprocessor shall hold, so that the next step's are there while this one's run: 16 warps of 128 registers
+// (f32 factors take more).
 constexpr int RESIDENT = 16 / WARPS;
 constexpr int CHUNK = 64 / sizeof(T);   // elements of k in a chunk
 constexpr int VECTOR = 16 / sizeof(T);  // elements in a 16-byte load

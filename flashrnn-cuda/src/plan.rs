@@ -193,6 +193,15 @@ pub(crate) fn address_mut<P: Pod + Send + Sync>(view: &Option<ViewMut<'_, P>>) -
     view.as_ref().map_or(0, |view| view.ptr())
 }
 
+/// Checks that the device may use each of a call's tensors that are there.
+macro_rules! check_device {
+    ($device:expr, $call:expr, $($tensor:ident),*) => {
+        $(if let Some(view) = &$call.$tensor {
+            view.check(stringify!($tensor), $device)?;
+        })*
+    };
+}
+
 /// A problem made ready to run on a CUDA device.
 pub struct CudaPlan<T: Element, W: Element> {
     cuda: Cuda,
@@ -217,6 +226,17 @@ pub struct CudaWeights<T: Pod> {
     pub(crate) b: Buffer<f32>,
 }
 
+impl<T: Pod> CudaWeights<T> {
+    fn check(&self, device: &Device) -> Result<()> {
+        self.b.view().check("weights", device)
+    }
+}
+
+fn check_saved<T: Element>(saved: &Saved<Cuda, T>, device: &Device) -> Result<()> {
+    saved.gates.view().check("saved", device)?;
+    saved.wide.view().check("saved", device)
+}
+
 impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     type Backend = Cuda;
     type Weights = CudaWeights<T>;
@@ -232,7 +252,10 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<CudaWeights<T>> {
         Shapes::check("r", r.len(), &self.engine.shapes.r())?;
         Shapes::check("b", b.len(), &self.engine.shapes.b())?;
-        self.engine.device.enter()?;
+        let device = &self.engine.device;
+        r.check("r", device)?;
+        b.check("b", device)?;
+        device.enter()?;
         self.engine.pack(r.ptr(), b.ptr())
     }
 
@@ -242,19 +265,37 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
 
     fn forward(&self, call: Forward<'_, Cuda, T, W>) -> Result<()> {
         call.check(&self.cuda, &self.engine.shapes, self.engine.problem.save)?;
-        self.engine.device.enter()?;
+        let device = &self.engine.device;
+        call.wx.check("wx", device)?;
+        call.weights.check(device)?;
+        check_device!(device, call, s0, lengths, resets, h, states, last);
+        if let Some(saved) = &call.saved {
+            check_saved(saved, device)?;
+        }
+        device.enter()?;
         self.engine.forward(call)
     }
 
     fn backward(&self, call: Backward<'_, Cuda, T, W>) -> Result<()> {
         call.check(&self.cuda, &self.engine.shapes, self.engine.problem.save)?;
-        self.engine.device.enter()?;
+        let device = &self.engine.device;
+        call.weights.check(device)?;
+        call.states.check("states", device)?;
+        check_saved(call.saved, device)?;
+        call.d_wx.check("d_wx", device)?;
+        check_device!(device, call, wx, s0, lengths, resets, d_h, d_states, d_last, d_r, d_b, d_s0);
+        device.enter()?;
         self.engine.backward(call)
     }
 
     fn step(&self, call: Step<'_, Cuda, T, W>) -> Result<()> {
         call.check(&self.engine.shapes)?;
-        self.engine.device.enter()?;
+        let device = &self.engine.device;
+        call.wx.check("wx", device)?;
+        call.weights.check(device)?;
+        call.state.check("state", device)?;
+        check_device!(device, call, h);
+        device.enter()?;
         self.engine.step(call)
     }
 }
