@@ -3,36 +3,9 @@
 //
 // Grid, shared memory and registers are as in forward_step.cu, with PER_UNIT = 1 and k over the recurrent gates and the head's
 // units. From step to step go dg rounded to T, in two buffers in turn, and the gradient of the f32 states, in place.
-#include "cell.cuh"
-#include "element.cuh"
-#include "operator.cuh"
+#include "call.cuh"
 #include "overlap.cuh"
 #include "product.cuh"
-
-// The arguments of a backward pass, in device memory.
-struct BackwardCall {
-    Sizes sizes;
-    int first_step;               // T - 1 - the step of the graph's first kernel
-    int d_states_count;           // how many states d_states holds: 0, 1 (d_h alone) or S
-    int cut_recurrent_grad;
-    float forward_clip, recurrent_grad_clip;  // infinity for none
-    const T* r;                   // [N, D_in, Gr, depth]: R transposed
-    const float* s0;              // [S, B, N, D] or null
-    const int* lengths;           // [B] or null
-    const unsigned char* resets;  // [tokens] or null
-    const T* states;              // [S, tokens, N, D]
-    Gates<const T> gates;
-    const float* wide_states;     // [WIDE, tokens, N, D] or null
-    const float* wide_gates;      // [WIDE_GATES, tokens, N, D] or null
-    const T* d_states;            // [d_states_count, tokens, N, D]
-    const float* d_last;          // [S, B, N, D] or null
-    T* exchange;                  // [2, B, N, Gr, depth]: dg of the recurrent gates, padded with zeros
-    float* carried;               // [S, B, N, D]: the gradient of the states
-    Gates<T> d_gates;             // d_wx, and what takes no external input
-    float* d_s0;                  // [S, B, N, D] or null
-};
-
-static_assert(sizeof(BackwardCall) == CALL_BYTES, "differs from the struct of the same name in call.rs");
 
 constexpr int PAIRS = (UNITS * ROWS + THREADS - 1) / THREADS;
 

@@ -7,34 +7,9 @@
 //
 // What goes from step to step lies in global memory: h rounded to T in two buffers in turn (a step reads one and writes the
 // other, for other blocks read what this one would overwrite), the f32 states in place (only their own thread reads them).
-#include "cell.cuh"
-#include "element.cuh"
-#include "operator.cuh"
+#include "call.cuh"
 #include "overlap.cuh"
 #include "product.cuh"
-
-// The arguments of a forward pass, in device memory, so that a graph serves any buffers and any T.
-struct ForwardCall {
-    Sizes sizes;
-    int first_step;                 // the step of the graph's first kernel
-    int save_gates;
-    float forward_clip;             // infinity for none
-    const T* r;                     // [Gr, N, D, depth]
-    const float* b;                 // [G, N, D]
-    const T* wx;                    // [tokens, Gx, N, D]
-    const float* s0;                // [S, B, N, D] or null
-    const int* lengths;             // [B] or null
-    const unsigned char* resets;    // [tokens] or null
-    T* exchange;                    // [2, B, N, depth]: h, padded with zeros
-    float* carried;                 // [S, B, N, D]: the states, at the end those that each row ends in
-    T* h;                           // [tokens, N, D] or null
-    T* states;                      // [S, tokens, N, D] or null
-    Gates<T> gates;                 // written with save_gates
-    float* wide_states;             // [WIDE, tokens, N, D] or null
-    float* wide_gates;              // [WIDE_GATES, tokens, N, D] or null
-};
-
-static_assert(sizeof(ForwardCall) == CALL_BYTES, "differs from the struct of the same name in call.rs");
 
 constexpr int PAIRS = (UNITS * ROWS + THREADS - 1) / THREADS;
 

@@ -59,15 +59,19 @@ impl Engine {
 
     /// Enqueues a forward call, with what every one has.
     fn run<T: Element>(&self, weights: &CudaWeights<T>, call: ForwardCall) -> Result<()> {
-        let half = self.shapes.batch * self.shapes.heads * self.depth;
-        let exchange: Buffer<T> = self.device.alloc(2 * half)?;
         let call = ForwardCall {
             forward_clip: clip(self.problem.forward_clip),
             r: weights.forward.ptr(),
             b: weights.b.ptr(),
-            exchange: exchange.ptr(),
             ..call
         };
+        let addresses = [call.wx, call.h, call.states, call.gates.external, call.gates.inner];
+        if let Some(fused) = self.fused_forward.as_ref().filter(|fused| fused.can_use(&addresses)) {
+            return fused.run(call);
+        }
+        let half = self.shapes.batch * self.shapes.heads * self.depth;
+        let exchange: Buffer<T> = self.device.alloc(2 * half)?;
+        let call = ForwardCall { exchange: exchange.ptr(), ..call };
         self.forward.run(&call, half, call.sizes.time as usize)
     }
 }

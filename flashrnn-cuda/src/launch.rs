@@ -111,12 +111,14 @@ pub(crate) struct Launch {
     /// Whether it may start before the kernel before it in the stream has ended, where the device can do that (compute
     /// capability 9.0): it then waits by itself (`griddepcontrol.wait`) before it touches what that one writes.
     pub early: bool,
+    /// Blocks of a cluster; 1 for none.
+    pub cluster: u32,
 }
 
 impl Launch {
     /// Without dynamic shared memory, after the kernel before.
     pub(crate) fn new(grid: [u32; 3], block: u32) -> Self {
-        Self { grid, block, shared: 0, early: false }
+        Self { grid, block, shared: 0, early: false, cluster: 1 }
     }
 }
 
@@ -133,16 +135,37 @@ impl Kernel {
         launch: &Launch,
         args: &mut [*mut c_void],
     ) -> Result<()> {
-        let Launch { grid: [x, y, z], block, shared, early } = *launch;
+        let Launch { grid: [x, y, z], block, shared, early, cluster } = *launch;
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { pad: [0; 64] },
+        let attribute = |id, set: fn(&mut sys::CUlaunchAttributeValue, u32), value| {
+            let mut attribute = sys::CUlaunchAttribute {
+                id,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue { pad: [0; 64] },
+            };
+            set(&mut attribute.value, value);
+            attribute
         };
-        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let mut attributes = Vec::with_capacity(2);
+        if early && self.module.early {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                |value, _| value.programmaticStreamSerializationAllowed = 1,
+                1,
+            ));
+        }
+        if cluster > 1 {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                |value, blocks| {
+                    value.clusterDim =
+                        sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 };
+                },
+                cluster,
+            ));
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -152,8 +175,8 @@ impl Kernel {
             blockDimZ: 1,
             sharedMemBytes: shared,
             hStream: stream,
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(early && self.module.early),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the function is alive; of the arguments the caller is sure.
         let result = unsafe {

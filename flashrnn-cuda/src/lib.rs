@@ -22,6 +22,7 @@ mod call;
 pub mod compile;
 mod device;
 mod forward;
+mod fused;
 mod launch;
 mod library;
 mod memory;

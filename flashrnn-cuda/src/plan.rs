@@ -11,6 +11,7 @@ use flashrnn_core::{
 
 use crate::call::{Address, Gates, Sizes};
 use crate::device::{Cuda, Device};
+use crate::fused::FusedForward;
 use crate::launch::Kernel;
 use crate::memory::{Buffer, View, ViewMut};
 use crate::programs::{self, CellSource};
@@ -82,6 +83,8 @@ pub(crate) struct Engine {
     /// D rounded up to whole chunks of the kernels.
     pub depth: usize,
     pub forward: Arc<TimeLoop>,
+    /// Instead of `forward`, where it can be.
+    pub fused_forward: Option<FusedForward>,
     pub backward: Arc<TimeLoop>,
     pub previous_h: Kernel,
     pub pad: Kernel,
@@ -103,11 +106,16 @@ impl Engine {
         let multiply = Multiply::new(element, problem.tf32);
         let (device, loops) = (&cuda.device, &cuda.loops);
         // Each compiles where no cache has it: together, since a user waits for all of them.
-        let (forward, backward, tokens, weights) = std::thread::scope(|scope| {
+        let clusters = device.arch.major >= 9;
+        let fused = select::fused_forward(shapes, bytes, clusters);
+        let (forward, fused_forward, backward, tokens, weights) = std::thread::scope(|scope| {
             let forward = scope.spawn(|| {
                 let tile = select::forward_tile(shapes, bytes);
                 let program = programs::forward_step(cell, element, multiply, tile);
                 loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
+            });
+            let fused_forward = scope.spawn(|| {
+                fused.map(|fused| FusedForward::new(device, cell, element, shapes, fused)).transpose()
             });
             let backward = scope.spawn(|| {
                 let tile = select::backward_tile(shapes, bytes);
@@ -116,7 +124,7 @@ impl Engine {
             });
             let tokens = scope.spawn(|| device.module(&programs::tokens(cell, element)));
             let weights = device.module(&programs::weights(element, W::DTYPE));
-            (joined(forward), joined(backward), joined(tokens), weights)
+            (joined(forward), joined(fused_forward), joined(backward), joined(tokens), weights)
         });
         let (tokens, weights) = (tokens?, weights?);
         Ok(Self {
@@ -127,6 +135,7 @@ impl Engine {
             bytes,
             depth: select::depth(shapes.head_dim, bytes),
             forward: forward?,
+            fused_forward: fused_forward?,
             backward: backward?,
             previous_h: tokens.kernel("previous_h")?,
             pad: tokens.kernel("pad")?,
@@ -174,7 +183,7 @@ impl Engine {
     }
 }
 
-fn joined<R>(thread: std::thread::ScopedJoinHandle<'_, Result<R>>) -> Result<R> {
+pub(crate) fn joined<R>(thread: std::thread::ScopedJoinHandle<'_, Result<R>>) -> Result<R> {
     thread.join().unwrap_or_else(|_| Err(Error::Device("a thread that compiles kernels panicked".into())))
 }
 

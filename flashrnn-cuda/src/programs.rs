@@ -2,15 +2,17 @@
 
 use std::mem::size_of;
 
-use flashrnn_core::{Cell, Dtype, trace};
+use flashrnn_core::{Cell, Dtype, Shapes, trace};
 
 use crate::call::{BackwardCall, ForwardCall};
 use crate::compile::Program;
-use crate::select::{Multiply, Tile};
+use crate::select::{Fused, Multiply, Tile};
 
 /// The files that kernels include.
 const HEADERS: &[(&str, &str)] = &[
+    ("call.cuh", include_str!("../kernels/call.cuh")),
     ("element.cuh", include_str!("../kernels/element.cuh")),
+    ("fused.cuh", include_str!("../kernels/fused.cuh")),
     ("math.cuh", include_str!("../kernels/math.cuh")),
     ("operator.cuh", include_str!("../kernels/operator.cuh")),
     ("overlap.cuh", include_str!("../kernels/overlap.cuh")),
@@ -40,13 +42,13 @@ impl CellSource {
 /// One step of the forward pass.
 pub fn forward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
     let source = include_str!("../kernels/forward_step.cu");
-    step("forward_step", source, cell, element, multiply, tile, size_of::<ForwardCall>())
+    step("forward_step", source, cell, element, multiply, tile)
 }
 
 /// One step of the backward pass.
 pub fn backward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
     let source = include_str!("../kernels/backward_step.cu");
-    step("backward_step", source, cell, element, multiply, tile, size_of::<BackwardCall>())
+    step("backward_step", source, cell, element, multiply, tile)
 }
 
 fn step(
@@ -56,7 +58,6 @@ fn step(
     element: Dtype,
     multiply: Multiply,
     tile: Tile,
-    call_bytes: usize,
 ) -> Program {
     let mut program = program(file, source, Some(cell), element);
     program.options.extend([
@@ -64,8 +65,68 @@ fn step(
         format!("-DUNITS={}", tile.units),
         format!("-DROWS={}", tile.rows),
         format!("-DWARPS={}", tile.warps),
-        format!("-DCALL_BYTES={call_bytes}"),
     ]);
+    program.options.extend(call_bytes());
+    program
+}
+
+/// The sizes of the calls' structs, which the kernels check theirs against.
+fn call_bytes() -> [String; 2] {
+    [
+        format!("-DFORWARD_CALL_BYTES={}", size_of::<ForwardCall>()),
+        format!("-DBACKWARD_CALL_BYTES={}", size_of::<BackwardCall>()),
+    ]
+}
+
+/// The forward pass of all steps; with `saves` also what a backward pass needs. `aligned`: every row of D elements begins at
+/// a multiple of 16 bytes.
+pub fn fused_forward(
+    cell: &CellSource,
+    element: Dtype,
+    shapes: &Shapes,
+    fused: Fused,
+    saves: bool,
+    aligned: bool,
+) -> Program {
+    let source = include_str!("../kernels/fused_forward.cu");
+    let shared = fused.forward_shared(shapes, saves);
+    self::fused(
+        "fused_forward",
+        source,
+        cell,
+        element,
+        shapes,
+        fused,
+        shared,
+        [("SAVES", saves), ("ALIGNED", aligned)],
+    )
+}
+
+#[allow(clippy::too_many_arguments, reason = "one place for what every fused kernel is compiled with")]
+fn fused(
+    file: &str,
+    source: &str,
+    cell: &CellSource,
+    element: Dtype,
+    shapes: &Shapes,
+    fused: Fused,
+    shared: usize,
+    flags: [(&str, bool); 2],
+) -> Program {
+    let mut program = program(file, source, Some(cell), element);
+    let bf16 = element == Dtype::Bf16;
+    program.options.extend([
+        format!("-DT_IS_BF16={}", i32::from(bf16)),
+        format!("-DMATH={}", if bf16 { "HARDWARE_BF16" } else { "HARDWARE_F16" }),
+        format!("-DHEAD_DIM={}", shapes.head_dim),
+        format!("-DBLOCKS={}", fused.blocks),
+        format!("-DUNITS={}", fused.units),
+        format!("-DHELPERS={}", fused.helpers),
+        format!("-DSTAGES={}", fused.stages),
+        format!("-DSHARED_BYTES={shared}"),
+    ]);
+    program.options.extend(flags.map(|(name, set)| format!("-D{name}={}", i32::from(set))));
+    program.options.extend(call_bytes());
     program
 }
 

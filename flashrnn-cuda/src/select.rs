@@ -74,6 +74,71 @@ fn warps(chunks: usize) -> usize {
     if chunks <= 8 { 4 } else { 8 }
 }
 
+/// How a fused kernel spreads a head over blocks and warps. Its blocks have 8 rows of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fused {
+    /// Blocks of a head: a cluster, 1 to 8.
+    pub blocks: usize,
+    /// Units of a block, a multiple of 8; a warp computes 8 of them.
+    pub units: usize,
+    /// Warps that fetch and store while the others compute.
+    pub helpers: usize,
+    /// Steps of wx in shared memory.
+    pub stages: usize,
+}
+
+impl Fused {
+    /// Rows of the batch in a block.
+    pub const ROWS: usize = 8;
+
+    /// Threads of a block.
+    pub fn threads(&self) -> usize {
+        32 * (self.units / 8 + self.helpers)
+    }
+
+    /// Blocks of a launch.
+    pub fn grid(&self, shapes: &Shapes) -> usize {
+        self.blocks * shapes.heads * shapes.batch.div_ceil(Self::ROWS)
+    }
+
+    /// Bytes of shared memory of the forward kernel, the struct `Shared` of kernels/fused_forward.cu.
+    pub fn forward_shared(&self, shapes: &Shapes, saves: bool) -> usize {
+        let (element, row) = (2, self.units + 8);
+        let h = 2 * Self::ROWS * (depth(shapes.head_dim, element).max(self.blocks * self.units) + 8);
+        let x = self.stages * shapes.external.max(1) * Self::ROWS * row;
+        let saved = if saves { shapes.states - 1 + shapes.gates } else { 0 };
+        let saved = 2 * saved.max(1) * Self::ROWS * row;
+        (element * (h + x + saved) + 4 * self.stages).next_multiple_of(8) + 16
+    }
+}
+
+/// The registers of a thread that may hold weights.
+const WEIGHT_REGISTERS: usize = 128;
+
+/// How the fused forward kernel runs, where it can: 16-bit tensors, a head whose rows of R fit the registers of at most 8 blocks.
+///
+/// A thread holds `2 Gr` bytes for each k of its unit, in tiles of two gates: 4 registers for 16 of k. The more registers that
+/// takes, the fewer warps a block can have: with 64, 12 warps; with 128, 8.
+pub fn fused_forward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> Option<Fused> {
+    let tiles = shapes.recurrent.div_ceil(2);
+    let weights = tiles * shapes.head_dim.div_ceil(16) * 4;
+    if element_bytes != 2 || weights > WEIGHT_REGISTERS {
+        return None;
+    }
+    let most = if weights <= WEIGHT_REGISTERS / 2 { 64 } else { 32 };
+    let blocks = shapes.head_dim.div_ceil(most);
+    if blocks > 8 || (blocks > 1 && !clusters) {
+        return None;
+    }
+    let units = shapes.head_dim.div_ceil(blocks).next_multiple_of(8);
+    Some(Fused { blocks: shapes.head_dim.div_ceil(units), units, helpers: 4, stages: 8 })
+}
+
+/// Whether every row of D 16-bit elements of every tensor begins at a multiple of 16 bytes, if the tensor does.
+pub fn aligned(shapes: &Shapes) -> bool {
+    shapes.head_dim.is_multiple_of(8)
+}
+
 /// The blocks of a step.
 pub fn blocks(shapes: &Shapes, tile: Tile) -> usize {
     shapes.head_dim.div_ceil(tile.units) * shapes.heads * shapes.batch.div_ceil(tile.rows)

@@ -1,0 +1,359 @@
+// The forward pass of all time steps in one kernel: R stays in registers, h in shared memory.
+//
+// Grid: BLOCKS blocks, a cluster, for a head and 8 rows of the batch; each has UNITS of the head's units. Nothing wider ever
+// waits: blocks of a cluster hand each other h, different heads and rows never meet.
+//
+// Warps: one for each 8 units, which *compute*, and HELPERS that *carry*: they fetch wx STAGES - 1 steps ahead and store what
+// was computed the step before, 16 bytes a lane.
+//
+// Registers of a computing warp: the rows of R of its 8 units, all gates, as A of the tensor cores' m16n8k16: tile i holds
+// gates 2i (rows 0 to 7) and 2i + 1 (rows 8 to 15) of the 8 units. The batch is n. So each thread gets every gate of one unit,
+// lane / 4, for batch rows 2 (lane % 4) and the next, and keeps their states in registers from first to last step.
+//
+// Shared memory: h [2][8][depth] (a step reads one and writes the other), wx [STAGES][Gx][8][UNITS], and what is saved
+// for the backward pass [2][S - 1 + G][8][UNITS]. Rows are 16 bytes longer, so that matrices load without bank conflicts.
+#include "fused.cuh"
+
+constexpr int ROWS = 8;
+constexpr int WARPS = UNITS / 8;
+constexpr int THREADS = 32 * (WARPS + HELPERS);
+constexpr int TILES = (Cell::RECURRENT + 1) / 2;
+constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;  // of packed R and of h here
+constexpr int STEPS_OF_K = (HEAD_DIM + 15) / 16;
+constexpr int H_STRIDE = (DEPTH > BLOCKS * UNITS ? DEPTH : BLOCKS * UNITS) + 8;
+constexpr int X_STRIDE = UNITS + 8;
+constexpr int SAVED = SAVES ? Cell::STATES - 1 + Cell::GATES : 0;
+
+struct Shared {
+    T h[2][ROWS][H_STRIDE];
+    T x[STAGES][Cell::EXTERNAL == 0 ? 1 : Cell::EXTERNAL][ROWS][X_STRIDE];
+    T saved[2][SAVED == 0 ? 1 : SAVED][ROWS][X_STRIDE];
+    unsigned resets[STAGES];
+    Barrier arrived[2];  // of h[0] and h[1]: this block's warps, and the bytes from the others
+};
+
+static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
+
+// Where a block's rows lie.
+struct Block {
+    int head, row0, unit0, units, rows;
+
+    __device__ __forceinline__ Block(const Sizes& sizes) {
+        const int cluster = blockIdx.x / BLOCKS;
+        head = cluster % sizes.heads;
+        row0 = cluster / sizes.heads * ROWS;
+        unit0 = blockIdx.x % BLOCKS * UNITS;
+        units = ::max(0, ::min(UNITS, HEAD_DIM - unit0));
+        rows = ::min(ROWS, sizes.batch - row0);
+    }
+};
+
+// After this, h of the step before and wx of this step are there. Every warp of the block calls it.
+__device__ __forceinline__ void wait_for_step(Shared& shared, int step) {
+    if (BLOCKS == 1 || step == 0) {
+        __syncthreads();
+    } else {
+#if __CUDA_ARCH__ >= 900
+        // A buffer of h is complete for the nth time when its barrier's nth phase ends.
+        shared.arrived[step % 2].wait((step - 1) / 2 % 2);
+#endif
+    }
+}
+
+__device__ __forceinline__ void compute(const ForwardCall& call, const Block& block, Shared& shared) {
+    const Sizes& sizes = call.sizes;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
+    const int unit = block.unit0 + warp * 8 + r;
+    const bool unit_exists = unit < HEAD_DIM;
+    const Offset place = Offset(block.head) * HEAD_DIM + unit;
+
+    unsigned weights[TILES][STEPS_OF_K][4];
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int gate = tile * 2 + half;
+            const bool exists = gate < Cell::RECURRENT && unit_exists;
+            const T* row = call.r + ((Offset(gate) * sizes.heads + block.head) * HEAD_DIM + unit) * DEPTH + q * 2;
+#pragma unroll
+            for (int k = 0; k < STEPS_OF_K; ++k) {
+                weights[tile][k][half] = exists ? *reinterpret_cast<const unsigned*>(row + k * 16) : 0u;
+                weights[tile][k][half + 2] = exists ? *reinterpret_cast<const unsigned*>(row + k * 16 + 8) : 0u;
+            }
+        }
+    }
+    float bias[Cell::GATES];
+#pragma unroll
+    for (int gate = 0; gate < Cell::GATES; ++gate)
+        bias[gate] = unit_exists ? call.b[gate * sizes.units() + place] : 0.0f;
+
+    const Offset state_stride = sizes.batch * sizes.units();
+    float states[2][Cell::STATES];
+    int lengths[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+        const int row = q * 2 + j;
+        const bool exists = row < block.rows && unit_exists;
+        lengths[j] = exists ? Row(sizes, call.lengths, block.row0 + row).length : 0;
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s)
+            states[j][s] = exists && call.s0
+                               ? call.s0[s * state_stride + (block.row0 + row) * sizes.units() + place]
+                               : 0.0f;
+    }
+
+    // Addresses of this lane's rows of the matrices.
+    const unsigned h_of = shared_address(&shared.h[0][lane % 8][lane / 8 * 8]);
+    constexpr unsigned H_BYTES = sizeof(shared.h[0]), X_BYTES = sizeof(shared.x[0]), GATE_BYTES = sizeof(shared.x[0][0]);
+    const unsigned x_of = shared_address(&shared.x[0][0][lane % 8][warp * 8]);
+#if __CUDA_ARCH__ >= 900
+    // Lane l sends row l % 8 of its warp's 8 units to blocks l / 8, l / 8 + 4, ...
+    const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
+#endif
+
+    for (int step = 0; step < sizes.time; ++step) {
+        wait_for_step(shared, step);
+        const unsigned now = step % 2, next_buffer = (step + 1) % 2, stage = step % STAGES;
+
+        unsigned x[(Cell::EXTERNAL + 3) / 4 * 4 + 1];
+#pragma unroll
+        for (int first = 0; first < Cell::EXTERNAL; first += 4) {
+            const int gate = ::min(first + lane / 8, Cell::EXTERNAL - 1);
+            unsigned four[4];
+            load_matrices<true>(four, x_of + stage * X_BYTES + gate * GATE_BYTES);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) x[first + i] = four[i];
+        }
+
+        // Two sums a tile, even and odd steps of k: the tensor cores work on both at once.
+        float sums[TILES][2][4] = {};
+#pragma unroll
+        for (int k = 0; k < STEPS_OF_K; k += 2) {
+            unsigned h[4];
+            load_matrices<false>(h, h_of + now * H_BYTES + k * 16 * sizeof(T));
+#pragma unroll
+            for (int tile = 0; tile < TILES; ++tile) {
+                mma(sums[tile][0], weights[tile][k], h[0], h[1]);
+                if (k + 1 < STEPS_OF_K) mma(sums[tile][1], weights[tile][k + 1 < STEPS_OF_K ? k + 1 : k], h[2], h[3]);
+            }
+        }
+        const unsigned resets = call.resets ? shared.resets[stage] : 0;
+
+        float gates[2][Cell::GATES];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const bool active = step < lengths[j], reset = resets >> (q * 2 + j) & 1;
+#pragma unroll
+            for (int gate = 0; gate < Cell::GATES; ++gate) {
+                gates[j][gate] = bias[gate];
+                if (gate >= INNER) gates[j][gate] += j == 0 ? low(x[gate - INNER]) : high(x[gate - INNER]);
+                if (gate < Cell::RECURRENT) {
+                    const int at = gate % 2 * 2 + j;
+                    const float sum = sums[gate / 2][0][at] + sums[gate / 2][1][at];
+                    gates[j][gate] += reset ? 0.0f : sum;
+                }
+            }
+            float before[Cell::STATES], next[Cell::STATES];
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s) before[s] = reset ? 0.0f : states[j][s];
+            Cell::forward(before, gates[j], next);
+            if (call.forward_clip != real::inf()) next[0] = real::clamp(next[0], call.forward_clip);
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s) states[j][s] = active ? next[s] : states[j][s];
+        }
+
+        // h as rows of 8 units: lane l has row l / 4, units 2 (l % 4) and the next.
+        T* own = &shared.h[next_buffer][r][block.unit0 + warp * 8 + q * 2];
+        *reinterpret_cast<unsigned*>(own) = transpose(pack(states[0][0], states[1][0]));
+        if constexpr (SAVES) {
+#pragma unroll
+            for (int s = 1; s < Cell::STATES; ++s)
+                *reinterpret_cast<unsigned*>(&shared.saved[now][s - 1][r][warp * 8 + q * 2]) =
+                    transpose(pack(states[0][s], states[1][s]));
+            if (call.save_gates) {
+#pragma unroll
+                for (int gate = 0; gate < Cell::GATES; ++gate)
+                    *reinterpret_cast<unsigned*>(&shared.saved[now][Cell::STATES - 1 + gate][r][warp * 8 + q * 2]) =
+                        transpose(pack(gates[0][gate], gates[1][gate]));
+            }
+            if (Cell::WIDE != 0 || Cell::WIDE_GATES != 0) {
+                const Offset tensor = sizes.tokens() * sizes.units();
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    const int row_index = block.row0 + q * 2 + j;
+                    if (q * 2 + j >= block.rows || !unit_exists || !call.wide_states) continue;
+                    const Row row(sizes, call.lengths, row_index);
+                    const Offset at = row.token(sizes, step) * sizes.units() + place;
+                    const bool active = row.active(step);
+#pragma unroll
+                    for (int s = 0; s < Cell::STATES; ++s)
+                        if (Cell::WIDE >> s & 1)
+                            call.wide_states[rank(Cell::WIDE, s) * tensor + at] = active ? states[j][s] : 0.0f;
+#pragma unroll
+                    for (int gate = 0; gate < Cell::GATES; ++gate)
+                        if ((Cell::WIDE_GATES >> gate & 1) && call.save_gates)
+                            call.wide_gates[rank(Cell::WIDE_GATES, gate) * tensor + at] = active ? gates[j][gate] : 0.0f;
+                }
+            }
+        }
+        if constexpr (BLOCKS > 1) {
+#if __CUDA_ARCH__ >= 900
+            __syncwarp();
+            const int row = lane % 8;
+            const T* piece = &shared.h[next_buffer][row][block.unit0 + warp * 8];
+            const uint4 v = *reinterpret_cast<const uint4*>(piece);
+            const unsigned there = shared_address(piece), barrier = shared_address(&shared.arrived[next_buffer]);
+#pragma unroll
+            for (int first = 0; first < BLOCKS; first += 4) {
+                const unsigned rank = first + lane / 8;
+                if (rank < BLOCKS && rank != own_rank) send(address_in(there, rank), v, address_in(barrier, rank));
+            }
+            if (lane == 0) {
+                // Each of the other blocks' warps sends 8 rows of 16 bytes.
+                if (warp == 0)
+                    shared.arrived[next_buffer].arrive_and_expect((BLOCKS - 1) * WARPS * ROWS * 16);
+                else
+                    shared.arrived[next_buffer].arrive();
+            }
+#endif
+        }
+    }
+    wait_for_step(shared, sizes.time);
+    if (call.carried) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const int row = q * 2 + j;
+            if (row >= block.rows || !unit_exists) continue;
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s)
+                call.carried[s * state_stride + (block.row0 + row) * sizes.units() + place] = states[j][s];
+        }
+    }
+}
+
+// Calls f(tensor, unit) for a helping lane's share of the 16-byte pieces (8 units) of a row of so many tensors.
+template <class F> __device__ __forceinline__ void share(const Block& block, int tensors, F f) {
+    constexpr int PIECES = (UNITS / 8 + 3) / 4;
+#pragma unroll 1
+    for (int item = threadIdx.x / 32 - WARPS; item < tensors * PIECES; item += HELPERS) {
+        const int unit = (item % PIECES * 4 + threadIdx.x % 4) * 8;
+        if (unit < block.units) f(item / PIECES, unit);
+    }
+}
+
+// The helpers. A lane has one row of the batch.
+__device__ __forceinline__ void carry(const ForwardCall& call, const Block& block, Shared& shared) {
+    const Sizes& sizes = call.sizes;
+    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32;
+    const int r = lane / 4;
+    const bool row_exists = r < block.rows;
+    const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
+    const Offset units = sizes.units();
+    const Offset place = Offset(block.head) * HEAD_DIM + block.unit0;
+
+    const auto fetch = [&](int step) {
+        if (step < sizes.time && row_exists) {
+            const int stage = step % STAGES;
+            const Offset token = row.token(sizes, step);
+            share(block, Cell::EXTERNAL, [&](int gate, int unit) {
+                const T* from = call.wx + (token * Cell::EXTERNAL + gate) * units + place + unit;
+                T* to = &shared.x[stage][gate][r][unit];
+                if constexpr (ALIGNED)
+                    copy_async(to, from);
+                else
+                    for (int i = 0; i < ::min(8, block.units - unit); ++i) to[i] = from[i];
+            });
+        }
+        if (call.resets && helper == 0 && step < sizes.time) {
+            const bool set = row_exists && lane % 4 == 0 && row.reset(sizes, call.resets, step);
+            const unsigned votes = __ballot_sync(~0u, set);
+            unsigned mask = 0;
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) mask |= (votes >> (i * 4) & 1) << i;
+            if (lane == 0) shared.resets[step % STAGES] = mask;
+        }
+        end_copy_group();
+    };
+    const auto store = [&](int step) {
+        if (!row_exists) return;
+        const bool active = row.active(step);
+        const Offset token = row.token(sizes, step), tensor = sizes.tokens() * units;
+        const auto put = [&](T* to, const T* from, int unit) {
+            const T zero = rounded<T>(0.0f);
+            if constexpr (ALIGNED) {
+                const uint4 v = *reinterpret_cast<const uint4*>(from);
+                *reinterpret_cast<uint4*>(to) = active ? v : uint4{0, 0, 0, 0};
+            } else {
+                for (int i = 0; i < ::min(8, block.units - unit); ++i) to[i] = active ? from[i] : zero;
+            }
+        };
+        share(block, 1, [&](int, int unit) {
+            const T* from = &shared.h[(step + 1) % 2][r][block.unit0 + unit];
+            if (call.h) put(call.h + token * units + place + unit, from, unit);
+            if (SAVES && call.states) put(call.states + token * units + place + unit, from, unit);
+        });
+        if constexpr (SAVES) {
+            const int gates = call.save_gates ? Cell::GATES : 0;
+            share(block, Cell::STATES - 1 + gates, [&](int which, int unit) {
+                const T* from = &shared.saved[step % 2][which][r][unit];
+                if (which < Cell::STATES - 1) {
+                    if (call.states) put(call.states + (which + 1) * tensor + token * units + place + unit, from, unit);
+                } else {
+                    put(&call.gates.at(sizes, token, which - (Cell::STATES - 1), place + unit), from, unit);
+                }
+            });
+        }
+    };
+
+    for (int step = 0; step < STAGES - 1; ++step) fetch(step);
+    for (int step = 0; step <= sizes.time; ++step) {
+        wait_for_copies<STAGES - 2>();
+        if (BLOCKS > 1 && step > 0) {
+            // wx of this step is there, and what was stored last may be overwritten: the computing warps may go on.
+            __syncwarp();
+            if (lane == 0) shared.arrived[step % 2].arrive();
+        }
+        wait_for_step(shared, step);
+        if (step > 0) store(step - 1);
+        if (step < sizes.time) fetch(step + STAGES - 1);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) fused_forward(const __grid_constant__ ForwardCall call) {
+    extern __shared__ __align__(16) unsigned char memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const Sizes& sizes = call.sizes;
+    const Block block(sizes);
+
+    // h before the first step, of all the head's units; zeros where there is no row or unit.
+    for (int i = threadIdx.x; i < 2 * ROWS * H_STRIDE; i += THREADS) {
+        const int buffer = i / (ROWS * H_STRIDE), row = i / H_STRIDE % ROWS, unit = i % H_STRIDE;
+        const bool exists = buffer == 0 && call.s0 && row < block.rows && unit < HEAD_DIM;
+        const Offset at = Offset(block.row0 + row) * sizes.units() + Offset(block.head) * HEAD_DIM + unit;
+        shared.h[buffer][row][unit] = rounded<T>(exists ? call.s0[at] : 0.0f);
+    }
+    for (int i = threadIdx.x; i < int(sizeof(shared.x) / sizeof(unsigned)); i += THREADS)
+        reinterpret_cast<unsigned*>(shared.x)[i] = 0;
+    if constexpr (BLOCKS > 1) {
+        if (threadIdx.x == 0) {
+            shared.arrived[0].init(WARPS + HELPERS);
+            shared.arrived[1].init(WARPS + HELPERS);
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        }
+#if __CUDA_ARCH__ >= 900
+        cluster_barrier();
+#endif
+    } else {
+        __syncthreads();
+    }
+    if (threadIdx.x < 32 * WARPS)
+        compute(call, block, shared);
+    else
+        carry(call, block, shared);
+    if constexpr (BLOCKS > 1) {
+#if __CUDA_ARCH__ >= 900
+        __syncwarp();
+        cluster_barrier();  // no block leaves while others may still send to it
+#endif
+    }
+}
