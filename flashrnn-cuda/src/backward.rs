@@ -44,10 +44,6 @@ impl Engine {
             }
         };
 
-        // [2, B, N, Gr, depth] and [S, B, N, D]
-        let half = shapes.batch * shapes.heads * shapes.recurrent * self.depth;
-        let exchange: Buffer<T> = device.alloc(2 * half)?;
-        let carried: Buffer<f32> = device.alloc(shapes.state().iter().product())?;
         let (d_states, d_states_count) = match (&call.d_h, &call.d_states) {
             (Some(d_h), _) => (d_h.ptr(), 1),
             (None, Some(d_states)) => (d_states.ptr(), shapes.states as i32),
@@ -70,13 +66,22 @@ impl Engine {
             wide_gates: again.as_ref().map_or(wide_gates, Buffer::ptr),
             d_states,
             d_last: address(&call.d_last),
-            exchange: exchange.ptr(),
-            carried: carried.ptr(),
             d_gates,
             d_s0,
             ..BackwardCall::zeroed()
         };
-        self.backward.run(&arguments, half, shapes.time + usize::from(d_s0 != 0))?;
+        match self.fused_backward.as_ref().filter(|fused| fused.can_run(&arguments)) {
+            Some(fused) => fused.run(arguments)?,
+            None => {
+                // [2, B, N, Gr, depth] and [S, B, N, D]
+                let half = shapes.batch * shapes.heads * shapes.recurrent * self.depth;
+                let exchange: Buffer<T> = device.alloc(2 * half)?;
+                let carried: Buffer<f32> = device.alloc(shapes.state().iter().product())?;
+                let arguments =
+                    BackwardCall { exchange: exchange.ptr(), carried: carried.ptr(), ..arguments };
+                self.backward.run(&arguments, half, shapes.time + usize::from(d_s0 != 0))?;
+            }
+        }
 
         if let Some(d_r) = call.d_r {
             self.weight_gradient::<T>(d_gates, previous_h.ptr(), d_r.ptr(), call.accumulate)?;

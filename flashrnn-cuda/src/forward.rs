@@ -65,8 +65,7 @@ impl Engine {
             b: weights.b.ptr(),
             ..call
         };
-        let addresses = [call.wx, call.h, call.states, call.gates.external, call.gates.inner];
-        if let Some(fused) = self.fused_forward.as_ref().filter(|fused| fused.can_use(&addresses)) {
+        if let Some(fused) = self.fused_forward.as_ref().filter(|fused| fused.can_run(&call)) {
             return fused.run(call);
         }
         let half = self.shapes.batch * self.shapes.heads * self.depth;

@@ -11,7 +11,7 @@ use flashrnn_core::{
 
 use crate::call::{Address, Gates, Sizes};
 use crate::device::{Cuda, Device};
-use crate::fused::FusedForward;
+use crate::fused::{FusedBackward, FusedForward};
 use crate::launch::Kernel;
 use crate::memory::{Buffer, View, ViewMut};
 use crate::programs::{self, CellSource};
@@ -86,6 +86,8 @@ pub(crate) struct Engine {
     /// Instead of `forward`, where it can be.
     pub fused_forward: Option<FusedForward>,
     pub backward: Arc<TimeLoop>,
+    /// Instead of `backward`, where it can be.
+    pub fused_backward: Option<FusedBackward>,
     pub previous_h: Kernel,
     pub pad: Kernel,
     pub gates_again: Kernel,
@@ -107,25 +109,37 @@ impl Engine {
         let (device, loops) = (&cuda.device, &cuda.loops);
         // Each compiles where no cache has it: together, since a user waits for all of them.
         let clusters = device.arch.major >= 9;
-        let fused = select::fused_forward(shapes, bytes, clusters);
-        let (forward, fused_forward, backward, tokens, weights) = std::thread::scope(|scope| {
-            let forward = scope.spawn(|| {
-                let tile = select::forward_tile(shapes, bytes);
-                let program = programs::forward_step(cell, element, multiply, tile);
-                loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
+        let (forward, fused_forward, backward, fused_backward, tokens, weights) =
+            std::thread::scope(|scope| {
+                let forward = scope.spawn(|| {
+                    let tile = select::forward_tile(shapes, bytes);
+                    let program = programs::forward_step(cell, element, multiply, tile);
+                    loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
+                });
+                let fused_forward = scope.spawn(|| {
+                    let fused = select::fused_forward(shapes, bytes, clusters);
+                    fused.map(|fused| FusedForward::new(device, cell, element, shapes, fused)).transpose()
+                });
+                let fused_backward = scope.spawn(|| {
+                    let fused = select::fused_backward(shapes, bytes, clusters);
+                    fused.map(|fused| FusedBackward::new(device, cell, element, shapes, fused)).transpose()
+                });
+                let backward = scope.spawn(|| {
+                    let tile = select::backward_tile(shapes, bytes);
+                    let program = programs::backward_step(cell, element, multiply, tile);
+                    loops.get(device, &program, "backward", select::blocks(shapes, tile), tile.warps)
+                });
+                let tokens = scope.spawn(|| device.module(&programs::tokens(cell, element)));
+                let weights = device.module(&programs::weights(element, W::DTYPE));
+                (
+                    joined(forward),
+                    joined(fused_forward),
+                    joined(backward),
+                    joined(fused_backward),
+                    joined(tokens),
+                    weights,
+                )
             });
-            let fused_forward = scope.spawn(|| {
-                fused.map(|fused| FusedForward::new(device, cell, element, shapes, fused)).transpose()
-            });
-            let backward = scope.spawn(|| {
-                let tile = select::backward_tile(shapes, bytes);
-                let program = programs::backward_step(cell, element, multiply, tile);
-                loops.get(device, &program, "backward", select::blocks(shapes, tile), tile.warps)
-            });
-            let tokens = scope.spawn(|| device.module(&programs::tokens(cell, element)));
-            let weights = device.module(&programs::weights(element, W::DTYPE));
-            (joined(forward), joined(fused_forward), joined(backward), joined(tokens), weights)
-        });
         let (tokens, weights) = (tokens?, weights?);
         Ok(Self {
             device: device.clone(),
@@ -137,6 +151,7 @@ impl Engine {
             forward: forward?,
             fused_forward: fused_forward?,
             backward: backward?,
+            fused_backward: fused_backward?,
             previous_h: tokens.kernel("previous_h")?,
             pad: tokens.kernel("pad")?,
             gates_again: tokens.kernel("gates_again")?,

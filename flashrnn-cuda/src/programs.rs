@@ -98,8 +98,21 @@ pub fn fused_forward(
         shapes,
         fused,
         shared,
-        [("SAVES", saves), ("ALIGNED", aligned)],
+        &[("SAVES", saves), ("ALIGNED", aligned)],
     )
+}
+
+/// The backward pass of all steps.
+pub fn fused_backward(
+    cell: &CellSource,
+    element: Dtype,
+    shapes: &Shapes,
+    fused: Fused,
+    aligned: bool,
+) -> Program {
+    let source = include_str!("../kernels/fused_backward.cu");
+    let shared = fused.backward_shared(shapes);
+    self::fused("fused_backward", source, cell, element, shapes, fused, shared, &[("ALIGNED", aligned)])
 }
 
 #[allow(clippy::too_many_arguments, reason = "one place for what every fused kernel is compiled with")]
@@ -111,7 +124,7 @@ fn fused(
     shapes: &Shapes,
     fused: Fused,
     shared: usize,
-    flags: [(&str, bool); 2],
+    flags: &[(&str, bool)],
 ) -> Program {
     let mut program = program(file, source, Some(cell), element);
     let bf16 = element == Dtype::Bf16;
@@ -125,7 +138,7 @@ fn fused(
         format!("-DSTAGES={}", fused.stages),
         format!("-DSHARED_BYTES={shared}"),
     ]);
-    program.options.extend(flags.map(|(name, set)| format!("-D{name}={}", i32::from(set))));
+    program.options.extend(flags.iter().map(|&(name, set)| format!("-D{name}={}", i32::from(set))));
     program.options.extend(call_bytes());
     program
 }

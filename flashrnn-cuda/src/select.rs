@@ -79,7 +79,7 @@ fn warps(chunks: usize) -> usize {
 pub struct Fused {
     /// Blocks of a head: a cluster, 1 to 8.
     pub blocks: usize,
-    /// Units of a block, a multiple of 8; a warp computes 8 of them.
+    /// Units of a block, a multiple of 8 (backward 16, 32 or 64).
     pub units: usize,
     /// Warps that fetch and store while the others compute.
     pub helpers: usize,
@@ -91,9 +91,14 @@ impl Fused {
     /// Rows of the batch in a block.
     pub const ROWS: usize = 8;
 
-    /// Threads of a block.
-    pub fn threads(&self) -> usize {
+    /// Threads of a block of the forward kernel, where a warp computes 8 units.
+    pub fn forward_threads(&self) -> usize {
         32 * (self.units / 8 + self.helpers)
+    }
+
+    /// Threads of a block of the backward kernel.
+    pub fn backward_threads(&self) -> usize {
+        32 * (BACKWARD_WARPS + self.helpers)
     }
 
     /// Blocks of a launch.
@@ -110,6 +115,42 @@ impl Fused {
         let saved = 2 * saved.max(1) * Self::ROWS * row;
         (element * (h + x + saved) + 4 * self.stages).next_multiple_of(8) + 16
     }
+}
+
+impl Fused {
+    /// Bytes of shared memory of the backward kernel, the struct `Shared` of kernels/fused_backward.cu.
+    pub fn backward_shared(&self, shapes: &Shapes) -> usize {
+        let (rows, row, wide_row) = (Self::ROWS, self.units + 8, self.units + 4);
+        let split = BACKWARD_WARPS / (self.units / 16);
+        let k = (shapes.recurrent * depth(shapes.head_dim, 2)).next_multiple_of(32 * split);
+        let apart = (shapes.gates - shapes.recurrent).max(1);
+        let narrow = shapes.gates + 2 * shapes.states;
+        let wide = (shapes.wide.len() + shapes.wide_gates.len()).max(1);
+        let elements = 2 * rows * (k + 8) + 2 * apart * rows * row + self.stages * narrow * rows * row;
+        let floats = self.stages * wide * rows * wide_row + split * rows * wide_row + self.stages;
+        (2 * elements + 4 * floats).next_multiple_of(8) + 16
+    }
+}
+
+/// The warps of the fused backward kernel that compute.
+const BACKWARD_WARPS: usize = 8;
+
+/// How the fused backward kernel runs, where it can. A computing warp holds R transposed for 16 units and one part of k; there
+/// are as many parts as 8 warps allow.
+pub fn fused_backward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> Option<Fused> {
+    if element_bytes != 2 {
+        return None;
+    }
+    let choice = |units: usize| {
+        let split = BACKWARD_WARPS / (units / 16);
+        let k = shapes.recurrent * depth(shapes.head_dim, element_bytes);
+        let weights = k.div_ceil(32 * split) * 8;
+        let blocks = shapes.head_dim.div_ceil(units);
+        let fits = weights <= WEIGHT_REGISTERS / 2 && blocks <= 8 && (blocks == 1 || clusters);
+        fits.then_some(Fused { blocks, units, helpers: 4, stages: 6 })
+    };
+    let one_block = [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(choice);
+    one_block.or_else(|| [64, 32].into_iter().find_map(choice))
 }
 
 /// The registers of a thread that may hold weights.

@@ -1,0 +1,38 @@
+//! What a person wants to know of CUDA on this machine.
+
+use flashrnn_core::Result;
+
+use crate::compile::Nvrtc;
+use crate::library;
+
+/// A library that plans need, besides the driver, without which there is no [`Cuda`](crate::Cuda).
+#[derive(Clone, Debug)]
+pub struct Library {
+    /// Its name.
+    pub name: &'static str,
+    /// Its version, where it tells, or why it can't be used and what to do.
+    pub found: Result<String>,
+}
+
+/// Looks for NVRTC and cuBLAS. Where one is missing, making a plan or running one fails with the error given here.
+#[must_use]
+pub fn libraries() -> [Library; 2] {
+    let nvrtc = Nvrtc::get().map(|nvrtc| format!("{}.{}", nvrtc.major, nvrtc.minor));
+    let cublas = library::cublas().map(|()| "found".into());
+    [Library { name: "NVRTC", found: nvrtc }, Library { name: "cuBLAS", found: cublas }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_is_there_or_says_what_to_do() {
+        for Library { name, found } in libraries() {
+            match found {
+                Ok(version) => assert!(!version.is_empty(), "{name}"),
+                Err(error) => assert!(error.to_string().contains("install"), "{name}: {error}"),
+            }
+        }
+    }
+}
