@@ -12,10 +12,9 @@
 //
 // Shared memory: dg [2][8][Gr depth] (a step reads one and writes the other), the parts of the sums [SPLIT][8][UNITS], and of
 // each of STAGES steps the gates, the states before and the gradients given.
-#include "fused.cuh"
+constexpr int WARPS = 8;  // that compute
+#include "carry.cuh"
 
-constexpr int ROWS = 8;
-constexpr int WARPS = 8;
 constexpr int THREADS = 32 * (WARPS + HELPERS);
 constexpr int TILES = UNITS / 16;
 constexpr int SPLIT = WARPS / TILES;
@@ -26,7 +25,7 @@ constexpr int DG_STRIDE = SPLIT * STEPS_OF_K * 32 + 8;
 constexpr int SUM_STRIDE = UNITS + 4;
 constexpr int IN_STRIDE = UNITS + 8;
 constexpr int NARROW = Cell::GATES + 2 * Cell::STATES;
-constexpr int WIDE = count(Cell::WIDE) + count(Cell::WIDE_GATES);
+constexpr int WIDE_STATES = count(Cell::WIDE), WIDE_GATES = count(Cell::WIDE_GATES), WIDE = WIDE_STATES + WIDE_GATES;
 constexpr int APART = Cell::GATES - Cell::RECURRENT;  // gates whose dg no product reads
 constexpr int PAIRS = (UNITS / 8 + WARPS - 1) / WARPS;  // groups of 8 units a warp
 
@@ -34,9 +33,9 @@ static_assert(UNITS % 16 == 0 && WARPS % TILES == 0 && TILES <= WARPS, "16 units
 
 struct Shared {
     T dg[2][ROWS][DG_STRIDE];
-    T apart[2][APART == 0 ? 1 : APART][ROWS][IN_STRIDE];
+    T apart[2][at_least_one(APART)][ROWS][IN_STRIDE];
     T in[STAGES][NARROW][ROWS][IN_STRIDE];
-    float wide[STAGES][WIDE == 0 ? 1 : WIDE][ROWS][SUM_STRIDE];
+    float wide[STAGES][at_least_one(WIDE)][ROWS][SUM_STRIDE];
     float sums[SPLIT][ROWS][SUM_STRIDE];
     unsigned resets[STAGES];  // bit b: row b's state is zeroed before this step; bit 8 + b: before the step after
     Barrier arrived[2];
@@ -46,19 +45,6 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
 
 // The tensors of `in`.
 constexpr int GATES_IN = 0, BEFORE_IN = Cell::GATES, D_IN = Cell::GATES + Cell::STATES;
-
-struct Block {
-    int head, row0, unit0, units, rows;
-
-    __device__ __forceinline__ Block(const Sizes& sizes) {
-        const int cluster = blockIdx.x / BLOCKS;
-        head = cluster % sizes.heads;
-        row0 = cluster / sizes.heads * ROWS;
-        unit0 = blockIdx.x % BLOCKS * UNITS;
-        units = ::max(0, ::min(UNITS, HEAD_DIM - unit0));
-        rows = ::min(ROWS, sizes.batch - row0);
-    }
-};
 
 // After this, dg of the step after and the inputs of this one are there. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_round(Shared& shared, int round) {
@@ -190,7 +176,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate) {
                 if (Cell::WIDE_GATES >> gate & 1)
-                    load_wide(count(Cell::WIDE) + rank(Cell::WIDE_GATES, gate), gates[0][gate], gates[1][gate]);
+                    load_wide(WIDE_STATES + rank(Cell::WIDE_GATES, gate), gates[0][gate], gates[1][gate]);
                 else
                     load(GATES_IN + gate, gates[0][gate], gates[1][gate]);
             }
@@ -300,58 +286,43 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     wait_for_round(shared, sizes.time + 1);
 }
 
-// Calls f(tensor, unit) for a helping lane's share of the 16-byte pieces, of WIDTH units, of a row of so many tensors.
-template <int WIDTH, class F> __device__ __forceinline__ void share(const Block& block, int tensors, F f) {
-    constexpr int PIECES = (UNITS / WIDTH + 3) / 4;
-#pragma unroll 1
-    for (int item = threadIdx.x / 32 - WARPS; item < tensors * PIECES; item += HELPERS) {
-        const int unit = (item % PIECES * 4 + threadIdx.x % 4) * WIDTH;
-        if (unit < block.units) f(item / PIECES, unit);
-    }
-}
-
-template <class P> __device__ __forceinline__ void bring(P* to, const P* from, int units) {
-    if constexpr (ALIGNED)
-        copy_async(to, from);
-    else
-        for (int i = 0; i < ::min(int(16 / sizeof(P)), units); ++i) to[i] = from[i];
-}
-
-// The helpers. A lane has one row of the batch.
 __device__ __forceinline__ void carry(const BackwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
-    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32;
-    const int r = lane / 4;
+    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = lane / 4;
     const bool row_exists = r < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
-    const Offset units = sizes.units(), tensor = sizes.tokens() * units;
-    const Offset place = Offset(block.head) * HEAD_DIM + block.unit0;
+    const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
+
+    // Of the step, and of the step before it.
+    const Pieces<const T, Cell::GATES, ROWS * IN_STRIDE, IN_STRIDE> gates(
+        block, [&](int gate) { return gate_tensor(call.gates, sizes, gate, place); });
+    const Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> d(block, [&](int s) {
+        return Tensor<const T>{s < call.d_states_count ? call.d_states + s * tensor + place : nullptr, units};
+    });
+    const Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> before(
+        block, [&](int s) { return Tensor<const T>{call.states + s * tensor + place, units}; });
+    const Pieces<const float, WIDE_GATES, ROWS * SUM_STRIDE, SUM_STRIDE> wide_gates(
+        block, [&](int which) { return Tensor<const float>{call.wide_gates + which * tensor + place, units}; });
+    const Pieces<const float, WIDE_STATES, ROWS * SUM_STRIDE, SUM_STRIDE> wide_before(
+        block, [&](int which) { return Tensor<const float>{call.wide_states + which * tensor + place, units}; });
+    // Results.
+    const Pieces<T, Cell::RECURRENT, DEPTH, DG_STRIDE> recurrent(
+        block, [&](int gate) { return gate_tensor(call.d_gates, sizes, gate, place); });
+    const Pieces<T, APART, ROWS * IN_STRIDE, IN_STRIDE> apart(
+        block, [&](int which) { return gate_tensor(call.d_gates, sizes, Cell::RECURRENT + which, place); });
 
     const auto fetch = [&](int round) {
         const int step = sizes.time - 1 - round, stage = round % STAGES;
         if (step >= 0 && row_exists && row.active(step)) {
-            const Offset token = row.token(sizes, step) * units + place;
-            const Offset before = step > 0 ? row.token(sizes, step - 1) * units + place : 0;
-            const int tensors = Cell::GATES + Cell::STATES + call.d_states_count;
-            share<8>(block, tensors, [&](int which, int unit) {
-                T* to = &shared.in[stage][which][r][unit];
-                const int s = which - Cell::GATES;
-                if (s < 0)
-                    bring(to, &call.gates.at(sizes, row.token(sizes, step), which, place + unit), block.units - unit);
-                else if (s >= Cell::STATES)
-                    bring(to, call.d_states + (s - Cell::STATES) * tensor + token + unit, block.units - unit);
-                else if (step > 0)
-                    bring(to, call.states + s * tensor + before + unit, block.units - unit);
-            });
-            if constexpr (WIDE != 0)
-                share<4>(block, WIDE, [&](int which, int unit) {
-                    float* to = &shared.wide[stage][which][r][unit];
-                    const int gate = which - count(Cell::WIDE);
-                    if (gate >= 0)
-                        bring(to, call.wide_gates + gate * tensor + token + unit, block.units - unit);
-                    else if (step > 0)
-                        bring(to, call.wide_states + which * tensor + before + unit, block.units - unit);
-                });
+            const Offset token = row.token(sizes, step);
+            gates.fetch(&shared.in[stage][GATES_IN][0][0], token);
+            d.fetch(&shared.in[stage][D_IN][0][0], token);
+            wide_gates.fetch(&shared.wide[stage][WIDE_STATES == WIDE ? 0 : WIDE_STATES][0][0], token);
+            if (step > 0) {
+                const Offset previous = row.token(sizes, step - 1);
+                before.fetch(&shared.in[stage][BEFORE_IN][0][0], previous);
+                wide_before.fetch(&shared.wide[stage][0][0][0], previous);
+            }
         }
         if (call.resets && helper == 0 && step >= -1) {
             const bool asks = row_exists && lane % 4 < 2 && step + lane % 4 >= 0;
@@ -367,15 +338,8 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
         const int step = sizes.time - 1 - round;
         if (step < 0 || !row_exists) return;
         const Offset token = row.token(sizes, step);
-        share<8>(block, Cell::GATES, [&](int gate, int unit) {
-            const T* from = gate < Cell::RECURRENT ? &shared.dg[(round + 1) % 2][r][gate * DEPTH + block.unit0 + unit]
-                                                   : &shared.apart[round % 2][gate - Cell::RECURRENT][r][unit];
-            T* to = &call.d_gates.at(sizes, token, gate, place + unit);
-            if constexpr (ALIGNED)
-                *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-            else
-                for (int i = 0; i < ::min(8, block.units - unit); ++i) to[i] = from[i];
-        });
+        recurrent.store(&shared.dg[(round + 1) % 2][0][block.unit0], token, true);
+        apart.store(&shared.apart[round % 2][0][0][0], token, true);
     };
 
     for (int round = 0; round < STAGES - 1; ++round) fetch(round);

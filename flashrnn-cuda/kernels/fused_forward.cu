@@ -12,10 +12,9 @@
 //
 // Shared memory: h [2][8][depth] (a step reads one and writes the other), wx [STAGES][Gx][8][UNITS], and what is saved
 // for the backward pass [2][S - 1 + G][8][UNITS]. Rows are 16 bytes longer, so that matrices load without bank conflicts.
-#include "fused.cuh"
+constexpr int WARPS = UNITS / 8;  // that compute
+#include "carry.cuh"
 
-constexpr int ROWS = 8;
-constexpr int WARPS = UNITS / 8;
 constexpr int THREADS = 32 * (WARPS + HELPERS);
 constexpr int TILES = (Cell::RECURRENT + 1) / 2;
 constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;  // of packed R and of h here
@@ -23,30 +22,20 @@ constexpr int STEPS_OF_K = (HEAD_DIM + 15) / 16;
 constexpr int H_STRIDE = (DEPTH > BLOCKS * UNITS ? DEPTH : BLOCKS * UNITS) + 8;
 constexpr int X_STRIDE = UNITS + 8;
 constexpr int SAVED = SAVES ? Cell::STATES - 1 + Cell::GATES : 0;
+constexpr int WIDE_STATES = SAVES ? count(Cell::WIDE) : 0;
+constexpr int WIDE = SAVES ? count(Cell::WIDE) + count(Cell::WIDE_GATES) : 0;
+constexpr int WIDE_STRIDE = UNITS + 4;
 
 struct Shared {
     T h[2][ROWS][H_STRIDE];
-    T x[STAGES][Cell::EXTERNAL == 0 ? 1 : Cell::EXTERNAL][ROWS][X_STRIDE];
-    T saved[2][SAVED == 0 ? 1 : SAVED][ROWS][X_STRIDE];
+    T x[STAGES][at_least_one(Cell::EXTERNAL)][ROWS][X_STRIDE];
+    T saved[2][at_least_one(SAVED)][ROWS][X_STRIDE];
+    float wide[2][at_least_one(WIDE)][ROWS][WIDE_STRIDE];
     unsigned resets[STAGES];
     Barrier arrived[2];  // of h[0] and h[1]: this block's warps, and the bytes from the others
 };
 
 static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
-
-// Where a block's rows lie.
-struct Block {
-    int head, row0, unit0, units, rows;
-
-    __device__ __forceinline__ Block(const Sizes& sizes) {
-        const int cluster = blockIdx.x / BLOCKS;
-        head = cluster % sizes.heads;
-        row0 = cluster / sizes.heads * ROWS;
-        unit0 = blockIdx.x % BLOCKS * UNITS;
-        units = ::max(0, ::min(UNITS, HEAD_DIM - unit0));
-        rows = ::min(ROWS, sizes.batch - row0);
-    }
-};
 
 // After this, h of the step before and wx of this step are there. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_step(Shared& shared, int step) {
@@ -176,23 +165,16 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                     *reinterpret_cast<unsigned*>(&shared.saved[now][Cell::STATES - 1 + gate][r][warp * 8 + q * 2]) =
                         transpose(pack(gates[0][gate], gates[1][gate]));
             }
-            if (Cell::WIDE != 0 || Cell::WIDE_GATES != 0) {
-                const Offset tensor = sizes.tokens() * sizes.units();
+            if constexpr (WIDE != 0) {
 #pragma unroll
                 for (int j = 0; j < 2; ++j) {
-                    const int row_index = block.row0 + q * 2 + j;
-                    if (q * 2 + j >= block.rows || !unit_exists || !call.wide_states) continue;
-                    const Row row(sizes, call.lengths, row_index);
-                    const Offset at = row.token(sizes, step) * sizes.units() + place;
-                    const bool active = row.active(step);
+                    const auto put = [&](int which, float v) { shared.wide[now][which][q * 2 + j][warp * 8 + r] = v; };
 #pragma unroll
                     for (int s = 0; s < Cell::STATES; ++s)
-                        if (Cell::WIDE >> s & 1)
-                            call.wide_states[rank(Cell::WIDE, s) * tensor + at] = active ? states[j][s] : 0.0f;
+                        if (Cell::WIDE >> s & 1) put(rank(Cell::WIDE, s), states[j][s]);
 #pragma unroll
                     for (int gate = 0; gate < Cell::GATES; ++gate)
-                        if ((Cell::WIDE_GATES >> gate & 1) && call.save_gates)
-                            call.wide_gates[rank(Cell::WIDE_GATES, gate) * tensor + at] = active ? gates[j][gate] : 0.0f;
+                        if (Cell::WIDE_GATES >> gate & 1) put(WIDE_STATES + rank(Cell::WIDE_GATES, gate), gates[j][gate]);
                 }
             }
         }
@@ -231,78 +213,51 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
     }
 }
 
-// Calls f(tensor, unit) for a helping lane's share of the 16-byte pieces (8 units) of a row of so many tensors.
-template <class F> __device__ __forceinline__ void share(const Block& block, int tensors, F f) {
-    constexpr int PIECES = (UNITS / 8 + 3) / 4;
-#pragma unroll 1
-    for (int item = threadIdx.x / 32 - WARPS; item < tensors * PIECES; item += HELPERS) {
-        const int unit = (item % PIECES * 4 + threadIdx.x % 4) * 8;
-        if (unit < block.units) f(item / PIECES, unit);
-    }
-}
-
-// The helpers. A lane has one row of the batch.
 __device__ __forceinline__ void carry(const ForwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
-    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32;
-    const int r = lane / 4;
+    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = lane / 4;
     const bool row_exists = r < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
-    const Offset units = sizes.units();
-    const Offset place = Offset(block.head) * HEAD_DIM + block.unit0;
+    const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
+
+    const Pieces<const T, Cell::EXTERNAL, ROWS * X_STRIDE, X_STRIDE> x(block, [&](int gate) {
+        return Tensor<const T>{call.wx + gate * units + place, Cell::EXTERNAL * units};
+    });
+    const Pieces<T, 2, 0, H_STRIDE> h(block, [&](int which) {
+        T* to = which == 0 ? call.h : call.states;
+        return Tensor<T>{to ? to + place : nullptr, units};
+    });
+    const Pieces<T, SAVED, ROWS * X_STRIDE, X_STRIDE> saved(block, [&](int which) {
+        const int gate = which - (Cell::STATES - 1);
+        if (gate < 0) return Tensor<T>{call.states ? call.states + (which + 1) * tensor + place : nullptr, units};
+        return call.save_gates ? gate_tensor(call.gates, sizes, gate, place) : Tensor<T>{nullptr, 0};
+    });
+    const Pieces<float, WIDE, ROWS * WIDE_STRIDE, WIDE_STRIDE> wide(block, [&](int which) {
+        float* to = which < WIDE_STATES ? call.wide_states : call.save_gates ? call.wide_gates : nullptr;
+        const int of = which < WIDE_STATES ? which : which - WIDE_STATES;
+        return Tensor<float>{to ? to + of * tensor + place : nullptr, units};
+    });
 
     const auto fetch = [&](int step) {
-        if (step < sizes.time && row_exists) {
-            const int stage = step % STAGES;
-            const Offset token = row.token(sizes, step);
-            share(block, Cell::EXTERNAL, [&](int gate, int unit) {
-                const T* from = call.wx + (token * Cell::EXTERNAL + gate) * units + place + unit;
-                T* to = &shared.x[stage][gate][r][unit];
-                if constexpr (ALIGNED)
-                    copy_async(to, from);
-                else
-                    for (int i = 0; i < ::min(8, block.units - unit); ++i) to[i] = from[i];
-            });
-        }
+        const int stage = step % STAGES;
+        if (step < sizes.time && row_exists) x.fetch(&shared.x[stage][0][0][0], row.token(sizes, step));
         if (call.resets && helper == 0 && step < sizes.time) {
             const bool set = row_exists && lane % 4 == 0 && row.reset(sizes, call.resets, step);
             const unsigned votes = __ballot_sync(~0u, set);
             unsigned mask = 0;
 #pragma unroll
             for (int i = 0; i < ROWS; ++i) mask |= (votes >> (i * 4) & 1) << i;
-            if (lane == 0) shared.resets[step % STAGES] = mask;
+            if (lane == 0) shared.resets[stage] = mask;
         }
         end_copy_group();
     };
     const auto store = [&](int step) {
         if (!row_exists) return;
         const bool active = row.active(step);
-        const Offset token = row.token(sizes, step), tensor = sizes.tokens() * units;
-        const auto put = [&](T* to, const T* from, int unit) {
-            const T zero = rounded<T>(0.0f);
-            if constexpr (ALIGNED) {
-                const uint4 v = *reinterpret_cast<const uint4*>(from);
-                *reinterpret_cast<uint4*>(to) = active ? v : uint4{0, 0, 0, 0};
-            } else {
-                for (int i = 0; i < ::min(8, block.units - unit); ++i) to[i] = active ? from[i] : zero;
-            }
-        };
-        share(block, 1, [&](int, int unit) {
-            const T* from = &shared.h[(step + 1) % 2][r][block.unit0 + unit];
-            if (call.h) put(call.h + token * units + place + unit, from, unit);
-            if (SAVES && call.states) put(call.states + token * units + place + unit, from, unit);
-        });
-        if constexpr (SAVES) {
-            const int gates = call.save_gates ? Cell::GATES : 0;
-            share(block, Cell::STATES - 1 + gates, [&](int which, int unit) {
-                const T* from = &shared.saved[step % 2][which][r][unit];
-                if (which < Cell::STATES - 1) {
-                    if (call.states) put(call.states + (which + 1) * tensor + token * units + place + unit, from, unit);
-                } else {
-                    put(&call.gates.at(sizes, token, which - (Cell::STATES - 1), place + unit), from, unit);
-                }
-            });
-        }
+        const Offset token = row.token(sizes, step);
+        h.store(&shared.h[(step + 1) % 2][0][block.unit0], token, active);
+        saved.store(&shared.saved[step % 2][0][0][0], token, active);
+        wide.store(&shared.wide[step % 2][0][0][0], token, active);
     };
 
     for (int step = 0; step < STAGES - 1; ++step) fetch(step);

@@ -19,6 +19,7 @@ mod backward;
 mod blas;
 pub mod cache;
 mod call;
+mod choice;
 pub mod compile;
 mod device;
 mod forward;
@@ -29,6 +30,7 @@ mod memory;
 mod plan;
 #[doc(hidden)]
 pub mod programs;
+mod report;
 #[doc(hidden)]
 pub mod select;
 #[doc(hidden)]
@@ -39,7 +41,9 @@ mod time_loop;
 mod tokens;
 mod weights;
 
+pub use choice::KernelChoice;
 pub use cudarc;
 pub use device::Cuda;
 pub use memory::{Borrowed, BorrowedMut, Buffer, MemoryUse, View, ViewMut};
 pub use plan::{CudaPlan, CudaWeights};
+pub use report::{Library, libraries};

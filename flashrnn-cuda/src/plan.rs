@@ -10,6 +10,7 @@ use flashrnn_core::{
 };
 
 use crate::call::{Address, Gates, Sizes};
+use crate::choice::KernelChoice;
 use crate::device::{Cuda, Device};
 use crate::fused::{FusedBackward, FusedForward};
 use crate::launch::Kernel;
@@ -237,6 +238,14 @@ impl<T: Element, W: Element> CudaPlan<T, W> {
     /// The backend that made this plan.
     pub fn backend(&self) -> &Cuda {
         &self.cuda
+    }
+
+    /// The kernels of the forward and the backward pass.
+    #[must_use]
+    pub fn kernels(&self) -> [KernelChoice; 2] {
+        let Engine { device, shapes, bytes, .. } = &self.engine;
+        let clusters = device.arch.major >= 9;
+        [KernelChoice::forward(shapes, *bytes, clusters), KernelChoice::backward(shapes, *bytes, clusters)]
     }
 }
 

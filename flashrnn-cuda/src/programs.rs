@@ -11,6 +11,7 @@ use crate::select::{Fused, Multiply, Tile};
 /// The files that kernels include.
 const HEADERS: &[(&str, &str)] = &[
     ("call.cuh", include_str!("../kernels/call.cuh")),
+    ("carry.cuh", include_str!("../kernels/carry.cuh")),
     ("element.cuh", include_str!("../kernels/element.cuh")),
     ("fused.cuh", include_str!("../kernels/fused.cuh")),
     ("math.cuh", include_str!("../kernels/math.cuh")),

@@ -113,7 +113,9 @@ impl Fused {
         let x = self.stages * shapes.external.max(1) * Self::ROWS * row;
         let saved = if saves { shapes.states - 1 + shapes.gates } else { 0 };
         let saved = 2 * saved.max(1) * Self::ROWS * row;
-        (element * (h + x + saved) + 4 * self.stages).next_multiple_of(8) + 16
+        let wide = if saves { shapes.wide.len() + shapes.wide_gates.len() } else { 0 };
+        let floats = 2 * wide.max(1) * Self::ROWS * (self.units + 4) + self.stages;
+        (element * (h + x + saved) + 4 * floats).next_multiple_of(8) + 16
     }
 }
 

@@ -1,0 +1,98 @@
+// What the fused kernels' helping warps do: bring a step's inputs to shared memory ahead of time, and take results from there,
+// 16 bytes a lane. A lane has one row of the batch, lane / 4; its addresses are worked out once, before the time loop.
+#pragma once
+#include "fused.cuh"
+
+constexpr int ROWS = 8;  // of the batch, in a block
+
+// Which units, head and rows a block has.
+struct Block {
+    int head, row0, unit0, units, rows;
+
+    __device__ __forceinline__ Block(const Sizes& sizes) {
+        const int cluster = blockIdx.x / BLOCKS;
+        head = cluster % sizes.heads;
+        row0 = cluster / sizes.heads * ROWS;
+        unit0 = blockIdx.x % BLOCKS * UNITS;
+        units = ::max(0, ::min(UNITS, HEAD_DIM - unit0));
+        rows = ::min(ROWS, sizes.batch - row0);
+    }
+
+    // The block's first unit among the N D of a token.
+    __device__ __forceinline__ Offset place() const { return Offset(head) * HEAD_DIM + unit0; }
+};
+
+// A tensor in global memory: the block's first unit at token 0, and the elements from a token to the next.
+template <class P> struct Tensor {
+    P* first;
+    Offset token_stride;
+};
+
+// The number of tensors in an array, which has at least one.
+__host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
+
+// This lane's share of the block's units of its row, of TENSORS tensors. In shared memory a tensor begins TENSOR_STRIDE elements
+// after the one before, a row ROW_STRIDE after the one before.
+template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces {
+    static constexpr int WIDTH = 16 / sizeof(P);                // units of a piece
+    static constexpr int OF_ROW = (UNITS / WIDTH + 3) / 4;      // pieces of a row, for each of its 4 lanes
+    static constexpr int COUNT = (TENSORS * OF_ROW + HELPERS - 1) / HELPERS;
+
+    P* first[at_least_one(COUNT)];  // null where there is nothing
+    Offset stride[at_least_one(COUNT)];
+    int place[at_least_one(COUNT)], units[at_least_one(COUNT)];
+
+    template <class TensorOf> __device__ __forceinline__ Pieces(const Block& block, TensorOf tensor_of) {
+        const int helper = threadIdx.x / 32 - WARPS, r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const int item = helper + i * HELPERS;
+            const int which = item / OF_ROW, unit = (item % OF_ROW * 4 + q) * WIDTH;
+            const bool exists = which < TENSORS && unit < block.units && r < block.rows;
+            const Tensor<P> tensor = exists ? tensor_of(which) : Tensor<P>{nullptr, 0};
+            first[i] = tensor.first ? tensor.first + unit : nullptr;
+            stride[i] = tensor.token_stride;
+            place[i] = which * TENSOR_STRIDE + r * ROW_STRIDE + unit;
+            units[i] = ::min(WIDTH, block.units - unit);
+        }
+    }
+
+    // Brings what lies at `token` to `shared`, without waiting where the addresses are aligned.
+    template <class Q> __device__ __forceinline__ void fetch(Q* shared, Offset token) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            if (!first[i]) continue;
+            const P* from = first[i] + token * stride[i];
+            if constexpr (ALIGNED)
+                copy_async(shared + place[i], from);
+            else
+                for (int unit = 0; unit < units[i]; ++unit) shared[place[i] + unit] = from[unit];
+        }
+    }
+
+    // Takes what lies at `shared` to `token`; zeros where the row is not active.
+    __device__ __forceinline__ void store(const P* shared, Offset token, bool active) const {
+        if constexpr (ALIGNED) {
+            uint4 v[at_least_one(COUNT)];
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                if (first[i]) v[i] = active ? *reinterpret_cast<const uint4*>(shared + place[i]) : uint4{0, 0, 0, 0};
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                if (first[i]) *reinterpret_cast<uint4*>(first[i] + token * stride[i]) = v[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) {
+                if (!first[i]) continue;
+                P* to = first[i] + token * stride[i];
+                for (int unit = 0; unit < units[i]; ++unit) to[unit] = active ? shared[place[i] + unit] : P{};
+            }
+        }
+    }
+};
+
+// The tensor of a gate, in the pair of tensors that hold those with and those without external input.
+template <class P> __device__ __forceinline__ Tensor<P> gate_tensor(const Gates<P>& gates, const Sizes& sizes, int gate, Offset place) {
+    const int of_token = gate < INNER ? INNER : Cell::EXTERNAL;
+    return {&gates.at(sizes, 0, gate, place), of_token * sizes.units()};
+}

@@ -1,0 +1,125 @@
+//! Which kernels a plan runs, for people: what [`crate::select`] chose, and why.
+
+use std::fmt;
+
+use flashrnn_core::Shapes;
+
+use crate::select::{self, Fused, Tile};
+
+/// The kernel of one pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelChoice {
+    /// `forward` or `backward`.
+    pub pass: &'static str,
+    /// `fused`: all steps in one launch, R in registers; `alternating`: a launch a step.
+    pub family: &'static str,
+    /// Units of a head that a block computes.
+    pub units: usize,
+    /// Rows of the batch that a block computes.
+    pub rows: usize,
+    /// Warps of a block.
+    pub warps: usize,
+    /// Blocks of a launch.
+    pub blocks: usize,
+    /// Blocks of a cluster, which share a head.
+    pub cluster: usize,
+    /// What decided it.
+    pub why: &'static str,
+}
+
+impl KernelChoice {
+    /// The forward pass's kernel.
+    #[must_use]
+    pub fn forward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> Self {
+        match select::fused_forward(shapes, element_bytes, clusters) {
+            Some(fused) => Self::fused("forward", shapes, fused, fused.forward_threads()),
+            None => {
+                let tile = select::forward_tile(shapes, element_bytes);
+                Self::alternating("forward", shapes, tile, element_bytes, clusters)
+            }
+        }
+    }
+
+    /// The backward pass's kernel.
+    #[must_use]
+    pub fn backward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> Self {
+        match select::fused_backward(shapes, element_bytes, clusters) {
+            Some(fused) => Self::fused("backward", shapes, fused, fused.backward_threads()),
+            None => {
+                let tile = select::backward_tile(shapes, element_bytes);
+                Self::alternating("backward", shapes, tile, element_bytes, clusters)
+            }
+        }
+    }
+
+    fn fused(pass: &'static str, shapes: &Shapes, fused: Fused, threads: usize) -> Self {
+        Self {
+            pass,
+            family: "fused",
+            units: fused.units,
+            rows: Fused::ROWS,
+            warps: threads / 32,
+            blocks: fused.grid(shapes),
+            cluster: fused.blocks,
+            why: match select::aligned(shapes) {
+                true => {
+                    "R fits the registers of a cluster; tensors that do not begin at 16 bytes: alternating"
+                }
+                false => "R fits the registers of a cluster",
+            },
+        }
+    }
+
+    fn alternating(
+        pass: &'static str,
+        shapes: &Shapes,
+        tile: Tile,
+        element_bytes: usize,
+        clusters: bool,
+    ) -> Self {
+        Self {
+            pass,
+            family: "alternating",
+            units: tile.units,
+            rows: tile.rows,
+            warps: tile.warps,
+            blocks: select::blocks(shapes, tile),
+            cluster: 1,
+            why: match (element_bytes, clusters) {
+                (2, true) => "R does not fit the registers of a cluster of 8 blocks",
+                (2, false) => "R does not fit the registers of a block, and this device has no clusters",
+                _ => "the fused kernels are for 16-bit tensors",
+            },
+        }
+    }
+}
+
+impl fmt::Display for KernelChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pass, family, units, rows, warps, blocks, cluster, why } = self;
+        let launch = if *family == "fused" { "one launch" } else { "a launch a step" };
+        write!(
+            f,
+            "{pass}: {family}, {launch} of {blocks} blocks (clusters of {cluster}), each {units} units by "
+        )?;
+        write!(f, "{rows} rows on {warps} warps; {why}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flashrnn_core::{Lstm, Problem};
+
+    #[test]
+    fn choices_say_what_and_why() {
+        let shapes = |heads, head_dim| Problem::new(16, 1, heads, head_dim).shapes::<Lstm>().unwrap();
+        let small = KernelChoice::forward(&shapes(12, 64), 2, true);
+        assert_eq!((small.family, small.blocks), ("fused", 12 * 2 * small.cluster));
+        let f32 = KernelChoice::backward(&shapes(12, 64), 4, true);
+        assert_eq!((f32.family, f32.cluster), ("alternating", 1));
+        assert!(f32.to_string().contains("16-bit"), "{f32}");
+        let large = KernelChoice::forward(&shapes(1, 4096), 2, true).to_string();
+        assert!(large.starts_with("forward: alternating, a launch a step of 512 blocks"), "{large}");
+    }
+}
