@@ -10,6 +10,11 @@
 //! | feature | backend | default |
 //! |---|---|---|
 //! | `cpu` | [`Cpu`]: SIMD and threads | yes |
+//! | `cuda` | `Cuda`: NVIDIA GPUs, by kernels that are compiled when a plan is made | no |
+//!
+//! What is on a device lies in `cuda::Buffer`s, of which a call takes `cuda::View`s and `cuda::ViewMut`s; `cuda::cudarc` is
+//! the crate whose streams and memory it works with. With the feature, everything builds without CUDA too: the driver,
+//! NVRTC and cuBLAS are looked for when the program runs.
 //!
 //! ```
 //! use flashrnn::{Backend, Backward, Cpu, Forward, Lstm, Plan, Problem};
@@ -52,6 +57,10 @@ pub use flashrnn_core::*;
 pub use flashrnn_cpu as cpu;
 #[cfg(feature = "cpu")]
 pub use flashrnn_cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use flashrnn_cuda as cuda;
+#[cfg(feature = "cuda")]
+pub use flashrnn_cuda::Cuda;
 
 /// The README's example, as a test.
 #[cfg(all(doctest, feature = "cpu"))]

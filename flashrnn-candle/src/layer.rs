@@ -3,10 +3,10 @@
 use candle_core::{Error, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use flashrnn::cell::Array;
-use flashrnn::{Cell, Layout};
+use flashrnn::{Cell, Cpu, Layout};
 
 use crate::torch::{FromTorch, TorchTensors};
-use crate::{Optional, Output, Rnn, Weights};
+use crate::{Bridge, Optional, Output, Rnn, Weights};
 
 /// The size of an [`RnnLayer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,8 @@ pub struct LayerSize {
 /// GRU `b_n_h`, `b_r`, `b_z`, `b_n_x`, where `b_n_h` is PyTorch's b_hn, inside the reset gate, and `b_n_x` its b_in.
 /// A forget bias of 1 lets a new network remember.
 #[derive(Clone, Debug)]
-pub struct RnnLayer<C> {
-    rnn: Rnn<C>,
+pub struct RnnLayer<C, B = Cpu> {
+    rnn: Rnn<C, B>,
     /// `[Gx·N·D, I]`
     w: Tensor,
     /// `[Gr, N, D_out, D_in]`
@@ -41,12 +41,12 @@ pub struct RnnLayer<C> {
     b: Vec<Tensor>,
 }
 
-impl<C: Cell> RnnLayer<C> {
+impl<C: Cell, B: Bridge> RnnLayer<C, B> {
     /// Finds the parameters in `vb`, or makes them new where `vb` does.
     ///
     /// # Errors
     /// Where a size is 0, or a parameter is missing or of another shape.
-    pub fn new(rnn: Rnn<C>, size: LayerSize, vb: VarBuilder) -> Result<Self> {
+    pub fn new(rnn: Rnn<C, B>, size: LayerSize, vb: VarBuilder) -> Result<Self> {
         let LayerSize { input, heads, head_dim } = size;
         for (name, size) in [("input", input), ("heads", heads), ("head_dim", head_dim)] {
             if size == 0 {
@@ -71,7 +71,7 @@ impl<C: Cell> RnnLayer<C> {
     ///
     /// # Errors
     /// Where shapes contradict each other or the cell.
-    pub fn from_weights(rnn: Rnn<C>, weights: &Weights) -> Result<Self> {
+    pub fn from_weights(rnn: Rnn<C, B>, weights: &Weights) -> Result<Self> {
         let Weights { w, r, b } = weights;
         let gates = <C::Gates<f64> as Array<f64>>::LEN;
         let &[recurrent, heads, head_dim, inner] = r.dims() else {
@@ -123,7 +123,7 @@ impl<C: Cell> RnnLayer<C> {
     }
 
     /// The recurrence and its options.
-    pub fn rnn(&self) -> &Rnn<C> {
+    pub fn rnn(&self) -> &Rnn<C, B> {
         &self.rnn
     }
 
@@ -136,7 +136,7 @@ impl<C: Cell> RnnLayer<C> {
     }
 }
 
-impl<C: FromTorch> RnnLayer<C> {
+impl<C: FromTorch, B: Bridge> RnnLayer<C, B> {
     /// A layer with the weights of one layer and direction of PyTorch's `nn.LSTM`, `nn.GRU` or `nn.RNN`.
     ///
     /// `suffix` is what PyTorch's names end in: `l0`, `l1`, …, and `l0_reverse` for the other direction of a
@@ -146,7 +146,7 @@ impl<C: FromTorch> RnnLayer<C> {
     /// # Errors
     /// Where a weight is missing or of another shape. Biases may be absent, as with `bias=False`.
     pub fn from_torch(
-        rnn: Rnn<C>,
+        rnn: Rnn<C, B>,
         input: usize,
         hidden: usize,
         suffix: &str,

@@ -1,4 +1,4 @@
-//! flashrnn's recurrences as a differentiable [candle](candle_core) operation, on the CPU.
+//! flashrnn's recurrences as a differentiable [candle](candle_core) operation on tensors that lie in the CPU's memory.
 //!
 //! [`Rnn`] is the operator on tensors; [`RnnLayer`] adds the input product W and owns the parameters; [`FromTorch`]
 //! brings the weights of PyTorch's `nn.LSTM`, `nn.GRU` and `nn.RNN`.
@@ -46,14 +46,23 @@
 //!   adds them up, a few passes over memory of the size of h. [`Rnn::all_states`] makes that S times as much, which is
 //!   why h alone is the default.
 //!
+//! # On a GPU
+//! [`Rnn::on`] takes any backend that is a [`Bridge`]; with the feature `cuda` that is `flashrnn::Cuda` too. Tensors stay on
+//! candle's CPU device. A call copies wx, the weights and s0 to the GPU and the output back, and waits for it; its backward pass
+//! copies wx, s0 and the gradient of the output there, and d_wx, the weights' gradients and d_s0 back. The states and gates
+//! kept in between stay on the GPU. With [`Cpu`](flashrnn::Cpu) the operation works on candle's memory itself.
+//!
+//! # Many calls
 //! Since the object belongs to the call, any number of forward passes may precede a backward pass, and one graph may be
 //! walked backward several times. Second derivatives are not there: gradients come without a graph of their own.
 
+mod bridge;
 mod layer;
 mod op;
 mod rnn;
 mod torch;
 
+pub use bridge::Bridge;
 pub use layer::{LayerSize, RnnLayer};
 pub use rnn::{Optional, Output, Rnn};
 pub use torch::{FromTorch, TorchTensors, Weights};

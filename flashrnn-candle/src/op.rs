@@ -5,15 +5,18 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType};
-use flashrnn::{Backend, Backward, Cpu, Element, Forward, Plan, Saved, Weights};
+use flashrnn::{Backward, Element, Forward, Plan, Saved, Weights};
+
+use crate::Bridge;
 
 /// An element type that both flashrnn and candle know, its wide type too.
 pub(crate) trait Number: Element<Wide: WithDType> + WithDType {}
 impl<T: Element<Wide: WithDType> + WithDType> Number for T {}
 
 /// One call of the operator. `T` is the element of wx, `W` that of r and b.
-pub(crate) struct Op<T: Number, W: Number> {
-    pub plan: <Cpu as Backend>::Plan<T, W>,
+pub(crate) struct Op<B: Bridge, T: Number, W: Number> {
+    pub backend: B,
+    pub plan: B::Plan<T, W>,
     /// `[B]`
     pub lengths: Option<Vec<i32>>,
     /// `[B, T]`, or `[T, B]`
@@ -23,18 +26,18 @@ pub(crate) struct Op<T: Number, W: Number> {
     /// Something depends on a variable, so a backward pass may follow.
     pub differentiable: bool,
     /// Set by the forward pass.
-    pub kept: OnceLock<Kept<T, W>>,
+    pub kept: OnceLock<Kept<B, T, W>>,
 }
 
 /// What the forward pass of one call leaves to its backward passes.
-pub(crate) struct Kept<T: Number, W: Number> {
-    weights: Weights<Cpu, T, W>,
+pub(crate) struct Kept<B: Bridge, T: Number, W: Number> {
+    weights: Weights<B, T, W>,
     /// `[S, B, T, N, D]`
-    states: Vec<T>,
-    saved: Saved<Cpu, T>,
+    states: B::Buffer<T>,
+    saved: Saved<B, T>,
 }
 
-impl<T: Number, W: Number> Op<T, W> {
+impl<B: Bridge, T: Number, W: Number> Op<B, T, W> {
     /// How many elements of the output come before `last`.
     pub fn head_len(&self) -> usize {
         let shapes = self.plan.shapes();
@@ -45,9 +48,22 @@ impl<T: Number, W: Number> Op<T, W> {
     fn r_len(&self) -> usize {
         self.plan.shapes().r().iter().product()
     }
+
+    /// Brings host data to the backend.
+    fn input<'a, P: Element>(&self, data: &'a [P]) -> Result<B::Input<'a, P>> {
+        self.backend.input(data).map_err(Error::wrap)
+    }
+
+    /// The lengths and resets there are, brought to the backend.
+    #[allow(clippy::type_complexity)] // the type of the two, once
+    fn masks(&self) -> Result<(Option<B::Input<'_, i32>>, Option<B::Input<'_, u8>>)> {
+        let lengths = self.lengths.as_deref().map(|lengths| self.backend.input(lengths));
+        let resets = self.resets.as_deref().map(|resets| self.backend.input(resets));
+        Ok((lengths.transpose().map_err(Error::wrap)?, resets.transpose().map_err(Error::wrap)?))
+    }
 }
 
-impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
+impl<B: Bridge, T: Number, W: Number> CustomOp3 for Op<B, T, W> {
     fn name(&self) -> &'static str {
         "flashrnn"
     }
@@ -62,9 +78,10 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         s0: &CpuStorage,
         s0_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let shapes = self.plan.shapes();
+        let (backend, shapes) = (&self.backend, self.plan.shapes());
         let (r, b) = slice::<W>(weights, weights_layout)?.split_at(self.r_len());
-        let weights = self.plan.pack(r, b).map_err(Error::wrap)?;
+        let (r, b) = (self.input(r)?, self.input(b)?);
+        let weights = self.plan.pack(backend.read(&r), backend.read(&b)).map_err(Error::wrap)?;
         let states_len = shapes.states().iter().product::<usize>();
         let head_len = self.head_len();
         let last_len = shapes.state().iter().product::<usize>();
@@ -74,25 +91,32 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         };
         // Every state where it is needed, else h alone, which lies where the states would begin.
         let every_state = self.differentiable || self.all_states;
-        let mut states = vec![T::default(); if every_state { states_len } else { head_len }];
-        let mut last = vec![<T::Wide as Default>::default(); last_len];
-        let call = Forward {
-            s0: Some(slice(s0, s0_layout)?),
-            lengths: self.lengths.as_deref(),
-            resets: self.resets.as_deref(),
-            last: Some(&mut last[..]),
-            saved: saved.as_mut(),
-            ..Forward::new(slice(wx, wx_layout)?, &weights)
-        };
-        let call = match every_state {
-            true => Forward { states: Some(&mut states[..]), ..call },
-            false => Forward { h: Some(&mut states[..]), ..call },
-        };
-        self.plan.forward(call).map_err(Error::wrap)?;
+        let mut states =
+            backend.alloc::<T>(if every_state { states_len } else { head_len }).map_err(Error::wrap)?;
+        let mut last = backend.alloc::<T::Wide>(last_len).map_err(Error::wrap)?;
+        let wx = self.input(slice(wx, wx_layout)?)?;
+        let s0 = self.input(slice(s0, s0_layout)?)?;
+        let (lengths, resets) = self.masks()?;
+        let written = Some(backend.view_mut(&mut states));
+        let (written_h, written_states) = if every_state { (None, written) } else { (written, None) };
+        self.plan
+            .forward(Forward {
+                s0: Some(backend.read(&s0)),
+                lengths: lengths.as_ref().map(|lengths| backend.read(lengths)),
+                resets: resets.as_ref().map(|resets| backend.read(resets)),
+                h: written_h,
+                states: written_states,
+                last: Some(backend.view_mut(&mut last)),
+                saved: saved.as_mut(),
+                ..Forward::new(backend.read(&wx), &weights)
+            })
+            .map_err(Error::wrap)?;
         // out: [S·B·T·N·D or B·T·N·D, then S·B·N·D]
         let mut out = Vec::with_capacity(head_len + last_len);
-        out.extend(states[..head_len].iter().map(|&x| x.to_wide()));
-        out.append(&mut last);
+        let head = backend.look(&states, head_len).map_err(Error::wrap)?;
+        out.extend(head.iter().map(|&x| x.to_wide()));
+        drop(head);
+        out.append(&mut backend.take(last).map_err(Error::wrap)?);
         if let Some(saved) = saved
             && self.kept.set(Kept { weights, states, saved }).is_err()
         {
@@ -113,7 +137,7 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         let Some(kept) = self.kept.get() else {
             return Err(Error::msg("flashrnn: backward without a forward pass that kept its states"));
         };
-        let shapes = self.plan.shapes();
+        let (backend, shapes) = (&self.backend, self.plan.shapes());
         let d_out = d_out.contiguous()?;
         let (d_out_storage, d_out_layout) = d_out.storage_and_layout();
         let (wx_storage, wx_layout) = wx.storage_and_layout();
@@ -121,36 +145,52 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         let (d_head, d_last) =
             slice::<T::Wide>(cpu(&d_out_storage)?, d_out_layout)?.split_at(self.head_len());
         let d_head = narrow::<T>(d_head);
+        let (d_head, d_last) = (self.input(&d_head)?, self.input(d_last)?);
         let (d_h, d_states) = match self.all_states {
-            true => (None, Some(d_head.as_ref())),
-            false => (Some(d_head.as_ref()), None),
+            true => (None, Some(backend.read(&d_head))),
+            false => (Some(backend.read(&d_head)), None),
         };
-        let mut d_wx = vec![T::default(); wx.elem_count()];
-        let mut d_weights = vec![W::default(); weights.elem_count()];
-        let (d_r, d_b) = d_weights.split_at_mut(self.r_len());
-        let mut d_s0 = vec![<T::Wide as Default>::default(); s0.elem_count()];
+        let wx_again = self.input(slice(cpu(&wx_storage)?, wx_layout)?)?;
+        let s0_again = self.input(slice(cpu(&s0_storage)?, s0_layout)?)?;
+        let (lengths, resets) = self.masks()?;
+        let mut d_wx = backend.alloc::<T>(wx.elem_count()).map_err(Error::wrap)?;
+        let mut d_r = backend.alloc::<W>(self.r_len()).map_err(Error::wrap)?;
+        let mut d_b = backend.alloc::<W>(weights.elem_count() - self.r_len()).map_err(Error::wrap)?;
+        let mut d_s0 = backend.alloc::<T::Wide>(s0.elem_count()).map_err(Error::wrap)?;
         self.plan
             .backward(Backward {
-                wx: Some(slice(cpu(&wx_storage)?, wx_layout)?),
-                s0: Some(slice(cpu(&s0_storage)?, s0_layout)?),
-                lengths: self.lengths.as_deref(),
-                resets: self.resets.as_deref(),
+                wx: Some(backend.read(&wx_again)),
+                s0: Some(backend.read(&s0_again)),
+                lengths: lengths.as_ref().map(|lengths| backend.read(lengths)),
+                resets: resets.as_ref().map(|resets| backend.read(resets)),
                 d_h,
                 d_states,
-                d_last: Some(d_last),
-                d_r: Some(d_r),
-                d_b: Some(d_b),
-                d_s0: Some(&mut d_s0[..]),
-                ..Backward::new(&kept.weights, &kept.states[..], &kept.saved, &mut d_wx[..])
+                d_last: Some(backend.read(&d_last)),
+                d_r: Some(backend.view_mut(&mut d_r)),
+                d_b: Some(backend.view_mut(&mut d_b)),
+                d_s0: Some(backend.view_mut(&mut d_s0)),
+                ..Backward::new(
+                    &kept.weights,
+                    backend.view(&kept.states),
+                    &kept.saved,
+                    backend.view_mut(&mut d_wx),
+                )
             })
             .map_err(Error::wrap)?;
         // A gradient for a tensor that depends on no variable would only stay behind in candle's store.
-        let d_wx = wx.track_op().then(|| Tensor::from_vec(d_wx, shapes.wx().as_slice(), &Device::Cpu));
-        let d_weights =
-            weights.track_op().then(|| Tensor::from_vec(d_weights, weights.shape(), &Device::Cpu));
-        let d_s0 = s0.track_op().then(|| Tensor::from_vec(d_s0, s0.shape(), &Device::Cpu));
+        let d_wx = wx.track_op().then(|| tensor(backend.take(d_wx), shapes.wx()));
+        let d_weights = weights.track_op().then(|| {
+            let mut d_weights = backend.take(d_r).map_err(Error::wrap)?;
+            d_weights.append(&mut backend.take(d_b).map_err(Error::wrap)?);
+            tensor(Ok(d_weights), weights.dims())
+        });
+        let d_s0 = s0.track_op().then(|| tensor(backend.take(d_s0), s0.dims()));
         Ok((d_wx.transpose()?, d_weights.transpose()?, d_s0.transpose()?))
     }
+}
+
+fn tensor<P: WithDType>(values: flashrnn::Result<Vec<P>>, shape: impl AsRef<[usize]>) -> Result<Tensor> {
+    Tensor::from_vec(values.map_err(Error::wrap)?, shape.as_ref(), &Device::Cpu)
 }
 
 /// The elements of a contiguous tensor.

@@ -3,8 +3,9 @@
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
-use flashrnn::{Backend, Cell, Cpu, Layout, Plan, Problem, Save, Shapes, bf16, f16};
+use flashrnn::{Cell, Cpu, Layout, Plan, Problem, Save, Shapes, bf16, f16};
 
+use crate::Bridge;
 use crate::op::{Number, Op};
 
 /// A recurrence with its options, ready for tensors of any size.
@@ -12,11 +13,11 @@ use crate::op::{Number, Op};
 /// The fields are the options of [`Problem`]; [`Rnn::new`] gives the defaults, so that
 /// `Rnn { reverse: true, ..Rnn::new(Lstm) }` names just what differs.
 #[derive(Clone, Debug)]
-pub struct Rnn<C> {
+pub struct Rnn<C, B = Cpu> {
     /// The cell: one of [`flashrnn::cells`] or the user's own.
     pub cell: C,
-    /// The backend, and with it the threads it uses.
-    pub backend: Cpu,
+    /// The backend, and with it its device or the threads it uses.
+    pub backend: B,
     /// The order of the batch and time axes.
     pub layout: Layout,
     /// Time runs backwards, each row from its own end; outputs stay at their positions.
@@ -60,11 +61,18 @@ pub struct Output {
 }
 
 impl<C: Cell> Rnn<C> {
-    /// The recurrence of `cell`, batch-major, with every option off, on all threads.
+    /// The recurrence of `cell`, batch-major, with every option off, on all threads of the CPU.
     pub fn new(cell: C) -> Self {
+        Self::on(Cpu::new(), cell)
+    }
+}
+
+impl<C: Cell, B: Bridge> Rnn<C, B> {
+    /// The recurrence of `cell` on `backend`, batch-major, with every option off.
+    pub fn on(backend: B, cell: C) -> Self {
         Self {
             cell,
-            backend: Cpu::new(),
+            backend,
             layout: Layout::BatchMajor,
             reverse: false,
             forward_clip: None,
@@ -92,7 +100,7 @@ impl<C: Cell> Rnn<C> {
             if !tensor.device().is_cpu() {
                 let device = tensor.device().location();
                 return Err(Error::msg(format!(
-                    "{name} lies on {device:?}; flashrnn-candle runs on the CPU"
+                    "{name} lies on {device:?}; flashrnn-candle takes tensors on the CPU"
                 )));
             }
         }
@@ -139,7 +147,8 @@ impl<C: Cell> Rnn<C> {
         };
         let wx = wx.contiguous()?;
         let weights = Tensor::cat(&[r.flatten_all()?, b.flatten_all()?], 0)?;
-        let op = Op::<T, W> {
+        let op = Op::<B, T, W> {
+            backend: self.backend.clone(),
             plan: self.backend.plan(&self.cell, &problem).map_err(Error::wrap)?,
             lengths: optional.lengths.map(|lengths| read_lengths(lengths, &shapes)).transpose()?,
             resets: optional.resets.map(|resets| read_resets(resets, &shapes)).transpose()?,

@@ -4,86 +4,7 @@
 use std::fmt;
 
 use clap::ValueEnum;
-
-/// A built-in cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CellName {
-    /// Elman network: h' = tanh g.
-    Elman,
-    /// Gated recurrent unit, PyTorch's form.
-    Gru,
-    /// Long short-term memory, PyTorch's form.
-    Lstm,
-    /// Scalar LSTM of xLSTM.
-    Slstm,
-}
-
-impl CellName {
-    /// Every cell, in the order of the tables.
-    pub const ALL: [Self; 4] = [Self::Elman, Self::Gru, Self::Lstm, Self::Slstm];
-}
-
-/// Where the recurrence runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// The fastest backend found; at present this picks cpu.
-    #[default]
-    Auto,
-    /// The processor, all cores.
-    Cpu,
-}
-
-/// The element type of wx, states and the weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DtypeName {
-    /// IEEE single precision.
-    #[default]
-    F32,
-    /// IEEE double precision.
-    F64,
-    /// The upper half of an f32.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-impl DtypeName {
-    /// Every element type, the widest first.
-    pub const ALL: [Self; 4] = [Self::F64, Self::F32, Self::Bf16, Self::F16];
-
-    /// The name that PyTorch and NumPy use.
-    pub fn long(self) -> &'static str {
-        match self {
-            Self::F64 => "float64",
-            Self::F32 => "float32",
-            Self::Bf16 => "bfloat16",
-            Self::F16 => "float16",
-        }
-    }
-}
-
-/// Writes a name as the command line spells it.
-fn spell(name: &impl ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    name.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
-}
-
-impl fmt::Display for CellName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        spell(self, f)
-    }
-}
-
-impl fmt::Display for BackendName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        spell(self, f)
-    }
-}
-
-impl fmt::Display for DtypeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        spell(self, f)
-    }
-}
+use flashrnn::{Dtype, Element};
 
 /// Evaluates an expression with the cell that a [`CellName`] stands for: `with_cell!(name, |cell| run(&cell))`.
 /// The expression is compiled once for each cell.
@@ -133,6 +54,93 @@ macro_rules! with_dtype {
             }
         }
     };
+}
+
+/// A built-in cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CellName {
+    /// Elman network: h' = tanh g.
+    Elman,
+    /// Gated recurrent unit, PyTorch's form.
+    Gru,
+    /// Long short-term memory, PyTorch's form.
+    Lstm,
+    /// Scalar LSTM of xLSTM.
+    Slstm,
+}
+
+impl CellName {
+    /// Every cell, in the order of the tables.
+    pub const ALL: [Self; 4] = [Self::Elman, Self::Gru, Self::Lstm, Self::Slstm];
+}
+
+/// Where the recurrence runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// A GPU where one is found that computes in the element type asked for, else the processor.
+    #[default]
+    Auto,
+    /// The processor, all cores.
+    Cpu,
+    /// An NVIDIA GPU; the command must be built with the feature `cuda`.
+    Cuda,
+}
+
+/// The element type of wx, states and the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DtypeName {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// IEEE double precision.
+    F64,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl DtypeName {
+    /// Every element type, the widest first.
+    pub const ALL: [Self; 4] = [Self::F64, Self::F32, Self::Bf16, Self::F16];
+
+    /// The type as backends name it.
+    pub fn dtype(self) -> Dtype {
+        with_dtype!(self, |T| T::DTYPE)
+    }
+
+    /// The name that PyTorch and NumPy use.
+    pub fn long(self) -> &'static str {
+        match self {
+            Self::F64 => "float64",
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+}
+
+/// Writes a name as the command line spells it.
+fn spell(name: &impl ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    name.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
+}
+
+impl fmt::Display for CellName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        spell(self, f)
+    }
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        spell(self, f)
+    }
+}
+
+impl fmt::Display for DtypeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        spell(self, f)
+    }
 }
 
 pub(crate) use {with_cell, with_dtype};

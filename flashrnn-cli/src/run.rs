@@ -25,8 +25,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use flashrnn::{Backend, Backward, Cell, Cpu, Element, Forward, Layout, Plan, Problem, Save, Shapes};
+use flashrnn::{Backend, Backward, Cell, Element, Forward, Layout, Plan, Problem, Save, Shapes};
 
+use crate::backend::{Found, with_backend};
 use crate::choice::{BackendName, CellName, DtypeName, with_cell, with_dtype};
 use crate::tensors::{self, Input, Output};
 
@@ -90,10 +91,11 @@ enum SaveName {
 
 /// Reads, computes, writes.
 pub fn main(args: Args) -> Result<()> {
+    let backend = Found::new(args.backend, Some(args.dtype))?;
     let bytes = tensors::read(&args.input)?;
     let outputs = with_cell!(args.cell, |cell| {
-        with_dtype!(args.dtype, |T| match args.backend {
-            BackendName::Auto | BackendName::Cpu => compute::<Cpu, T, _>(&Cpu::new(), &cell, &args, &bytes),
+        with_dtype!(args.dtype, |T| {
+            with_backend!(&backend, |backend| compute::<_, T, _>(backend, &cell, &args, &bytes))
         })
     })
     .with_context(|| args.input.display().to_string())?;

@@ -3,11 +3,12 @@
 use std::io::Write;
 
 use anyhow::Result;
-use flashrnn::{Backend, Cell, Cpu, Element, Layout, Problem, Save};
+use flashrnn::{Backend, Cell, Element, Layout, Problem, Save};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Measured, Tensors, measure, run, tolerance};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::backend::{Found, with_backend};
 use crate::choice::{BackendName, CellName, DtypeName, with_cell, with_dtype};
 
 /// The arguments of `flashrnn verify`.
@@ -35,16 +36,16 @@ struct Worst {
 
 /// Runs the cases and prints the worst error of each tensor. Returns whether all are small enough.
 pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
-    let backend = match args.backend {
-        BackendName::Auto | BackendName::Cpu => Cpu::new(),
-    };
+    let backend = Found::new(args.backend, None)?;
+    let info = backend.info();
     let cells = CellName::ALL;
+    let dtypes: Vec<DtypeName> = DtypeName::ALL.into_iter().filter(|&dtype| backend.takes(dtype)).collect();
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?;
-    let total = args.cases.saturating_mul((cells.len() * DtypeName::ALL.len()) as u64);
+    let total = args.cases.saturating_mul((cells.len() * dtypes.len()) as u64);
     let bar = ProgressBar::new(total).with_style(style);
     let mut columns = Vec::new();
     let mut failures = Vec::new();
-    for dtype in DtypeName::ALL {
+    for dtype in dtypes {
         let mut worst = Vec::new();
         for cell in cells {
             bar.set_message(format!("{cell} {dtype}"));
@@ -52,7 +53,9 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
                 with_cell!(cell, |cell| {
                     with_dtype!(dtype, |T| {
                         let seed = args.seed.wrapping_add(case);
-                        one::<_, T, _>(&backend, &cell, seed, &mut worst, &mut failures)
+                        with_backend!(&backend, |backend| {
+                            one::<_, T, _>(backend, &cell, seed, &mut worst, &mut failures)
+                        })
                     })
                 })?;
                 bar.inc(1);
@@ -61,7 +64,6 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
         columns.push((dtype, worst));
     }
     bar.finish_and_clear();
-    let info = backend.info();
     writeln!(
         out,
         "{} ({}), {total} random problems, seed {}: the worst relative error (norm over norm) of each tensor",

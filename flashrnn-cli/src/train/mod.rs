@@ -16,9 +16,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use flashrnn::Cpu;
 
-use crate::choice::{BackendName, CellName};
+use crate::backend::Found;
+use crate::choice::{BackendName, CellName, DtypeName};
 use markov::Markov;
 use model::Sizes;
 use progress::Progress;
@@ -131,9 +131,7 @@ fn run(args: Args, out: &mut impl Write) -> Result<()> {
     let vocabulary = Vocabulary::of(&text);
     let corpus = Corpus::new(vocabulary.encode(&text)?, args.seq_len)?;
     prepare_folder(&args.out)?;
-    let backend = match args.backend {
-        BackendName::Auto | BackendName::Cpu => Cpu::new(),
-    };
+    let backend = Found::new(args.backend, Some(DtypeName::F32))?;
     let sizes = Sizes {
         cell: args.cell,
         layers: args.layers,

@@ -14,11 +14,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{D, DType, Device, Error, Result, Shape, Tensor, Var};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
-use flashrnn::{Cell, Cpu};
-use flashrnn_candle::{LayerSize, Optional, Output, Rnn, RnnLayer};
+use flashrnn::Cell;
+use flashrnn_candle::{Bridge, LayerSize, Optional, Output, Rnn, RnnLayer};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
+use crate::backend::{Found, with_backend};
 use crate::choice::{CellName, with_cell};
 
 /// The sizes of a network.
@@ -46,7 +47,7 @@ trait Recurrent {
     fn forward(&self, x: &Tensor, optional: &Optional) -> Result<Output>;
 }
 
-impl<C: Cell> Recurrent for RnnLayer<C> {
+impl<C: Cell, B: Bridge> Recurrent for RnnLayer<C, B> {
     fn forward(&self, x: &Tensor, optional: &Optional) -> Result<Output> {
         RnnLayer::forward(self, x, optional)
     }
@@ -66,7 +67,7 @@ pub struct LanguageModel {
 
 impl LanguageModel {
     /// Finds the parameters in `vb`, or makes them new where `vb` does.
-    pub fn new(sizes: &Sizes, backend: &Cpu, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(sizes: &Sizes, backend: &Found, vb: &VarBuilder) -> Result<Self> {
         let width = sizes.width();
         let normal = Init::Randn { mean: 0.0, stdev: 1.0 };
         let table = vb.get_with_hints((sizes.vocabulary, width), "embedding", normal)?;
@@ -76,7 +77,9 @@ impl LanguageModel {
         for i in 0..sizes.layers {
             let vb = vb.pp(format!("layers.{i}"));
             let layer: Box<dyn Recurrent> = with_cell!(sizes.cell, |cell| {
-                Box::new(RnnLayer::new(Rnn { backend: backend.clone(), ..Rnn::new(cell) }, size, vb.clone())?)
+                with_backend!(backend, |backend| {
+                    Box::new(RnnLayer::new(Rnn::on(backend.clone(), cell), size, vb.clone())?)
+                })
             });
             layers.push((scale(&vb)?, layer));
         }
@@ -241,6 +244,8 @@ fn normal(rng: &mut impl RngCore) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use flashrnn::Cpu;
+
     use super::*;
 
     const SIZES: Sizes = Sizes { cell: CellName::Slstm, layers: 2, heads: 2, head_dim: 3, vocabulary: 7 };
@@ -249,7 +254,7 @@ mod tests {
     fn a_seed_makes_the_same_network() -> Result<()> {
         let make = |seed| -> Result<Vec<f32>> {
             let parameters = Parameters::seeded(seed);
-            let model = LanguageModel::new(&SIZES, &Cpu::new(), &parameters.builder())?;
+            let model = LanguageModel::new(&SIZES, &Found::Cpu(Cpu::new()), &parameters.builder())?;
             let tokens = Tensor::new(&[[0u32, 1, 2], [6, 5, 4]], &Device::Cpu)?;
             let (logits, state) = model.forward(&tokens, &model.fresh(), None, &mut Dropout::off())?;
             assert_eq!(logits.dims(), [6, 7]);
@@ -264,8 +269,8 @@ mod tests {
     #[test]
     fn a_text_read_in_two_parts_is_the_text() -> Result<()> {
         let parameters = Parameters::seeded(1);
-        let model = LanguageModel::new(&SIZES, &Cpu::new(), &parameters.builder())?;
-        let model_frozen = LanguageModel::new(&SIZES, &Cpu::new(), &parameters.frozen())?;
+        let model = LanguageModel::new(&SIZES, &Found::Cpu(Cpu::new()), &parameters.builder())?;
+        let model_frozen = LanguageModel::new(&SIZES, &Found::Cpu(Cpu::new()), &parameters.frozen())?;
         let tokens = Tensor::new(&[[0u32, 1, 2, 3, 4]], &Device::Cpu)?;
         let off = &mut Dropout::off();
         let (whole, _) = model.forward(&tokens, &model.fresh(), None, off)?;

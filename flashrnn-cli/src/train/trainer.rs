@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use flashrnn::Cpu;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -16,6 +15,7 @@ use super::model::{Dropout, LanguageModel, Parameters, Sizes, State};
 use super::progress::Progress;
 use super::report::Metrics;
 use super::text::{Batches, Corpus, Vocabulary};
+use crate::backend::Found;
 
 /// How to train.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ pub fn train(
     sizes: &Sizes,
     vocabulary: &Vocabulary,
     corpus: &Corpus,
-    backend: &Cpu,
+    backend: &Found,
     path: &Path,
     progress: &mut Progress,
 ) -> Result<Trained> {
@@ -233,6 +233,8 @@ pub fn bits_per_character(model: &LanguageModel, corpus: &Corpus, recipe: &Recip
 mod tests {
     use std::collections::HashSet;
 
+    use flashrnn::Cpu;
+
     use super::*;
     use crate::choice::CellName;
 
@@ -252,7 +254,7 @@ mod tests {
     fn decay_spares_biases_and_scales() -> Result<()> {
         let parameters = Parameters::seeded(1);
         let sizes = Sizes { cell: CellName::Gru, layers: 1, heads: 1, head_dim: 2, vocabulary: 3 };
-        LanguageModel::new(&sizes, &Cpu::new(), &parameters.builder())?;
+        LanguageModel::new(&sizes, &Found::Cpu(Cpu::new()), &parameters.builder())?;
         let matrices: HashSet<String> =
             parameters.all().into_iter().map(|(name, _)| name).filter(|name| !is_vector(name)).collect();
         let want = ["embedding", "head.weight", "layers.0.r", "layers.0.w"].map(str::to_owned);
@@ -265,7 +267,7 @@ mod tests {
         // A network that knows nothing gives every character log2 V bits, whatever the cutting.
         let sizes = Sizes { cell: CellName::Lstm, layers: 1, heads: 1, head_dim: 4, vocabulary: 8 };
         let parameters = Parameters::seeded(1);
-        let model = LanguageModel::new(&sizes, &Cpu::new(), &parameters.builder())?;
+        let model = LanguageModel::new(&sizes, &Found::Cpu(Cpu::new()), &parameters.builder())?;
         for (name, var) in parameters.all() {
             if name.starts_with("head") {
                 var.set(&var.zeros_like()?)?;

@@ -1,0 +1,85 @@
+//! Which backend runs: from the name on the command line to one that this machine has.
+
+use anyhow::Result;
+#[cfg(feature = "cuda")]
+use flashrnn::Cuda;
+use flashrnn::{Backend, Cpu, Info};
+
+use crate::choice::{BackendName, DtypeName};
+
+/// A backend that is there.
+#[derive(Clone)]
+pub enum Found {
+    /// The processor.
+    Cpu(Cpu),
+    /// An NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda),
+}
+
+/// Evaluates an expression with the backend that was [`Found`]: `with_backend!(found, |backend| run(backend))`.
+/// The expression is compiled once for each backend.
+macro_rules! with_backend {
+    ($found:expr, |$backend:ident| $body:expr) => {
+        match $found {
+            $crate::backend::Found::Cpu($backend) => $body,
+            #[cfg(feature = "cuda")]
+            $crate::backend::Found::Cuda($backend) => $body,
+        }
+    };
+}
+
+pub(crate) use with_backend;
+
+impl Found {
+    /// Finds what `name` asks for; `dtype` is the element type to compute in, where it is one.
+    ///
+    /// # Errors
+    /// Where the backend asked for is not compiled in, or its device or libraries are missing.
+    pub fn new(name: BackendName, dtype: Option<DtypeName>) -> Result<Self> {
+        match name {
+            BackendName::Cpu => Ok(Self::Cpu(Cpu::new())),
+            BackendName::Cuda => cuda(),
+            BackendName::Auto => match cuda() {
+                // A GPU that can't compute in this type is not what somebody wants who leaves the choice to us.
+                Ok(found) if dtype.is_none_or(|dtype| found.takes(dtype)) => Ok(found),
+                _ => Ok(Self::Cpu(Cpu::new())),
+            },
+        }
+    }
+
+    /// The backend's name, device and element types.
+    pub fn info(&self) -> Info {
+        with_backend!(self, |backend| backend.info())
+    }
+
+    /// How many threads compute, where the processor does.
+    pub fn threads(&self) -> Option<usize> {
+        match self {
+            Self::Cpu(cpu) => Some(cpu.threads()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => None,
+        }
+    }
+
+    /// Whether it computes in this element type.
+    pub fn takes(&self, dtype: DtypeName) -> bool {
+        self.info().dtypes.contains(&dtype.dtype())
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Found> {
+    let cuda = Cuda::new()?;
+    for library in flashrnn::cuda::libraries() {
+        library.found?;
+    }
+    Ok(Found::Cuda(cuda))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Found> {
+    anyhow::bail!(
+        "this flashrnn was built without the backend cuda: build it again with `--features cuda`, or use --backend cpu"
+    )
+}

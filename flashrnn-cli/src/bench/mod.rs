@@ -1,0 +1,214 @@
+//! `flashrnn bench`: how long forward and forward+backward take.
+//!
+//! - forward is inference: h at every step and the last state out, weights packed once before, nothing saved.
+//! - forward+backward is a step of training: weights packed, states and gates saved, the gradient of h in, and the
+//!   gradients of wx, R, b and the initial state out.
+//!
+//! Buffers are allocated before, and the backend is synchronised inside the timed region. Three calls warm up, then calls
+//! are timed until the time is spent, and at least five.
+
+#[cfg(feature = "cuda")]
+mod first_call;
+mod measure;
+mod workloads;
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use flashrnn::Cpu;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::backend::{Found, with_backend};
+use crate::choice::{BackendName, CellName, DtypeName, with_cell, with_dtype};
+use measure::{Pass, measure};
+use workloads::{List, Workload};
+
+/// The arguments of `flashrnn bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where to run.
+    #[arg(long, default_value_t)]
+    backend: BackendName,
+    /// The cell [default: every one in the list of workloads; lstm where a size is given].
+    #[arg(long)]
+    cell: Option<CellName>,
+    /// The element type of every tensor [default: the list's; f32 where a size is given].
+    #[arg(long)]
+    dtype: Option<DtypeName>,
+    /// The list of problems [default: the backend's; none where a size is given].
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["batch", "seq_len", "heads", "head_dim"])]
+    workloads: Option<List>,
+    /// The number of sequences [default where another size is given: 16].
+    #[arg(long, value_name = "B")]
+    batch: Option<usize>,
+    /// The number of time steps [default where another size is given: 256].
+    #[arg(long, value_name = "T")]
+    seq_len: Option<usize>,
+    /// The number of heads [default where another size is given: 1].
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// The number of units of a head [default where another size is given: 512].
+    #[arg(long, value_name = "D")]
+    head_dim: Option<usize>,
+    /// The number of threads of the backend cpu [default: all cores].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// How long to repeat each measurement, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, allow_negative_numbers = true)]
+    budget: f64,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Time instead the first call on a GPU, in a process that has run another problem: without kernels kept on disk (those there
+    /// are, are deleted), then with them.
+    #[arg(long)]
+    first_call: bool,
+}
+
+/// One measurement; times in milliseconds.
+#[derive(Serialize)]
+#[allow(non_snake_case)] // the sizes' names in the equations are the keys of the JSON
+struct Row<'a> {
+    peer: &'a str,
+    device: &'a str,
+    cell: String,
+    dtype: &'static str,
+    B: usize,
+    T: usize,
+    N: usize,
+    D: usize,
+    pass: Pass,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+    /// The median.
+    ms: f64,
+    min: f64,
+    /// From the lower to the upper quartile.
+    iqr: f64,
+    /// The lower and the upper quartile.
+    q1: f64,
+    q3: f64,
+    runs: usize,
+}
+
+/// Times what the arguments ask for and prints it line by line.
+pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
+    let budget = Duration::try_from_secs_f64(args.budget)
+        .with_context(|| format!("option budget: got {}, wanted seconds, 0 or more", args.budget))?;
+    let found = match (args.threads, args.backend) {
+        (None, backend) => Found::new(backend, args.dtype)?,
+        (Some(threads), BackendName::Auto | BackendName::Cpu) => Found::Cpu(Cpu::with_threads(threads)?),
+        (Some(_), other) => bail!("--threads is for the backend cpu: got --backend {other}"),
+    };
+    let workloads = workloads(&args, &found);
+    #[cfg(feature = "cuda")]
+    if let (true, Found::Cuda(_)) = (args.first_call, &found) {
+        return first_call::main(&workloads, args.json, out);
+    }
+    if args.first_call {
+        bail!("--first-call times how kernels are compiled: it needs --backend cuda");
+    }
+    let info = found.info();
+    let peer = format!("flashrnn-rs.{}", info.name);
+    let threads = found.threads();
+    if !args.json {
+        let threads = threads.map_or(String::new(), |threads| format!("{threads} threads; "));
+        writeln!(out, "{} ({}), {threads}milliseconds", info.name, info.device)?;
+        writeln!(
+            out,
+            "{HEAD}  {:<16} {:>9} {:>9} {:>9} {:>9}",
+            "pass", "median", "1/4 below", "3/4 below", "min"
+        )?;
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left")?;
+    let bar = ProgressBar::new(2 * workloads.len() as u64).with_style(style);
+    for work in workloads {
+        for pass in [Pass::Fwd, Pass::FwdBwd] {
+            bar.set_message(format!(
+                "{} {}x{}x{}x{}",
+                work.cell, work.batch, work.time, work.heads, work.head_dim
+            ));
+            let times = with_cell!(work.cell, |cell| {
+                with_dtype!(work.dtype, |T| {
+                    with_backend!(&found, |backend| {
+                        measure::<_, T, _>(backend, &cell, &work.problem(), pass, budget)
+                    })
+                })
+            })?;
+            let (q1, q3) = (quantile(&times, 0.25), quantile(&times, 0.75));
+            let row = Row {
+                peer: &peer,
+                device: &info.device,
+                cell: work.cell.to_string(),
+                dtype: work.dtype.long(),
+                B: work.batch,
+                T: work.time,
+                N: work.heads,
+                D: work.head_dim,
+                pass,
+                threads,
+                ms: quantile(&times, 0.5),
+                min: quantile(&times, 0.0),
+                iqr: round(q3 - q1),
+                q1,
+                q3,
+                runs: times.len(),
+            };
+            let line = if args.json { serde_json::to_string(&row)? } else { line(&work, &row) };
+            bar.suspend(|| writeln!(out, "{line}").and_then(|()| out.flush()))?;
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// The one workload whose sizes were given, or a list.
+fn workloads(args: &Args, found: &Found) -> Vec<Workload> {
+    if let (None, None, None, None) = (args.batch, args.seq_len, args.heads, args.head_dim) {
+        let list = args.workloads.unwrap_or(match found {
+            Found::Cpu(_) => List::Cpu,
+            #[cfg(feature = "cuda")]
+            Found::Cuda(_) => List::Gpu,
+        });
+        let with_dtype = |&work: &Workload| Workload { dtype: args.dtype.unwrap_or(work.dtype), ..work };
+        let asked = |work: &Workload| args.cell.is_none_or(|cell| cell == work.cell);
+        return list.workloads().iter().map(with_dtype).filter(asked).collect();
+    }
+    vec![Workload {
+        cell: args.cell.unwrap_or(CellName::Lstm),
+        dtype: args.dtype.unwrap_or_default(),
+        batch: args.batch.unwrap_or(16),
+        time: args.seq_len.unwrap_or(256),
+        heads: args.heads.unwrap_or(1),
+        head_dim: args.head_dim.unwrap_or(512),
+    }]
+}
+
+/// The head of the columns of [`Workload`]'s `Display`.
+const HEAD: &str = "cell   dtype    B     T   N     D";
+
+fn line(work: &Workload, row: &Row) -> String {
+    let pass = match row.pass {
+        Pass::Fwd => "forward",
+        Pass::FwdBwd => "forward+backward",
+    };
+    format!("{work}  {pass:<16} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", row.ms, row.q1, row.q3, row.min)
+}
+
+/// The `q`-quantile of sorted `times`, in milliseconds.
+fn quantile(times: &[Duration], q: f64) -> f64 {
+    let last = times.len().saturating_sub(1);
+    milliseconds(times.get((q * last as f64).round() as usize).copied().unwrap_or_default())
+}
+
+/// Rounded to a microsecond.
+fn milliseconds(time: Duration) -> f64 {
+    round(1e3 * time.as_secs_f64())
+}
+
+fn round(milliseconds: f64) -> f64 {
+    (1e3 * milliseconds).round() / 1e3
+}
