@@ -70,6 +70,10 @@ pub trait Cell: Clone + Send + Sync + 'static {
     /// theirs are 0.
     const CONSTANT: &'static [usize] = &[];
 
+    /// Whether this is one of this crate's cells, which a backend may have compiled ahead. Others leave it alone.
+    #[doc(hidden)]
+    const BUILT_IN: bool = false;
+
     /// The states of one unit.
     type State<R: Real>: Array<R>;
     /// The gates of one unit.

@@ -13,6 +13,7 @@
 
 use flashrnn_core::{Array, Cell, Element, Result};
 
+use crate::compiled::With;
 use crate::forward::GateLayout;
 use crate::memory::{Aligned, Shared, at};
 use crate::product::{Panels, Product};
@@ -138,8 +139,7 @@ pub(crate) unsafe fn begin<T: Element>(
 }
 
 /// A block of units of all rows of a task that have the step.
-pub(crate) struct BackwardBlock<'a, C: Cell, T: Element> {
-    pub cell: &'a C,
+pub(crate) struct BackwardBlock<'a, T: Element> {
     pub call: &'a BackwardCall<'a, T, T::Wide>,
     pub task: &'a Task<'a, BackwardData<'a, T::Wide>>,
     /// Counted backwards: 0 is the last step of the longest row.
@@ -149,22 +149,12 @@ pub(crate) struct BackwardBlock<'a, C: Cell, T: Element> {
     pub scratch: &'a mut [T::Wide],
 }
 
-impl<C: Cell, T: Element> BackwardBlock<'_, C, T> {
-    /// # Safety
-    /// The machine has `V`'s instruction set; the block is this thread's alone; all blocks of the iteration before are
-    /// done.
-    pub unsafe fn run<V: Vector<T>>(self) {
-        // SAFETY: as promised by the caller.
-        unsafe { For::<V, Self>::run_vectorized(self) }
-    }
-}
-
-impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, BackwardBlock<'_, C, T>> {
+impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, BackwardBlock<'_, T>>> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run(self) {
-        let BackwardBlock { cell, call, task, iteration, block, scratch } = self.work;
+        let With { cell, work: BackwardBlock { call, task, iteration, block, scratch } } = self.work;
         let (d, depth) = (call.time.shapes.head_dim, call.panels.depth);
         let padded = call.panels.vectors() * V::LANES;
         let longest = task.rows.first().map_or(0, |row| row.length);

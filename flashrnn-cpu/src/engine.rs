@@ -1,20 +1,19 @@
-//! A cell compiled for an element type and an instruction set, behind an interface that hides all three.
+//! What a plan runs, for an element type and an instruction set, behind an interface that hides both. The cell is behind
+//! [`Blocks`], so that all this is compiled once and not once a cell.
 
-use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use flashrnn_core::{
-    Backward, Cell, Dtype, Element, Forward, Problem, Result, Saved, Shapes, Step, bf16, f16,
-};
+use flashrnn_core::{Backward, Element, Forward, Problem, Result, Saved, Shapes, Step};
 
 use crate::backward::{self, BackwardBlock, BackwardCall, BackwardRoom};
+use crate::compiled::Blocks;
 use crate::division::{Division, Work};
 use crate::forward::{self, ForwardBlock, ForwardCall, ForwardRoom};
 use crate::gather::Steps;
 use crate::memory::{Shared, filled};
 use crate::product::Panels;
 use crate::recompute::Recompute;
-use crate::simd::{Level, Vector};
+use crate::simd::Vector;
 use crate::tasks::{self, Row, Task, Time, sorted_rows};
 use crate::weight_grad::{Part, WeightGrad};
 use crate::{Cpu, CpuWeights};
@@ -30,44 +29,9 @@ pub(crate) trait Kernel<T: Element>: Send + Sync {
     fn step(&self, call: Step<'_, Cpu, T, T>) -> Result<()>;
 }
 
-/// The kernel for a cell on this level.
-pub(crate) fn kernel<T: Element, C: Cell>(
-    cell: &C,
-    problem: &Problem,
-    shapes: &Shapes,
-    level: Level,
-) -> Arc<dyn Kernel<T>> {
-    macro_rules! build {
-        ($t:ty, $portable:ty, $avx2:ident, $avx512:ident) => {
-            same_type(match level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => Engine::<C, $t, crate::simd::$avx512>::build(cell, problem, shapes),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => Engine::<C, $t, crate::simd::$avx2>::build(cell, problem, shapes),
-                _ => Engine::<C, $t, $portable>::build(cell, problem, shapes),
-            })
-        };
-    }
-    match T::DTYPE {
-        Dtype::F16 => build!(f16, f32, F32x8, F32x16),
-        Dtype::Bf16 => build!(bf16, f32, F32x8, F32x16),
-        Dtype::F32 => build!(f32, f32, F32x8, F32x16),
-        Dtype::F64 => build!(f64, f64, F64x4, F64x8),
-    }
-}
-
-/// `A` and `B` are the same type, which only the caller knows.
-fn same_type<A: 'static, B: 'static>(a: A) -> B {
-    let mut a = Some(a);
-    let any: &mut dyn Any = &mut a;
-    match any.downcast_mut::<Option<B>>().and_then(Option::take) {
-        Some(b) => b,
-        None => unreachable!("an element type has one name"),
-    }
-}
-
-struct Engine<C: Cell, T: Element, V> {
-    cell: C,
+/// A problem with a cell, divided up for an instruction set.
+pub(crate) struct Engine<T: Element, V> {
+    cell: Box<dyn Blocks<T>>,
     problem: Problem,
     shapes: Shapes,
     forward: Panels,
@@ -85,14 +49,15 @@ struct StepRoom<S> {
     scratch: Vec<S>,
 }
 
-impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Engine<C, T, V> {
-    fn build(cell: &C, problem: &Problem, shapes: &Shapes) -> Arc<dyn Kernel<T>> {
+impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
+    /// For a machine that has the instruction set of `V`, for which `cell` was compiled.
+    pub fn build(cell: Box<dyn Blocks<T>>, problem: &Problem, shapes: &Shapes) -> Arc<dyn Kernel<T>> {
         Arc::new(Self {
-            cell: cell.clone(),
+            cell,
             problem: problem.clone(),
             shapes: shapes.clone(),
-            forward: Panels::forward::<V>(C::RECURRENT, shapes.head_dim),
-            backward: Panels::backward::<V>(C::RECURRENT, shapes.head_dim),
+            forward: Panels::forward::<V>(shapes.recurrent, shapes.head_dim),
+            backward: Panels::backward::<V>(shapes.recurrent, shapes.head_dim),
             step_shapes: Shapes { time: 1, ..shapes.clone() },
             step_rooms: Mutex::default(),
             vector: std::marker::PhantomData,
@@ -131,7 +96,7 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Engine<C, T, V> {
     ) {
         // SAFETY: an engine is built only for a level that the machine has; `tasks::run` gives a block to one thread, after
         // all blocks of the step before.
-        unsafe { ForwardBlock { cell: &self.cell, call, task, step, block, scratch }.run::<V>() }
+        unsafe { self.cell.forward(ForwardBlock { call, task, step, block, scratch }) }
     }
 
     fn scratch(panels: &Panels) -> usize {
@@ -139,7 +104,7 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Engine<C, T, V> {
     }
 }
 
-impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T, V> {
+impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
     fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<CpuWeights<T::Wide>> {
         let Shapes { heads, head_dim: d, .. } = self.shapes;
         // r [Gr, N, D_out, D_in]: a gate's units are rows, apart by D.
@@ -273,9 +238,9 @@ impl<C: Cell, T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<C, T,
             Self::scratch(&self.backward),
             |task| backward::steps(task, args.d_s0.is_some()),
             |task, iteration, block, scratch| {
-                let block = BackwardBlock { cell: &self.cell, call: &args, task, iteration, block, scratch };
+                let block = BackwardBlock { call: &args, task, iteration, block, scratch };
                 // SAFETY: as in `forward_block`.
-                unsafe { block.run::<V>() }
+                unsafe { self.cell.backward(block) }
             },
         )?;
         if let Some(sink) = weight_grads {

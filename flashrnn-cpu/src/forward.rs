@@ -12,6 +12,7 @@
 
 use flashrnn_core::{Array, Cell, Element, Real, Result};
 
+use crate::compiled::With;
 use crate::memory::{Aligned, Shared, at};
 use crate::product::{Panels, Product};
 use crate::simd::{For, Op, Pair, Storage, Vector};
@@ -191,8 +192,7 @@ pub(crate) unsafe fn begin<T: Element>(
 }
 
 /// A block of units of all rows of a task that have the step.
-pub(crate) struct ForwardBlock<'a, C: Cell, T: Element> {
-    pub cell: &'a C,
+pub(crate) struct ForwardBlock<'a, T: Element> {
     pub call: &'a ForwardCall<'a, T, T::Wide>,
     pub task: &'a Task<'a, ForwardData<'a, T::Wide>>,
     pub step: usize,
@@ -201,21 +201,12 @@ pub(crate) struct ForwardBlock<'a, C: Cell, T: Element> {
     pub scratch: &'a mut [T::Wide],
 }
 
-impl<C: Cell, T: Element> ForwardBlock<'_, C, T> {
-    /// # Safety
-    /// The machine has `V`'s instruction set; the block is this thread's alone; all blocks of the step before are done.
-    pub unsafe fn run<V: Vector<T>>(self) {
-        // SAFETY: as promised by the caller.
-        unsafe { For::<V, Self>::run_vectorized(self) }
-    }
-}
-
-impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, ForwardBlock<'_, C, T>> {
+impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, ForwardBlock<'_, T>>> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run(self) {
-        let ForwardBlock { cell, call, task, step, block, scratch } = self.work;
+        let With { cell, work: ForwardBlock { call, task, step, block, scratch } } = self.work;
         let d = call.time.shapes.head_dim;
         let padded = call.panels.vectors() * V::LANES;
         let running = active(task.rows, step);

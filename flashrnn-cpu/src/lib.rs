@@ -5,11 +5,12 @@
 //! is a small product from packed panels, and then the cell's own function on vectors of units. The weight gradient is one
 //! large product after the loop. Arithmetic is f32 (f64 for f64); f16 and bf16 are storage only.
 //!
-//! Reading order: [`Cpu`] (`plan`), `engine` (what a plan runs), `tasks`, `division` and `team` (who does what when),
+//! Reading order: [`Cpu`] (`plan`), `engine` (what a plan runs), `compiled` (a cell's part of it), `tasks`, `division` and `team` (who does what when),
 //! `forward` and `backward` (one block of one step), `product` (where the time goes), `weight_grad`, `recompute`, `simd`.
 
 mod arrays;
 mod backward;
+mod compiled;
 mod division;
 mod engine;
 mod forward;

@@ -8,7 +8,8 @@ use flashrnn_core::{
     Shapes, Step,
 };
 
-use crate::engine::{self, Kernel, Sink};
+use crate::compiled;
+use crate::engine::{Kernel, Sink};
 use crate::memory::{Aligned, Shared, filled};
 use crate::simd::Level;
 
@@ -122,7 +123,7 @@ impl Backend for Cpu {
             let why = "weights have the tensors' type, or f32 beside 16-bit tensors".into();
             return Err(Error::Unsupported { backend: "cpu", what, why });
         }
-        let kernel = engine::kernel::<T, C>(cell, problem, &shapes, self.level);
+        let kernel = compiled::kernel::<T, C>(cell, problem, &shapes, self.level)?;
         Ok(CpuPlan {
             cpu: self.clone(),
             problem: problem.clone(),

@@ -1,5 +1,6 @@
 //! The properties that every backend must have, on the CPU: with the machine's best instruction set, and with the others.
 
+use flashrnn_core::{Backend, Cell, Error, Problem, Real};
 use flashrnn_cpu::{Cpu, Level};
 
 flashrnn_testsuite::conformance!(
@@ -24,4 +25,29 @@ mod avx2 {
 mod portable {
     use super::{Level, cpu};
     flashrnn_testsuite::conformance!(cpu(Level::Portable), skip: []);
+}
+
+/// A user's cell with the mark of the built-in ones.
+#[derive(Clone)]
+struct Impostor;
+
+impl Cell for Impostor {
+    const NAME: &'static str = "impostor";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["g"];
+    const RECURRENT: usize = 1;
+    const EXTERNAL: usize = 1;
+    const BUILT_IN: bool = true;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 1];
+
+    fn forward<R: Real>(&self, _: [R; 1], gates: [R; 1]) -> [R; 1] {
+        gates
+    }
+}
+
+#[test]
+fn a_cell_that_is_not_built_in_is_not_taken_for_one() {
+    let plan = Cpu::new().plan::<f32, f32, _>(&Impostor, &Problem::new(1, 1, 1, 1));
+    assert!(matches!(plan.map(|_| ()), Err(Error::Unsupported { backend: "cpu", .. })));
 }

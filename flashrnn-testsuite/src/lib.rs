@@ -67,7 +67,8 @@ macro_rules! conformance {
         , skip: [$(($skip:literal, $reason:literal)),* $(,)?] $(,)?
     ) => {
         fn suite() -> Option<$crate::Suite<impl $crate::Backend>> {
-            let others = [$($($other),*)?].into_iter().flatten().collect();
+            let others: Vec<Option<_>> = vec![$($($other),*)?];
+            let others = others.into_iter().flatten().collect();
             Some($crate::Suite::new($backend?, others, vec![$(($skip, $reason)),*]))
         }
         $crate::conformance! { @tests suite

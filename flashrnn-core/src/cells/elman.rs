@@ -10,6 +10,7 @@ impl Cell for Elman {
     const GATES: &'static [&'static str] = &["g"];
     const RECURRENT: usize = 1;
     const EXTERNAL: usize = 1;
+    const BUILT_IN: bool = true;
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 1];
 

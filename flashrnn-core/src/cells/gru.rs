@@ -17,6 +17,7 @@ impl Cell for Gru {
     const GATES: &'static [&'static str] = &["n_h", "r", "z", "n_x"];
     const RECURRENT: usize = 3;
     const EXTERNAL: usize = 3;
+    const BUILT_IN: bool = true;
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 4];
 

@@ -15,6 +15,7 @@ impl Cell for Lstm {
     const GATES: &'static [&'static str] = &["i", "f", "z", "o"];
     const RECURRENT: usize = 4;
     const EXTERNAL: usize = 4;
+    const BUILT_IN: bool = true;
     type State<R: Real> = [R; 2];
     type Gates<R: Real> = [R; 4];
 

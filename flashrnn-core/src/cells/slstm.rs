@@ -53,6 +53,7 @@ impl Cell for Slstm {
     // Near -90 the numbers of bf16 are 0.5 apart, and i and f come out of exp(i - m') and exp(l - m').
     const WIDE_GATES: &'static [usize] = &[0, 1];
     const CONSTANT: &'static [usize] = &[3];
+    const BUILT_IN: bool = true;
     type State<R: Real> = [R; 4];
     type Gates<R: Real> = [R; 4];
 
