@@ -12,10 +12,6 @@
 //! | `cpu` | [`Cpu`]: SIMD and threads | yes |
 //! | `cuda` | `Cuda`: NVIDIA GPUs, by kernels that are compiled when a plan is made | no |
 //!
-//! What is on a device lies in `cuda::Buffer`s, of which a call takes `cuda::View`s and `cuda::ViewMut`s; `cuda::cudarc` is
-//! the crate whose streams and memory it works with. With the feature, everything builds without CUDA too: the driver,
-//! NVRTC and cuBLAS are looked for when the program runs.
-//!
 //! ```
 //! use flashrnn::{Backend, Backward, Cpu, Forward, Lstm, Plan, Problem};
 //!
@@ -48,6 +44,29 @@
 //! # }
 //! ```
 //!
+//! # On a GPU
+//! What is on a device lies in `cuda::Buffer`s, of which a call takes `cuda::View`s and `cuda::ViewMut`s; `cuda::cudarc` is
+//! the crate whose streams and memory it works with. With the feature, everything builds without CUDA too: the driver,
+//! NVRTC and cuBLAS are looked for when the program runs.
+//!
+#![cfg_attr(feature = "cuda", doc = "```no_run")]
+#![cfg_attr(not(feature = "cuda"), doc = "```ignore")]
+//! use flashrnn::{Backend, Cuda, Forward, Lstm, Plan, Problem, bf16};
+//!
+//! # fn main() -> flashrnn::Result<()> {
+//! let cuda = Cuda::new()?;
+//! let plan = cuda.plan::<bf16, bf16, _>(&Lstm, &Problem::new(16, 1024, 12, 64))?;
+//! let wx = cuda.upload(&vec![bf16::ONE; 16 * 1024 * 4 * 12 * 64])?; // [B, T, Gx, N, D]
+//! let (r, b) = (cuda.alloc(4 * 12 * 64 * 64)?, cuda.alloc(4 * 12 * 64)?);
+//! let weights = plan.pack(r.view(), b.view())?;
+//! let mut h = cuda.alloc(16 * 1024 * 12 * 64)?; // [B, T, N, D]
+//! plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(wx.view(), &weights) })?; // enqueued
+//! let h: Vec<bf16> = cuda.download(h.view())?; // waits
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to go on
 //! Start with [`Problem`] (sizes and options) and [`Plan`] (what can be run); write your own [`Cell`] as
 //! `examples/custom_cell.rs` does; call it from candle by the crate `flashrnn-candle`.
 
