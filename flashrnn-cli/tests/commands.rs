@@ -15,9 +15,9 @@ fn succeeds(args: &[&str]) -> Output {
 }
 
 #[test]
-fn info_names_the_backend_and_its_element_types() {
+fn info_names_the_backends_and_their_element_types() {
     let text = stdout(&succeeds(&["info"]));
-    for word in ["cpu", "found", "f16", "bf16", "f32", "f64", "slstm", "auto picks cpu"] {
+    for word in ["cpu", "found", "f16", "bf16", "f32", "f64", "slstm", "backend cuda", "auto picks"] {
         assert!(text.contains(word), "no {word} in: {text}");
     }
 }
@@ -65,4 +65,54 @@ fn bench_prints_json_lines() {
             assert!(row["runs"].as_u64() >= Some(5));
         }
     }
+}
+
+#[test]
+fn a_list_of_workloads_can_be_named() {
+    let args =
+        ["bench", "--workloads", "gpu", "--backend", "cpu", "--cell", "elman", "--budget", "0", "--json"];
+    let text = stdout(&succeeds(&args));
+    let rows: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_eq!(row["dtype"], "bfloat16");
+        assert_eq!([&row["B"], &row["T"], &row["N"], &row["D"]], [16, 1024, 1, 768]);
+    }
+}
+
+/// What needs a GPU works, or says what is missing: the feature, the driver, a device, a library.
+#[test]
+fn without_cuda_the_command_says_what_is_missing() {
+    let out = tempfile::tempdir().expect("a folder");
+    let out = out.path().to_str().expect("a path of text");
+    for args in [
+        &["verify", "--cases", "1", "--backend", "cuda"][..],
+        &["bench", "--backend", "cuda", "--batch", "1", "--budget", "0"],
+        &["info", "--cell", "lstm", "--heads", "2", "--head-dim", "32", "--batch", "4"],
+        &["train", "--steps", "1", "--backend", "cuda", "--out", out],
+    ] {
+        let run = flashrnn(args);
+        let text = stderr(&run);
+        if run.status.success() {
+            continue;
+        }
+        assert_eq!(run.status.code(), Some(1), "{args:?}: {text}");
+        let advice = if cfg!(feature = "cuda") { "device: " } else { "--features cuda" };
+        assert!(text.contains(advice), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn auto_finds_a_backend_for_every_element_type() {
+    for dtype in ["f64", "f32", "bf16", "f16"] {
+        succeeds(&[&SMALL[..], &["--backend", "auto", "--dtype", dtype]].concat());
+    }
+}
+
+#[test]
+fn first_calls_are_timed_on_a_gpu_only() {
+    let run = flashrnn(&[&SMALL[..], &["--backend", "cpu", "--first-call"]].concat());
+    assert_eq!(run.status.code(), Some(1));
+    assert!(stderr(&run).contains("--backend cuda"), "{}", stderr(&run));
 }

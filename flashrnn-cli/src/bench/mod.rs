@@ -114,8 +114,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let peer = format!("flashrnn-rs.{}", info.name);
     let threads = found.threads();
     if !args.json {
-        let threads = threads.map_or(String::new(), |threads| format!("{threads} threads; "));
-        writeln!(out, "{} ({}), {threads}milliseconds", info.name, info.device)?;
+        writeln!(out, "{} ({}), milliseconds", info.name, info.device)?;
         writeln!(
             out,
             "{HEAD}  {:<16} {:>9} {:>9} {:>9} {:>9}",
