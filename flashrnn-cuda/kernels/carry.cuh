@@ -1,9 +1,13 @@
 // What the fused kernels' helping warps do: bring a step's inputs to shared memory ahead of time, and take results from there,
-// 16 bytes a lane. A lane has one row of the batch, lane / 4; its addresses are worked out once, before the time loop.
+// 16 bytes a lane. A lane has one row of the batch, and its addresses are worked out once, before the time loop.
 #pragma once
 #include "fused.cuh"
 
-constexpr int ROWS = 8;  // of the batch, in a block
+static_assert(ROWS == 4 || ROWS == 8, "the tensor cores take 8 rows of the batch; 4 leave more to other blocks");
+
+constexpr int LANES = 32 / ROWS;  // of a helping warp, for a row
+
+__device__ __forceinline__ int helping_row() { return threadIdx.x % 32 / LANES; }
 
 // Which units, head and rows a block has.
 struct Block {
@@ -35,7 +39,7 @@ __host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 // after the one before, a row ROW_STRIDE after the one before.
 template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces {
     static constexpr int WIDTH = 16 / sizeof(P);                // units of a piece
-    static constexpr int OF_ROW = (UNITS / WIDTH + 3) / 4;      // pieces of a row, for each of its 4 lanes
+    static constexpr int OF_ROW = (UNITS / WIDTH + LANES - 1) / LANES;  // pieces of a row, for each of its lanes
     static constexpr int COUNT = (TENSORS * OF_ROW + HELPERS - 1) / HELPERS;
 
     P* first[at_least_one(COUNT)];  // null where there is nothing
@@ -43,11 +47,11 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
     int place[at_least_one(COUNT)], units[at_least_one(COUNT)];
 
     template <class TensorOf> __device__ __forceinline__ Pieces(const Block& block, TensorOf tensor_of) {
-        const int helper = threadIdx.x / 32 - WARPS, r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+        const int helper = threadIdx.x / 32 - WARPS, r = helping_row(), q = threadIdx.x % LANES;
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
             const int item = helper + i * HELPERS;
-            const int which = item / OF_ROW, unit = (item % OF_ROW * 4 + q) * WIDTH;
+            const int which = item / OF_ROW, unit = (item % OF_ROW * LANES + q) * WIDTH;
             const bool exists = which < TENSORS && unit < block.units && r < block.rows;
             const Tensor<P> tensor = exists ? tensor_of(which) : Tensor<P>{nullptr, 0};
             first[i] = tensor.first ? tensor.first + unit : nullptr;

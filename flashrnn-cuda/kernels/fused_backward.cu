@@ -1,14 +1,14 @@
 // The backward pass of all time steps in one kernel: R transposed stays in registers, dg in shared memory.
 //
-// Grid as in fused_forward.cu: BLOCKS blocks, a cluster, for a head and 8 rows of the batch; each has UNITS of its units, whose
+// Grid as in fused_forward.cu: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch; each has UNITS of its units, whose
 // dh it sums over all gates and units of the head, and whose dg it hands to the others.
 //
 // Warps: 8 that compute and HELPERS that carry: they fetch what the steps need STAGES - 1 steps ahead, and store dg.
 //
 // A step: the product dh = R' dg, each computing warp for 16 units (m) and 8 rows (n) and one of SPLIT parts of k; the parts meet
 // in shared memory. Meanwhile the cell's derivative is taken, which needs no dh: Cell::backward is linear in d, so its values for
-// unit vectors are a matrix, and what is left after the product is to multiply by it. Then each thread has 2 neighbouring units
-// of one row, as pairs of PAIRS.
+// unit vectors are a matrix, and what is left after the product is to multiply by it. Here each thread has 2 neighbouring units of
+// one row, the lanes of a warp the units of one row, or of a few.
 //
 // Shared memory: dg [2][8][Gr depth] (a step reads one and writes the other), the parts of the sums [SPLIT][8][UNITS], and of
 // each of STAGES steps the gates, the states before and the gradients given.
@@ -27,16 +27,16 @@ constexpr int IN_STRIDE = UNITS + 8;
 constexpr int NARROW = Cell::GATES + 2 * Cell::STATES;
 constexpr int WIDE_STATES = count(Cell::WIDE), WIDE_GATES = count(Cell::WIDE_GATES), WIDE = WIDE_STATES + WIDE_GATES;
 constexpr int APART = Cell::GATES - Cell::RECURRENT;  // gates whose dg no product reads
-constexpr int PAIRS = (UNITS / 8 + WARPS - 1) / WARPS;  // groups of 8 units a warp
+constexpr int LANES_OF_ROW = UNITS / 2;  // that take the derivative of a row
 
-static_assert(UNITS % 16 == 0 && WARPS % TILES == 0 && TILES <= WARPS, "16 units a tile");
+static_assert(UNITS == 16 || UNITS == 32 || UNITS == 64, "whole tiles, and whole rows in a warp");
 
 struct Shared {
-    T dg[2][ROWS][DG_STRIDE];
+    T dg[2][8][DG_STRIDE];
     T apart[2][at_least_one(APART)][ROWS][IN_STRIDE];
     T in[STAGES][NARROW][ROWS][IN_STRIDE];
     float wide[STAGES][at_least_one(WIDE)][ROWS][SUM_STRIDE];
-    float sums[SPLIT][ROWS][SUM_STRIDE];
+    float sums[SPLIT][8][SUM_STRIDE];
     unsigned resets[STAGES];  // bit b: row b's state is zeroed before this step; bit 8 + b: before the step after
     Barrier arrived[2];
 };
@@ -122,18 +122,23 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         }
     }
 
-    // This thread's pairs: row r, units first(pair) and the next.
-    const auto first = [&](int pair) { return (warp + pair * WARPS) * 8 + q * 2; };
-    const bool row_exists = r < block.rows;
-    const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
+    // This thread's derivatives: of row b, units `first` and the next.
+    const int b = threadIdx.x / LANES_OF_ROW, first = threadIdx.x % LANES_OF_ROW * 2;
+    const bool row_exists = b < block.rows;
+    const Row row(sizes, call.lengths, block.row0 + (row_exists ? b : 0));
     const int length = row_exists ? row.length : -1;
+    const bool exists[2] = {row_exists && first < block.units, row_exists && first + 1 < block.units};
     const Offset state_stride = sizes.batch * sizes.units();
-    const auto state_at = [&](int pair, int j) {
-        return Offset(block.row0 + r) * sizes.units() + Offset(block.head) * HEAD_DIM + block.unit0 + first(pair) + j;
-    };
-    const auto exists = [&](int pair, int j) { return row_exists && first(pair) + j < block.units; };
+    const Offset state = Offset(block.row0 + b) * sizes.units() + block.place() + first;
 
-    float carried[PAIRS][2][Cell::STATES] = {};
+    // The gradient of the states after a step: at a row's last step that of `last`.
+    float carried[2][Cell::STATES] = {};
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s)
+            if (call.d_last && exists[j]) carried[j][s] = call.d_last[s * state_stride + state + j];
+    }
     const unsigned dg_of = shared_address(&shared.dg[0][lane % 8][part * STEPS_OF_K * 32 + lane / 8 * 8]);
     constexpr unsigned DG_BYTES = sizeof(shared.dg[0]);
 #if __CUDA_ARCH__ >= 900
@@ -156,22 +161,20 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 
         const unsigned resets = call.resets ? shared.resets[stage] : 0;
         const bool active = step >= 0 && step < length, last = step == length - 1;
-        const bool reset = resets >> r & 1, from_outside = last || (resets >> (8 + r) & 1);
-        Derivative derivative[PAIRS][2];
-        float outside[PAIRS][2][Cell::STATES];
-#pragma unroll
-        for (int pair = 0; pair < PAIRS; ++pair) {
-            if (first(pair) >= UNITS) continue;
-            float before[2][Cell::STATES] = {}, gates[2][Cell::GATES] = {};
-            const auto load = [&](int which, float& a, float& b) {
-                const unsigned v = *reinterpret_cast<const unsigned*>(&shared.in[stage][which][r][first(pair)]);
-                a = low(v);
-                b = high(v);
+        const bool reset = resets >> b & 1, reset_after = resets >> (8 + b) & 1;
+        Derivative derivative[2];
+        float outside[2][Cell::STATES] = {};
+        if (active) {
+            float before[2][Cell::STATES], gates[2][Cell::GATES];
+            const auto load = [&](int which, float& v0, float& v1) {
+                const unsigned v = *reinterpret_cast<const unsigned*>(&shared.in[stage][which][b][first]);
+                v0 = low(v);
+                v1 = high(v);
             };
-            const auto load_wide = [&](int which, float& a, float& b) {
-                const float2 v = *reinterpret_cast<const float2*>(&shared.wide[stage][which][r][first(pair)]);
-                a = v.x;
-                b = v.y;
+            const auto load_wide = [&](int which, float& v0, float& v1) {
+                const float2 v = *reinterpret_cast<const float2*>(&shared.wide[stage][which][b][first]);
+                v0 = v.x;
+                v1 = v.y;
             };
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate) {
@@ -186,23 +189,11 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
                     load_wide(rank(Cell::WIDE, s), before[0][s], before[1][s]);
                 else
                     load(BEFORE_IN + s, before[0][s], before[1][s]);
+                if (reset) before[0][s] = before[1][s] = 0.0f;
+                if (s < call.d_states_count) load(D_IN + s, outside[0][s], outside[1][s]);
             }
 #pragma unroll
-            for (int s = 0; s < Cell::STATES; ++s) {
-                float given[2] = {};
-                if (s < call.d_states_count) load(D_IN + s, given[0], given[1]);
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    if (step == 0)
-                        before[j][s] = call.s0 && exists(pair, j) ? call.s0[s * state_stride + state_at(pair, j)] : 0.0f;
-                    if (reset) before[j][s] = 0.0f;
-                    outside[pair][j][s] = active ? given[j] : 0.0f;
-                    if (last && call.d_last && exists(pair, j))
-                        outside[pair][j][s] += call.d_last[s * state_stride + state_at(pair, j)];
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < 2; ++j) derivative[pair][j].take(before[j], gates[j], call.forward_clip);
+            for (int j = 0; j < 2; ++j) derivative[j].take(before[j], gates[j], call.forward_clip);
         }
 
 #pragma unroll
@@ -210,13 +201,11 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             shared.sums[part][q * 2 + i % 2][tile * 16 + i / 2 * 8 + r] = d[0][i] + d[1][i];
         wait_for_sums();
 
-#pragma unroll
-        for (int pair = 0; pair < PAIRS; ++pair) {
-            if (first(pair) >= UNITS) continue;
+        if (b < ROWS) {
             float sum[2] = {};
 #pragma unroll
             for (int i = 0; i < SPLIT; ++i) {
-                const float2 v = *reinterpret_cast<const float2*>(&shared.sums[i][r][first(pair)]);
+                const float2 v = *reinterpret_cast<const float2*>(&shared.sums[i][b][first]);
                 sum[0] += v.x;
                 sum[1] += v.y;
             }
@@ -226,50 +215,48 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
                 float total[Cell::STATES];
 #pragma unroll
                 for (int s = 0; s < Cell::STATES; ++s)
-                    total[s] = outside[pair][j][s] + (from_outside ? 0.0f : carried[pair][j][s]);
-                if (!from_outside && !call.cut_recurrent_grad) {
+                    total[s] = outside[j][s] + (reset_after ? 0.0f : carried[j][s]);
+                if (!last && !reset_after && !call.cut_recurrent_grad) {
                     if (call.recurrent_grad_clip != real::inf()) sum[j] = real::clamp(sum[j], call.recurrent_grad_clip);
                     total[0] += sum[j];
                 }
                 if (step < 0) {
-                    if (call.d_s0 && exists(pair, j)) {
 #pragma unroll
-                        for (int s = 0; s < Cell::STATES; ++s)
-                            call.d_s0[s * state_stride + state_at(pair, j)] =
-                                (Cell::CONSTANT >> s & 1) || (resets >> (8 + r) & 1) ? 0.0f : total[s];
-                    }
+                    for (int s = 0; s < Cell::STATES; ++s)
+                        carried[j][s] = (Cell::CONSTANT >> s & 1) || reset_after ? 0.0f : total[s];
                 } else if (active) {
-                    if (derivative[pair][j].clipped) total[0] = 0.0f;
-                    derivative[pair][j].apply(total, carried[pair][j], d_gates[j]);
+                    if (derivative[j].clipped) total[0] = 0.0f;
+                    derivative[j].apply(total, carried[j], d_gates[j]);
                 }
             }
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate) {
-                const unsigned v = pack(exists(pair, 0) ? d_gates[0][gate] : 0.0f, exists(pair, 1) ? d_gates[1][gate] : 0.0f);
-                T* to = gate < Cell::RECURRENT ? &shared.dg[next_buffer][r][gate * DEPTH + block.unit0 + first(pair)]
-                                               : &shared.apart[now][gate - Cell::RECURRENT][r][first(pair)];
-                if (gate >= Cell::RECURRENT || block.unit0 + first(pair) < DEPTH) *reinterpret_cast<unsigned*>(to) = v;
+                const unsigned v = pack(exists[0] ? d_gates[0][gate] : 0.0f, exists[1] ? d_gates[1][gate] : 0.0f);
+                if (gate >= Cell::RECURRENT)
+                    *reinterpret_cast<unsigned*>(&shared.apart[now][gate - Cell::RECURRENT][b][first]) = v;
+                else if (block.unit0 + first < DEPTH)
+                    *reinterpret_cast<unsigned*>(&shared.dg[next_buffer][b][gate * DEPTH + block.unit0 + first]) = v;
             }
         }
 
         if constexpr (BLOCKS > 1) {
 #if __CUDA_ARCH__ >= 900
             __syncwarp();
-            const int row = lane % 8;
+            // This warp's rows in 16-byte pieces, 8 units of a gate. Each lane sends its pieces to all the others.
+            constexpr int OF_ROW = UNITS / 8, PIECES = 32 / LANES_OF_ROW * OF_ROW * Cell::RECURRENT;
 #pragma unroll
-            for (int pair = 0; pair < PAIRS; ++pair) {
-                const int unit = block.unit0 + (warp + pair * WARPS) * 8;
-                if (unit - block.unit0 >= UNITS || unit >= DEPTH) continue;
+            for (int begin = 0; begin < PIECES; begin += 32) {
+                const int piece = begin + lane;
+                const int row = warp * 32 / LANES_OF_ROW + piece / (OF_ROW * Cell::RECURRENT);
+                const int gate = piece / OF_ROW % Cell::RECURRENT, unit = block.unit0 + piece % OF_ROW * 8;
+                if (piece >= PIECES || row >= ROWS || unit >= DEPTH) continue;
+                const T* from = &shared.dg[next_buffer][row][gate * DEPTH + unit];
+                const uint4 v = *reinterpret_cast<const uint4*>(from);
+                const unsigned there = shared_address(from), barrier = shared_address(&shared.arrived[next_buffer]);
 #pragma unroll
-                for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
-                    const T* piece = &shared.dg[next_buffer][row][gate * DEPTH + unit];
-                    const uint4 v = *reinterpret_cast<const uint4*>(piece);
-                    const unsigned there = shared_address(piece), barrier = shared_address(&shared.arrived[next_buffer]);
-#pragma unroll
-                    for (int begin = 0; begin < BLOCKS; begin += 4) {
-                        const unsigned rank = begin + lane / 8;
-                        if (rank < BLOCKS && rank != own_rank) send(address_in(there, rank), v, address_in(barrier, rank));
-                    }
+                for (int i = 1; i < BLOCKS; ++i) {
+                    const unsigned rank = (own_rank + i) % BLOCKS;
+                    send(address_in(there, rank), v, address_in(barrier, rank));
                 }
             }
             if (lane == 0) {
@@ -284,11 +271,17 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         }
     }
     wait_for_round(shared, sizes.time + 1);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s)
+            if (call.d_s0 && exists[j]) call.d_s0[s * state_stride + state + j] = carried[j][s];
+    }
 }
 
 __device__ __forceinline__ void carry(const BackwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
-    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = lane / 4;
+    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = helping_row();
     const bool row_exists = r < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
     const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
@@ -311,8 +304,20 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     const Pieces<T, APART, ROWS * IN_STRIDE, IN_STRIDE> apart(
         block, [&](int which) { return gate_tensor(call.d_gates, sizes, Cell::RECURRENT + which, place); });
 
+    // The state before the first step is f32: here it is rounded as those of the other steps are, but for the wide ones.
+    const auto fetch_s0 = [&](int stage) {
+        for (int i = threadIdx.x - WARPS * 32; i < Cell::STATES * ROWS * UNITS; i += HELPERS * 32) {
+            const int s = i / (ROWS * UNITS), b = i / UNITS % ROWS, unit = i % UNITS;
+            const bool given = call.s0 && b < block.rows && unit < block.units;
+            const Offset at = (Offset(s) * sizes.batch + block.row0 + b) * units + place + unit;
+            const float v = given ? call.s0[at] : 0.0f;
+            shared.in[stage][BEFORE_IN + s][b][unit] = rounded<T>(v);
+            if (Cell::WIDE >> s & 1) shared.wide[stage][rank(Cell::WIDE, s)][b][unit] = v;
+        }
+    };
     const auto fetch = [&](int round) {
         const int step = sizes.time - 1 - round, stage = round % STAGES;
+        if (step == 0) fetch_s0(stage);
         if (step >= 0 && row_exists && row.active(step)) {
             const Offset token = row.token(sizes, step);
             gates.fetch(&shared.in[stage][GATES_IN][0][0], token);
@@ -325,11 +330,12 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
             }
         }
         if (call.resets && helper == 0 && step >= -1) {
-            const bool asks = row_exists && lane % 4 < 2 && step + lane % 4 >= 0;
-            const unsigned votes = __ballot_sync(~0u, asks && row.reset(sizes, call.resets, step + lane % 4));
+            const int q = lane % LANES;
+            const bool asks = row_exists && q < 2 && step + q >= 0;
+            const unsigned votes = __ballot_sync(~0u, asks && row.reset(sizes, call.resets, step + q));
             unsigned mask = 0;
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i) mask |= (votes >> (i * 4) & 1) << i | (votes >> (i * 4 + 1) & 1) << (8 + i);
+            for (int i = 0; i < ROWS; ++i) mask |= (votes >> (i * LANES) & 1) << i | (votes >> (i * LANES + 1) & 1) << (8 + i);
             if (lane == 0) shared.resets[stage] = mask;
         }
         end_copy_group();
@@ -355,7 +361,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) fused_backward(const __grid_constant__ BackwardCall call) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) fused_backward(const __grid_constant__ BackwardCall call) {
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Block block(call.sizes);

@@ -35,6 +35,7 @@ struct Shared {
     Barrier arrived[2];  // of h[0] and h[1]: this block's warps, and the bytes from the others
 };
 
+static_assert(ROWS == 8, "a thread has two rows of the tensor cores' eight");
 static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
 
 // After this, h of the step before and wx of this step are there. Every warp of the block calls it.
@@ -114,8 +115,9 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
             for (int i = 0; i < 4; ++i) x[first + i] = four[i];
         }
 
-        // Two sums a tile, even and odd steps of k: the tensor cores work on both at once.
-        float sums[TILES][2][4] = {};
+        // Where k is long, two sums a tile, so that the tensor cores need not wait for one of them.
+        constexpr int CHAINS = STEPS_OF_K > 8 ? 2 : 1;
+        float sums[TILES][CHAINS][4] = {};
 #pragma unroll
         for (int k = 0; k < STEPS_OF_K; k += 2) {
             unsigned h[4];
@@ -123,7 +125,11 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
                 mma(sums[tile][0], weights[tile][k], h[0], h[1]);
-                if (k + 1 < STEPS_OF_K) mma(sums[tile][1], weights[tile][k + 1 < STEPS_OF_K ? k + 1 : k], h[2], h[3]);
+            }
+#pragma unroll
+            for (int tile = 0; tile < TILES; ++tile) {
+                if (k + 1 < STEPS_OF_K)
+                    mma(sums[tile][CHAINS - 1], weights[tile][k + 1 < STEPS_OF_K ? k + 1 : k], h[2], h[3]);
             }
         }
         const unsigned resets = call.resets ? shared.resets[stage] : 0;
@@ -138,7 +144,8 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                 if (gate >= INNER) gates[j][gate] += j == 0 ? low(x[gate - INNER]) : high(x[gate - INNER]);
                 if (gate < Cell::RECURRENT) {
                     const int at = gate % 2 * 2 + j;
-                    const float sum = sums[gate / 2][0][at] + sums[gate / 2][1][at];
+                    float sum = sums[gate / 2][0][at];
+                    if (CHAINS == 2) sum += sums[gate / 2][1][at];
                     gates[j][gate] += reset ? 0.0f : sum;
                 }
             }
@@ -215,7 +222,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 
 __device__ __forceinline__ void carry(const ForwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
-    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = lane / 4;
+    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = helping_row();
     const bool row_exists = r < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
     const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
@@ -242,11 +249,11 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
         const int stage = step % STAGES;
         if (step < sizes.time && row_exists) x.fetch(&shared.x[stage][0][0][0], row.token(sizes, step));
         if (call.resets && helper == 0 && step < sizes.time) {
-            const bool set = row_exists && lane % 4 == 0 && row.reset(sizes, call.resets, step);
+            const bool set = row_exists && lane % LANES == 0 && row.reset(sizes, call.resets, step);
             const unsigned votes = __ballot_sync(~0u, set);
             unsigned mask = 0;
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i) mask |= (votes >> (i * 4) & 1) << i;
+            for (int i = 0; i < ROWS; ++i) mask |= (votes >> (i * LANES) & 1) << i;
             if (lane == 0) shared.resets[stage] = mask;
         }
         end_copy_group();
@@ -274,7 +281,7 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) fused_forward(const __grid_constant__ ForwardCall call) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) fused_forward(const __grid_constant__ ForwardCall call) {
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Sizes& sizes = call.sizes;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use flashrnn_core::Shapes;
 
-use crate::select::{self, Fused, Tile};
+use crate::select::{self, Fused, Gpu, Tile};
 
 /// The kernel of one pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,26 +30,30 @@ pub struct KernelChoice {
 impl KernelChoice {
     /// The forward pass's kernel.
     #[must_use]
-    pub fn forward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> Self {
-        match select::fused_forward(shapes, element_bytes, clusters) {
+    pub fn forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Self {
+        match select::fused_forward(shapes, element_bytes, gpu) {
             Some(fused) => Self::fused("forward", shapes, fused, fused.forward_threads()),
-            None => {
-                let tile = select::forward_tile(shapes, element_bytes);
-                Self::alternating("forward", shapes, tile, element_bytes, clusters)
-            }
+            None => Self::alternating_forward(shapes, element_bytes, why_not_fused(element_bytes, gpu)),
         }
     }
 
     /// The backward pass's kernel.
     #[must_use]
-    pub fn backward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> Self {
-        match select::fused_backward(shapes, element_bytes, clusters) {
+    pub fn backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Self {
+        match select::fused_backward(shapes, element_bytes, gpu) {
             Some(fused) => Self::fused("backward", shapes, fused, fused.backward_threads()),
-            None => {
-                let tile = select::backward_tile(shapes, element_bytes);
-                Self::alternating("backward", shapes, tile, element_bytes, clusters)
-            }
+            None => Self::alternating_backward(shapes, element_bytes, why_not_fused(element_bytes, gpu)),
         }
+    }
+
+    /// The forward pass's kernel of a step.
+    pub(crate) fn alternating_forward(shapes: &Shapes, element_bytes: usize, why: &'static str) -> Self {
+        Self::alternating("forward", shapes, select::forward_tile(shapes, element_bytes), why)
+    }
+
+    /// The backward pass's kernel of a step.
+    pub(crate) fn alternating_backward(shapes: &Shapes, element_bytes: usize, why: &'static str) -> Self {
+        Self::alternating("backward", shapes, select::backward_tile(shapes, element_bytes), why)
     }
 
     fn fused(pass: &'static str, shapes: &Shapes, fused: Fused, threads: usize) -> Self {
@@ -57,7 +61,7 @@ impl KernelChoice {
             pass,
             family: "fused",
             units: fused.units,
-            rows: Fused::ROWS,
+            rows: fused.rows,
             warps: threads / 32,
             blocks: fused.grid(shapes),
             cluster: fused.blocks,
@@ -70,13 +74,7 @@ impl KernelChoice {
         }
     }
 
-    fn alternating(
-        pass: &'static str,
-        shapes: &Shapes,
-        tile: Tile,
-        element_bytes: usize,
-        clusters: bool,
-    ) -> Self {
+    fn alternating(pass: &'static str, shapes: &Shapes, tile: Tile, why: &'static str) -> Self {
         Self {
             pass,
             family: "alternating",
@@ -85,12 +83,16 @@ impl KernelChoice {
             warps: tile.warps,
             blocks: select::blocks(shapes, tile),
             cluster: 1,
-            why: match (element_bytes, clusters) {
-                (2, true) => "R does not fit the registers of a cluster of 8 blocks",
-                (2, false) => "R does not fit the registers of a block, and this device has no clusters",
-                _ => "the fused kernels are for 16-bit tensors",
-            },
+            why,
         }
+    }
+}
+
+fn why_not_fused(element_bytes: usize, gpu: Gpu) -> &'static str {
+    match (element_bytes, gpu.clusters) {
+        (2, true) => "R does not fit the registers of a cluster of 8 blocks",
+        (2, false) => "R does not fit the registers of a block, and this device has no clusters",
+        _ => "the fused kernels are for 16-bit tensors",
     }
 }
 
@@ -111,15 +113,17 @@ mod tests {
     use super::*;
     use flashrnn_core::{Lstm, Problem};
 
+    const H200: Gpu = Gpu { clusters: true, multiprocessors: 132 };
+
     #[test]
     fn choices_say_what_and_why() {
         let shapes = |heads, head_dim| Problem::new(16, 1, heads, head_dim).shapes::<Lstm>().unwrap();
-        let small = KernelChoice::forward(&shapes(12, 64), 2, true);
+        let small = KernelChoice::forward(&shapes(12, 64), 2, H200);
         assert_eq!((small.family, small.blocks), ("fused", 12 * 2 * small.cluster));
-        let f32 = KernelChoice::backward(&shapes(12, 64), 4, true);
+        let f32 = KernelChoice::backward(&shapes(12, 64), 4, H200);
         assert_eq!((f32.family, f32.cluster), ("alternating", 1));
         assert!(f32.to_string().contains("16-bit"), "{f32}");
-        let large = KernelChoice::forward(&shapes(1, 4096), 2, true).to_string();
+        let large = KernelChoice::forward(&shapes(1, 4096), 2, H200).to_string();
         assert!(large.starts_with("forward: alternating, a launch a step of 512 blocks"), "{large}");
     }
 }

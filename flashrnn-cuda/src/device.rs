@@ -16,6 +16,7 @@ use crate::compile::{Arch, Nvrtc, Program};
 use crate::launch::Module;
 use crate::library;
 use crate::memory::Pool;
+use crate::select::Gpu;
 use crate::time_loop::TimeLoops;
 
 /// An NVIDIA GPU and a stream on it. Clones share both.
@@ -26,6 +27,19 @@ use crate::time_loop::TimeLoops;
 pub struct Cuda {
     pub(crate) device: Arc<Device>,
     pub(crate) loops: Arc<TimeLoops>,
+    pub(crate) family: Family,
+}
+
+/// Which kernels plans use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Fused where they can be.
+    #[default]
+    Auto,
+    /// All time steps in one kernel; a plan that can't is an error.
+    Fused,
+    /// A kernel a step.
+    Alternating,
 }
 
 impl Cuda {
@@ -58,7 +72,13 @@ impl Cuda {
     /// # Errors
     /// As [`Cuda::new`].
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        Ok(Self { device: Arc::new(Device::new(stream)?), loops: Arc::default() })
+        Ok(Self { device: Arc::new(Device::new(stream)?), loops: Arc::default(), family: Family::Auto })
+    }
+
+    /// The same device and stream, with plans of these kernels.
+    #[must_use]
+    pub fn with_family(self, family: Family) -> Self {
+        Self { family, ..self }
     }
 
     /// The stream that everything is enqueued on.
@@ -139,6 +159,11 @@ impl Device {
             stream,
             context,
         })
+    }
+
+    /// What of it decides on kernels.
+    pub(crate) fn gpu(&self) -> Gpu {
+        Gpu { clusters: self.arch.major >= 9, multiprocessors: self.multiprocessors }
     }
 
     /// Makes the device's context this thread's current one. Every public method begins with it.

@@ -11,12 +11,12 @@ use flashrnn_core::{
 
 use crate::call::{Address, Gates, Sizes};
 use crate::choice::KernelChoice;
-use crate::device::{Cuda, Device};
+use crate::device::{Cuda, Device, Family};
 use crate::fused::{FusedBackward, FusedForward};
 use crate::launch::Kernel;
 use crate::memory::{Buffer, View, ViewMut};
 use crate::programs::{self, CellSource};
-use crate::select::{self, Multiply};
+use crate::select::{self, Fused, Multiply};
 use crate::time_loop::TimeLoop;
 
 impl Backend for Cuda {
@@ -109,7 +109,17 @@ impl Engine {
         let multiply = Multiply::new(element, problem.tf32);
         let (device, loops) = (&cuda.device, &cuda.loops);
         // Each compiles where no cache has it: together, since a user waits for all of them.
-        let clusters = device.arch.major >= 9;
+        let (family, gpu) = (cuda.family, device.gpu());
+        let (fused_forward, fused_backward) =
+            (select::fused_forward(shapes, bytes, gpu), select::fused_backward(shapes, bytes, gpu));
+        if family == Family::Fused && (fused_forward.is_none() || fused_backward.is_none()) {
+            let choices =
+                [KernelChoice::forward(shapes, bytes, gpu), KernelChoice::backward(shapes, bytes, gpu)];
+            let why = choices.iter().find(|choice| choice.family != "fused").map_or("", |choice| choice.why);
+            let what = "fused kernels for this problem".into();
+            return Err(Error::Unsupported { backend: "cuda", what, why: why.into() });
+        }
+        let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
         let (forward, fused_forward, backward, fused_backward, tokens, weights) =
             std::thread::scope(|scope| {
                 let forward = scope.spawn(|| {
@@ -118,12 +128,14 @@ impl Engine {
                     loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
                 });
                 let fused_forward = scope.spawn(|| {
-                    let fused = select::fused_forward(shapes, bytes, clusters);
-                    fused.map(|fused| FusedForward::new(device, cell, element, shapes, fused)).transpose()
+                    wanted(fused_forward)
+                        .map(|fused| FusedForward::new(device, cell, element, shapes, fused))
+                        .transpose()
                 });
                 let fused_backward = scope.spawn(|| {
-                    let fused = select::fused_backward(shapes, bytes, clusters);
-                    fused.map(|fused| FusedBackward::new(device, cell, element, shapes, fused)).transpose()
+                    wanted(fused_backward)
+                        .map(|fused| FusedBackward::new(device, cell, element, shapes, fused))
+                        .transpose()
                 });
                 let backward = scope.spawn(|| {
                     let tile = select::backward_tile(shapes, bytes);
@@ -244,8 +256,16 @@ impl<T: Element, W: Element> CudaPlan<T, W> {
     #[must_use]
     pub fn kernels(&self) -> [KernelChoice; 2] {
         let Engine { device, shapes, bytes, .. } = &self.engine;
-        let clusters = device.arch.major >= 9;
-        [KernelChoice::forward(shapes, *bytes, clusters), KernelChoice::backward(shapes, *bytes, clusters)]
+        match self.cuda.family {
+            Family::Alternating => [
+                KernelChoice::alternating_forward(shapes, *bytes, "asked for"),
+                KernelChoice::alternating_backward(shapes, *bytes, "asked for"),
+            ],
+            Family::Auto | Family::Fused => [
+                KernelChoice::forward(shapes, *bytes, device.gpu()),
+                KernelChoice::backward(shapes, *bytes, device.gpu()),
+            ],
+        }
     }
 }
 

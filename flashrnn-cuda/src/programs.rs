@@ -130,11 +130,16 @@ fn fused(
     let mut program = program(file, source, Some(cell), element);
     let bf16 = element == Dtype::Bf16;
     program.options.extend([
+        // What follows from 16-bit tensors: subnormal f32 and the last bits of a quotient are below their rounding.
+        "--ftz=true".into(),
+        "--prec-div=false".into(),
+        "--prec-sqrt=false".into(),
         format!("-DT_IS_BF16={}", i32::from(bf16)),
         format!("-DMATH={}", if bf16 { "HARDWARE_BF16" } else { "HARDWARE_F16" }),
         format!("-DHEAD_DIM={}", shapes.head_dim),
         format!("-DBLOCKS={}", fused.blocks),
         format!("-DUNITS={}", fused.units),
+        format!("-DROWS={}", fused.rows),
         format!("-DHELPERS={}", fused.helpers),
         format!("-DSTAGES={}", fused.stages),
         format!("-DSHARED_BYTES={shared}"),

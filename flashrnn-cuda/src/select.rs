@@ -74,13 +74,24 @@ fn warps(chunks: usize) -> usize {
     if chunks <= 8 { 4 } else { 8 }
 }
 
-/// How a fused kernel spreads a head over blocks and warps. Its blocks have 8 rows of the batch.
+/// What of a device decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Whether blocks can form clusters (compute capability 9.0).
+    pub clusters: bool,
+    /// Multiprocessors.
+    pub multiprocessors: usize,
+}
+
+/// How a fused kernel spreads a head over blocks and warps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fused {
     /// Blocks of a head: a cluster, 1 to 8.
     pub blocks: usize,
     /// Units of a block, a multiple of 8 (backward 16, 32 or 64).
     pub units: usize,
+    /// Rows of the batch in a block: 8, as many as the tensor cores take; backward also 4.
+    pub rows: usize,
     /// Warps that fetch and store while the others compute.
     pub helpers: usize,
     /// Steps of wx in shared memory.
@@ -88,9 +99,6 @@ pub struct Fused {
 }
 
 impl Fused {
-    /// Rows of the batch in a block.
-    pub const ROWS: usize = 8;
-
     /// Threads of a block of the forward kernel, where a warp computes 8 units.
     pub fn forward_threads(&self) -> usize {
         32 * (self.units / 8 + self.helpers)
@@ -103,18 +111,18 @@ impl Fused {
 
     /// Blocks of a launch.
     pub fn grid(&self, shapes: &Shapes) -> usize {
-        self.blocks * shapes.heads * shapes.batch.div_ceil(Self::ROWS)
+        self.blocks * shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
     /// Bytes of shared memory of the forward kernel, the struct `Shared` of kernels/fused_forward.cu.
     pub fn forward_shared(&self, shapes: &Shapes, saves: bool) -> usize {
         let (element, row) = (2, self.units + 8);
-        let h = 2 * Self::ROWS * (depth(shapes.head_dim, element).max(self.blocks * self.units) + 8);
-        let x = self.stages * shapes.external.max(1) * Self::ROWS * row;
+        let h = 2 * self.rows * (depth(shapes.head_dim, element).max(self.blocks * self.units) + 8);
+        let x = self.stages * shapes.external.max(1) * self.rows * row;
         let saved = if saves { shapes.states - 1 + shapes.gates } else { 0 };
-        let saved = 2 * saved.max(1) * Self::ROWS * row;
+        let saved = 2 * saved.max(1) * self.rows * row;
         let wide = if saves { shapes.wide.len() + shapes.wide_gates.len() } else { 0 };
-        let floats = 2 * wide.max(1) * Self::ROWS * (self.units + 4) + self.stages;
+        let floats = 2 * wide.max(1) * self.rows * (self.units + 4) + self.stages;
         (element * (h + x + saved) + 4 * floats).next_multiple_of(8) + 16
     }
 }
@@ -122,14 +130,14 @@ impl Fused {
 impl Fused {
     /// Bytes of shared memory of the backward kernel, the struct `Shared` of kernels/fused_backward.cu.
     pub fn backward_shared(&self, shapes: &Shapes) -> usize {
-        let (rows, row, wide_row) = (Self::ROWS, self.units + 8, self.units + 4);
+        let (rows, row, wide_row) = (self.rows, self.units + 8, self.units + 4);
         let split = BACKWARD_WARPS / (self.units / 16);
         let k = (shapes.recurrent * depth(shapes.head_dim, 2)).next_multiple_of(32 * split);
         let apart = (shapes.gates - shapes.recurrent).max(1);
         let narrow = shapes.gates + 2 * shapes.states;
         let wide = (shapes.wide.len() + shapes.wide_gates.len()).max(1);
-        let elements = 2 * rows * (k + 8) + 2 * apart * rows * row + self.stages * narrow * rows * row;
-        let floats = self.stages * wide * rows * wide_row + split * rows * wide_row + self.stages;
+        let elements = 2 * 8 * (k + 8) + 2 * apart * rows * row + self.stages * narrow * rows * row;
+        let floats = self.stages * wide * rows * wide_row + split * 8 * wide_row + self.stages;
         (2 * elements + 4 * floats).next_multiple_of(8) + 16
     }
 }
@@ -139,7 +147,10 @@ const BACKWARD_WARPS: usize = 8;
 
 /// How the fused backward kernel runs, where it can. A computing warp holds R transposed for 16 units and one part of k; there
 /// are as many parts as 8 warps allow.
-pub fn fused_backward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> Option<Fused> {
+///
+/// A block has 4 rows of the batch where all blocks still find a multiprocessor: the derivative, which is most of the work of
+/// a step, then takes half the time.
+pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if element_bytes != 2 {
         return None;
     }
@@ -148,8 +159,9 @@ pub fn fused_backward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> 
         let k = shapes.recurrent * depth(shapes.head_dim, element_bytes);
         let weights = k.div_ceil(32 * split) * 8;
         let blocks = shapes.head_dim.div_ceil(units);
-        let fits = weights <= WEIGHT_REGISTERS / 2 && blocks <= 8 && (blocks == 1 || clusters);
-        fits.then_some(Fused { blocks, units, helpers: 4, stages: 6 })
+        let fits = weights <= WEIGHT_REGISTERS / 2 && blocks <= 8 && (blocks == 1 || gpu.clusters);
+        let spread = blocks * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
+        fits.then_some(Fused { blocks, units, rows: if spread { 4 } else { 8 }, helpers: 4, stages: 8 })
     };
     let one_block = [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(choice);
     one_block.or_else(|| [64, 32].into_iter().find_map(choice))
@@ -162,7 +174,7 @@ const WEIGHT_REGISTERS: usize = 128;
 ///
 /// A thread holds `2 Gr` bytes for each k of its unit, in tiles of two gates: 4 registers for 16 of k. The more registers that
 /// takes, the fewer warps a block can have: with 64, 12 warps; with 128, 8.
-pub fn fused_forward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> Option<Fused> {
+pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     let tiles = shapes.recurrent.div_ceil(2);
     let weights = tiles * shapes.head_dim.div_ceil(16) * 4;
     if element_bytes != 2 || weights > WEIGHT_REGISTERS {
@@ -170,11 +182,13 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, clusters: bool) -> O
     }
     let most = if weights <= WEIGHT_REGISTERS / 2 { 64 } else { 32 };
     let blocks = shapes.head_dim.div_ceil(most);
-    if blocks > 8 || (blocks > 1 && !clusters) {
+    if blocks > 8 || (blocks > 1 && !gpu.clusters) {
         return None;
     }
     let units = shapes.head_dim.div_ceil(blocks).next_multiple_of(8);
-    Some(Fused { blocks: shapes.head_dim.div_ceil(units), units, helpers: 4, stages: 8 })
+    // Where registers allow it, as many warps carry as compute.
+    let helpers = if weights <= WEIGHT_REGISTERS / 4 { 8 } else { 4 };
+    Some(Fused { blocks: shapes.head_dim.div_ceil(units), units, rows: 8, helpers, stages: 8 })
 }
 
 /// Whether every row of D 16-bit elements of every tensor begins at a multiple of 16 bytes, if the tensor does.

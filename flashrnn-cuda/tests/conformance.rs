@@ -11,3 +11,12 @@ fn cuda() -> Option<Cuda> {
 }
 
 flashrnn_testsuite::conformance!(where_found: cuda(), same_bits_as: [testing::cuda()], skip: []);
+
+/// The same where no kernel is fused: what large heads and f32 get anyhow.
+mod alternating {
+    use flashrnn_cuda::Family;
+    flashrnn_testsuite::conformance!(
+        where_found: super::cuda().map(|cuda| cuda.with_family(Family::Alternating)),
+        skip: []
+    );
+}
