@@ -118,7 +118,7 @@ pub fn measure<C: Cell>(cell: &C, case: &Case, dtype: Dtype, got: &Results) -> R
 ///
 /// What it may be is [`tolerance`], and where the error is above that, also the change of the reference when its own
 /// inputs change by one roundoff of `dtype`, and the forward clip by four: near a discontinuity (the edge of a clip),
-/// and where large terms cancel, no better answer can be had. And it may be what [`underflow`] loses.
+/// and where large terms cancel, no better answer can be had. And it may be what `underflow` loses.
 ///
 /// # Errors
 /// As [`reference::forward`].
