@@ -90,8 +90,8 @@ impl KernelChoice {
 
 fn why_not_fused(element_bytes: usize, gpu: Gpu) -> &'static str {
     match (element_bytes, gpu.clusters) {
-        (2, true) => "R does not fit the registers of a cluster of 8 blocks",
-        (2, false) => "R does not fit the registers of a block, and this device has no clusters",
+        (2, true) => "R does not fit the registers of a cluster of 8 blocks, or a step their shared memory",
+        (2, false) => "R does not fit a block, and this device has no clusters",
         _ => "the fused kernels are for 16-bit tensors",
     }
 }
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use flashrnn_core::{Lstm, Problem};
 
-    const H200: Gpu = Gpu { clusters: true, multiprocessors: 132 };
+    const H200: Gpu = Gpu { clusters: true, multiprocessors: 132, shared_memory: 227 << 10 };
 
     #[test]
     fn choices_say_what_and_why() {

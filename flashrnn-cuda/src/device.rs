@@ -163,7 +163,11 @@ impl Device {
 
     /// What of it decides on kernels.
     pub(crate) fn gpu(&self) -> Gpu {
-        Gpu { clusters: self.arch.major >= 9, multiprocessors: self.multiprocessors }
+        Gpu {
+            clusters: self.arch.major >= 9,
+            multiprocessors: self.multiprocessors,
+            shared_memory: self.shared_memory,
+        }
     }
 
     /// Makes the device's context this thread's current one. Every public method begins with it.

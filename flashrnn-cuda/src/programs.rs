@@ -6,7 +6,7 @@ use flashrnn_core::{Cell, Dtype, Shapes, trace};
 
 use crate::call::{BackwardCall, ForwardCall};
 use crate::compile::Program;
-use crate::select::{Fused, Multiply, Tile};
+use crate::select::{self, Fused, Gpu, Multiply, Tile};
 
 /// The files that kernels include.
 const HEADERS: &[(&str, &str)] = &[
@@ -181,11 +181,24 @@ fn element_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Every program of a cell, for each element type and each tile that [`select`](crate::select) can choose for batches,
-/// head dimensions and gates of any size: what a test without a device compiles.
-pub fn all<C: Cell>(cell: &C) -> Vec<Program> {
+/// Every program of a cell, for each element type and each tile that [`select`] can choose for batches, head dimensions and
+/// gates of any size, and the fused programs of some head dimensions: what a test without a device compiles.
+pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let cell = CellSource::new(cell);
     let mut list = Vec::new();
+    for element in [Dtype::F16, Dtype::Bf16] {
+        for (head_dim, saves) in [(33, true), (64, false), (64, true), (128, true), (256, true)] {
+            let problem = flashrnn_core::Problem::new(16, 1, 3, head_dim);
+            let Ok(shapes) = problem.shapes::<C>() else { continue };
+            let aligned = select::aligned(&shapes);
+            if let Some(fused) = select::fused_forward(&shapes, 2, gpu) {
+                list.push(fused_forward(&cell, element, &shapes, fused, saves, aligned));
+            }
+            if let Some(fused) = select::fused_backward(&shapes, 2, gpu).filter(|_| saves) {
+                list.push(fused_backward(&cell, element, &shapes, fused, aligned));
+            }
+        }
+    }
     for element in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         list.push(tokens(&cell, element));
         for weight in [element, Dtype::F32] {
@@ -197,10 +210,8 @@ pub fn all<C: Cell>(cell: &C) -> Vec<Program> {
                 let problem = flashrnn_core::Problem::new(batch, 1, 1, head_dim);
                 let Ok(shapes) = problem.shapes::<C>() else { continue };
                 let bytes = if element == Dtype::F32 { 4 } else { 2 };
-                let (forward, backward) = (
-                    crate::select::forward_tile(&shapes, bytes),
-                    crate::select::backward_tile(&shapes, bytes),
-                );
+                let (forward, backward) =
+                    (select::forward_tile(&shapes, bytes), select::backward_tile(&shapes, bytes));
                 list.push(forward_step(&cell, element, multiply, forward));
                 list.push(backward_step(&cell, element, multiply, backward));
             }

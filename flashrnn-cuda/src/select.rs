@@ -81,6 +81,8 @@ pub struct Gpu {
     pub clusters: bool,
     /// Multiprocessors.
     pub multiprocessors: usize,
+    /// Bytes of shared memory that a block may have.
+    pub shared_memory: usize,
 }
 
 /// How a fused kernel spreads a head over blocks and warps.
@@ -107,6 +109,11 @@ impl Fused {
     /// Threads of a block of the backward kernel.
     pub fn backward_threads(&self) -> usize {
         32 * (BACKWARD_WARPS + self.helpers)
+    }
+
+    /// With as many stages as `fits` allows, 8 at most: more than that hides nothing more.
+    fn with_stages(self, fits: impl Fn(&Self) -> bool) -> Option<Self> {
+        [8, 6, 4, 3].into_iter().map(|stages| Self { stages, ..self }).find(fits)
     }
 
     /// Blocks of a launch.
@@ -159,9 +166,12 @@ pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option
         let k = shapes.recurrent * depth(shapes.head_dim, element_bytes);
         let weights = k.div_ceil(32 * split) * 8;
         let blocks = shapes.head_dim.div_ceil(units);
-        let fits = weights <= WEIGHT_REGISTERS / 2 && blocks <= 8 && (blocks == 1 || gpu.clusters);
+        if weights > WEIGHT_REGISTERS / 2 || blocks > 8 || (blocks > 1 && !gpu.clusters) {
+            return None;
+        }
         let spread = blocks * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
-        fits.then_some(Fused { blocks, units, rows: if spread { 4 } else { 8 }, helpers: 4, stages: 8 })
+        let fused = Fused { blocks, units, rows: if spread { 4 } else { 8 }, helpers: 4, stages: 0 };
+        fused.with_stages(|fused| fused.backward_shared(shapes) <= gpu.shared_memory)
     };
     let one_block = [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(choice);
     one_block.or_else(|| [64, 32].into_iter().find_map(choice))
@@ -188,7 +198,8 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
     let units = shapes.head_dim.div_ceil(blocks).next_multiple_of(8);
     // Where registers allow it, as many warps carry as compute.
     let helpers = if weights <= WEIGHT_REGISTERS / 4 { 8 } else { 4 };
-    Some(Fused { blocks: shapes.head_dim.div_ceil(units), units, rows: 8, helpers, stages: 8 })
+    let fused = Fused { blocks: shapes.head_dim.div_ceil(units), units, rows: 8, helpers, stages: 0 };
+    fused.with_stages(|fused| fused.forward_shared(shapes, true) <= gpu.shared_memory)
 }
 
 /// Whether every row of D 16-bit elements of every tensor begins at a multiple of 16 bytes, if the tensor does.
@@ -213,7 +224,58 @@ pub fn parts(tokens: usize, blocks: usize, multiprocessors: usize) -> (usize, us
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flashrnn_core::{Elman, Gru, Lstm, Problem};
+    use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
+
+    const H200: Gpu = Gpu { clusters: true, multiprocessors: 132, shared_memory: 227 << 10 };
+    const RTX_4090: Gpu = Gpu { clusters: false, multiprocessors: 128, shared_memory: 99 << 10 };
+
+    #[test]
+    fn fused_kernels_of_known_problems() {
+        let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
+        let small = fused_forward(&lstm(16, 12, 64), 2, H200).unwrap();
+        assert_eq!(small, Fused { blocks: 1, units: 64, rows: 8, helpers: 8, stages: 8 });
+        assert_eq!((small.grid(&lstm(16, 12, 64)), small.forward_threads()), (24, 512));
+        let large = fused_forward(&lstm(16, 3, 256), 2, H200).unwrap();
+        assert_eq!(large, Fused { blocks: 8, units: 32, rows: 8, helpers: 4, stages: 8 });
+        let backward = fused_backward(&lstm(16, 12, 64), 2, H200).unwrap();
+        assert_eq!(backward, Fused { blocks: 1, units: 64, rows: 4, helpers: 4, stages: 8 });
+        assert_eq!(fused_backward(&lstm(256, 12, 64), 2, H200).unwrap().rows, 8);
+        assert_eq!(fused_forward(&lstm(16, 1, 768), 2, H200), None);
+        assert_eq!(fused_forward(&lstm(16, 12, 64), 4, H200), None);
+        assert_eq!(fused_forward(&lstm(16, 6, 128), 2, RTX_4090), None);
+    }
+
+    #[test]
+    fn fused_kernels_cover_the_head_and_fit_the_device() {
+        for head_dim in 1..=600 {
+            for gpu in [H200, RTX_4090] {
+                let shapes = [
+                    Problem::new(16, 1, 3, head_dim).shapes::<Slstm>().unwrap(),
+                    Problem::new(16, 1, 3, head_dim).shapes::<Gru>().unwrap(),
+                    Problem::new(16, 1, 3, head_dim).shapes::<Elman>().unwrap(),
+                ];
+                for shapes in shapes {
+                    if let Some(fused) = fused_forward(&shapes, 2, gpu) {
+                        assert!(fused.blocks * fused.units >= head_dim && fused.blocks <= 8, "{fused:?}");
+                        assert!(
+                            (fused.blocks - 1) * fused.units < head_dim,
+                            "{fused:?}: a block without units"
+                        );
+                        assert!(fused.units.is_multiple_of(8) && fused.forward_threads() <= 512, "{fused:?}");
+                        assert!(fused.forward_shared(&shapes, true) <= gpu.shared_memory, "{fused:?}");
+                    }
+                    if let Some(fused) = fused_backward(&shapes, 2, gpu) {
+                        assert!(
+                            fused.blocks * fused.units >= depth(head_dim, 2).min(head_dim + 31),
+                            "{fused:?}"
+                        );
+                        assert!([16, 32, 64].contains(&fused.units) && fused.blocks <= 8, "{fused:?}");
+                        assert!(fused.backward_shared(&shapes) <= gpu.shared_memory, "{fused:?}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn tiles_of_known_problems() {

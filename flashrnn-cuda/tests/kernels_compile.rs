@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flashrnn_core::{Elman, Gru, Lstm, Slstm};
 use flashrnn_cuda::compile::{Arch, Program, compile};
+use flashrnn_cuda::select::Gpu;
 use flashrnn_cuda::{programs, testing};
 
 /// The continuous integration machine's.
@@ -63,22 +64,24 @@ fn every_kernel_compiles_without_local_memory() {
     if !testing::nvrtc() {
         return;
     }
-    let lists = [
-        ("elman", programs::all(&Elman)),
-        ("gru", programs::all(&Gru)),
-        ("lstm", programs::all(&Lstm)),
-        ("slstm", programs::all(&Slstm)),
-    ];
     let mut jobs: Vec<(&str, Arch, Program)> = Vec::new();
-    for (cell, list) in lists {
-        for program in list {
-            // Those that no cell is part of come with every cell.
-            if jobs.iter().any(|(_, _, other)| *other == program) {
-                continue;
+    for arch in [Arch { major: 8, minor: 0 }, Arch { major: 9, minor: 0 }] {
+        let clusters = arch.major >= 9;
+        let shared_memory = if clusters { 227 << 10 } else { 163 << 10 };
+        let gpu = Gpu { clusters, multiprocessors: 132, shared_memory };
+        let lists = [
+            ("elman", programs::all(&Elman, gpu)),
+            ("gru", programs::all(&Gru, gpu)),
+            ("lstm", programs::all(&Lstm, gpu)),
+            ("slstm", programs::all(&Slstm, gpu)),
+        ];
+        for (cell, list) in lists {
+            for program in list {
+                // Those that no cell is part of come with every cell.
+                if !jobs.iter().any(|(_, at, other)| *at == arch && *other == program) {
+                    jobs.push((cell, arch, program));
+                }
             }
-            jobs.extend(
-                [(8, 0), (9, 0)].map(|(major, minor)| (cell, Arch { major, minor }, program.clone())),
-            );
         }
     }
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
