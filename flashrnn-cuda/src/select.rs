@@ -265,10 +265,9 @@ mod tests {
                         assert!(fused.forward_shared(&shapes, true) <= gpu.shared_memory, "{fused:?}");
                     }
                     if let Some(fused) = fused_backward(&shapes, 2, gpu) {
-                        assert!(
-                            fused.blocks * fused.units >= depth(head_dim, 2).min(head_dim + 31),
-                            "{fused:?}"
-                        );
+                        // In a cluster each group of 8 units up to `depth` has a block that sends it.
+                        let covered = if fused.blocks == 1 { head_dim } else { depth(head_dim, 2) };
+                        assert!(fused.blocks * fused.units >= covered, "{fused:?}");
                         assert!([16, 32, 64].contains(&fused.units) && fused.blocks <= 8, "{fused:?}");
                         assert!(fused.backward_shared(&shapes) <= gpu.shared_memory, "{fused:?}");
                     }
