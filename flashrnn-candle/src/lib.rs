@@ -49,8 +49,8 @@
 //! # On a GPU
 //! [`Rnn::on`] takes any backend that is a [`Bridge`]; with the feature `cuda` that is `flashrnn::Cuda` too. Tensors stay on
 //! candle's CPU device. A call copies wx, the weights and s0 to the GPU and the output back, and waits for it; its backward pass
-//! copies wx, s0 and the gradient of the output there, and d_wx, the weights' gradients and d_s0 back. The states and gates
-//! kept in between stay on the GPU. With [`Cpu`](flashrnn::Cpu) the operation works on candle's memory itself.
+//! copies s0 and the gradient of the output there (with `Recompute` wx too), and d_wx, the weights' gradients and d_s0 back. What
+//! is kept in between stays on the GPU. With [`Cpu`](flashrnn::Cpu) the operation works on candle's memory itself.
 //!
 //! # Many calls
 //! Since the object belongs to the call, any number of forward passes may precede a backward pass, and one graph may be

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType};
-use flashrnn::{Backward, Element, Forward, Plan, Saved, Weights};
+use flashrnn::{Backward, Element, Forward, Plan, Save, Saved, Weights};
 
 use crate::Bridge;
 
@@ -150,7 +150,11 @@ impl<B: Bridge, T: Number, W: Number> CustomOp3 for Op<B, T, W> {
             true => (None, Some(backend.read(&d_head))),
             false => (Some(backend.read(&d_head)), None),
         };
-        let wx_again = self.input(slice(cpu(&wx_storage)?, wx_layout)?)?;
+        // With the gates kept, nothing reads wx again.
+        let wx_again = match self.plan.problem().save {
+            Save::Gates => None,
+            Save::Recompute => Some(self.input(slice(cpu(&wx_storage)?, wx_layout)?)?),
+        };
         let s0_again = self.input(slice(cpu(&s0_storage)?, s0_layout)?)?;
         let (lengths, resets) = self.masks()?;
         let mut d_wx = backend.alloc::<T>(wx.elem_count()).map_err(Error::wrap)?;
@@ -159,7 +163,7 @@ impl<B: Bridge, T: Number, W: Number> CustomOp3 for Op<B, T, W> {
         let mut d_s0 = backend.alloc::<T::Wide>(s0.elem_count()).map_err(Error::wrap)?;
         self.plan
             .backward(Backward {
-                wx: Some(backend.read(&wx_again)),
+                wx: wx_again.as_ref().map(|wx| backend.read(wx)),
                 s0: Some(backend.read(&s0_again)),
                 lengths: lengths.as_ref().map(|lengths| backend.read(lengths)),
                 resets: resets.as_ref().map(|resets| backend.read(resets)),

@@ -15,8 +15,13 @@ impl Variables {
     fn new<C: Cell>(dtype: DType) -> Result<Self> {
         let [batch, time, heads, head_dim] = SIZES;
         let (recurrent, external) = (C::RECURRENT, C::EXTERNAL);
-        let make = |deviation: f32, shape: &[usize], dtype| -> Result<Var> {
-            Var::from_tensor(&Tensor::randn(0.0, deviation, shape, &Device::Cpu)?.to_dtype(dtype)?)
+        // Evenly spread over ±√3 deviations, the same in each run.
+        let make = |deviation: f64, shape: &[usize], dtype| -> Result<Var> {
+            let len = shape.iter().product::<usize>();
+            let spread =
+                |i: usize| (i as f64 * 0.618_033_988_749_895 + (i as f64).sqrt()).fract() * 2.0 - 1.0;
+            let values: Vec<f64> = (0..len).map(|i| 3_f64.sqrt() * deviation * spread(i)).collect();
+            Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
         };
         let (gates, states) = (C::GATES.len(), <C::State<f64> as Array<f64>>::LEN);
         // sLSTM admits no random initial state.

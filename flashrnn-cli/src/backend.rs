@@ -1,11 +1,11 @@
 //! Which backend runs: from the name on the command line to one that this machine has.
 
-use anyhow::Result;
-#[cfg(feature = "cuda")]
-use flashrnn::Cuda;
+use anyhow::{Result, bail};
 use flashrnn::{Backend, Cpu, Info};
+#[cfg(feature = "cuda")]
+use flashrnn::{Cuda, cuda::Family};
 
-use crate::choice::{BackendName, DtypeName};
+use crate::choice::{BackendName, DtypeName, KernelName};
 
 /// A backend that is there.
 #[derive(Clone)]
@@ -48,6 +48,23 @@ impl Found {
         }
     }
 
+    /// The same backend with these kernels.
+    ///
+    /// # Errors
+    /// Where the backend has no such choice.
+    pub fn with_kernel(self, kernel: KernelName) -> Result<Self> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => Ok(Self::Cuda(cuda.with_family(match kernel {
+                KernelName::Auto => Family::Auto,
+                KernelName::Fused => Family::Fused,
+                KernelName::Alternating => Family::Alternating,
+            }))),
+            found if kernel == KernelName::Auto => Ok(found),
+            Self::Cpu(_) => bail!("--kernel {kernel} is for the backend cuda: this is cpu"),
+        }
+    }
+
     /// The backend's name, device and element types.
     pub fn info(&self) -> Info {
         with_backend!(self, |backend| backend.info())
@@ -82,4 +99,18 @@ fn cuda() -> Result<Found> {
     anyhow::bail!(
         "this flashrnn was built without the backend cuda: build it again with `--features cuda`, or use --backend cpu"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_finds_a_backend_that_takes_the_element_type() -> Result<()> {
+        for dtype in DtypeName::ALL {
+            assert!(Found::new(BackendName::Auto, Some(dtype))?.takes(dtype), "{dtype}");
+        }
+        assert_eq!(Found::new(BackendName::Cpu, None)?.info().name, "cpu");
+        Ok(())
+    }
 }

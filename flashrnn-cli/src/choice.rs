@@ -86,6 +86,18 @@ pub enum BackendName {
     Cuda,
 }
 
+/// Which kernels a GPU runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum KernelName {
+    /// Fused where they can be.
+    #[default]
+    Auto,
+    /// All time steps in one kernel.
+    Fused,
+    /// A kernel a step.
+    Alternating,
+}
+
 /// The element type of wx, states and the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DtypeName {
@@ -132,6 +144,12 @@ impl fmt::Display for CellName {
 }
 
 impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        spell(self, f)
+    }
+}
+
+impl fmt::Display for KernelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         spell(self, f)
     }

@@ -28,7 +28,7 @@ use clap::ValueEnum;
 use flashrnn::{Backend, Backward, Cell, Element, Forward, Layout, Plan, Problem, Save, Shapes};
 
 use crate::backend::{Found, with_backend};
-use crate::choice::{BackendName, CellName, DtypeName, with_cell, with_dtype};
+use crate::choice::{BackendName, CellName, DtypeName, KernelName, with_cell, with_dtype};
 use crate::tensors::{self, Input, Output};
 
 /// Every tensor that the input may hold.
@@ -54,6 +54,9 @@ pub struct Args {
     /// Where to run.
     #[arg(long, default_value_t)]
     backend: BackendName,
+    /// Which kernels the backend cuda runs.
+    #[arg(long, default_value_t)]
+    kernel: KernelName,
     /// The element type to compute in; inputs are converted to it.
     #[arg(long, default_value_t)]
     dtype: DtypeName,
@@ -91,7 +94,7 @@ enum SaveName {
 
 /// Reads, computes, writes.
 pub fn main(args: Args) -> Result<()> {
-    let backend = Found::new(args.backend, Some(args.dtype))?;
+    let backend = Found::new(args.backend, Some(args.dtype))?.with_kernel(args.kernel)?;
     let bytes = tensors::read(&args.input)?;
     let outputs = with_cell!(args.cell, |cell| {
         with_dtype!(args.dtype, |T| {

@@ -9,7 +9,7 @@ use flashrnn_testsuite::{Case, Measured, Tensors, measure, run, tolerance};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::backend::{Found, with_backend};
-use crate::choice::{BackendName, CellName, DtypeName, with_cell, with_dtype};
+use crate::choice::{BackendName, CellName, DtypeName, KernelName, with_cell, with_dtype};
 
 /// The arguments of `flashrnn verify`.
 #[derive(clap::Args)]
@@ -17,6 +17,9 @@ pub struct Args {
     /// Where to run.
     #[arg(long, default_value_t)]
     backend: BackendName,
+    /// Which kernels the backend cuda runs.
+    #[arg(long, default_value_t)]
+    kernel: KernelName,
     /// The number of random problems for each cell and element type.
     #[arg(long, value_name = "N", default_value_t = 16)]
     cases: u64,
@@ -36,7 +39,7 @@ struct Worst {
 
 /// Runs the cases and prints the worst error of each tensor. Returns whether all are small enough.
 pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
-    let backend = Found::new(args.backend, None)?;
+    let backend = Found::new(args.backend, None)?.with_kernel(args.kernel)?;
     let info = backend.info();
     let cells = CellName::ALL;
     let dtypes: Vec<DtypeName> = DtypeName::ALL.into_iter().filter(|&dtype| backend.takes(dtype)).collect();

@@ -67,20 +67,6 @@ fn bench_prints_json_lines() {
     }
 }
 
-#[test]
-fn a_list_of_workloads_can_be_named() {
-    let args =
-        ["bench", "--workloads", "gpu", "--backend", "cpu", "--cell", "elman", "--budget", "0", "--json"];
-    let text = stdout(&succeeds(&args));
-    let rows: Vec<Value> =
-        text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
-    assert_eq!(rows.len(), 2);
-    for row in rows {
-        assert_eq!(row["dtype"], "bfloat16");
-        assert_eq!([&row["B"], &row["T"], &row["N"], &row["D"]], [16, 1024, 1, 768]);
-    }
-}
-
 /// What needs a GPU works, or says what is missing: the feature, the driver, a device, a library.
 #[test]
 fn without_cuda_the_command_says_what_is_missing() {

@@ -8,7 +8,7 @@ use flashrnn_core::{
     Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Plan, Problem, Result, Slstm, bf16, f16,
 };
 use flashrnn_cuda::cudarc::driver::{CudaContext, CudaStream};
-use flashrnn_cuda::{Buffer, Cuda, testing};
+use flashrnn_cuda::{Buffer, Cuda, Family, testing};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 
@@ -56,24 +56,30 @@ fn f32_keeps_its_accuracy_over_256_steps() -> Result<()> {
 /// 2³¹ elements and some more, `[B, T, N, D]` = `[4160, 8192, 1, 64]`.
 const LARGE: [usize; 4] = [4160, 8192, 1, 64];
 
-/// Rows of [`LARGE`]: the first, both sides of 2³¹ elements, the last. As many as the large batch's tile has, so that both batches
-/// get the same kernels.
+/// Rows of [`LARGE`]: the first, both sides of 2³¹ elements, the last. As many as a tile of the large batch has, which makes a row's
+/// sums the same.
 const ROWS: [usize; 16] =
     [0, 1, 2047, 2048, 4000, 4094, 4095, 4096, 4097, 4098, 4099, 4100, 4128, 4157, 4158, 4159];
 
 #[test]
-fn tensors_of_more_than_2_to_the_31_elements_f16() -> Result<()> {
-    large::<f16>()
+fn more_than_2_to_the_31_elements_in_one_kernel() -> Result<()> {
+    large::<f16>(Family::Fused)
 }
 
 #[test]
-fn tensors_of_more_than_2_to_the_31_elements_f32() -> Result<()> {
-    large::<f32>()
+fn more_than_2_to_the_31_elements_by_a_kernel_a_step() -> Result<()> {
+    large::<f16>(Family::Alternating)
+}
+
+#[test]
+fn more_than_2_to_the_31_elements_of_f32() -> Result<()> {
+    large::<f32>(Family::Auto)
 }
 
 /// Elman forward and backward; the rows named above must have the bits that a small problem of these rows has.
-fn large<T: Element + PartialEq>() -> Result<()> {
+fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let cuda = cuda.with_family(family);
     let [batch, time, heads, head_dim] = LARGE;
     let (row, elements) = (time * head_dim, batch * time * head_dim);
     assert!(elements > 1 << 31);

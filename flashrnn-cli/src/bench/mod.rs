@@ -21,7 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::backend::{Found, with_backend};
-use crate::choice::{BackendName, CellName, DtypeName, with_cell, with_dtype};
+use crate::choice::{BackendName, CellName, DtypeName, KernelName, with_cell, with_dtype};
 use measure::{Pass, measure};
 use workloads::{List, Workload};
 
@@ -31,6 +31,9 @@ pub struct Args {
     /// Where to run.
     #[arg(long, default_value_t)]
     backend: BackendName,
+    /// Which kernels the backend cuda runs.
+    #[arg(long, default_value_t)]
+    kernel: KernelName,
     /// The cell [default: every one in the list of workloads; lstm where a size is given].
     #[arg(long)]
     cell: Option<CellName>,
@@ -101,7 +104,8 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
         (None, backend) => Found::new(backend, args.dtype)?,
         (Some(threads), BackendName::Auto | BackendName::Cpu) => Found::Cpu(Cpu::with_threads(threads)?),
         (Some(_), other) => bail!("--threads is for the backend cpu: got --backend {other}"),
-    };
+    }
+    .with_kernel(args.kernel)?;
     let workloads = workloads(&args, &found);
     #[cfg(feature = "cuda")]
     if let (true, Found::Cuda(_)) = (args.first_call, &found) {
@@ -210,4 +214,39 @@ fn milliseconds(time: Duration) -> f64 {
 
 fn round(milliseconds: f64) -> f64 {
     (1e3 * milliseconds).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// What is timed on the CPU with these flags.
+    fn timed(flags: &str) -> Result<Vec<Workload>> {
+        let line = Line::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace()))?;
+        Ok(workloads(&line.args, &Found::Cpu(Cpu::new())))
+    }
+
+    #[test]
+    fn workloads_are_those_asked_for() -> Result<()> {
+        let all = timed("")?;
+        assert!(all.len() == 14 && all.iter().all(|work| work.dtype == DtypeName::F32));
+        let gru = timed("--workloads gpu --cell gru")?;
+        let lines = gru.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(lines, ["gru    bf16    16  1024   3   256", "gru    bf16    16  1024   1   768"]);
+        assert_eq!(HEAD.len(), lines[0].len());
+        assert!(timed("--workloads gpu --dtype f16")?.iter().all(|work| work.dtype == DtypeName::F16));
+        let one = timed("--heads 3")?;
+        assert_eq!(one[0].to_string(), "lstm   f32     16   256   3   512");
+        assert_eq!(one.len(), 1);
+        assert!(timed("--workloads gpu --heads 3").is_err());
+        Ok(())
+    }
 }
