@@ -10,14 +10,18 @@ folder=$(mkdir -p "${1:?the folder to fill}" && cd "$1" && pwd)
 shift
 cd "$(dirname "$0")/.."
 
-# What concerns CUDA.
-packages=(-p flashrnn-cuda)
+# The tests that concern CUDA, and the command.
+tests=(-p flashrnn-cuda)
+command=(-p flashrnn-cli --features cuda)
 # Needs NVRTC and no GPU: the continuous integration runs it.
 left_out=(kernels_compile)
 
 rm -rf "$folder"/{tests,benches,bin}
 mkdir -p "$folder"/{tests,benches,bin}
-cargo test --no-run --message-format=json "${packages[@]}" "$@" | python3 -c '
+{
+    cargo test --no-run --message-format=json "${tests[@]}" "$@"
+    cargo build --message-format=json "${command[@]}" "$@"
+} | python3 -c '
 import json, os, shutil, sys
 
 folder, left_out = sys.argv[1], sys.argv[2:]
