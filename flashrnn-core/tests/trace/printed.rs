@@ -1,28 +1,30 @@
-//! The printed CUDA C++.
+//! The printed CUDA C++ and WGSL.
 
 use std::collections::HashSet;
 use std::path::Path;
 
-use flashrnn_core::trace::print::cuda;
+use flashrnn_core::trace::print::{cuda, wgsl};
 use flashrnn_core::{Cell, Elman, Gru, Lstm, Slstm};
 
 use crate::cells::{Everything, Leaky, MinimalGated};
 
 const UPDATE: &str = "FLASHRNN_UPDATE_SNAPSHOTS";
 
-/// Holds the text of `cell` against the file in `tests/snapshots`, or writes that file.
+/// Holds the texts of `cell` against the files in `tests/snapshots`, or writes those files.
 fn snapshot<C: Cell>(cell: &C) {
-    let text = cuda::cell(cell);
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(format!("{}.cuh", C::NAME));
-    if std::env::var_os(UPDATE).is_some() {
-        std::fs::write(&file, &text).expect("the folder of snapshots is writable");
+    for (ending, text) in [("cuh", cuda::cell(cell)), ("wgsl", wgsl::cell(cell))] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
+        let file = folder.join(format!("{}.{ending}", C::NAME));
+        if std::env::var_os(UPDATE).is_some() {
+            std::fs::write(&file, &text).expect("the folder of snapshots is writable");
+        }
+        let kept = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            kept == text,
+            "{} differs from what is printed now. `{UPDATE}=1 cargo test -p flashrnn-core` rewrites it:\n{text}",
+            file.display()
+        );
     }
-    let kept = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(
-        kept == text,
-        "{} differs from what is printed now. `{UPDATE}=1 cargo test -p flashrnn-core` rewrites it:\n{text}",
-        file.display()
-    );
 }
 
 #[test]
@@ -106,4 +108,23 @@ fn literals_are_exact() {
         assert!(printed(a).contains(literal), "{a}:\n{}", printed(a));
     }
     assert_ne!(printed(0.3), printed(0.30001));
+}
+
+/// The same of WGSL, which has no literals for what is not finite, and takes `select`'s operands in the other order.
+#[test]
+fn wgsl_literals_and_selects() {
+    let printed = |a| wgsl::cell(&Leaky { a });
+    for (a, literal) in [
+        (0.3, " 0.3f * "),
+        (1e-7, " 1e-7f * "),
+        (f64::INFINITY, " real_inf() * "),
+        (f64::NEG_INFINITY, " -real_inf() * "),
+        (f64::NAN, " real_nan() * "),
+        (-0.0, " -0.0f * "),
+    ] {
+        assert!(printed(a).contains(literal), "{a}:\n{}", printed(a));
+    }
+    let slstm = wgsl::cell(&Slstm);
+    // m' = max(i, l) where n > 0, else i.
+    assert!(slstm.contains("= select(g_i, "), "{slstm}");
 }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::{Binary, Function, Id, Op, Unary};
 
 pub mod cuda;
+pub mod wgsl;
 
 /// How a language writes what languages differ in.
 trait Language {

@@ -1,0 +1,73 @@
+const STATES = 1u;
+const GATES = 4u;
+const RECURRENT = 3u;
+const EXTERNAL = 3u;
+// Bit sets of states, gates and states.
+const WIDE = 0x0u;
+const WIDE_GATES = 0x0u;
+const CONSTANT = 0x0u;
+
+// Cell `gru`, printed from its Rust definition.
+// states: h; gates: n_h, r, z, n_x
+
+// s_t = P(s_(t-1), g_t)
+fn cell_forward(s: array<f32, 1>, g: array<f32, 4>) -> array<f32, 1> {
+    var next: array<f32, 1>;
+    let s_h: f32 = s[0];
+    let g_n_h: f32 = g[0];
+    let g_r: f32 = g[1];
+    let g_z: f32 = g[2];
+    let g_n_x: f32 = g[3];
+    let v1: f32 = real_sigmoid(g_r);
+    let v2: f32 = real_sigmoid(g_z);
+    let v3: f32 = v1 * g_n_h;
+    let v4: f32 = g_n_x + v3;
+    let v5: f32 = real_tanh(v4);
+    let v6: f32 = v2 * s_h;
+    let v7: f32 = 1.0f - v2;
+    let v8: f32 = v7 * v5;
+    let v9: f32 = v6 + v8;
+    next[0] = v9;
+    return next;
+}
+
+struct CellGradients {
+    ds: array<f32, 1>,
+    dg: array<f32, 4>,
+}
+
+// The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
+fn cell_backward(s: array<f32, 1>, g: array<f32, 4>, d: array<f32, 1>) -> CellGradients {
+    var ds: array<f32, 1>;
+    var dg: array<f32, 4>;
+    let s_h: f32 = s[0];
+    let g_n_h: f32 = g[0];
+    let g_r: f32 = g[1];
+    let g_z: f32 = g[2];
+    let g_n_x: f32 = g[3];
+    let d_h: f32 = d[0];
+    let v1: f32 = real_sigmoid(g_r);
+    let v2: f32 = real_sigmoid_slope(g_r);
+    let v3: f32 = real_sigmoid(g_z);
+    let v4: f32 = real_sigmoid_slope(g_z);
+    let v5: f32 = v1 * g_n_h;
+    let v6: f32 = g_n_x + v5;
+    let v7: f32 = real_tanh(v6);
+    let v8: f32 = real_tanh_slope(v6);
+    let v9: f32 = 1.0f - v3;
+    let v10: f32 = d_h * v9;
+    let v11: f32 = v10 * v8;
+    let v12: f32 = v11 * g_n_h;
+    let v13: f32 = v12 * v2;
+    let v14: f32 = s_h - v7;
+    let v15: f32 = d_h * v14;
+    let v16: f32 = v15 * v4;
+    let v17: f32 = d_h * v3;
+    let v18: f32 = v11 * v1;
+    ds[0] = v17;
+    dg[0] = v18;
+    dg[1] = v13;
+    dg[2] = v16;
+    dg[3] = v11;
+    return CellGradients(ds, dg);
+}
