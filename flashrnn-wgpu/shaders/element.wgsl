@@ -1,0 +1,34 @@
+// The types a tensor can hold, as bits: f32 whole, 16-bit elements two in a u32. Arithmetic is f32: every load widens, every
+// store rounds to the nearest, ties to even. (The built-in pack2x16float may round otherwise.)
+
+fn widen_f32(bits: u32) -> f32 { return bitcast<f32>(bits); }
+fn narrow_f32(x: f32) -> u32 { return bitcast<u32>(x); }
+
+fn widen_bf16(bits: u32) -> f32 { return bitcast<f32>(bits << 16u); }
+
+fn narrow_bf16(x: f32) -> u32 {
+    let bits = bitcast<u32>(x);
+    if (bits & 0x7fffffffu) > 0x7f800000u { return (bits >> 16u) | 0x40u; }
+    return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
+}
+
+fn widen_f16(bits: u32) -> f32 {
+    let sign = (bits & 0x8000u) << 16u;
+    let magnitude = bits & 0x7fffu;
+    if magnitude < 0x400u { return bitcast<f32>(bitcast<u32>(f32(magnitude) * 5.9604644775390625e-8f) | sign); }
+    let exponent = select(0x38000000u, 0x70000000u, magnitude >= 0x7c00u);
+    return bitcast<f32>(((magnitude << 13u) + exponent) | sign);
+}
+
+fn narrow_f16(x: f32) -> u32 {
+    let bits = bitcast<u32>(x);
+    let sign = (bits >> 16u) & 0x8000u;
+    let magnitude = bits & 0x7fffffffu;
+    if magnitude > 0x7f800000u { return sign | 0x7e00u; }
+    if magnitude >= 0x47800000u { return sign | 0x7c00u; }
+    if magnitude < 0x38800000u {
+        // Below 2^-14 the numbers are 2^-24 apart, as f32 is from 0.5 on: the sum rounds.
+        return sign | (bitcast<u32>(bitcast<f32>(magnitude) + 0.5f) - 0x3f000000u);
+    }
+    return sign | (((magnitude + 0xfffu + ((magnitude >> 13u) & 1u)) >> 13u) - 0x1c000u);
+}

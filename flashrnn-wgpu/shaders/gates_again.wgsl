@@ -1,0 +1,56 @@
+// The gates of all tokens again, g = x_t + b + R h, as the forward pass adds, in f32: gates [tokens, G, N, D].
+//
+// Workgroups are as in forward_step.wgsl, with 16 tokens in place of 16 rows.
+
+var<workgroup> tile_r: array<f32, RECURRENT * 16u * (CHUNK + 1u)>;
+var<workgroup> tile_h: array<f32, 16u * (CHUNK + 1u)>;
+
+@compute @workgroup_size(16, 16)
+fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
+               @builtin(local_invocation_index) thread: u32) {
+    let unit_groups = (params.head_dim + 15u) / 16u;
+    let group = group_index(id);
+    let token0 = group / unit_groups / params.heads * 16u;
+    if token0 >= tokens() { return; }
+    let head = group / unit_groups % params.heads;
+    let unit0 = group % unit_groups * 16u;
+
+    var sums: array<f32, RECURRENT>;
+    for (var k0 = 0u; k0 < params.head_dim; k0 += CHUNK) {
+        workgroupBarrier();
+        for (var i = thread; i < 16u * CHUNK; i += 256u) {
+            let k = k0 + i % CHUNK;
+            let line = i / CHUNK;
+            let token = token0 + line;
+            let unit = unit0 + line;
+            var value = 0.0f;
+            if k < params.head_dim && token < tokens() { value = previous_h(token, head * params.head_dim + k); }
+            tile_h[line * (CHUNK + 1u) + i % CHUNK] = value;
+            for (var gate = 0u; gate < RECURRENT; gate++) {
+                var weight = 0.0f;
+                if k < params.head_dim && unit < params.head_dim {
+                    weight = weights[((gate * params.heads + head) * params.head_dim + unit) * params.head_dim + k];
+                }
+                tile_r[(gate * 16u + line) * (CHUNK + 1u) + i % CHUNK] = weight;
+            }
+        }
+        workgroupBarrier();
+        for (var k = 0u; k < CHUNK; k++) {
+            let h = tile_h[local.y * (CHUNK + 1u) + k];
+            for (var gate = 0u; gate < RECURRENT; gate++) {
+                sums[gate] += tile_r[(gate * 16u + local.x) * (CHUNK + 1u) + k] * h;
+            }
+        }
+    }
+
+    let token = token0 + local.y;
+    let unit = unit0 + local.x;
+    if token >= tokens() || unit >= params.head_dim { return; }
+    let place = head * params.head_dim + unit;
+    for (var gate = 0u; gate < GATES; gate++) {
+        var value = weights[params.b_first + gate * units() + place];
+        if gate >= INNER { value += load_wx((token * EXTERNAL + gate - INNER) * units() + place); }
+        if gate < RECURRENT { value += sums[gate]; }
+        store_gates((token * GATES + gate) * units() + place, value);
+    }
+}

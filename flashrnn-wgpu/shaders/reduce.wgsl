@@ -1,0 +1,10 @@
+// out [row_length] = the sum over parts, in their order, of partial [parts, row_length]; added to what is there with `accumulate`.
+@compute @workgroup_size(64)
+fn reduce(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let i = group_index(id) * 64u + thread;
+    if i >= params.row_length { return; }
+    var sum = 0.0f;
+    if params.accumulate != 0u { sum = load_out(i); }
+    for (var part = 0u; part < params.parts; part++) { sum += partial[part * params.row_length + i]; }
+    store_out(i, sum);
+}

@@ -1,0 +1,2 @@
+// x as a tensor of T holds it.
+fn rounded(x: f32) -> f32 { return widen_FORMAT(narrow_FORMAT(x)); }

@@ -1,0 +1,12 @@
+// Two threads may write the halves of one u32: each clears and sets its own.
+@group(0) @binding(BINDING) var<storage, read_write> TENSOR: array<atomic<u32>>;
+fn load_TENSOR(i: u32) -> f32 {
+    let at = params.TENSOR_first + i;
+    return widen_FORMAT((atomicLoad(&TENSOR[at / 2u]) >> (at % 2u * 16u)) & 0xffffu);
+}
+fn store_TENSOR(i: u32, x: f32) {
+    let at = params.TENSOR_first + i;
+    let shift = at % 2u * 16u;
+    atomicAnd(&TENSOR[at / 2u], ~(0xffffu << shift));
+    atomicOr(&TENSOR[at / 2u], narrow_FORMAT(x) << shift);
+}

@@ -1,0 +1,3 @@
+@group(0) @binding(BINDING) var<storage, read_write> TENSOR: array<u32>;
+fn load_TENSOR(i: u32) -> f32 { return bitcast<f32>(TENSOR[params.TENSOR_first + i]); }
+fn store_TENSOR(i: u32, x: f32) { TENSOR[params.TENSOR_first + i] = bitcast<u32>(x); }

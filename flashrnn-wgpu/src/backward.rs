@@ -1,0 +1,128 @@
+//! The backward pass: the gates again where they were not saved, the time loop, and the gradients of the weights.
+
+use flashrnn_core::{Backward, Element, Len, Result};
+
+use crate::call::{Layout, Params};
+use crate::device::Wgpu;
+use crate::kernel::{Bound, Call};
+use crate::memory::{Buffer, View};
+use crate::plan::Engine;
+use crate::select;
+
+/// The most elements of partial sums.
+const MOST_PARTIAL: usize = 1 << 24;
+
+impl Engine {
+    pub(crate) fn backward<T: Element, W: Element>(&self, call: Backward<'_, Wgpu, T, W>) -> Result<()> {
+        let shapes = &self.shapes;
+        let (tokens, units) = (shapes.tokens(), shapes.units());
+        let state: usize = shapes.state().iter().product();
+        let mut layout = Layout::default();
+        let mut params = Params {
+            has_lengths: call.lengths.is_some().into(),
+            has_resets: call.resets.is_some().into(),
+            has_s0: call.s0.is_some().into(),
+            has_d_last: call.d_last.is_some().into(),
+            lengths_at: layout.add(shapes.batch),
+            resets_at: layout.add(tokens.div_ceil(4)),
+            s0_at: layout.add(state),
+            d_last_at: layout.add(state),
+            d_s0_at: layout.add(state),
+            carried_at: layout.add(state),
+            exchange_at: layout.add(2 * shapes.recurrent * shapes.batch * units),
+            inner_at: layout.add(shapes.inner() * tokens * units),
+            accumulate: call.accumulate.into(),
+            ..self.params()
+        };
+        let work = self.device.alloc::<u32>(layout.words)?.buffer;
+        let mut commands = Call::new(&self.device);
+        if let Some(s0) = call.s0 {
+            commands.copy_in("s0", s0, &work, params.s0_at)?;
+        }
+        if let Some(d_last) = call.d_last {
+            commands.copy_in("d_last", d_last, &work, params.d_last_at)?;
+        }
+        if let Some(lengths) = call.lengths {
+            commands.copy_in("lengths", lengths, &work, params.lengths_at)?;
+        }
+        if let Some(resets) = call.resets {
+            commands.copy_in("resets", resets, &work, params.resets_at)?;
+        }
+
+        let weights = Bound::whole(&call.weights.packed.buffer);
+        let states = self.bind(Some(call.states), false, 0, &mut params.states_first);
+        let again = match &self.gates_again {
+            None => None,
+            Some(kernel) => {
+                let gates = self.device.alloc::<f32>(shapes.gates * tokens * units)?;
+                let wx = call.wx.filter(|wx| wx.len() > 0);
+                let bound = [
+                    weights,
+                    self.bind(wx, false, 1, &mut params.wx_first),
+                    states,
+                    Bound::whole(&work),
+                    Bound::whole(&gates.buffer),
+                ];
+                commands.run(kernel, &params, &bound, self.tiles(tokens));
+                Some(gates)
+            }
+        };
+
+        let (d_states, count) = match (call.d_h, call.d_states) {
+            (Some(d_h), _) => (Some(d_h), 1),
+            (None, Some(d_states)) => (Some(d_states), shapes.states as u32),
+            (None, None) => (None, 0),
+        };
+        params.d_states_count = count;
+        let saved = &call.saved;
+        let gates = Bound::whole(again.as_ref().map_or(&saved.gates.buffer, |gates| &gates.buffer));
+        let wide = View::<f32>::of(&saved.wide.buffer, 0, saved.wide.len)?;
+        let wide = self.bind(Some(wide).filter(|wide| wide.len() > 0), false, 2, &mut params.wide_first);
+        let d_wx = Some(call.d_wx.0).filter(|d_wx| d_wx.len() > 0);
+        let bound = [
+            weights,
+            states,
+            gates,
+            wide,
+            self.bind(d_states, false, 3, &mut params.d_states_first),
+            Bound::whole(&work),
+            self.bind(d_wx, true, 0, &mut params.d_wx_first),
+        ];
+        let steps = shapes.time + usize::from(call.d_s0.is_some());
+        commands.run_steps(&self.backward_step, &params, &bound, self.tiles(shapes.batch), steps);
+        if let Some(d_s0) = call.d_s0 {
+            commands.copy_out(&work, params.d_s0_at, d_s0.0);
+        }
+
+        let sums = [
+            (&self.weight_gradient, call.d_r, shapes.r().iter().product::<usize>()),
+            (&self.bias_gradient, call.d_b, shapes.b().iter().product::<usize>()),
+        ];
+        for (i, (kernel, out, columns)) in sums.into_iter().enumerate() {
+            let Some(out) = out else { continue };
+            let (parts, length) = select::parts(tokens, columns, MOST_PARTIAL);
+            let params = Params {
+                parts: parts as u32,
+                part_tokens: length as u32,
+                row_length: columns as u32,
+                ..params
+            };
+            let partial: Buffer<f32> = self.device.alloc(parts * columns)?;
+            let mut first = 0;
+            let d_wx = self.bind(d_wx, false, 4, &mut first);
+            let bound = [states, d_wx, Bound::whole(&work), Bound::whole(&partial.buffer)];
+            let tiles = shapes.head_dim.div_ceil(16);
+            let groups = match i {
+                0 => parts * shapes.recurrent * shapes.heads * tiles * tiles,
+                _ => (parts * columns).div_ceil(64),
+            };
+            commands.run(kernel, &params, &bound, groups);
+            let mut params = params;
+            let bound =
+                [Bound::whole(&partial.buffer), self.bind(Some(out.0), true, 0, &mut params.out_first)];
+            commands.run(&self.reduce, &params, &bound, columns.div_ceil(64));
+        }
+        commands.submit();
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! The arguments of the kernels, as they read them.
+
+use bytemuck::{Pod, Zeroable};
+
+/// `Params` of shaders/params.wgsl, where each field's meaning stands. Flags are 0 or 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Params {
+    pub batch: u32,
+    pub time: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub time_major: u32,
+    pub reverse: u32,
+    pub first_step: u32,
+    pub has_lengths: u32,
+    pub has_resets: u32,
+    pub has_s0: u32,
+    pub has_d_last: u32,
+    pub has_h: u32,
+    pub has_states: u32,
+    pub saves_gates: u32,
+    pub saves_wide: u32,
+    pub d_states_count: u32,
+    pub clips_forward: u32,
+    pub clips_gradient: u32,
+    pub cut_recurrent_grad: u32,
+    pub forward_clip: f32,
+    pub recurrent_grad_clip: f32,
+    pub parts: u32,
+    pub part_tokens: u32,
+    pub accumulate: u32,
+    pub row_length: u32,
+    pub lengths_at: u32,
+    pub resets_at: u32,
+    pub s0_at: u32,
+    pub carried_at: u32,
+    pub exchange_at: u32,
+    pub inner_at: u32,
+    pub d_last_at: u32,
+    pub d_s0_at: u32,
+    pub r_first: u32,
+    pub b_first: u32,
+    pub wx_first: u32,
+    pub h_first: u32,
+    pub states_first: u32,
+    pub gates_first: u32,
+    pub wide_first: u32,
+    pub d_states_first: u32,
+    pub d_wx_first: u32,
+    pub out_first: u32,
+    pub zero: u32,
+}
+
+const _: () = assert!(size_of::<Params>().is_multiple_of(16), "a uniform buffer's size");
+
+/// The parts of `work`, one after another.
+#[derive(Default)]
+pub struct Layout {
+    /// The words so far.
+    pub words: usize,
+}
+
+impl Layout {
+    /// Room for `words` 32-bit words: where they begin.
+    pub fn add(&mut self, words: usize) -> u32 {
+        let at = self.words;
+        self.words += words;
+        // `plan` refuses what does not fit.
+        at as u32
+    }
+}

@@ -1,0 +1,280 @@
+//! A device and its queue, and how their errors become ours.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use bytemuck::Pod;
+use flashrnn_core::{Error, Result};
+
+use crate::kernel::Kernel;
+use crate::memory::{Buffer, View};
+
+/// What the buffers of this crate may be used for.
+const USAGES: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+/// A device that wgpu found, or the caller's.
+#[derive(Clone)]
+pub struct Wgpu {
+    pub(crate) device: Arc<Device>,
+}
+
+/// The adapters there are, each by its name, kind and driver's interface.
+#[must_use]
+pub fn adapters() -> Vec<String> {
+    let list = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
+    list.iter().map(|adapter| describe(&adapter.get_info())).collect()
+}
+
+fn describe(info: &wgpu::AdapterInfo) -> String {
+    format!("{} ({:?}, {:?})", info.name, info.device_type, info.backend)
+}
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+}
+
+/// How much a kind of adapter is wanted; the largest first.
+fn preference(kind: wgpu::DeviceType) -> u32 {
+    match kind {
+        wgpu::DeviceType::DiscreteGpu => 4,
+        wgpu::DeviceType::IntegratedGpu => 3,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 1,
+        wgpu::DeviceType::Cpu => 0,
+    }
+}
+
+impl Wgpu {
+    /// The first of the best adapters: discrete GPUs, then integrated ones. Drivers that run on the CPU are taken only where the
+    /// environment variable `FLASHRNN_WGPU_CPU` is set and not `0`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where there is no adapter, or none opens.
+    pub fn new() -> Result<Self> {
+        let cpu = std::env::var_os("FLASHRNN_WGPU_CPU").is_some_and(|value| value != "0");
+        let wanted = |info: &wgpu::AdapterInfo| cpu || info.device_type != wgpu::DeviceType::Cpu;
+        Self::open(wanted, "no GPU; FLASHRNN_WGPU_CPU=1 takes drivers that run on the CPU too")
+    }
+
+    /// The best of the adapters whose name contains `name`, whatever its kind.
+    ///
+    /// # Errors
+    /// As [`Wgpu::new`].
+    pub fn with_adapter(name: &str) -> Result<Self> {
+        Self::open(|info| info.name.contains(name), &format!("no adapter's name contains {name:?}"))
+    }
+
+    fn open(wanted: impl Fn(&wgpu::AdapterInfo) -> bool, none: &str) -> Result<Self> {
+        let mut list = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::PRIMARY));
+        let all: Vec<String> = list.iter().map(|adapter| describe(&adapter.get_info())).collect();
+        list.retain(|adapter| wanted(&adapter.get_info()));
+        list.sort_by_key(|adapter| std::cmp::Reverse(preference(adapter.get_info().device_type)));
+        let Some(adapter) = list.first() else {
+            let found = if all.is_empty() { "none".into() } else { all.join(", ") };
+            return Err(Error::Device(format!("wgpu: {none} (adapters found: {found})")));
+        };
+        let info = adapter.get_info();
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("flashrnn"),
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|error| Error::Device(format!("wgpu: {}: {error}", describe(&info))))?;
+        let failures = Arc::new(Mutex::new(None));
+        let kept = failures.clone();
+        // Without a handler wgpu panics.
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            lock(&kept).get_or_insert_with(|| failure(error, 0));
+        }));
+        Ok(Self { device: Arc::new(Device::new(device, queue, describe(&info), failures)) })
+    }
+
+    /// The caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's.
+    #[must_use]
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self { device: Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default())) }
+    }
+
+    /// The wgpu device.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device.device
+    }
+
+    /// The wgpu queue that everything is enqueued on.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.device.queue
+    }
+}
+
+/// What a [`Wgpu`] and its plans share.
+pub(crate) struct Device {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub name: String,
+    pub limits: wgpu::Limits,
+    /// Stands for tensors that are absent: for those read, and for those written, each a slot of its own.
+    pub absent: [wgpu::Buffer; 2],
+    /// The `Step`s of shaders/params.wgsl, [`STEPS`] of them, [`Device::step_stride`] bytes apart.
+    pub steps: wgpu::Buffer,
+    /// Kernels by their text and entry point.
+    pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+    failures: Arc<Mutex<Option<Error>>>,
+}
+
+/// The most time steps of one compute pass.
+pub(crate) const STEPS: usize = 1024;
+
+/// Bytes from one slot of `absent` to the next: the largest alignment of a binding.
+pub(crate) const SLOT: u64 = 256;
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failure(error: wgpu::Error, bytes: usize) -> Error {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes },
+        other => Error::Device(format!("wgpu: {other}")),
+    }
+}
+
+impl Device {
+    fn new(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        name: String,
+        failures: Arc<Mutex<Option<Error>>>,
+    ) -> Self {
+        let limits = device.limits();
+        let buffer = |label, size, usage| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let absent = [(); 2].map(|()| buffer("absent", 16 * SLOT, USAGES));
+        let stride = u64::from(limits.min_uniform_buffer_offset_alignment.max(16));
+        let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let steps = buffer("steps", stride * STEPS as u64, uniform);
+        let words = stride as usize / size_of::<u32>();
+        let contents: Vec<u32> =
+            (0..STEPS * words).map(|i| if i % words == 0 { (i / words) as u32 } else { 0 }).collect();
+        queue.write_buffer(&steps, 0, bytemuck::cast_slice(&contents));
+        Self { device, queue, name, limits, absent, steps, kernels: Mutex::default(), failures }
+    }
+
+    /// Bytes from one step's uniform value to the next.
+    pub fn step_stride(&self) -> u32 {
+        self.limits.min_uniform_buffer_offset_alignment.max(16)
+    }
+
+    /// The most bytes of a tensor.
+    pub fn most_bytes(&self) -> u64 {
+        self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size)
+    }
+
+    /// Runs `work`, and turns what wgpu reports meanwhile into an error. `bytes` is what it allocates.
+    pub fn scope<R>(&self, bytes: usize, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        let filters =
+            [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
+        let mut scopes: Vec<_> =
+            filters.into_iter().map(|filter| self.device.push_error_scope(filter)).collect();
+        let done = work();
+        let mut first = None;
+        while let Some(scope) = scopes.pop() {
+            if let Some(error) = pollster::block_on(scope.pop()) {
+                first.get_or_insert(error);
+            }
+        }
+        match first {
+            Some(error) => Err(failure(error, bytes)),
+            None => done,
+        }
+    }
+
+    /// Zeroed memory of at least `bytes` bytes.
+    pub fn memory(&self, bytes: usize) -> Result<wgpu::Buffer> {
+        let out_of_memory = Error::OutOfMemory { bytes };
+        let size = bytes.checked_next_multiple_of(16).ok_or(out_of_memory.clone())?.max(16) as u64;
+        if size > self.limits.max_buffer_size {
+            return Err(out_of_memory);
+        }
+        self.scope(bytes, || {
+            Ok(self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size,
+                usage: USAGES,
+                mapped_at_creation: false,
+            }))
+        })
+    }
+
+    pub fn alloc<P>(&self, len: usize) -> Result<Buffer<P>> {
+        let bytes = len.checked_mul(size_of::<P>()).ok_or(Error::OutOfMemory { bytes: usize::MAX })?;
+        Ok(Buffer::new(self.memory(bytes)?, len))
+    }
+
+    pub fn upload<P: Pod>(&self, data: &[P]) -> Result<Buffer<P>> {
+        let buffer = self.alloc(data.len())?;
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
+        self.scope(bytes.len(), || {
+            self.queue.write_buffer(&buffer.buffer, 0, whole);
+            if !rest.is_empty() {
+                let mut word = [0; 4];
+                word[..rest.len()].copy_from_slice(rest);
+                self.queue.write_buffer(&buffer.buffer, whole.len() as u64, &word);
+            }
+            Ok(())
+        })?;
+        Ok(buffer)
+    }
+
+    pub fn download<P: Pod>(&self, view: View<'_, P>) -> Result<Vec<P>> {
+        if view.len == 0 {
+            return Ok(Vec::new());
+        }
+        let (first, bytes) = (view.first * size_of::<P>(), view.len * size_of::<P>());
+        let start = first / 4 * 4;
+        let size = ((first + bytes).next_multiple_of(4) - start) as u64;
+        let staging = self.scope(bytes, || {
+            let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("download"),
+                size,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(view.buffer, start as u64, &staging, 0, size);
+            self.queue.submit([encoder.finish()]);
+            Ok(staging)
+        })?;
+        let (sender, receiver) = mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |mapped| {
+            // The receiver may have given up.
+            let _ = sender.send(mapped);
+        });
+        self.synchronize()?;
+        let lost = |why: String| Error::Device(format!("wgpu: download: {why}"));
+        receiver.recv().map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))?;
+        let mapped = staging.get_mapped_range(..).map_err(|error| lost(error.to_string()))?;
+        let skipped = first - start;
+        Ok(bytemuck::allocation::pod_collect_to_vec(&mapped[skipped..skipped + bytes]))
+    }
+
+    pub fn synchronize(&self) -> Result<()> {
+        self.device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|error| Error::Device(format!("wgpu: {error}")))?;
+        match lock(&self.failures).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}

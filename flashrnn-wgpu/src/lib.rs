@@ -1,0 +1,33 @@
+//! flashrnn's recurrences on any GPU, through WGSL and wgpu: Vulkan, Metal, DirectX 12 and the browser's WebGPU.
+//!
+//! A cell is traced and printed as WGSL, and the driver compiles it with the kernels of `shaders/`, whose README says how
+//! they work. Nothing beyond the GPU's driver is needed at run time; a missing one is an
+//! [`Error::Device`](flashrnn_core::Error::Device).
+//!
+//! # Reading order
+//! 1. [`Wgpu`] (`device.rs`): an adapter's device and queue, and how their errors become ours.
+//! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's.
+//! 3. `programs.rs`: the shader files with a cell and element types; `kernel.rs`: pipelines and dispatches.
+//! 4. `select.rs`: sizes of tiles and parts, chosen by pure functions.
+//! 5. `plan.rs`: from the public interface to the kernels; `forward.rs`, `backward.rs`: the passes, with the arguments of
+//!    `call.rs`.
+
+#![forbid(unsafe_code)]
+
+mod backward;
+mod call;
+mod device;
+mod forward;
+mod kernel;
+mod memory;
+mod plan;
+#[doc(hidden)]
+pub mod programs;
+mod select;
+#[doc(hidden)]
+pub mod testing;
+
+pub use device::{Wgpu, adapters};
+pub use memory::{Buffer, View, ViewMut};
+pub use plan::{WgpuPlan, WgpuWeights};
+pub use wgpu;

@@ -1,0 +1,274 @@
+//! The backend and its plans: checks, and the way from the public interface to the kernels.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use flashrnn_core::trace::print::wgsl;
+use flashrnn_core::{
+    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Layout as Order, Len, Plan, Problem,
+    Result, Save, Saved, Shapes, Step,
+};
+
+use crate::call::Params;
+use crate::device::{Device, Wgpu};
+use crate::kernel::{Bound, Call, Kernel};
+use crate::memory::{Buffer, View, ViewMut};
+use crate::programs::Common;
+use crate::select;
+
+impl Backend for Wgpu {
+    type Buffer<P: Pod + Send + Sync> = Buffer<P>;
+    type View<'a, P: Pod + Send + Sync> = View<'a, P>;
+    type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
+    type Plan<T: Element, W: Element> = WgpuPlan<T, W>;
+
+    const CHECKS_LENGTHS: bool = false;
+
+    fn info(&self) -> Info {
+        let dtypes = vec![Dtype::F32, Dtype::Bf16, Dtype::F16];
+        Info { name: "wgpu", device: self.device.name.clone(), dtypes }
+    }
+
+    fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<P>> {
+        self.device.alloc(len)
+    }
+
+    fn upload<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Buffer<P>> {
+        self.device.upload(data)
+    }
+
+    fn download<P: Pod + Send + Sync>(&self, view: View<'_, P>) -> Result<Vec<P>> {
+        self.device.download(view)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Buffer<P>) -> View<'a, P> {
+        buffer.view()
+    }
+
+    fn view_mut<'a, P: Pod + Send + Sync>(&self, buffer: &'a mut Buffer<P>) -> ViewMut<'a, P> {
+        buffer.view_mut()
+    }
+
+    fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<WgpuPlan<T, W>> {
+        let shapes = problem.shapes::<C>()?;
+        if !self.info().dtypes.contains(&T::DTYPE) {
+            return Err(unsupported(format!("tensors of {}", T::DTYPE), "they are f32, bf16 or f16".into()));
+        }
+        if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
+            let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
+            return Err(unsupported(
+                what,
+                "weights have the tensors' type, or f32 beside 16-bit tensors".into(),
+            ));
+        }
+        let engine =
+            Engine::new::<T, W>(&self.device, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
+        Ok(WgpuPlan { wgpu: self.clone(), engine, weights: PhantomData })
+    }
+}
+
+fn unsupported(what: String, why: String) -> Error {
+    Error::Unsupported { backend: "wgpu", what, why }
+}
+
+/// What a plan runs with: the kernels and sizes, whatever the element types.
+pub(crate) struct Engine {
+    pub device: Arc<Device>,
+    pub problem: Problem,
+    pub shapes: Shapes,
+    pub forward_step: Arc<Kernel>,
+    pub backward_step: Arc<Kernel>,
+    /// With [`Save::Recompute`].
+    pub gates_again: Option<Arc<Kernel>>,
+    pub weight_gradient: Arc<Kernel>,
+    pub bias_gradient: Arc<Kernel>,
+    pub reduce: Arc<Kernel>,
+    pub pack: Arc<Kernel>,
+}
+
+impl Engine {
+    fn new<T: Element, W: Element>(
+        device: &Arc<Device>,
+        [sizes, functions]: [String; 2],
+        problem: &Problem,
+        shapes: &Shapes,
+    ) -> Result<Self> {
+        check_limits(device, shapes)?;
+        let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
+        let chunk = select::chunk(shapes.recurrent, workgroup).ok_or_else(|| {
+            unsupported(
+                format!("{} recurrent gates", shapes.recurrent),
+                format!("the workgroup memory holds {workgroup} bytes"),
+            )
+        })?;
+        let recompute = problem.save == Save::Recompute;
+        let common = Common { sizes, functions, element: T::DTYPE, weight: W::DTYPE, chunk, recompute };
+        let gradients = common.gradients();
+        Ok(Self {
+            device: device.clone(),
+            problem: problem.clone(),
+            shapes: shapes.clone(),
+            forward_step: Kernel::get(device, &common.forward_step(), "forward_step")?,
+            backward_step: Kernel::get(device, &common.backward_step(), "backward_step")?,
+            gates_again: recompute
+                .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
+                .transpose()?,
+            weight_gradient: Kernel::get(device, &gradients, "weight_gradient")?,
+            bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
+            reduce: Kernel::get(device, &common.reduce(), "reduce")?,
+            pack: Kernel::get(device, &common.pack(), "pack")?,
+        })
+    }
+
+    /// Sizes and options as the kernels read them.
+    pub fn params(&self) -> Params {
+        let (shapes, problem) = (&self.shapes, &self.problem);
+        let recurrent_weights = shapes.r().iter().product::<usize>();
+        Params {
+            // `check_limits` has seen to it that these fit.
+            batch: shapes.batch as u32,
+            time: shapes.time as u32,
+            heads: shapes.heads as u32,
+            head_dim: shapes.head_dim as u32,
+            time_major: (shapes.layout == Order::TimeMajor).into(),
+            reverse: problem.reverse.into(),
+            clips_forward: problem.forward_clip.is_some_and(f64::is_finite).into(),
+            clips_gradient: problem.recurrent_grad_clip.is_some_and(f64::is_finite).into(),
+            forward_clip: problem.forward_clip.unwrap_or_default() as f32,
+            recurrent_grad_clip: problem.recurrent_grad_clip.unwrap_or_default() as f32,
+            cut_recurrent_grad: problem.cut_recurrent_grad.into(),
+            b_first: recurrent_weights as u32,
+            ..Params::default()
+        }
+    }
+
+    /// The workgroups of a kernel with 16 units and 16 of `lines` each.
+    pub fn tiles(&self, lines: usize) -> usize {
+        self.shapes.head_dim.div_ceil(16) * self.shapes.heads * lines.div_ceil(16)
+    }
+
+    /// A tensor bound, or what stands for it where it is absent.
+    pub fn bind<'a, P>(
+        &'a self,
+        view: Option<View<'a, P>>,
+        written: bool,
+        slot: u64,
+        first: &mut u32,
+    ) -> Bound<'a> {
+        match view {
+            None => Bound::absent(&self.device, written, slot),
+            Some(view) => {
+                let (bound, at) = Bound::view(&self.device, view);
+                *first = at;
+                bound
+            }
+        }
+    }
+
+    fn pack<W: Element>(&self, r: View<'_, W>, b: View<'_, W>) -> Result<WgpuWeights> {
+        let elements = r.len() + b.len();
+        let packed = self.device.alloc::<f32>(elements)?;
+        self.device.scope(0, || {
+            let mut params = self.params();
+            let bound = [
+                self.bind(Some(r), false, 0, &mut params.r_first),
+                self.bind(Some(b), false, 1, &mut params.b_first),
+                Bound::whole(&packed.buffer),
+            ];
+            let mut call = Call::new(&self.device);
+            call.run(&self.pack, &params, &bound, elements.div_ceil(64));
+            call.submit();
+            Ok(())
+        })?;
+        Ok(WgpuWeights { packed })
+    }
+}
+
+/// Refuses what the device's bindings can't hold.
+fn check_limits(device: &Device, shapes: &Shapes) -> Result<()> {
+    let most = device.most_bytes() as u128;
+    let (units, batch, time) = (shapes.units() as u128, shapes.batch as u128, shapes.time as u128);
+    let (states, gates) = (shapes.states as u128, shapes.gates as u128);
+    let step = batch * time * units;
+    let state = states * batch * units;
+    let rows = batch + batch * time / 4 + 1;
+    // In 32-bit words, as if all were f32: what is exact for f32 is on the safe side for 16 bits.
+    let sizes = [
+        ("states", states * step),
+        ("gates", gates * step),
+        ("wide states and gates", (shapes.wide.len() + shapes.wide_gates.len()) as u128 * step),
+        ("weights", (shapes.recurrent * shapes.head_dim) as u128 * units + gates * units),
+        ("the forward pass's working memory", rows + 2 * state),
+        (
+            "the backward pass's working memory",
+            rows + 4 * state + (2 * shapes.recurrent) as u128 * batch * units + shapes.inner() as u128 * step,
+        ),
+    ];
+    for (what, words) in sizes {
+        if words * 4 > most {
+            let what = format!("{what} of {} bytes", words * 4);
+            return Err(unsupported(what, format!("the device binds at most {most} bytes")));
+        }
+    }
+    let longest = shapes.head_dim.div_ceil(4) * shapes.recurrent;
+    if longest > select::LONGEST_LOOP {
+        let what = format!("head_dim {} with {} recurrent gates", shapes.head_dim, shapes.recurrent);
+        return Err(unsupported(what, "some drivers end loops of over 65535 rounds".into()));
+    }
+    Ok(())
+}
+
+/// A problem made ready to run on a device of wgpu's.
+pub struct WgpuPlan<T: Element, W: Element> {
+    wgpu: Wgpu,
+    engine: Engine,
+    weights: PhantomData<fn() -> (T, W)>,
+}
+
+/// R `[Gr, N, D_out, D_in]` rounded to `T`, then b `[G, N, D]`, both as f32.
+pub struct WgpuWeights {
+    pub(crate) packed: Buffer<f32>,
+}
+
+impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
+    type Backend = Wgpu;
+    type Weights = WgpuWeights;
+
+    fn problem(&self) -> &Problem {
+        &self.engine.problem
+    }
+
+    fn shapes(&self) -> &Shapes {
+        &self.engine.shapes
+    }
+
+    fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<WgpuWeights> {
+        Shapes::check("r", r.len(), &self.engine.shapes.r())?;
+        Shapes::check("b", b.len(), &self.engine.shapes.b())?;
+        self.engine.pack(r, b)
+    }
+
+    fn saved(&self) -> Result<Saved<Wgpu, T>> {
+        Saved::new(&self.wgpu, &self.engine.shapes, self.engine.problem.save)
+    }
+
+    fn forward(&self, call: Forward<'_, Wgpu, T, W>) -> Result<()> {
+        call.check(&self.wgpu, &self.engine.shapes, self.engine.problem.save)?;
+        self.engine.device.scope(0, || self.engine.forward(call))
+    }
+
+    fn backward(&self, call: Backward<'_, Wgpu, T, W>) -> Result<()> {
+        call.check(&self.wgpu, &self.engine.shapes, self.engine.problem.save)?;
+        self.engine.device.scope(0, || self.engine.backward(call))
+    }
+
+    fn step(&self, call: Step<'_, Wgpu, T, W>) -> Result<()> {
+        call.check(&self.engine.shapes)?;
+        self.engine.device.scope(0, || self.engine.step(call))
+    }
+}

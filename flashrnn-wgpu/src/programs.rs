@@ -1,0 +1,197 @@
+//! The shader files put together for a cell and element types.
+
+use flashrnn_core::Dtype;
+
+use crate::select::GROUPS_X;
+
+const PARAMS: &str = include_str!("../shaders/params.wgsl");
+const MATH: &str = include_str!("../shaders/math.wgsl");
+const ELEMENT: &str = include_str!("../shaders/element.wgsl");
+const ROUNDED: &str = include_str!("../shaders/rounded.wgsl");
+const OPERATOR: &str = include_str!("../shaders/operator.wgsl");
+const PREVIOUS_H: &str = include_str!("../shaders/previous_h.wgsl");
+
+/// One storage buffer of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor {
+    /// Its name in the shaders.
+    pub name: &'static str,
+    /// Whether the kernel writes it.
+    pub written: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Elements behind `load_` and `store_` functions.
+    Elements(Dtype),
+    /// An array of this WGSL type.
+    Plain(&'static str),
+}
+
+impl Tensor {
+    fn read(name: &'static str, dtype: Dtype) -> Self {
+        Self { name, written: false, kind: Kind::Elements(dtype) }
+    }
+
+    fn write(name: &'static str, dtype: Dtype) -> Self {
+        Self { name, written: true, kind: Kind::Elements(dtype) }
+    }
+
+    fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
+        Self { name, written, kind: Kind::Plain(of) }
+    }
+
+    fn declaration(&self, binding: usize) -> String {
+        match self.kind {
+            Kind::Plain(of) => {
+                let access = if self.written { "read_write" } else { "read" };
+                format!("@group(0) @binding({binding}) var<storage, {access}> {}: array<{of}>;\n", self.name)
+            }
+            Kind::Elements(dtype) => {
+                let template = match (self.written, dtype) {
+                    (false, Dtype::F32) => include_str!("../shaders/read_32.wgsl"),
+                    (false, _) => include_str!("../shaders/read_16.wgsl"),
+                    (true, Dtype::F32) => include_str!("../shaders/write_32.wgsl"),
+                    (true, _) => include_str!("../shaders/write_16.wgsl"),
+                };
+                template
+                    .replace("TENSOR", self.name)
+                    .replace("FORMAT", &dtype.to_string())
+                    .replace("BINDING", &binding.to_string())
+            }
+        }
+    }
+}
+
+/// A shader's text, and the storage buffers it takes after the two uniform ones.
+pub struct Program {
+    pub source: String,
+    pub tensors: Vec<Tensor>,
+}
+
+/// What the programs of a plan have in common.
+#[derive(Clone)]
+pub struct Common {
+    /// The printed cell: its sizes.
+    pub sizes: String,
+    /// The printed cell: its functions, which only the kernels of the time steps need; the others serve all cells of equal
+    /// sizes.
+    pub functions: String,
+    /// T
+    pub element: Dtype,
+    /// W
+    pub weight: Dtype,
+    /// Elements of k in a tile.
+    pub chunk: usize,
+    /// Whether the backward pass computes the gates again.
+    pub recompute: bool,
+}
+
+impl Common {
+    fn program(&self, tensors: Vec<Tensor>, files: &[&str]) -> Program {
+        let mut source = format!(
+            "const CHUNK = {}u;\nconst GROUPS_X = {GROUPS_X}u;\nconst NARROW = {};\nconst RECOMPUTED = {};\n\n",
+            self.chunk,
+            self.element != Dtype::F32,
+            self.recompute,
+        );
+        let rounded = ROUNDED.replace("FORMAT", &self.element.to_string());
+        for text in [PARAMS, ELEMENT, &rounded, &self.sizes] {
+            source.push_str(text);
+            source.push('\n');
+        }
+        for (i, tensor) in tensors.iter().enumerate() {
+            source.push_str(&tensor.declaration(i + 2));
+        }
+        for text in files {
+            source.push('\n');
+            source.push_str(text);
+        }
+        Program { source, tensors }
+    }
+
+    fn weights() -> Tensor {
+        Tensor::plain("weights", false, "f32")
+    }
+
+    fn work() -> Tensor {
+        Tensor::plain("work", true, "u32")
+    }
+
+    /// The element type of the gates that the backward pass reads.
+    fn gates(&self) -> Dtype {
+        if self.recompute { Dtype::F32 } else { self.element }
+    }
+
+    pub fn forward_step(&self) -> Program {
+        let t = self.element;
+        let tensors = vec![
+            Self::weights(),
+            Tensor::read("wx", t),
+            Self::work(),
+            Tensor::write("h", t),
+            Tensor::write("states", t),
+            Tensor::write("gates", t),
+            Tensor::write("wide", Dtype::F32),
+        ];
+        self.program(
+            tensors,
+            &[MATH, &self.functions, OPERATOR, include_str!("../shaders/forward_step.wgsl")],
+        )
+    }
+
+    pub fn backward_step(&self) -> Program {
+        let t = self.element;
+        let tensors = vec![
+            Self::weights(),
+            Tensor::read("states", t),
+            Tensor::read("gates", self.gates()),
+            Tensor::read("wide", Dtype::F32),
+            Tensor::read("d_states", t),
+            Self::work(),
+            Tensor::write("d_wx", t),
+        ];
+        self.program(
+            tensors,
+            &[MATH, &self.functions, OPERATOR, include_str!("../shaders/backward_step.wgsl")],
+        )
+    }
+
+    pub fn gates_again(&self) -> Program {
+        let t = self.element;
+        let tensors = vec![
+            Self::weights(),
+            Tensor::read("wx", t),
+            Tensor::read("states", t),
+            Self::work(),
+            Tensor::write("gates", Dtype::F32),
+        ];
+        self.program(tensors, &[OPERATOR, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")])
+    }
+
+    pub fn gradients(&self) -> Program {
+        let t = self.element;
+        let tensors = vec![
+            Tensor::read("states", t),
+            Tensor::read("d_wx", t),
+            Self::work(),
+            Tensor::plain("partial", true, "f32"),
+        ];
+        self.program(tensors, &[OPERATOR, PREVIOUS_H, include_str!("../shaders/gradients.wgsl")])
+    }
+
+    pub fn reduce(&self) -> Program {
+        let tensors = vec![Tensor::plain("partial", false, "f32"), Tensor::write("out", self.weight)];
+        self.program(tensors, &[include_str!("../shaders/reduce.wgsl")])
+    }
+
+    pub fn pack(&self) -> Program {
+        let tensors = vec![
+            Tensor::read("r", self.weight),
+            Tensor::read("b", self.weight),
+            Tensor::plain("weights", true, "f32"),
+        ];
+        self.program(tensors, &[include_str!("../shaders/pack.wgsl")])
+    }
+}

@@ -1,0 +1,23 @@
+//! What this crate's own tests do where there is no device: they say that they skip, and fail instead where
+//! `FLASHRNN_REQUIRE` names `wgpu`.
+
+use crate::Wgpu;
+
+/// A device, or a line that says why the test is skipped.
+///
+/// # Panics
+/// With `FLASHRNN_REQUIRE=wgpu`, where there is no device.
+#[must_use]
+pub fn wgpu() -> Option<Wgpu> {
+    let required = std::env::var("FLASHRNN_REQUIRE").unwrap_or_default();
+    match Wgpu::new() {
+        Ok(wgpu) => Some(wgpu),
+        Err(why) if required.split(',').any(|name| name == "wgpu") => {
+            panic!("FLASHRNN_REQUIRE={required}, but {why}")
+        }
+        Err(why) => {
+            println!("skipped: {why}");
+            None
+        }
+    }
+}

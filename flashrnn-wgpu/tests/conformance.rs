@@ -1,0 +1,13 @@
+//! The properties that every backend must have, on a device that wgpu finds.
+
+use std::sync::OnceLock;
+
+use flashrnn_wgpu::{Wgpu, testing};
+
+/// One device for all tests, so that each kernel is compiled once.
+fn wgpu() -> Option<Wgpu> {
+    static WGPU: OnceLock<Option<Wgpu>> = OnceLock::new();
+    WGPU.get_or_init(testing::wgpu).clone()
+}
+
+flashrnn_testsuite::conformance!(where_found: wgpu(), same_bits_as: [testing::wgpu()], skip: []);

@@ -1,0 +1,97 @@
+//! What conformance does not reach: long sequences, views, the caller's device, and errors.
+
+use flashrnn_core::{Backend, Dtype, Elman, Error, Gru, Len, Lstm, Problem, Save, Slstm, f16};
+use flashrnn_testsuite::{Case, Results, Tensors, errors, measure, run};
+use flashrnn_wgpu::{View, Wgpu, testing};
+
+/// The largest error of a tensor against the f64 reference.
+fn largest(got: &Results, want: &Results) -> f64 {
+    errors(got, want).into_iter().map(|(_, error)| error).fold(0.0, f64::max)
+}
+
+/// f32 stays within 1e-5 of f64 over 256 steps: the bound on rounding, which grows with the steps, that users are told of.
+#[test]
+fn long_sequences_stay_exact() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    let problem = Problem::new(2, 256, 1, 32);
+    macro_rules! check {
+        ($($cell:expr),*) => {$({
+            let case = Case::random::<_, f32, f32>(&$cell, &problem, Tensors::PLAIN, 3).unwrap();
+            let got = run::<_, _, f32, f32>(&wgpu, &$cell, &case).unwrap();
+            let error = largest(&got, &Results::reference(&$cell, &case).unwrap());
+            assert!(error <= 1e-5, "{:?}: {error:e}", stringify!($cell));
+        })*};
+    }
+    check!(Elman, Gru, Lstm, Slstm);
+}
+
+/// More steps than one compute pass holds, in both passes.
+#[test]
+fn many_passes() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    for save in [Save::Gates, Save::Recompute] {
+        let problem = Problem { save, ..Problem::new(1, 2500, 1, 3) };
+        let tensors = Tensors { lengths: true, resets: true, ..Tensors::PLAIN };
+        let case = Case::random::<_, f32, f32>(&Lstm, &problem, tensors, 4).unwrap();
+        let got = run::<_, _, f32, f32>(&wgpu, &Lstm, &case).unwrap();
+        for measured in measure(&Lstm, &case, Dtype::F32, &got).unwrap() {
+            assert!(measured.passes(), "{save:?}: {measured:?}");
+        }
+    }
+}
+
+#[test]
+fn views_begin_anywhere() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    let data: Vec<f16> = (0..11u8).map(|v| f16::from_f32(v.into())).collect();
+    let buffer = wgpu.upload(&data).unwrap();
+    for range in [0..11, 1..4, 3..3, 10..11, 2..9] {
+        let view = buffer.view().slice(range.clone()).unwrap();
+        assert_eq!(view.len(), range.len());
+        assert_eq!(wgpu.download(view).unwrap(), data[range]);
+    }
+    assert!(buffer.view().slice(3..12).is_err());
+    assert!(buffer.view().slice(usize::MAX..usize::MAX).is_err());
+}
+
+#[test]
+fn the_callers_device_and_buffers() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    let (device, queue) = (wgpu.device().clone(), wgpu.queue().clone());
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 16,
+        usage,
+        mapped_at_creation: false,
+    });
+    queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&[1.0f32, 2.0, 3.0, 4.0]));
+    let theirs = Wgpu::from_device(device, queue);
+    let view = View::<f32>::of(&buffer, 1, 3).unwrap();
+    assert_eq!(theirs.download(view).unwrap(), [2.0, 3.0, 4.0]);
+    assert!(matches!(View::<f32>::of(&buffer, 2, 3), Err(Error::Shape { .. })));
+    let case = Case::random::<_, f32, f32>(&Gru, &Problem::new(2, 3, 1, 5), Tensors::PLAIN, 1).unwrap();
+    let got = run::<_, _, f32, f32>(&theirs, &Gru, &case).unwrap();
+    assert_eq!(got, run::<_, _, f32, f32>(&wgpu, &Gru, &case).unwrap());
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    assert!(matches!(wgpu.alloc::<f32>(usize::MAX / 2), Err(Error::OutOfMemory { .. })));
+    assert!(matches!(wgpu.alloc::<f32>(1 << 50), Err(Error::OutOfMemory { .. })));
+    let large = Problem::new(1 << 14, 1 << 14, 4, 64);
+    let unsupported = |result: flashrnn_core::Result<()>| matches!(result, Err(Error::Unsupported { .. }));
+    assert!(unsupported(wgpu.plan::<f32, f32, Lstm>(&Lstm, &large).map(|_| ())));
+    assert!(unsupported(wgpu.plan::<f64, f64, Lstm>(&Lstm, &Problem::new(1, 1, 1, 1)).map(|_| ())));
+    assert!(unsupported(wgpu.plan::<f32, f16, Lstm>(&Lstm, &Problem::new(1, 1, 1, 1)).map(|_| ())));
+}
+
+#[test]
+fn a_missing_adapter_is_an_error() {
+    match Wgpu::with_adapter("no such adapter") {
+        Err(Error::Device(why)) => assert!(why.contains("no such adapter"), "{why}"),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("an adapter of that name"),
+    }
+}
