@@ -9,9 +9,6 @@ use crate::memory::{Buffer, View};
 use crate::plan::Engine;
 use crate::select;
 
-/// The most elements of partial sums.
-const MOST_PARTIAL: usize = 1 << 24;
-
 impl Engine {
     pub(crate) fn backward<T: Element, W: Element>(&self, call: Backward<'_, Wgpu, T, W>) -> Result<()> {
         let shapes = &self.shapes;
@@ -100,7 +97,7 @@ impl Engine {
         ];
         for (i, (kernel, out, columns)) in sums.into_iter().enumerate() {
             let Some(out) = out else { continue };
-            let (parts, length) = select::parts(tokens, columns, MOST_PARTIAL);
+            let (parts, length) = select::parts(tokens, columns, select::GRADIENT_ROUNDS[i]);
             let params = Params {
                 parts: parts as u32,
                 part_tokens: length as u32,

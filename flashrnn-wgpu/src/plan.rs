@@ -197,12 +197,17 @@ fn check_limits(device: &Device, shapes: &Shapes) -> Result<()> {
     let step = batch * time * units;
     let state = states * batch * units;
     let rows = batch + batch * time / 4 + 1;
+    let partial =
+        |columns: usize, round| (select::parts(shapes.tokens(), columns, round).0 as u128) * columns as u128;
+    let [weight_round, bias_round] = select::GRADIENT_ROUNDS;
     // In 32-bit words, as if all were f32: what is exact for f32 is on the safe side for 16 bits.
     let sizes = [
         ("states", states * step),
         ("gates", gates * step),
         ("wide states and gates", (shapes.wide.len() + shapes.wide_gates.len()) as u128 * step),
         ("weights", (shapes.recurrent * shapes.head_dim) as u128 * units + gates * units),
+        ("parts of d_r", partial(shapes.r().iter().product(), weight_round)),
+        ("parts of d_b", partial(shapes.b().iter().product(), bias_round)),
         ("the forward pass's working memory", rows + 2 * state),
         (
             "the backward pass's working memory",

@@ -14,13 +14,19 @@ pub fn chunk(recurrent: usize, workgroup_bytes: usize) -> Option<usize> {
         .find(|chunk| (recurrent + 1) * 16 * (chunk + 1) * size_of::<f32>() <= workgroup_bytes)
 }
 
-/// A sum over tokens in parts: how many, and the tokens of each. `columns` is what one part takes, in elements; all parts
-/// take at most `most_elements`, if one does.
-pub fn parts(tokens: usize, columns: usize, most_elements: usize) -> (usize, usize) {
-    let most = (most_elements / columns.max(1)).clamp(1, 64);
-    let length = tokens.div_ceil(most).clamp(256, LONGEST_LOOP);
+/// The elements that partial sums take, unless one part takes more.
+const MOST_PARTIAL: usize = 1 << 24;
+
+/// A sum over tokens in parts: how many, and the tokens of each. `columns` is what one part takes, in elements, and `round` the
+/// tokens that one round of the kernel's loop adds.
+pub fn parts(tokens: usize, columns: usize, round: usize) -> (usize, usize) {
+    let most = (MOST_PARTIAL / columns.max(1)).clamp(1, 64);
+    let length = tokens.div_ceil(most).clamp(256, LONGEST_LOOP * round);
     (tokens.div_ceil(length), length)
 }
+
+/// The tokens of a round of `weight_gradient` and of `bias_gradient`.
+pub const GRADIENT_ROUNDS: [usize; 2] = [16, 1];
 
 /// A dispatch of so many workgroups, in two dimensions.
 pub fn dispatch(groups: usize) -> [u32; 3] {
@@ -46,9 +52,11 @@ mod tests {
     fn parts_cover_all_tokens() {
         for tokens in [0, 1, 255, 256, 257, 100_000, 10_000_000] {
             for columns in [1, 1 << 16, 1 << 26] {
-                let (parts, length) = parts(tokens, columns, 1 << 24);
-                assert!(parts * length >= tokens && (parts == 0 || (parts - 1) * length < tokens));
-                assert!(length <= LONGEST_LOOP);
+                for round in GRADIENT_ROUNDS {
+                    let (parts, length) = parts(tokens, columns, round);
+                    assert!(parts * length >= tokens && (parts == 0 || (parts - 1) * length < tokens));
+                    assert!(length <= LONGEST_LOOP * round);
+                }
             }
         }
     }
