@@ -1,5 +1,5 @@
 // One step of the forward pass, one kernel: the product R h_{t-1}, and the cell as its epilogue. The time loop is a CUDA
-// graph of these kernels; see step.rs.
+// graph of these kernels (src/time_loop.rs).
 //
 // Grid: a block for UNITS units of a head and ROWS rows of the batch; units innermost, then heads, then rows.
 // Shared memory: the warps' sums, WARPS x 16 TILES x (ROWS + 8) floats. Registers: the first chunks of R, and each thread's

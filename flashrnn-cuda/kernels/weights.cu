@@ -4,7 +4,7 @@
 using W = WEIGHT;
 
 // From r [Gr, N, D_out, D_in] the forward pass's [Gr, N, D_out, depth], the backward pass's [N, D_in, Gr, depth], both
-// padded with zeros; from b [G N D] its f32 copy.
+// padded with zeros; from b [G, N, D] its f32 copy.
 // Grid: tiles of 32 x 32 of (k, m) for each gate and head, so that both are written in whole lines; 256 threads.
 extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward, float* bias, int recurrent, int heads,
                                 int head_dim, int depth, Offset bias_len) {

@@ -49,7 +49,8 @@ impl FusedForward {
         };
         let (inference, training) = std::thread::scope(|scope| {
             let inference = scope.spawn(|| pass(false));
-            (crate::plan::joined(inference), pass(true))
+            let training = pass(true);
+            (crate::plan::joined(inference), training)
         });
         Ok(Self { device: device.clone(), aligned, inference: inference?, training: training? })
     }
