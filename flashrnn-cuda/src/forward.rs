@@ -24,7 +24,7 @@ impl Engine {
         self.run(
             weights,
             ForwardCall {
-                sizes: self.sizes(self.shapes.time)?,
+                sizes: self.sizes,
                 save_gates: (gates != 0 && !recompute(&self.problem)).into(),
                 wx: wx.ptr(),
                 s0: address(&s0),
@@ -47,7 +47,7 @@ impl Engine {
         self.run(
             weights,
             ForwardCall {
-                sizes: Sizes { reverse: 0, ..self.sizes(1)? },
+                sizes: Sizes { time: 1, reverse: 0, ..self.sizes },
                 wx: wx.ptr(),
                 s0: state.ptr(),
                 carried: state.ptr(),

@@ -78,6 +78,7 @@ pub(crate) struct Engine {
     pub device: Arc<Device>,
     pub problem: Problem,
     pub shapes: Shapes,
+    pub sizes: Sizes,
     pub element: Dtype,
     /// The bytes of a `T`.
     pub bytes: usize,
@@ -106,6 +107,8 @@ impl Engine {
         shapes: &Shapes,
     ) -> Result<Self> {
         let (element, bytes) = (T::DTYPE, size_of::<T>());
+        let depth = select::depth(shapes.head_dim, bytes);
+        let sizes = sizes(problem, shapes, depth)?;
         let multiply = Multiply::new(element, problem.tf32);
         let (device, loops) = (&cuda.device, &cuda.loops);
         // Each compiles where no cache has it: together, since a user waits for all of them.
@@ -158,9 +161,10 @@ impl Engine {
             device: device.clone(),
             problem: problem.clone(),
             shapes: shapes.clone(),
+            sizes,
             element,
             bytes,
-            depth: select::depth(shapes.head_dim, bytes),
+            depth,
             forward: forward?,
             fused_forward: fused_forward?,
             backward: backward?,
@@ -172,29 +176,6 @@ impl Engine {
             pack: weights.kernel("pack")?,
             reduce: weights.kernel("reduce")?,
             addresses: weights.kernel("addresses")?,
-        })
-    }
-
-    /// The sizes as the kernels read them, for `time` steps.
-    pub fn sizes(&self, time: usize) -> Result<Sizes> {
-        let fits = |option: &'static str, n: usize| {
-            i32::try_from(n).map_err(|_| Error::Unsupported {
-                backend: "cuda",
-                what: format!("{option} {n}"),
-                why: "at most 2147483647".into(),
-            })
-        };
-        let shapes = &self.shapes;
-        // k goes over all recurrent gates in the backward pass.
-        fits("Gr times head_dim", shapes.recurrent.saturating_mul(self.depth))?;
-        Ok(Sizes {
-            batch: fits("batch", shapes.batch)?,
-            time: fits("time", time)?,
-            heads: fits("heads", shapes.heads)?,
-            head_dim: fits("head_dim", shapes.head_dim)?,
-            depth: fits("head_dim", self.depth)?,
-            time_major: (shapes.layout == Layout::TimeMajor).into(),
-            reverse: self.problem.reverse.into(),
         })
     }
 
@@ -213,6 +194,28 @@ impl Engine {
 
 pub(crate) fn joined<R>(thread: std::thread::ScopedJoinHandle<'_, Result<R>>) -> Result<R> {
     thread.join().unwrap_or_else(|_| Err(Error::Device("a thread that compiles kernels panicked".into())))
+}
+
+/// The sizes of a problem as the kernels read them.
+fn sizes(problem: &Problem, shapes: &Shapes, depth: usize) -> Result<Sizes> {
+    let fits = |option: &'static str, n: usize| {
+        i32::try_from(n).map_err(|_| Error::Unsupported {
+            backend: "cuda",
+            what: format!("{option} {n}"),
+            why: "at most 2147483647".into(),
+        })
+    };
+    // k goes over all recurrent gates in the backward pass.
+    fits("Gr times head_dim", shapes.recurrent.saturating_mul(depth))?;
+    Ok(Sizes {
+        batch: fits("batch", shapes.batch)?,
+        time: fits("time", shapes.time)?,
+        heads: fits("heads", shapes.heads)?,
+        head_dim: fits("head_dim", shapes.head_dim)?,
+        depth: fits("head_dim", depth)?,
+        time_major: (shapes.layout == Layout::TimeMajor).into(),
+        reverse: problem.reverse.into(),
+    })
 }
 
 /// A clip as the kernels read it: infinity for none.
@@ -356,4 +359,17 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
 /// Whether the backward pass computes the gates again.
 pub(crate) fn recompute(problem: &Problem) -> bool {
     problem.save == Save::Recompute
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flashrnn_core::Lstm;
+
+    #[test]
+    fn sizes_beyond_32_bits_are_refused_where_a_plan_is_made() {
+        let problem = Problem::new(1 << 31, 1, 1, 1);
+        let refused = sizes(&problem, &problem.shapes::<Lstm>().unwrap(), 16);
+        assert!(matches!(refused, Err(Error::Unsupported { what, .. }) if what == "batch 2147483648"));
+    }
 }

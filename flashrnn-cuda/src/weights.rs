@@ -35,7 +35,7 @@ impl Engine {
         };
         let (mut r, mut b, mut bias) = (r, b, packed.b.ptr());
         let (mut forward, mut backward) = (packed.forward.ptr(), packed.backward.ptr());
-        let sizes = self.sizes(0)?;
+        let sizes = self.sizes;
         let (mut recurrent, mut heads) = (shapes.recurrent as i32, sizes.heads);
         let (mut head_dim, mut depth, mut bias_len) = (sizes.head_dim, sizes.depth, packed.b.len() as i64);
         let mut arguments = [
@@ -191,7 +191,7 @@ impl Engine {
         let rows = self.shapes.tokens() * gates.token / gates.head;
         let buffer: Buffer<T> = self.device.alloc(rows * self.depth)?;
         let (mut from, mut count, mut out) = (gates.address, rows as i64, buffer.ptr());
-        let sizes = self.sizes(0)?;
+        let sizes = self.sizes;
         let (mut head_dim, mut depth) = (sizes.head_dim, sizes.depth);
         let mut arguments = [
             argument(&mut from),
