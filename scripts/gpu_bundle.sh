@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 
 # The tests that concern CUDA, and the command.
 tests=(-p flashrnn-cuda)
+candle_tests=(-p flashrnn-candle --features cuda --test cuda)
 command=(-p flashrnn-cli --features cuda)
 # Needs NVRTC and no GPU: the continuous integration runs it.
 left_out=(kernels_compile)
@@ -20,6 +21,7 @@ rm -rf "$folder"/{tests,benches,bin}
 mkdir -p "$folder"/{tests,benches,bin}
 {
     cargo test --no-run --message-format=json "${tests[@]}" "$@"
+    cargo test --no-run --message-format=json "${candle_tests[@]}" "$@"
     cargo build --message-format=json "${command[@]}" "$@"
 } | python3 -c '
 import json, os, shutil, sys

@@ -61,11 +61,29 @@ template <bool TRANSPOSED> __device__ __forceinline__ void load_matrices(unsigne
                      : "memory");
 }
 
-// An 8 x 8 matrix held as the results of load_matrices, transposed.
-__device__ __forceinline__ unsigned transpose(unsigned v) {
-    unsigned t;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v));
-    return t;
+// The reverse of load_matrices<true> for COUNT matrices, 1, 2 or 4: this lane's elements (2 (l % 4), l / 4) and the one below of
+// each. `row_of(i, row)` is where row `row` of matrix i goes, which every lane can say of any row.
+template <int COUNT, class RowOf> __device__ __forceinline__ void store_transposed(const unsigned (&v)[COUNT], RowOf row_of) {
+    const int lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+    const unsigned address = shared_address(row_of(lane / 8 % COUNT, lane % 8));
+    if constexpr (COUNT == 1)
+        asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(v[0]) : "memory");
+    if constexpr (COUNT == 2)
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(address), "r"(v[0]), "r"(v[1])
+                     : "memory");
+    if constexpr (COUNT == 4)
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v[0]),
+                     "r"(v[1]), "r"(v[2]), "r"(v[3])
+                     : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        unsigned t;
+        asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v[i]));
+        *reinterpret_cast<unsigned*>(row_of(i, lane / 4) + lane % 4 * 2) = t;
+    }
+#endif
 }
 
 // Copies 16 bytes from global to shared memory without waiting.

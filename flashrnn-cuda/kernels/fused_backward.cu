@@ -6,9 +6,9 @@
 // Warps: 8 that compute and HELPERS that carry: they fetch what the steps need STAGES - 1 steps ahead, and store dg.
 //
 // A step: the product dh = R' dg, each computing warp for 16 units (m) and 8 rows (n) and one of SPLIT parts of k; the parts meet
-// in shared memory. Meanwhile the cell's derivative is taken, which needs no dh: Cell::backward is linear in d, so its values for
-// unit vectors are a matrix, and what is left after the product is to multiply by it. Here each thread has 2 neighbouring units of
-// one row, the lanes of a warp the units of one row, or of a few.
+// in shared memory. Meanwhile, or in a cluster while the last step's dg are on their way, the cell's derivative is taken, which
+// needs no dh: Cell::backward is linear in d, so its values for unit vectors are a matrix, and what is left after the product is
+// to multiply by it. For this each thread has a unit of a row, or two neighbouring ones.
 //
 // Shared memory: dg [2][8][Gr depth] (a step reads one and writes the other), the parts of the sums [SPLIT][8][UNITS], and of
 // each of STAGES steps the gates, the states before and the gradients given.
@@ -27,7 +27,8 @@ constexpr int IN_STRIDE = UNITS + 8;
 constexpr int NARROW = Cell::GATES + 2 * Cell::STATES;
 constexpr int WIDE_STATES = count(Cell::WIDE), WIDE_GATES = count(Cell::WIDE_GATES), WIDE = WIDE_STATES + WIDE_GATES;
 constexpr int APART = Cell::GATES - Cell::RECURRENT;  // gates whose dg no product reads
-constexpr int LANES_OF_ROW = UNITS / 2;  // that take the derivative of a row
+constexpr int MINE = ROWS * UNITS > WARPS * 32 ? 2 : 1;  // neighbouring units whose derivative a thread takes
+constexpr int LANES_OF_ROW = UNITS / MINE;
 
 static_assert(UNITS == 16 || UNITS == 32 || UNITS == 64, "whole tiles, and whole rows in a warp");
 
@@ -58,6 +59,35 @@ __device__ __forceinline__ void wait_for_round(Shared& shared, int round) {
 }
 
 __device__ __forceinline__ void wait_for_sums() { asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory"); }
+
+// What shared memory holds for a thread's units.
+struct Mine {
+    float of[MINE];
+};
+
+__device__ __forceinline__ Mine load(const T* from) {
+    Mine v;
+    if constexpr (MINE == 2) {
+        const unsigned pair = *reinterpret_cast<const unsigned*>(from);
+        v.of[0] = low(pair);
+        v.of[MINE - 1] = high(pair);
+    } else {
+        v.of[0] = widen(*from);
+    }
+    return v;
+}
+
+__device__ __forceinline__ Mine load(const float* from) {
+    Mine v;
+    if constexpr (MINE == 2) {
+        const float2 pair = *reinterpret_cast<const float2*>(from);
+        v.of[0] = pair.x;
+        v.of[MINE - 1] = pair.y;
+    } else {
+        v.of[0] = *from;
+    }
+    return v;
+}
 
 // The cell's derivative at one unit and step: row s of each is that of a unit vector of d.
 struct Derivative {
@@ -123,18 +153,20 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     }
 
     // This thread's derivatives: of row b, units `first` and the next.
-    const int b = threadIdx.x / LANES_OF_ROW, first = threadIdx.x % LANES_OF_ROW * 2;
+    const int b = threadIdx.x / LANES_OF_ROW, first = threadIdx.x % LANES_OF_ROW * MINE;
     const bool row_exists = b < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? b : 0));
     const int length = row_exists ? row.length : -1;
-    const bool exists[2] = {row_exists && first < block.units, row_exists && first + 1 < block.units};
+    bool exists[MINE];
+#pragma unroll
+    for (int j = 0; j < MINE; ++j) exists[j] = row_exists && first + j < block.units;
     const Offset state_stride = sizes.batch * sizes.units();
     const Offset state = Offset(block.row0 + b) * sizes.units() + block.place() + first;
 
     // The gradient of the states after a step: at a row's last step that of `last`.
-    float carried[2][Cell::STATES] = {};
+    float carried[MINE][Cell::STATES] = {};
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < MINE; ++j) {
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s)
             if (call.d_last && exists[j]) carried[j][s] = call.d_last[s * state_stride + state + j];
@@ -145,9 +177,53 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
 #endif
 
+    // What a step does before it has its product.
+    Derivative derivative[MINE];
+    float outside[MINE][Cell::STATES];
+    const auto prepare = [&](int round) {
+        const int step = sizes.time - 1 - round, stage = round % STAGES;
+#pragma unroll
+        for (int j = 0; j < MINE; ++j) {
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s) outside[j][s] = 0.0f;
+        }
+        if (step < 0 || step >= length) return;
+        const bool reset = call.resets && shared.resets[stage] >> b & 1;
+        float before[MINE][Cell::STATES], gates[MINE][Cell::GATES];
+#pragma unroll
+        for (int gate = 0; gate < Cell::GATES; ++gate) {
+            const Mine v = Cell::WIDE_GATES >> gate & 1
+                               ? load(&shared.wide[stage][WIDE_STATES + rank(Cell::WIDE_GATES, gate)][b][first])
+                               : load(&shared.in[stage][GATES_IN + gate][b][first]);
+#pragma unroll
+            for (int j = 0; j < MINE; ++j) gates[j][gate] = v.of[j];
+        }
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s) {
+            const Mine v = Cell::WIDE >> s & 1 ? load(&shared.wide[stage][rank(Cell::WIDE, s)][b][first])
+                                               : load(&shared.in[stage][BEFORE_IN + s][b][first]);
+            Mine d = {};
+            if (s < call.d_states_count) d = load(&shared.in[stage][D_IN + s][b][first]);
+#pragma unroll
+            for (int j = 0; j < MINE; ++j) {
+                before[j][s] = v.of[j];
+                outside[j][s] = d.of[j];
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < MINE; ++j) {
+            if (reset) {
+#pragma unroll
+                for (int s = 0; s < Cell::STATES; ++s) before[j][s] = 0.0f;
+            }
+            derivative[j].take(before[j], gates[j], call.forward_clip);
+        }
+    };
+
     for (int round = 0; round <= sizes.time; ++round) {
         const int step = sizes.time - 1 - round;
         wait_for_round(shared, round);
+        if (BLOCKS > 1 && round == 0) prepare(0);
         const unsigned now = round % 2, next_buffer = (round + 1) % 2, stage = round % STAGES;
 
         float d[2][4] = {};
@@ -158,60 +234,26 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             mma(d[0], weights[i][0], dg[0], dg[1]);
             mma(d[1], weights[i][1], dg[2], dg[3]);
         }
+        if (BLOCKS == 1) prepare(round);
 
-        const unsigned resets = call.resets ? shared.resets[stage] : 0;
+        const bool reset_after = call.resets && shared.resets[stage] >> (8 + b) & 1;
         const bool active = step >= 0 && step < length, last = step == length - 1;
-        const bool reset = resets >> b & 1, reset_after = resets >> (8 + b) & 1;
-        Derivative derivative[2];
-        float outside[2][Cell::STATES] = {};
-        if (active) {
-            float before[2][Cell::STATES], gates[2][Cell::GATES];
-            const auto load = [&](int which, float& v0, float& v1) {
-                const unsigned v = *reinterpret_cast<const unsigned*>(&shared.in[stage][which][b][first]);
-                v0 = low(v);
-                v1 = high(v);
-            };
-            const auto load_wide = [&](int which, float& v0, float& v1) {
-                const float2 v = *reinterpret_cast<const float2*>(&shared.wide[stage][which][b][first]);
-                v0 = v.x;
-                v1 = v.y;
-            };
-#pragma unroll
-            for (int gate = 0; gate < Cell::GATES; ++gate) {
-                if (Cell::WIDE_GATES >> gate & 1)
-                    load_wide(WIDE_STATES + rank(Cell::WIDE_GATES, gate), gates[0][gate], gates[1][gate]);
-                else
-                    load(GATES_IN + gate, gates[0][gate], gates[1][gate]);
-            }
-#pragma unroll
-            for (int s = 0; s < Cell::STATES; ++s) {
-                if (Cell::WIDE >> s & 1)
-                    load_wide(rank(Cell::WIDE, s), before[0][s], before[1][s]);
-                else
-                    load(BEFORE_IN + s, before[0][s], before[1][s]);
-                if (reset) before[0][s] = before[1][s] = 0.0f;
-                if (s < call.d_states_count) load(D_IN + s, outside[0][s], outside[1][s]);
-            }
-#pragma unroll
-            for (int j = 0; j < 2; ++j) derivative[j].take(before[j], gates[j], call.forward_clip);
-        }
-
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             shared.sums[part][q * 2 + i % 2][tile * 16 + i / 2 * 8 + r] = d[0][i] + d[1][i];
         wait_for_sums();
 
         if (b < ROWS) {
-            float sum[2] = {};
+            float sum[MINE] = {};
 #pragma unroll
             for (int i = 0; i < SPLIT; ++i) {
-                const float2 v = *reinterpret_cast<const float2*>(&shared.sums[i][b][first]);
-                sum[0] += v.x;
-                sum[1] += v.y;
-            }
-            float d_gates[2][Cell::GATES] = {};
+                const Mine v = load(&shared.sums[i][b][first]);
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
+                for (int j = 0; j < MINE; ++j) sum[j] += v.of[j];
+            }
+            float d_gates[MINE][Cell::GATES] = {};
+#pragma unroll
+            for (int j = 0; j < MINE; ++j) {
                 float total[Cell::STATES];
 #pragma unroll
                 for (int s = 0; s < Cell::STATES; ++s)
@@ -231,33 +273,35 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             }
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate) {
-                const unsigned v = pack(exists[0] ? d_gates[0][gate] : 0.0f, exists[1] ? d_gates[1][gate] : 0.0f);
-                if (gate >= Cell::RECURRENT)
-                    *reinterpret_cast<unsigned*>(&shared.apart[now][gate - Cell::RECURRENT][b][first]) = v;
-                else if (block.unit0 + first < DEPTH)
-                    *reinterpret_cast<unsigned*>(&shared.dg[next_buffer][b][gate * DEPTH + block.unit0 + first]) = v;
+                T* to = gate >= Cell::RECURRENT
+                            ? &shared.apart[now][gate >= Cell::RECURRENT ? gate - Cell::RECURRENT : 0][b][first]
+                            : &shared.dg[next_buffer][b][gate * DEPTH + block.unit0 + first];
+                if (gate < Cell::RECURRENT && block.unit0 + first >= DEPTH) continue;
+                float v[MINE];
+#pragma unroll
+                for (int j = 0; j < MINE; ++j) v[j] = exists[j] ? d_gates[j][gate] : 0.0f;
+                if constexpr (MINE == 2)
+                    *reinterpret_cast<unsigned*>(to) = pack(v[0], v[MINE - 1]);
+                else
+                    *to = rounded<T>(v[0]);
             }
         }
 
         if constexpr (BLOCKS > 1) {
 #if __CUDA_ARCH__ >= 900
             __syncwarp();
-            // This warp's rows in 16-byte pieces, 8 units of a gate. Each lane sends its pieces to all the others.
-            constexpr int OF_ROW = UNITS / 8, PIECES = 32 / LANES_OF_ROW * OF_ROW * Cell::RECURRENT;
+            // This warp's units and rows in 16-byte pieces, 8 units of a gate, each to all other blocks.
+            constexpr int OF_GATE = 32 * MINE / 8, PIECES = OF_GATE * Cell::RECURRENT, ITEMS = PIECES * (BLOCKS - 1);
 #pragma unroll
-            for (int begin = 0; begin < PIECES; begin += 32) {
-                const int piece = begin + lane;
-                const int row = warp * 32 / LANES_OF_ROW + piece / (OF_ROW * Cell::RECURRENT);
-                const int gate = piece / OF_ROW % Cell::RECURRENT, unit = block.unit0 + piece % OF_ROW * 8;
-                if (piece >= PIECES || row >= ROWS || unit >= DEPTH) continue;
+            for (int begin = 0; begin < ITEMS; begin += 32) {
+                const int item = begin + lane, piece = item % PIECES;
+                const int gate = piece / OF_GATE, place = warp * 32 * MINE + piece % OF_GATE * 8;
+                const int row = place / UNITS, unit = block.unit0 + place % UNITS;
+                if (item >= ITEMS || row >= ROWS || unit >= DEPTH) continue;
                 const T* from = &shared.dg[next_buffer][row][gate * DEPTH + unit];
                 const uint4 v = *reinterpret_cast<const uint4*>(from);
-                const unsigned there = shared_address(from), barrier = shared_address(&shared.arrived[next_buffer]);
-#pragma unroll
-                for (int i = 1; i < BLOCKS; ++i) {
-                    const unsigned rank = (own_rank + i) % BLOCKS;
-                    send(address_in(there, rank), v, address_in(barrier, rank));
-                }
+                const unsigned rank = (own_rank + 1 + item / PIECES) % BLOCKS;
+                send(address_in(shared_address(from), rank), v, address_in(shared_address(&shared.arrived[next_buffer]), rank));
             }
             if (lane == 0) {
                 // From each other block 16 bytes for 8 of its units, each row and gate.
@@ -267,12 +311,13 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
                 else
                     shared.arrived[next_buffer].arrive();
             }
+            if (round < sizes.time) prepare(round + 1);
 #endif
         }
     }
     wait_for_round(shared, sizes.time + 1);
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < MINE; ++j) {
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s)
             if (call.d_s0 && exists[j]) call.d_s0[s * state_stride + state + j] = carried[j][s];
@@ -348,9 +393,11 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
         apart.store(&shared.apart[round % 2][0][0][0], token, true);
     };
 
+    // Which rounds' inputs must be there at a round: its own, and in a cluster the next one's.
+    constexpr int STEPS_AHEAD = BLOCKS > 1 ? 2 : 1;
     for (int round = 0; round < STAGES - 1; ++round) fetch(round);
     for (int round = 0; round <= sizes.time + 1; ++round) {
-        wait_for_copies<STAGES - 2>();
+        wait_for_copies<STAGES - 1 - STEPS_AHEAD>();
         if (BLOCKS > 1 && round > 0) {
             __syncwarp();
             if (lane == 0) shared.arrived[round % 2].arrive();

@@ -1,6 +1,6 @@
 // The forward pass of all time steps in one kernel: R stays in registers, h in shared memory.
 //
-// Grid: BLOCKS blocks, a cluster, for a head and 8 rows of the batch; each has UNITS of the head's units. Nothing wider ever
+// Grid: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch; each has UNITS of the head's units. Nothing wider ever
 // waits: blocks of a cluster hand each other h, different heads and rows never meet.
 //
 // Warps: one for each 8 units, which *compute*, and HELPERS that *carry*: they fetch wx STAGES - 1 steps ahead and store what
@@ -8,14 +8,16 @@
 //
 // Registers of a computing warp: the rows of R of its 8 units, all gates, as A of the tensor cores' m16n8k16: tile i holds
 // gates 2i (rows 0 to 7) and 2i + 1 (rows 8 to 15) of the 8 units. The batch is n. So each thread gets every gate of one unit,
-// lane / 4, for batch rows 2 (lane % 4) and the next, and keeps their states in registers from first to last step.
+// lane / 4, for batch rows 2 (lane % 4) and the next, and keeps their states in registers from first to last step. With 4 rows
+// every row is two columns of n, the second of which nobody looks at, and a thread has one row: half the pointwise work.
 //
-// Shared memory: h [2][8][depth] (a step reads one and writes the other), wx [STAGES][Gx][8][UNITS], and what is saved
-// for the backward pass [2][S - 1 + G][8][UNITS]. Rows are 16 bytes longer, so that matrices load without bank conflicts.
+// Shared memory: h [2][ROWS][depth] (a step reads one and writes the other), wx [STAGES][Gx][ROWS][UNITS], and what is saved
+// for the backward pass [2][S - 1 + G][ROWS][UNITS]. Rows are 16 bytes longer, so that matrices load without bank conflicts.
 constexpr int WARPS = UNITS / 8;  // that compute
 #include "carry.cuh"
 
 constexpr int THREADS = 32 * (WARPS + HELPERS);
+constexpr int MINE = ROWS / 4;  // rows of a computing thread
 constexpr int TILES = (Cell::RECURRENT + 1) / 2;
 constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;  // of packed R and of h here
 constexpr int STEPS_OF_K = (HEAD_DIM + 15) / 16;
@@ -35,7 +37,6 @@ struct Shared {
     Barrier arrived[2];  // of h[0] and h[1]: this block's warps, and the bytes from the others
 };
 
-static_assert(ROWS == 8, "a thread has two rows of the tensor cores' eight");
 static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
 
 // After this, h of the step before and wx of this step are there. Every warp of the block calls it.
@@ -78,11 +79,11 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
         bias[gate] = unit_exists ? call.b[gate * sizes.units() + place] : 0.0f;
 
     const Offset state_stride = sizes.batch * sizes.units();
-    float states[2][Cell::STATES];
-    int lengths[2];
+    float states[MINE][Cell::STATES];
+    int lengths[MINE];
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-        const int row = q * 2 + j;
+    for (int j = 0; j < MINE; ++j) {
+        const int row = q * MINE + j;
         const bool exists = row < block.rows && unit_exists;
         lengths[j] = exists ? Row(sizes, call.lengths, block.row0 + row).length : 0;
 #pragma unroll
@@ -93,27 +94,18 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
     }
 
     // Addresses of this lane's rows of the matrices.
-    const unsigned h_of = shared_address(&shared.h[0][lane % 8][lane / 8 * 8]);
+    const int row_of_column = lane % 8 * ROWS / 8;
+    const unsigned h_of = shared_address(&shared.h[0][row_of_column][lane / 8 * 8]);
     constexpr unsigned H_BYTES = sizeof(shared.h[0]), X_BYTES = sizeof(shared.x[0]), GATE_BYTES = sizeof(shared.x[0][0]);
-    const unsigned x_of = shared_address(&shared.x[0][0][lane % 8][warp * 8]);
+    const unsigned x_of = shared_address(&shared.x[0][0][row_of_column][warp * 8]);
 #if __CUDA_ARCH__ >= 900
-    // Lane l sends row l % 8 of its warp's 8 units to blocks l / 8, l / 8 + 4, ...
+    // Lane l sends row l % ROWS of its warp's 8 units to blocks l / ROWS, and so on.
     const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
 #endif
 
     for (int step = 0; step < sizes.time; ++step) {
         wait_for_step(shared, step);
         const unsigned now = step % 2, next_buffer = (step + 1) % 2, stage = step % STAGES;
-
-        unsigned x[(Cell::EXTERNAL + 3) / 4 * 4 + 1];
-#pragma unroll
-        for (int first = 0; first < Cell::EXTERNAL; first += 4) {
-            const int gate = ::min(first + lane / 8, Cell::EXTERNAL - 1);
-            unsigned four[4];
-            load_matrices<true>(four, x_of + stage * X_BYTES + gate * GATE_BYTES);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) x[first + i] = four[i];
-        }
 
         // Where k is long, two sums a tile, so that the tensor cores need not wait for one of them.
         constexpr int CHAINS = STEPS_OF_K > 8 ? 2 : 1;
@@ -132,22 +124,37 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                     mma(sums[tile][CHAINS - 1], weights[tile][k + 1 < STEPS_OF_K ? k + 1 : k], h[2], h[3]);
             }
         }
+
+        // While they multiply: the gates without the product.
+        float gates[MINE][Cell::GATES];
+#pragma unroll
+        for (int j = 0; j < MINE; ++j) {
+#pragma unroll
+            for (int gate = 0; gate < INNER; ++gate) gates[j][gate] = bias[gate];
+        }
+#pragma unroll
+        for (int first = 0; first < Cell::EXTERNAL; first += 4) {
+            const int gate = ::min(first + lane / 8, Cell::EXTERNAL - 1);
+            unsigned x[4];
+            load_matrices<true>(x, x_of + stage * X_BYTES + gate * GATE_BYTES);
+#pragma unroll
+            for (int i = 0; i < 4 && first + i < Cell::EXTERNAL; ++i) {
+#pragma unroll
+                for (int j = 0; j < MINE; ++j)
+                    gates[j][INNER + first + i] = bias[INNER + first + i] + (j == 0 ? low(x[i]) : high(x[i]));
+            }
+        }
         const unsigned resets = call.resets ? shared.resets[stage] : 0;
 
-        float gates[2][Cell::GATES];
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const bool active = step < lengths[j], reset = resets >> (q * 2 + j) & 1;
+        for (int j = 0; j < MINE; ++j) {
+            const bool active = step < lengths[j], reset = resets >> (q * MINE + j) & 1;
 #pragma unroll
-            for (int gate = 0; gate < Cell::GATES; ++gate) {
-                gates[j][gate] = bias[gate];
-                if (gate >= INNER) gates[j][gate] += j == 0 ? low(x[gate - INNER]) : high(x[gate - INNER]);
-                if (gate < Cell::RECURRENT) {
-                    const int at = gate % 2 * 2 + j;
-                    float sum = sums[gate / 2][0][at];
-                    if (CHAINS == 2) sum += sums[gate / 2][1][at];
-                    gates[j][gate] += reset ? 0.0f : sum;
-                }
+            for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
+                const int at = gate % 2 * 2 + j;
+                float sum = sums[gate / 2][0][at];
+                if (CHAINS == 2) sum += sums[gate / 2][1][at];
+                gates[j][gate] += reset ? 0.0f : sum;
             }
             float before[Cell::STATES], next[Cell::STATES];
 #pragma unroll
@@ -158,47 +165,63 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
             for (int s = 0; s < Cell::STATES; ++s) states[j][s] = active ? next[s] : states[j][s];
         }
 
-        // h as rows of 8 units: lane l has row l / 4, units 2 (l % 4) and the next.
-        T* own = &shared.h[next_buffer][r][block.unit0 + warp * 8 + q * 2];
-        *reinterpret_cast<unsigned*>(own) = transpose(pack(states[0][0], states[1][0]));
-        if constexpr (SAVES) {
-#pragma unroll
-            for (int s = 1; s < Cell::STATES; ++s)
-                *reinterpret_cast<unsigned*>(&shared.saved[now][s - 1][r][warp * 8 + q * 2]) =
-                    transpose(pack(states[0][s], states[1][s]));
-            if (call.save_gates) {
-#pragma unroll
-                for (int gate = 0; gate < Cell::GATES; ++gate)
-                    *reinterpret_cast<unsigned*>(&shared.saved[now][Cell::STATES - 1 + gate][r][warp * 8 + q * 2]) =
-                        transpose(pack(gates[0][gate], gates[1][gate]));
-            }
-            if constexpr (WIDE != 0) {
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const auto put = [&](int which, float v) { shared.wide[now][which][q * 2 + j][warp * 8 + r] = v; };
-#pragma unroll
-                    for (int s = 0; s < Cell::STATES; ++s)
-                        if (Cell::WIDE >> s & 1) put(rank(Cell::WIDE, s), states[j][s]);
-#pragma unroll
-                    for (int gate = 0; gate < Cell::GATES; ++gate)
-                        if (Cell::WIDE_GATES >> gate & 1) put(WIDE_STATES + rank(Cell::WIDE_GATES, gate), gates[j][gate]);
-                }
-            }
+        if constexpr (MINE == 2) {
+            store_transposed<1>({pack(states[0][0], states[1][0])}, [&](int, int row) {
+                return &shared.h[next_buffer][row][block.unit0 + warp * 8];
+            });
+        } else {
+            shared.h[next_buffer][q][block.unit0 + warp * 8 + r] = rounded<T>(states[0][0]);
         }
         if constexpr (BLOCKS > 1) {
 #if __CUDA_ARCH__ >= 900
             __syncwarp();
-            const int row = lane % 8;
-            const T* piece = &shared.h[next_buffer][row][block.unit0 + warp * 8];
+            const T* piece = &shared.h[next_buffer][lane % ROWS][block.unit0 + warp * 8];
             const uint4 v = *reinterpret_cast<const uint4*>(piece);
             const unsigned there = shared_address(piece), barrier = shared_address(&shared.arrived[next_buffer]);
 #pragma unroll
-            for (int first = 0; first < BLOCKS; first += 4) {
-                const unsigned rank = first + lane / 8;
+            for (int first = 0; first < BLOCKS; first += 32 / ROWS) {
+                const unsigned rank = first + lane / ROWS;
                 if (rank < BLOCKS && rank != own_rank) send(address_in(there, rank), v, address_in(barrier, rank));
             }
+#endif
+        }
+        if constexpr (SAVES) {
+            // A matrix holds 8 rows: all of a tensor, or the 4 of each of two.
+            constexpr int OF_MATRIX = 8 / ROWS, MATRICES = (SAVED + OF_MATRIX - 1) / OF_MATRIX;
+            constexpr int COUNT = MATRICES > 2 ? 4 : at_least_one(MATRICES);
+            const auto value = [&](int which, int j) {
+                which = ::min(which, SAVED - 1);
+                return which < Cell::STATES - 1 ? states[j][which + 1] : gates[j][which - (Cell::STATES - 1)];
+            };
+#pragma unroll
+            for (int first = 0; first < MATRICES; first += COUNT) {
+                unsigned matrices[COUNT];
+#pragma unroll
+                for (int i = 0; i < COUNT; ++i) {
+                    const int which = ::min(first + i, MATRICES - 1) * OF_MATRIX;
+                    matrices[i] = pack(value(which, 0), MINE == 2 ? value(which, MINE - 1) : value(which + 1, 0));
+                }
+                store_transposed<COUNT>(matrices, [&](int i, int row) {
+                    const int which = ::min(first + i, MATRICES - 1) * OF_MATRIX + row % OF_MATRIX;
+                    return &shared.saved[now][::min(which, SAVED - 1)][row / OF_MATRIX][warp * 8];
+                });
+            }
+#pragma unroll
+            for (int j = 0; j < MINE; ++j) {
+                const auto put = [&](int which, float v) { shared.wide[now][which][q * MINE + j][warp * 8 + r] = v; };
+#pragma unroll
+                for (int s = 0; s < Cell::STATES; ++s)
+                    if (Cell::WIDE >> s & 1) put(rank(Cell::WIDE, s), states[j][s]);
+#pragma unroll
+                for (int gate = 0; gate < Cell::GATES; ++gate)
+                    if (Cell::WIDE_GATES >> gate & 1) put(WIDE_STATES + rank(Cell::WIDE_GATES, gate), gates[j][gate]);
+            }
+        }
+        if constexpr (BLOCKS > 1) {
+#if __CUDA_ARCH__ >= 900
+            if (SAVES) __syncwarp();
             if (lane == 0) {
-                // Each of the other blocks' warps sends 8 rows of 16 bytes.
+                // Each of the other blocks' warps sends ROWS rows of 16 bytes.
                 if (warp == 0)
                     shared.arrived[next_buffer].arrive_and_expect((BLOCKS - 1) * WARPS * ROWS * 16);
                 else
@@ -210,8 +233,8 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
     wait_for_step(shared, sizes.time);
     if (call.carried) {
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const int row = q * 2 + j;
+        for (int j = 0; j < MINE; ++j) {
+            const int row = q * MINE + j;
             if (row >= block.rows || !unit_exists) continue;
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s)

@@ -92,7 +92,7 @@ pub struct Fused {
     pub blocks: usize,
     /// Units of a block, a multiple of 8 (backward 16, 32 or 64).
     pub units: usize,
-    /// Rows of the batch in a block: 8, as many as the tensor cores take; backward also 4.
+    /// Rows of the batch in a block: 8, as many as the tensor cores take, or 4.
     pub rows: usize,
     /// Warps that fetch and store while the others compute.
     pub helpers: usize,
@@ -154,9 +154,6 @@ const BACKWARD_WARPS: usize = 8;
 
 /// How the fused backward kernel runs, where it can. A computing warp holds R transposed for 16 units and one part of k; there
 /// are as many parts as 8 warps allow.
-///
-/// A block has 4 rows of the batch where all blocks still find a multiprocessor: the derivative, which is most of the work of
-/// a step, then takes half the time.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if element_bytes != 2 {
         return None;
@@ -169,12 +166,18 @@ pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option
         if weights > WEIGHT_REGISTERS / 2 || blocks > 8 || (blocks > 1 && !gpu.clusters) {
             return None;
         }
-        let spread = blocks * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
-        let fused = Fused { blocks, units, rows: if spread { 4 } else { 8 }, helpers: 4, stages: 0 };
+        let fused = Fused { blocks, units, rows: fused_rows(shapes, blocks, gpu), helpers: 4, stages: 0 };
         fused.with_stages(|fused| fused.backward_shared(shapes) <= gpu.shared_memory)
     };
     let one_block = [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(choice);
     one_block.or_else(|| [64, 32].into_iter().find_map(choice))
+}
+
+/// The rows of the batch in a block of a fused kernel: 4 where all blocks still find a multiprocessor, since what is done for each
+/// row and unit, most of the work of a step, then takes half the time.
+fn fused_rows(shapes: &Shapes, blocks: usize, gpu: Gpu) -> usize {
+    let spread = blocks * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
+    if spread { 4 } else { 8 }
 }
 
 /// The registers of a thread that may hold weights.
@@ -198,7 +201,8 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
     let units = shapes.head_dim.div_ceil(blocks).next_multiple_of(8);
     // Where registers allow it, as many warps carry as compute.
     let helpers = if weights <= WEIGHT_REGISTERS / 4 { 8 } else { 4 };
-    let fused = Fused { blocks: shapes.head_dim.div_ceil(units), units, rows: 8, helpers, stages: 0 };
+    let blocks = shapes.head_dim.div_ceil(units);
+    let fused = Fused { blocks, units, rows: fused_rows(shapes, blocks, gpu), helpers, stages: 0 };
     fused.with_stages(|fused| fused.forward_shared(shapes, true) <= gpu.shared_memory)
 }
 
@@ -233,13 +237,15 @@ mod tests {
     fn fused_kernels_of_known_problems() {
         let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
         let small = fused_forward(&lstm(16, 12, 64), 2, H200).unwrap();
-        assert_eq!(small, Fused { blocks: 1, units: 64, rows: 8, helpers: 8, stages: 8 });
-        assert_eq!((small.grid(&lstm(16, 12, 64)), small.forward_threads()), (24, 512));
+        assert_eq!(small, Fused { blocks: 1, units: 64, rows: 4, helpers: 8, stages: 8 });
+        assert_eq!((small.grid(&lstm(16, 12, 64)), small.forward_threads()), (48, 512));
         let large = fused_forward(&lstm(16, 3, 256), 2, H200).unwrap();
-        assert_eq!(large, Fused { blocks: 8, units: 32, rows: 8, helpers: 4, stages: 8 });
+        assert_eq!(large, Fused { blocks: 8, units: 32, rows: 4, helpers: 4, stages: 8 });
         let backward = fused_backward(&lstm(16, 12, 64), 2, H200).unwrap();
         assert_eq!(backward, Fused { blocks: 1, units: 64, rows: 4, helpers: 4, stages: 8 });
-        assert_eq!(fused_backward(&lstm(256, 12, 64), 2, H200).unwrap().rows, 8);
+        for fused in [fused_forward, fused_backward] {
+            assert_eq!(fused(&lstm(256, 12, 64), 2, H200).unwrap().rows, 8);
+        }
         assert_eq!(fused_forward(&lstm(16, 1, 768), 2, H200), None);
         assert_eq!(fused_forward(&lstm(16, 12, 64), 4, H200), None);
         assert_eq!(fused_forward(&lstm(16, 6, 128), 2, RTX_4090), None);
