@@ -30,7 +30,8 @@ struct Inputs {
     bool exists;        // the thread has such a pair
     bool active;        // step < length
     bool from_outside;  // no gradient comes from the step after: this is the row's last, or a reset lies between
-    float before[Cell::STATES], gates[Cell::GATES], d[Cell::STATES];
+    bool clipped;       // h was clipped: it has no gradient
+    float residuals[Cell::RESIDUALS], d[Cell::STATES];
 
     __device__ __forceinline__ Inputs(const BackwardCall& call, int step, bool exists, int row_index, Offset place)
         : row(call.sizes, call.lengths, exists ? row_index : 0), exists(exists) {
@@ -43,19 +44,21 @@ struct Inputs {
         from_outside = exists && (last || row.reset(sizes, call.resets, step + 1));
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s) {
-            d[s] = before[s] = 0.0f;
+            d[s] = 0.0f;
             if (exists && last && call.d_last) d[s] = call.d_last[s * state_stride + state];
             if (active && s < call.d_states_count) d[s] += widen(call.d_states[s * stride + token * sizes.units() + place]);
         }
+        clipped = false;
         if (!active) return;
+        float before[Cell::STATES] = {}, gates[Cell::GATES];
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate)
             gates[gate] = kept_wide(Cell::WIDE_GATES, gate)
                               ? call.wide_gates[rank(Cell::WIDE_GATES, gate) * stride + token * sizes.units() + place]
                               : widen(call.gates.at(sizes, token, gate, place));
-        if (row.reset(sizes, call.resets, step)) return;
+        const bool reset = row.reset(sizes, call.resets, step);
 #pragma unroll
-        for (int s = 0; s < Cell::STATES; ++s) {
+        for (int s = 0; s < Cell::STATES && !reset; ++s) {
             if (step == 0) {
                 if (call.s0) before[s] = call.s0[s * state_stride + state];
                 continue;
@@ -63,6 +66,12 @@ struct Inputs {
             const Offset previous = row.token(sizes, step - 1) * sizes.units() + place;
             before[s] = kept_wide(Cell::WIDE, s) ? call.wide_states[rank(Cell::WIDE, s) * stride + previous]
                                                  : widen(call.states[s * stride + previous]);
+        }
+        Cell::linearize(before, gates, residuals);
+        if (call.forward_clip != real::inf()) {
+            float next[Cell::STATES];
+            Cell::forward(before, gates, next);
+            clipped = real::abs(next[0]) > call.forward_clip;
         }
     }
 };
@@ -119,12 +128,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 1 : RESID
         }
         float d_before[Cell::STATES] = {}, d_gates[Cell::GATES] = {};
         if (in.active) {
-            if (call.forward_clip != real::inf()) {
-                float next[Cell::STATES];
-                Cell::forward(in.before, in.gates, next);
-                if (real::abs(next[0]) > call.forward_clip) d[0] = 0.0f;
-            }
-            Cell::backward(in.before, in.gates, d, d_before, d_gates);
+            if (in.clipped) d[0] = 0.0f;
+            Cell::backward(in.residuals, d, d_before, d_gates);
 #pragma unroll
             for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
                 const Offset row = (Offset(row0 + row_of(pair)) * sizes.heads + head) * Cell::RECURRENT + gate;

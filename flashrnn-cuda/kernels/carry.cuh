@@ -32,21 +32,34 @@ template <class P> struct Tensor {
     Offset token_stride;
 };
 
+// The token of the first step that is carried, and the tokens from each step to the next: where every row has all steps.
+struct Walk {
+    Offset token, advance;
+
+    // From step `first`, forwards (direction 1) or backwards (-1).
+    __device__ __forceinline__ Walk(const Sizes& sizes, const Row& row, int first, int direction)
+        : token(sizes.token(row.index, sizes.reverse ? sizes.time - 1 - first : first)),
+          advance((sizes.reverse ? -direction : direction) * (sizes.time_major ? sizes.batch : 1)) {}
+};
+
 // The number of tensors in an array, which has at least one.
 __host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
 // This lane's share of the block's units of its row, of TENSORS tensors. In shared memory a tensor begins TENSOR_STRIDE elements
 // after the one before, a row ROW_STRIDE after the one before.
+//
+// A token is looked up where rows are ragged; elsewhere each call goes on to the next step by itself.
 template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces {
     static constexpr int WIDTH = 16 / sizeof(P);                // units of a piece
     static constexpr int OF_ROW = (UNITS / WIDTH + LANES - 1) / LANES;  // pieces of a row, for each of its lanes
     static constexpr int COUNT = (TENSORS * OF_ROW + HELPERS - 1) / HELPERS;
 
-    P* first[at_least_one(COUNT)];  // null where there is nothing
-    Offset stride[at_least_one(COUNT)];
-    int place[at_least_one(COUNT)], units[at_least_one(COUNT)];
+    P* at[at_least_one(COUNT)];          // RAGGED: at token 0, else at the next step
+    Offset stride[at_least_one(COUNT)];  // elements from a token, or step, to the next
+    int place[at_least_one(COUNT)], units[at_least_one(COUNT)];  // no units where there is nothing
 
-    template <class TensorOf> __device__ __forceinline__ Pieces(const Block& block, TensorOf tensor_of) {
+    template <class TensorOf>
+    __device__ __forceinline__ Pieces(const Block& block, const Walk& walk, TensorOf tensor_of) {
         const int helper = threadIdx.x / 32 - WARPS, r = helping_row(), q = threadIdx.x % LANES;
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
@@ -54,19 +67,26 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
             const int which = item / OF_ROW, unit = (item % OF_ROW * LANES + q) * WIDTH;
             const bool exists = which < TENSORS && unit < block.units && r < block.rows;
             const Tensor<P> tensor = exists ? tensor_of(which) : Tensor<P>{nullptr, 0};
-            first[i] = tensor.first ? tensor.first + unit : nullptr;
-            stride[i] = tensor.token_stride;
+            at[i] = tensor.first + unit + (RAGGED ? 0 : walk.token * tensor.token_stride);
+            stride[i] = tensor.token_stride * (RAGGED ? 1 : walk.advance);
             place[i] = which * TENSOR_STRIDE + r * ROW_STRIDE + unit;
-            units[i] = ::min(WIDTH, block.units - unit);
+            units[i] = tensor.first ? ::min(WIDTH, block.units - unit) : 0;
         }
     }
 
+    __device__ __forceinline__ P* address(int i, Offset token) {
+        if constexpr (RAGGED) return at[i] + token * stride[i];
+        P* const now = at[i];
+        at[i] += stride[i];
+        return now;
+    }
+
     // Brings what lies at `token` to `shared`, without waiting where the addresses are aligned.
-    template <class Q> __device__ __forceinline__ void fetch(Q* shared, Offset token) const {
+    template <class Q> __device__ __forceinline__ void fetch(Q* shared, Offset token) {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
-            if (!first[i]) continue;
-            const P* from = first[i] + token * stride[i];
+            const P* from = address(i, token);
+            if (units[i] <= 0) continue;
             if constexpr (ALIGNED)
                 copy_async(shared + place[i], from);
             else
@@ -75,22 +95,20 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
     }
 
     // Takes what lies at `shared` to `token`; zeros where the row is not active.
-    __device__ __forceinline__ void store(const P* shared, Offset token, bool active) const {
-        if constexpr (ALIGNED) {
-            uint4 v[at_least_one(COUNT)];
+    __device__ __forceinline__ void store(const P* shared, Offset token, bool active) {
+        uint4 v[at_least_one(COUNT)];
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i)
-                if (first[i]) v[i] = active ? *reinterpret_cast<const uint4*>(shared + place[i]) : uint4{0, 0, 0, 0};
+        for (int i = 0; i < COUNT; ++i)
+            if (ALIGNED && units[i] > 0)
+                v[i] = active ? *reinterpret_cast<const uint4*>(shared + place[i]) : uint4{0, 0, 0, 0};
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i)
-                if (first[i]) *reinterpret_cast<uint4*>(first[i] + token * stride[i]) = v[i];
-        } else {
-#pragma unroll
-            for (int i = 0; i < COUNT; ++i) {
-                if (!first[i]) continue;
-                P* to = first[i] + token * stride[i];
+        for (int i = 0; i < COUNT; ++i) {
+            P* to = address(i, token);
+            if (units[i] <= 0) continue;
+            if constexpr (ALIGNED)
+                *reinterpret_cast<uint4*>(to) = v[i];
+            else
                 for (int unit = 0; unit < units[i]; ++unit) to[unit] = active ? shared[place[i] + unit] : P{};
-            }
         }
     }
 };

@@ -1,5 +1,8 @@
 // What the fused kernels share: tensor cores on 16-bit factors, copies that are under way while others work, and the
 // exchange within a cluster of blocks.
+//
+// A time step is so short that asking for an option costs more than the option: the kernels are compiled without those that are
+// not used. -DRAGGED: there are lengths or resets. -DCLIPS: there is a clip, or the recurrent gradient is cut.
 #pragma once
 #include "call.cuh"
 
@@ -34,11 +37,11 @@ __device__ __forceinline__ float high(unsigned v) {
 
 // d += a b: 16 x 8 from 16 x 16 and 16 x 8.
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#define FLASHRNN_MMA(type)                                                                                          \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, " \
-                 "{%0,%1,%2,%3};"                                                                                   \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                    \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#define FLASHRNN_MMA(type)                                                                                    \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, " \
+        "{%0,%1,%2,%3};"                                                                                      \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                      \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
     if constexpr (IS_BF16)
         FLASHRNN_MMA("bf16");
     else

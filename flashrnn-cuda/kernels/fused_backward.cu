@@ -89,46 +89,6 @@ __device__ __forceinline__ Mine load(const float* from) {
     return v;
 }
 
-// The cell's derivative at one unit and step: row s of each is that of a unit vector of d.
-struct Derivative {
-    float before[Cell::STATES][Cell::STATES], gates[Cell::STATES][Cell::GATES];
-    bool clipped;
-
-    __device__ __forceinline__ void take(const float (&s)[Cell::STATES], const float (&g)[Cell::GATES], float clip) {
-#pragma unroll
-        for (int k = 0; k < Cell::STATES; ++k) {
-            if (Cell::CONSTANT >> k & 1) continue;
-            float unit[Cell::STATES] = {};
-            unit[k] = 1.0f;
-            Cell::backward(s, g, unit, before[k], gates[k]);
-        }
-        clipped = false;
-        if (clip != real::inf()) {
-            float next[Cell::STATES];
-            Cell::forward(s, g, next);
-            clipped = real::abs(next[0]) > clip;
-        }
-    }
-
-    __device__ __forceinline__ void apply(const float (&d)[Cell::STATES], float (&d_before)[Cell::STATES],
-                                          float (&d_gates)[Cell::GATES]) const {
-#pragma unroll
-        for (int s = 0; s < Cell::STATES; ++s) {
-            d_before[s] = 0.0f;
-#pragma unroll
-            for (int k = 0; k < Cell::STATES; ++k)
-                if (!(Cell::CONSTANT >> k & 1)) d_before[s] = fmaf(d[k], before[k][s], d_before[s]);
-        }
-#pragma unroll
-        for (int gate = 0; gate < Cell::GATES; ++gate) {
-            d_gates[gate] = 0.0f;
-#pragma unroll
-            for (int k = 0; k < Cell::STATES; ++k)
-                if (!(Cell::CONSTANT >> k & 1)) d_gates[gate] = fmaf(d[k], gates[k][gate], d_gates[gate]);
-        }
-    }
-};
-
 __device__ __forceinline__ void compute(const BackwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
@@ -157,9 +117,6 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     const bool row_exists = b < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? b : 0));
     const int length = row_exists ? row.length : -1;
-    bool exists[MINE];
-#pragma unroll
-    for (int j = 0; j < MINE; ++j) exists[j] = row_exists && first + j < block.units;
     const Offset state_stride = sizes.batch * sizes.units();
     const Offset state = Offset(block.row0 + b) * sizes.units() + block.place() + first;
 
@@ -169,7 +126,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     for (int j = 0; j < MINE; ++j) {
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s)
-            if (call.d_last && exists[j]) carried[j][s] = call.d_last[s * state_stride + state + j];
+            if (call.d_last && row_exists && first + j < block.units) carried[j][s] = call.d_last[s * state_stride + state + j];
     }
     const unsigned dg_of = shared_address(&shared.dg[0][lane % 8][part * STEPS_OF_K * 32 + lane / 8 * 8]);
     constexpr unsigned DG_BYTES = sizeof(shared.dg[0]);
@@ -177,18 +134,14 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
 #endif
 
-    // What a step does before it has its product.
-    Derivative derivative[MINE];
-    float outside[MINE][Cell::STATES];
-    const auto prepare = [&](int round) {
-        const int step = sizes.time - 1 - round, stage = round % STAGES;
-#pragma unroll
-        for (int j = 0; j < MINE; ++j) {
-#pragma unroll
-            for (int s = 0; s < Cell::STATES; ++s) outside[j][s] = 0.0f;
-        }
-        if (step < 0 || step >= length) return;
-        const bool reset = call.resets && shared.resets[stage] >> b & 1;
+    // Of a step, what it needs to know before its product is there.
+    float residuals[MINE][Cell::RESIDUALS], outside[MINE][Cell::STATES];
+    bool clipped[MINE];  // h was: it has no gradient
+    const auto active = [&](int round) { return !RAGGED || sizes.time - 1 - round < length; };
+    const auto linearize = [&](int round) {
+        if (!active(round)) return;
+        const int stage = round % STAGES;
+        const bool reset = RAGGED && call.resets && shared.resets[stage] >> b & 1;
         float before[MINE][Cell::STATES], gates[MINE][Cell::GATES];
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate) {
@@ -202,84 +155,87 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         for (int s = 0; s < Cell::STATES; ++s) {
             const Mine v = Cell::WIDE >> s & 1 ? load(&shared.wide[stage][rank(Cell::WIDE, s)][b][first])
                                                : load(&shared.in[stage][BEFORE_IN + s][b][first]);
-            Mine d = {};
-            if (s < call.d_states_count) d = load(&shared.in[stage][D_IN + s][b][first]);
+            const Mine d = load(&shared.in[stage][D_IN + s][b][first]);  // 0 where none is given
 #pragma unroll
             for (int j = 0; j < MINE; ++j) {
-                before[j][s] = v.of[j];
+                before[j][s] = reset ? 0.0f : v.of[j];
                 outside[j][s] = d.of[j];
             }
         }
 #pragma unroll
         for (int j = 0; j < MINE; ++j) {
-            if (reset) {
-#pragma unroll
-                for (int s = 0; s < Cell::STATES; ++s) before[j][s] = 0.0f;
+            Cell::linearize(before[j], gates[j], residuals[j]);
+            if (CLIPS) {
+                float next[Cell::STATES];
+                Cell::forward(before[j], gates[j], next);
+                clipped[j] = real::abs(next[0]) > call.forward_clip;
             }
-            derivative[j].take(before[j], gates[j], call.forward_clip);
         }
     };
 
-    for (int round = 0; round <= sizes.time; ++round) {
-        const int step = sizes.time - 1 - round;
-        wait_for_round(shared, round);
-        if (BLOCKS > 1 && round == 0) prepare(0);
-        const unsigned now = round % 2, next_buffer = (round + 1) % 2, stage = round % STAGES;
-
-        float d[2][4] = {};
+    const auto multiply = [&](int round, float (&d)[2][4]) {
 #pragma unroll
         for (int i = 0; i < STEPS_OF_K; ++i) {
             unsigned dg[4];
-            load_matrices<false>(dg, dg_of + now * DG_BYTES + i * 32 * sizeof(T));
+            load_matrices<false>(dg, dg_of + round % 2 * DG_BYTES + i * 32 * sizeof(T));
             mma(d[0], weights[i][0], dg[0], dg[1]);
             mma(d[1], weights[i][1], dg[2], dg[3]);
         }
-        if (BLOCKS == 1) prepare(round);
-
-        const bool reset_after = call.resets && shared.resets[stage] >> (8 + b) & 1;
-        const bool active = step >= 0 && step < length, last = step == length - 1;
+    };
+    // The parts of the product meet: the gradient that reaches this thread's h through R.
+    const auto meet = [&](const float (&d)[2][4]) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             shared.sums[part][q * 2 + i % 2][tile * 16 + i / 2 * 8 + r] = d[0][i] + d[1][i];
         wait_for_sums();
-
-        if (b < ROWS) {
-            float sum[MINE] = {};
+        Mine sum = {};
 #pragma unroll
-            for (int i = 0; i < SPLIT; ++i) {
-                const Mine v = load(&shared.sums[i][b][first]);
+        for (int i = 0; i < SPLIT; ++i) {
+            const Mine v = load(&shared.sums[i][b % ROWS][first]);
 #pragma unroll
-                for (int j = 0; j < MINE; ++j) sum[j] += v.of[j];
+            for (int j = 0; j < MINE; ++j) {
+                sum.of[j] += v.of[j];
+                if (CLIPS && i == SPLIT - 1)
+                    sum.of[j] = call.cut_recurrent_grad ? 0.0f : real::clamp(sum.of[j], call.recurrent_grad_clip);
             }
+        }
+        return sum;
+    };
+    // Whether the state is zeroed between the step of this round and the one after.
+    const auto reset_after = [&](int round) {
+        return RAGGED && call.resets && shared.resets[round % STAGES] >> (8 + b) & 1;
+    };
+
+    for (int round = 0; round < sizes.time; ++round) {
+        const unsigned now = round % 2, next_buffer = (round + 1) % 2;
+        wait_for_round(shared, round);
+        if (BLOCKS == 1 || round == 0) linearize(round);
+        float d[2][4] = {};
+        multiply(round, d);
+        const bool reset = reset_after(round), last = RAGGED && sizes.time - 1 - round == length - 1;
+        const Mine dh = meet(d);
+
+        if (ROWS * UNITS % (WARPS * 32) == 0 || b < ROWS) {
             float d_gates[MINE][Cell::GATES] = {};
 #pragma unroll
             for (int j = 0; j < MINE; ++j) {
+                if (!active(round)) continue;
                 float total[Cell::STATES];
 #pragma unroll
-                for (int s = 0; s < Cell::STATES; ++s)
-                    total[s] = outside[j][s] + (reset_after ? 0.0f : carried[j][s]);
-                if (!last && !reset_after && !call.cut_recurrent_grad) {
-                    if (call.recurrent_grad_clip != real::inf()) sum[j] = real::clamp(sum[j], call.recurrent_grad_clip);
-                    total[0] += sum[j];
-                }
-                if (step < 0) {
-#pragma unroll
-                    for (int s = 0; s < Cell::STATES; ++s)
-                        carried[j][s] = (Cell::CONSTANT >> s & 1) || reset_after ? 0.0f : total[s];
-                } else if (active) {
-                    if (derivative[j].clipped) total[0] = 0.0f;
-                    derivative[j].apply(total, carried[j], d_gates[j]);
-                }
+                for (int s = 0; s < Cell::STATES; ++s) total[s] = outside[j][s] + (reset ? 0.0f : carried[j][s]);
+                if (!(last || reset)) total[0] += dh.of[j];
+                if (CLIPS && clipped[j]) total[0] = 0.0f;
+                Cell::backward(residuals[j], total, carried[j], d_gates[j]);
             }
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate) {
-                T* to = gate >= Cell::RECURRENT
-                            ? &shared.apart[now][gate >= Cell::RECURRENT ? gate - Cell::RECURRENT : 0][b][first]
-                            : &shared.dg[next_buffer][b][gate * DEPTH + block.unit0 + first];
-                if (gate < Cell::RECURRENT && block.unit0 + first >= DEPTH) continue;
+                T* to = gate < Cell::RECURRENT ? &shared.dg[next_buffer][b][gate % Cell::RECURRENT * DEPTH + block.unit0 + first]
+                                               : &shared.apart[now][gate % at_least_one(APART)][b][first];
+                if (gate < Cell::RECURRENT && HEAD_DIM % UNITS != 0 && block.unit0 + first >= DEPTH) continue;
                 float v[MINE];
 #pragma unroll
-                for (int j = 0; j < MINE; ++j) v[j] = exists[j] ? d_gates[j][gate] : 0.0f;
+                for (int j = 0; j < MINE; ++j)
+                    v[j] = HEAD_DIM % UNITS == 0 || first + j < block.units ? d_gates[j][gate] : 0.0f;
                 if constexpr (MINE == 2)
                     *reinterpret_cast<unsigned*>(to) = pack(v[0], v[MINE - 1]);
                 else
@@ -311,16 +267,26 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
                 else
                     shared.arrived[next_buffer].arrive();
             }
-            if (round < sizes.time) prepare(round + 1);
+            if (round + 1 < sizes.time) linearize(round + 1);
 #endif
         }
     }
-    wait_for_round(shared, sizes.time + 1);
+
+    // What reaches the state before the first step.
+    wait_for_round(shared, sizes.time);
+    float d[2][4] = {};
+    multiply(sizes.time, d);
+    const bool reset = reset_after(sizes.time);
+    const Mine dh = meet(d);
 #pragma unroll
     for (int j = 0; j < MINE; ++j) {
+        if (!call.d_s0 || !row_exists || first + j >= block.units) continue;
 #pragma unroll
-        for (int s = 0; s < Cell::STATES; ++s)
-            if (call.d_s0 && exists[j]) call.d_s0[s * state_stride + state + j] = carried[j][s];
+        for (int s = 0; s < Cell::STATES; ++s) {
+            float total = carried[j][s];
+            if (s == 0 && !(RAGGED && length == 0)) total += dh.of[j];
+            call.d_s0[s * state_stride + state + j] = (Cell::CONSTANT >> s & 1) || reset ? 0.0f : total;
+        }
     }
 }
 
@@ -332,22 +298,23 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
 
     // Of the step, and of the step before it.
-    const Pieces<const T, Cell::GATES, ROWS * IN_STRIDE, IN_STRIDE> gates(
-        block, [&](int gate) { return gate_tensor(call.gates, sizes, gate, place); });
-    const Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> d(block, [&](int s) {
+    const Walk walk(sizes, row, sizes.time - 1, -1), walk_before(sizes, row, sizes.time - 2, -1);
+    Pieces<const T, Cell::GATES, ROWS * IN_STRIDE, IN_STRIDE> gates(
+        block, walk, [&](int gate) { return gate_tensor(call.gates, sizes, gate, place); });
+    Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> d(block, walk, [&](int s) {
         return Tensor<const T>{s < call.d_states_count ? call.d_states + s * tensor + place : nullptr, units};
     });
-    const Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> before(
-        block, [&](int s) { return Tensor<const T>{call.states + s * tensor + place, units}; });
-    const Pieces<const float, WIDE_GATES, ROWS * SUM_STRIDE, SUM_STRIDE> wide_gates(
-        block, [&](int which) { return Tensor<const float>{call.wide_gates + which * tensor + place, units}; });
-    const Pieces<const float, WIDE_STATES, ROWS * SUM_STRIDE, SUM_STRIDE> wide_before(
-        block, [&](int which) { return Tensor<const float>{call.wide_states + which * tensor + place, units}; });
+    Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> before(
+        block, walk_before, [&](int s) { return Tensor<const T>{call.states + s * tensor + place, units}; });
+    Pieces<const float, WIDE_GATES, ROWS * SUM_STRIDE, SUM_STRIDE> wide_gates(
+        block, walk, [&](int which) { return Tensor<const float>{call.wide_gates + which * tensor + place, units}; });
+    Pieces<const float, WIDE_STATES, ROWS * SUM_STRIDE, SUM_STRIDE> wide_before(
+        block, walk_before, [&](int which) { return Tensor<const float>{call.wide_states + which * tensor + place, units}; });
     // Results.
-    const Pieces<T, Cell::RECURRENT, DEPTH, DG_STRIDE> recurrent(
-        block, [&](int gate) { return gate_tensor(call.d_gates, sizes, gate, place); });
-    const Pieces<T, APART, ROWS * IN_STRIDE, IN_STRIDE> apart(
-        block, [&](int which) { return gate_tensor(call.d_gates, sizes, Cell::RECURRENT + which, place); });
+    Pieces<T, Cell::RECURRENT, DEPTH, DG_STRIDE> recurrent(
+        block, walk, [&](int gate) { return gate_tensor(call.d_gates, sizes, gate, place); });
+    Pieces<T, APART, ROWS * IN_STRIDE, IN_STRIDE> apart(
+        block, walk, [&](int which) { return gate_tensor(call.d_gates, sizes, Cell::RECURRENT + which, place); });
 
     // The state before the first step is f32: here it is rounded as those of the other steps are, but for the wide ones.
     const auto fetch_s0 = [&](int stage) {
@@ -363,7 +330,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     const auto fetch = [&](int round) {
         const int step = sizes.time - 1 - round, stage = round % STAGES;
         if (step == 0) fetch_s0(stage);
-        if (step >= 0 && row_exists && row.active(step)) {
+        if (step >= 0 && row_exists && (!RAGGED || row.active(step))) {
             const Offset token = row.token(sizes, step);
             gates.fetch(&shared.in[stage][GATES_IN][0][0], token);
             d.fetch(&shared.in[stage][D_IN][0][0], token);
@@ -374,7 +341,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
                 wide_before.fetch(&shared.wide[stage][0][0][0], previous);
             }
         }
-        if (call.resets && helper == 0 && step >= -1) {
+        if (RAGGED && call.resets && helper == 0 && step >= -1) {
             const int q = lane % LANES;
             const bool asks = row_exists && q < 2 && step + q >= 0;
             const unsigned votes = __ballot_sync(~0u, asks && row.reset(sizes, call.resets, step + q));
@@ -396,7 +363,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     // Which rounds' inputs must be there at a round: its own, and in a cluster the next one's.
     constexpr int STEPS_AHEAD = BLOCKS > 1 ? 2 : 1;
     for (int round = 0; round < STAGES - 1; ++round) fetch(round);
-    for (int round = 0; round <= sizes.time + 1; ++round) {
+    for (int round = 0; round <= sizes.time; ++round) {
         wait_for_copies<STAGES - 1 - STEPS_AHEAD>();
         if (BLOCKS > 1 && round > 0) {
             __syncwarp();

@@ -144,11 +144,13 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                     gates[j][INNER + first + i] = bias[INNER + first + i] + (j == 0 ? low(x[i]) : high(x[i]));
             }
         }
-        const unsigned resets = call.resets ? shared.resets[stage] : 0;
+        const unsigned resets = RAGGED && call.resets ? shared.resets[stage] : 0;
 
 #pragma unroll
         for (int j = 0; j < MINE; ++j) {
-            const bool active = step < lengths[j], reset = resets >> (q * MINE + j) & 1;
+            // Units that do not exist stay 0, so that no product takes what their gates become.
+            const bool active = RAGGED ? step < lengths[j] : HEAD_DIM % UNITS == 0 || unit_exists;
+            const bool reset = resets >> (q * MINE + j) & 1;
 #pragma unroll
             for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
                 const int at = gate % 2 * 2 + j;
@@ -160,7 +162,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s) before[s] = reset ? 0.0f : states[j][s];
             Cell::forward(before, gates[j], next);
-            if (call.forward_clip != real::inf()) next[0] = real::clamp(next[0], call.forward_clip);
+            if (CLIPS) next[0] = real::clamp(next[0], call.forward_clip);
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s) states[j][s] = active ? next[s] : states[j][s];
         }
@@ -248,21 +250,22 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
     const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = helping_row();
     const bool row_exists = r < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
+    const Walk walk(sizes, row, 0, 1);
     const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
 
-    const Pieces<const T, Cell::EXTERNAL, ROWS * X_STRIDE, X_STRIDE> x(block, [&](int gate) {
+    Pieces<const T, Cell::EXTERNAL, ROWS * X_STRIDE, X_STRIDE> x(block, walk, [&](int gate) {
         return Tensor<const T>{call.wx + gate * units + place, Cell::EXTERNAL * units};
     });
-    const Pieces<T, 2, 0, H_STRIDE> h(block, [&](int which) {
+    Pieces<T, 2, 0, H_STRIDE> h(block, walk, [&](int which) {
         T* to = which == 0 ? call.h : call.states;
         return Tensor<T>{to ? to + place : nullptr, units};
     });
-    const Pieces<T, SAVED, ROWS * X_STRIDE, X_STRIDE> saved(block, [&](int which) {
+    Pieces<T, SAVED, ROWS * X_STRIDE, X_STRIDE> saved(block, walk, [&](int which) {
         const int gate = which - (Cell::STATES - 1);
         if (gate < 0) return Tensor<T>{call.states ? call.states + (which + 1) * tensor + place : nullptr, units};
         return call.save_gates ? gate_tensor(call.gates, sizes, gate, place) : Tensor<T>{nullptr, 0};
     });
-    const Pieces<float, WIDE, ROWS * WIDE_STRIDE, WIDE_STRIDE> wide(block, [&](int which) {
+    Pieces<float, WIDE, ROWS * WIDE_STRIDE, WIDE_STRIDE> wide(block, walk, [&](int which) {
         float* to = which < WIDE_STATES ? call.wide_states : call.save_gates ? call.wide_gates : nullptr;
         const int of = which < WIDE_STATES ? which : which - WIDE_STATES;
         return Tensor<float>{to ? to + of * tensor + place : nullptr, units};
@@ -271,7 +274,7 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
     const auto fetch = [&](int step) {
         const int stage = step % STAGES;
         if (step < sizes.time && row_exists) x.fetch(&shared.x[stage][0][0][0], row.token(sizes, step));
-        if (call.resets && helper == 0 && step < sizes.time) {
+        if (RAGGED && call.resets && helper == 0 && step < sizes.time) {
             const bool set = row_exists && lane % LANES == 0 && row.reset(sizes, call.resets, step);
             const unsigned votes = __ballot_sync(~0u, set);
             unsigned mask = 0;
@@ -283,7 +286,7 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
     };
     const auto store = [&](int step) {
         if (!row_exists) return;
-        const bool active = row.active(step);
+        const bool active = !RAGGED || row.active(step);
         const Offset token = row.token(sizes, step);
         h.store(&shared.h[(step + 1) % 2][0][block.unit0], token, active);
         saved.store(&shared.saved[step % 2][0][0][0], token, active);

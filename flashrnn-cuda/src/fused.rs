@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use flashrnn_core::{Dtype, Result, Shapes};
+use flashrnn_core::{Dtype, Problem, Result, Shapes};
 
 use crate::call::{Address, BackwardCall, ForwardCall};
 use crate::device::Device;
 use crate::launch::{Kernel, Launch};
-use crate::programs::{self, CellSource};
+use crate::programs::{self, CellSource, Uses};
 use crate::select::{self, Fused};
 use crate::time_loop::{argument, grid};
 
@@ -22,10 +22,10 @@ pub(crate) struct FusedForward {
     device: Arc<Device>,
     /// The kernels copy 16 bytes at a time.
     aligned: bool,
-    /// Which writes h and the last states only.
-    inference: Pass,
-    /// Which also writes what a backward pass needs.
-    training: Pass,
+    /// Where h and the last states are all that is written; without and with lengths or resets.
+    inference: [Pass; 2],
+    /// Where also what a backward pass needs is.
+    training: [Pass; 2],
 }
 
 impl FusedForward {
@@ -33,12 +33,12 @@ impl FusedForward {
         device: &Arc<Device>,
         cell: &CellSource,
         element: Dtype,
-        shapes: &Shapes,
+        (problem, shapes): (&Problem, &Shapes),
         fused: Fused,
     ) -> Result<Self> {
-        let aligned = select::aligned(shapes);
-        let pass = |saves: bool| -> Result<Pass> {
-            let program = programs::fused_forward(cell, element, shapes, fused, saves, aligned);
+        let pass = |saves, ragged| -> Result<Pass> {
+            let uses = Uses { saves, ragged, clips: clips(problem) };
+            let program = programs::fused_forward(cell, element, shapes, fused, uses);
             let kernel = device.module(&program)?.kernel("fused_forward")?;
             let launch = Launch {
                 shared: fused.forward_shared(shapes, saves) as u32,
@@ -47,12 +47,14 @@ impl FusedForward {
             };
             Ok(Pass { kernel, launch })
         };
-        let (inference, training) = std::thread::scope(|scope| {
-            let inference = scope.spawn(|| pass(false));
-            let training = pass(true);
-            (crate::plan::joined(inference), training)
-        });
-        Ok(Self { device: device.clone(), aligned, inference: inference?, training: training? })
+        let (inference, training) =
+            (at_once(|ragged| pass(false, ragged)), at_once(|ragged| pass(true, ragged)));
+        Ok(Self {
+            device: device.clone(),
+            aligned: select::aligned(shapes),
+            inference: inference?,
+            training: training?,
+        })
     }
 
     /// Whether the kernels can use the tensors of `call`.
@@ -64,18 +66,20 @@ impl FusedForward {
     /// Enqueues all steps of `call`.
     pub(crate) fn run(&self, mut call: ForwardCall) -> Result<()> {
         let saves = call.states != 0 || call.save_gates != 0 || call.wide_states != 0;
-        let Pass { kernel, launch } = if saves { &self.training } else { &self.inference };
+        let passes = if saves { &self.training } else { &self.inference };
+        let Pass { kernel, launch } = &passes[usize::from(call.lengths != 0 || call.resets != 0)];
         // SAFETY: the kernel takes a ForwardCall.
         unsafe { kernel.launch(self.device.stream.cu_stream(), launch, &mut [argument(&mut call)]) }
     }
 }
 
-/// The fused backward kernel of a problem.
+/// The fused backward kernels of a problem.
 pub(crate) struct FusedBackward {
     device: Arc<Device>,
-    /// The kernel copies 16 bytes at a time.
+    /// The kernels copy 16 bytes at a time.
     aligned: bool,
-    pass: Pass,
+    /// Without and with lengths or resets.
+    passes: [Pass; 2],
 }
 
 impl FusedBackward {
@@ -83,21 +87,24 @@ impl FusedBackward {
         device: &Arc<Device>,
         cell: &CellSource,
         element: Dtype,
-        shapes: &Shapes,
+        (problem, shapes): (&Problem, &Shapes),
         fused: Fused,
     ) -> Result<Self> {
-        let aligned = select::aligned(shapes);
-        let program = programs::fused_backward(cell, element, shapes, fused, aligned);
-        let kernel = device.module(&program)?.kernel("fused_backward")?;
-        let launch = Launch {
-            shared: fused.backward_shared(shapes) as u32,
-            cluster: fused.blocks as u32,
-            ..Launch::new(grid(fused.grid(shapes))?, fused.backward_threads() as u32)
-        };
-        Ok(Self { device: device.clone(), aligned, pass: Pass { kernel, launch } })
+        let passes = at_once(|ragged| -> Result<Pass> {
+            let uses = Uses { saves: true, ragged, clips: clips(problem) };
+            let program = programs::fused_backward(cell, element, shapes, fused, uses);
+            let kernel = device.module(&program)?.kernel("fused_backward")?;
+            let launch = Launch {
+                shared: fused.backward_shared(shapes) as u32,
+                cluster: fused.blocks as u32,
+                ..Launch::new(grid(fused.grid(shapes))?, fused.backward_threads() as u32)
+            };
+            Ok(Pass { kernel, launch })
+        });
+        Ok(Self { device: device.clone(), aligned: select::aligned(shapes), passes: passes? })
     }
 
-    /// Whether the kernel can use the tensors of `call`.
+    /// Whether the kernels can use the tensors of `call`.
     pub(crate) fn can_run(&self, call: &BackwardCall) -> bool {
         let gates = [call.gates.external, call.gates.inner, call.d_gates.external, call.d_gates.inner];
         let others = [call.states, call.d_states, call.wide_states, call.wide_gates];
@@ -106,10 +113,24 @@ impl FusedBackward {
 
     /// Enqueues all steps of `call`.
     pub(crate) fn run(&self, mut call: BackwardCall) -> Result<()> {
-        let Pass { kernel, launch } = &self.pass;
+        let Pass { kernel, launch } = &self.passes[usize::from(call.lengths != 0 || call.resets != 0)];
         // SAFETY: the kernel takes a BackwardCall.
         unsafe { kernel.launch(self.device.stream.cu_stream(), launch, &mut [argument(&mut call)]) }
     }
+}
+
+/// Whether the kernels must ask for clips.
+fn clips(problem: &Problem) -> bool {
+    problem.forward_clip.is_some() || problem.recurrent_grad_clip.is_some() || problem.cut_recurrent_grad
+}
+
+/// `[pass(false), pass(true)]`, which compile at the same time.
+fn at_once(pass: impl Fn(bool) -> Result<Pass> + Sync) -> Result<[Pass; 2]> {
+    std::thread::scope(|scope| {
+        let with = scope.spawn(|| pass(true));
+        let without = pass(false);
+        Ok([without?, crate::plan::joined(with)?])
+    })
 }
 
 fn lie_aligned(addresses: &[Address]) -> bool {

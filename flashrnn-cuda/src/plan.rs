@@ -132,12 +132,12 @@ impl Engine {
                 });
                 let fused_forward = scope.spawn(|| {
                     wanted(fused_forward)
-                        .map(|fused| FusedForward::new(device, cell, element, shapes, fused))
+                        .map(|fused| FusedForward::new(device, cell, element, (problem, shapes), fused))
                         .transpose()
                 });
                 let fused_backward = scope.spawn(|| {
                     wanted(fused_backward)
-                        .map(|fused| FusedBackward::new(device, cell, element, shapes, fused))
+                        .map(|fused| FusedBackward::new(device, cell, element, (problem, shapes), fused))
                         .transpose()
                 });
                 let backward = scope.spawn(|| {

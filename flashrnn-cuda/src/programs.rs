@@ -79,28 +79,27 @@ fn call_bytes() -> [String; 2] {
     ]
 }
 
-/// The forward pass of all steps; with `saves` also what a backward pass needs. `aligned`: every row of D elements begins at
-/// a multiple of 16 bytes.
+/// What a fused kernel can be compiled without, where it is not used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uses {
+    /// Forward: it writes what a backward pass needs.
+    pub saves: bool,
+    /// There are lengths or resets.
+    pub ragged: bool,
+    /// There is a clip, or the recurrent gradient is cut.
+    pub clips: bool,
+}
+
+/// The forward pass of all steps.
 pub fn fused_forward(
     cell: &CellSource,
     element: Dtype,
     shapes: &Shapes,
     fused: Fused,
-    saves: bool,
-    aligned: bool,
+    uses: Uses,
 ) -> Program {
-    let source = include_str!("../kernels/fused_forward.cu");
-    let shared = fused.forward_shared(shapes, saves);
-    self::fused(
-        "fused_forward",
-        source,
-        cell,
-        element,
-        shapes,
-        fused,
-        shared,
-        &[("SAVES", saves), ("ALIGNED", aligned)],
-    )
+    let file = ("fused_forward", include_str!("../kernels/fused_forward.cu"));
+    self::fused(file, cell, element, shapes, fused, fused.forward_shared(shapes, uses.saves), uses)
 }
 
 /// The backward pass of all steps.
@@ -109,23 +108,20 @@ pub fn fused_backward(
     element: Dtype,
     shapes: &Shapes,
     fused: Fused,
-    aligned: bool,
+    uses: Uses,
 ) -> Program {
-    let source = include_str!("../kernels/fused_backward.cu");
-    let shared = fused.backward_shared(shapes);
-    self::fused("fused_backward", source, cell, element, shapes, fused, shared, &[("ALIGNED", aligned)])
+    let file = ("fused_backward", include_str!("../kernels/fused_backward.cu"));
+    self::fused(file, cell, element, shapes, fused, fused.backward_shared(shapes), uses)
 }
 
-#[allow(clippy::too_many_arguments, reason = "one place for what every fused kernel is compiled with")]
 fn fused(
-    file: &str,
-    source: &str,
+    (file, source): (&str, &str),
     cell: &CellSource,
     element: Dtype,
     shapes: &Shapes,
     fused: Fused,
     shared: usize,
-    flags: &[(&str, bool)],
+    uses: Uses,
 ) -> Program {
     let mut program = program(file, source, Some(cell), element);
     let bf16 = element == Dtype::Bf16;
@@ -143,8 +139,11 @@ fn fused(
         format!("-DHELPERS={}", fused.helpers),
         format!("-DSTAGES={}", fused.stages),
         format!("-DSHARED_BYTES={shared}"),
+        format!("-DALIGNED={}", i32::from(select::aligned(shapes))),
+        format!("-DSAVES={}", i32::from(uses.saves)),
+        format!("-DRAGGED={}", i32::from(uses.ragged)),
+        format!("-DCLIPS={}", i32::from(uses.clips)),
     ]);
-    program.options.extend(flags.iter().map(|&(name, set)| format!("-D{name}={}", i32::from(set))));
     program.options.extend(call_bytes());
     program
 }
@@ -187,15 +186,17 @@ pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let cell = CellSource::new(cell);
     let mut list = Vec::new();
     for element in [Dtype::F16, Dtype::Bf16] {
-        for (head_dim, saves) in [(33, true), (64, false), (64, true), (128, true), (256, true)] {
-            let problem = flashrnn_core::Problem::new(16, 1, 3, head_dim);
-            let Ok(shapes) = problem.shapes::<C>() else { continue };
-            let aligned = select::aligned(&shapes);
-            if let Some(fused) = select::fused_forward(&shapes, 2, gpu) {
-                list.push(fused_forward(&cell, element, &shapes, fused, saves, aligned));
-            }
-            if let Some(fused) = select::fused_backward(&shapes, 2, gpu).filter(|_| saves) {
-                list.push(fused_backward(&cell, element, &shapes, fused, aligned));
+        for head_dim in [33, 64, 128, 256] {
+            let Ok(shapes) = flashrnn_core::Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };
+            // The fewest and the most instructions, and what training is without options.
+            let training = Uses { saves: true, ..Uses::default() };
+            for uses in [Uses::default(), training, Uses { saves: true, ragged: true, clips: true }] {
+                if let Some(fused) = select::fused_forward(&shapes, 2, gpu) {
+                    list.push(fused_forward(&cell, element, &shapes, fused, uses));
+                }
+                if let Some(fused) = select::fused_backward(&shapes, 2, gpu).filter(|_| uses.saves) {
+                    list.push(fused_backward(&cell, element, &shapes, fused, uses));
+                }
             }
         }
     }

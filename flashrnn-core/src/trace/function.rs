@@ -20,11 +20,12 @@ impl Function {
         let clean = Graph::new();
         let inputs = graph.inputs();
         let values = run(&graph.nodes(), &inputs.iter().map(|name| clean.input(name)).collect::<Vec<_>>());
-        let mut outputs: Vec<(String, Id)> =
-            outputs.into_iter().map(|(name, id)| (name, clean.id(values[id].number()))).collect();
+        let outputs = outputs.into_iter().map(|(name, id)| (name, clean.id(values[id].number()))).collect();
+        Self::of_nodes(inputs, outputs, clean.nodes())
+    }
 
-        // Keep what the outputs need.
-        let all = clean.nodes();
+    /// The function of these nodes, without those that no output needs.
+    fn of_nodes(inputs: Vec<String>, mut outputs: Vec<(String, Id)>, all: Vec<Op>) -> Self {
         let mut live = vec![false; all.len()];
         for &(_, id) in &outputs {
             live[id] = true;
@@ -46,6 +47,46 @@ impl Function {
             *id = place[*id];
         }
         Self { inputs, outputs, nodes }
+    }
+
+    /// The same in two functions, so that what the first `early` inputs determine can be computed before the others are
+    /// there: the first gives what the second needs of it, named `0`, `1`, …; the second takes that, then the other inputs.
+    pub fn split(&self, early: usize) -> (Self, Self) {
+        let mut late: Vec<bool> = vec![];
+        for &op in &self.nodes {
+            let is_late = match op {
+                Op::Input(k) => k >= early,
+                _ => op.operands().into_iter().any(|operand| late[operand]),
+            };
+            late.push(is_late);
+        }
+        // What is handed over are numbers: a mask is taken again.
+        for (id, &op) in self.nodes.iter().enumerate().rev() {
+            if let (true, Op::Select(mask, ..)) = (late[id], op) {
+                late[mask] = true;
+            }
+        }
+        let used_late = |id: Id| {
+            let by_nodes = (id + 1..self.nodes.len())
+                .any(|user| late[user] && self.nodes[user].operands().contains(&id));
+            by_nodes || self.outputs.iter().any(|&(_, output)| output == id)
+        };
+        let handed_over: Vec<Id> = (0..self.nodes.len())
+            .filter(|&id| !late[id] && !matches!(self.nodes[id], Op::Literal(_)) && used_late(id))
+            .collect();
+        let names: Vec<String> = (0..handed_over.len()).map(|k| k.to_string()).collect();
+        let outputs = names.iter().cloned().zip(handed_over.iter().copied()).collect();
+        let first = Self::of_nodes(self.inputs[..early].to_vec(), outputs, self.nodes.clone());
+
+        let nodes =
+            self.nodes.iter().enumerate().map(|(id, &op)| match (handed_over.binary_search(&id), op) {
+                (Ok(k), _) => Op::Input(k),
+                (_, Op::Input(k)) => Op::Input((handed_over.len() + k).saturating_sub(early)),
+                _ => op,
+            });
+        let inputs = names.into_iter().chain(self.inputs[early..].iter().cloned()).collect();
+        let second = Self::of_nodes(inputs, self.outputs.clone(), nodes.collect());
+        (first, second)
     }
 
     /// The names of the inputs, in order.

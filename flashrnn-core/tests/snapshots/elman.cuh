@@ -11,13 +11,19 @@ struct Cell {
         const float v1 = real::tanh(g_g);
         next[0] = v1;
     }
-    // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-    static __device__ __forceinline__ void backward(const float (&s)[1], const float (&g)[1], const float (&d)[1], float (&ds)[1], float (&dg)[1]) {
+    // What backward needs of s_(t-1) and g_t.
+    static constexpr int RESIDUALS = 1;
+    static __device__ __forceinline__ void linearize(const float (&s)[1], const float (&g)[1], float (&residuals)[1]) {
         const float g_g = g[0];
-        const float d_h = d[0];
         const float v1 = real::tanh_slope(g_g);
-        const float v2 = d_h * v1;
+        residuals[0] = v1;
+    }
+    // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
+    static __device__ __forceinline__ void backward(const float (&residuals)[1], const float (&d)[1], float (&ds)[1], float (&dg)[1]) {
+        const float d_h = d[0];
+        const float residuals_0 = residuals[0];
+        const float v1 = d_h * residuals_0;
         ds[0] = 0.0f;
-        dg[0] = v2;
+        dg[0] = v1;
     }
 };

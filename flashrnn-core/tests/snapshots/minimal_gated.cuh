@@ -21,13 +21,13 @@ struct Cell {
         const float v8 = v6 + v7;
         next[0] = v8;
     }
-    // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-    static __device__ __forceinline__ void backward(const float (&s)[1], const float (&g)[3], const float (&d)[1], float (&ds)[1], float (&dg)[3]) {
+    // What backward needs of s_(t-1) and g_t.
+    static constexpr int RESIDUALS = 7;
+    static __device__ __forceinline__ void linearize(const float (&s)[1], const float (&g)[3], float (&residuals)[7]) {
         const float s_h = s[0];
         const float g_n_h = g[0];
         const float g_f = g[1];
         const float g_n_x = g[2];
-        const float d_h = d[0];
         const float v1 = real::sigmoid(g_f);
         const float v2 = real::sigmoid_slope(g_f);
         const float v3 = v1 * g_n_h;
@@ -35,19 +35,37 @@ struct Cell {
         const float v5 = real::tanh(v4);
         const float v6 = real::tanh_slope(v4);
         const float v7 = 1.0f - v1;
-        const float v8 = d_h * v5;
-        const float v9 = d_h * v1;
-        const float v10 = d_h * s_h;
-        const float v11 = d_h * v7;
-        const float v12 = v8 - v10;
-        const float v13 = v9 * v6;
-        const float v14 = v13 * g_n_h;
-        const float v15 = v13 * v1;
-        const float v16 = v12 + v14;
-        const float v17 = v16 * v2;
-        ds[0] = v11;
-        dg[0] = v15;
-        dg[1] = v17;
-        dg[2] = v13;
+        residuals[0] = s_h;
+        residuals[1] = g_n_h;
+        residuals[2] = v1;
+        residuals[3] = v2;
+        residuals[4] = v5;
+        residuals[5] = v6;
+        residuals[6] = v7;
+    }
+    // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
+    static __device__ __forceinline__ void backward(const float (&residuals)[7], const float (&d)[1], float (&ds)[1], float (&dg)[3]) {
+        const float residuals_0 = residuals[0];
+        const float residuals_1 = residuals[1];
+        const float d_h = d[0];
+        const float residuals_2 = residuals[2];
+        const float residuals_3 = residuals[3];
+        const float residuals_4 = residuals[4];
+        const float residuals_5 = residuals[5];
+        const float residuals_6 = residuals[6];
+        const float v1 = d_h * residuals_4;
+        const float v2 = d_h * residuals_2;
+        const float v3 = d_h * residuals_0;
+        const float v4 = d_h * residuals_6;
+        const float v5 = v1 - v3;
+        const float v6 = v2 * residuals_5;
+        const float v7 = v6 * residuals_1;
+        const float v8 = v6 * residuals_2;
+        const float v9 = v5 + v7;
+        const float v10 = v9 * residuals_3;
+        ds[0] = v4;
+        dg[0] = v8;
+        dg[1] = v10;
+        dg[2] = v6;
     }
 };

@@ -41,8 +41,9 @@ struct Cell {
         next[2] = v19;
         next[3] = v7;
     }
-    // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-    static __device__ __forceinline__ void backward(const float (&s)[4], const float (&g)[4], const float (&d)[4], float (&ds)[4], float (&dg)[4]) {
+    // What backward needs of s_(t-1) and g_t.
+    static constexpr int RESIDUALS = 11;
+    static __device__ __forceinline__ void linearize(const float (&s)[4], const float (&g)[4], float (&residuals)[11]) {
         const float s_c = s[1];
         const float s_n = s[2];
         const float s_m = s[3];
@@ -50,9 +51,6 @@ struct Cell {
         const float g_f = g[1];
         const float g_z = g[2];
         const float g_o = g[3];
-        const float d_h = d[0];
-        const float d_c = d[1];
-        const float d_n = d[2];
         const float v1 = real::min(g_f, 0.0f);
         const float v2 = real::softplus_neg_abs(g_f);
         const float v3 = v1 - v2;
@@ -76,35 +74,63 @@ struct Cell {
         const float v21 = real::max(v20, 1.0f);
         const float v22 = real::sigmoid(g_o);
         const float v23 = v18 / v21;
-        const float v24 = d_h * v22;
-        const float v25 = v24 / v21;
-        const float v26 = d_c + v25;
-        const float v27 = v24 * v23;
-        const float v28 = v27 / v21;
-        const float v29 = d_n - v28;
-        const float v30 = v26 * v15;
-        const float v31 = v30 + v29;
-        const float v32 = v31 * v11;
-        const float v33 = v26 * s_c;
-        const float v34 = v29 * s_n;
-        const float v35 = v33 + v34;
-        const float v36 = v35 * v14;
-        const float v37 = v36 * v5;
-        const float v38 = v26 * v11;
-        const float v39 = real::tanh_slope(g_z);
-        const float v40 = v38 * v39;
-        const float v41 = d_h * v23;
-        const float v42 = real::sigmoid_slope(g_o);
-        const float v43 = v41 * v42;
-        const float v44 = v26 * v14;
-        const float v45 = v29 * v14;
+        const float v24 = real::tanh_slope(g_z);
+        const float v25 = real::sigmoid_slope(g_o);
+        residuals[0] = s_c;
+        residuals[1] = s_n;
+        residuals[2] = v5;
+        residuals[3] = v11;
+        residuals[4] = v14;
+        residuals[5] = v15;
+        residuals[6] = v21;
+        residuals[7] = v22;
+        residuals[8] = v23;
+        residuals[9] = v24;
+        residuals[10] = v25;
+    }
+    // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
+    static __device__ __forceinline__ void backward(const float (&residuals)[11], const float (&d)[4], float (&ds)[4], float (&dg)[4]) {
+        const float residuals_0 = residuals[0];
+        const float residuals_1 = residuals[1];
+        const float d_h = d[0];
+        const float d_c = d[1];
+        const float d_n = d[2];
+        const float residuals_2 = residuals[2];
+        const float residuals_3 = residuals[3];
+        const float residuals_4 = residuals[4];
+        const float residuals_5 = residuals[5];
+        const float residuals_6 = residuals[6];
+        const float residuals_7 = residuals[7];
+        const float residuals_8 = residuals[8];
+        const float residuals_9 = residuals[9];
+        const float residuals_10 = residuals[10];
+        const float v1 = d_h * residuals_7;
+        const float v2 = v1 / residuals_6;
+        const float v3 = d_c + v2;
+        const float v4 = v1 * residuals_8;
+        const float v5 = v4 / residuals_6;
+        const float v6 = d_n - v5;
+        const float v7 = v3 * residuals_5;
+        const float v8 = v7 + v6;
+        const float v9 = v8 * residuals_3;
+        const float v10 = v3 * residuals_0;
+        const float v11 = v6 * residuals_1;
+        const float v12 = v10 + v11;
+        const float v13 = v12 * residuals_4;
+        const float v14 = v13 * residuals_2;
+        const float v15 = v3 * residuals_3;
+        const float v16 = v15 * residuals_9;
+        const float v17 = d_h * residuals_8;
+        const float v18 = v17 * residuals_10;
+        const float v19 = v3 * residuals_4;
+        const float v20 = v6 * residuals_4;
         ds[0] = 0.0f;
-        ds[1] = v44;
-        ds[2] = v45;
+        ds[1] = v19;
+        ds[2] = v20;
         ds[3] = 0.0f;
-        dg[0] = v32;
-        dg[1] = v37;
-        dg[2] = v40;
-        dg[3] = v43;
+        dg[0] = v9;
+        dg[1] = v14;
+        dg[2] = v16;
+        dg[3] = v18;
     }
 };

@@ -1,7 +1,7 @@
 //! Traces, interpreted, against the cells they are traces of.
 
 use flashrnn_core::cell::Array;
-use flashrnn_core::trace::{Expr, Function, Graph, backward, forward};
+use flashrnn_core::trace::{Expr, Function, Graph, Op, Unary, backward, forward};
 use flashrnn_core::{Cell, Dual, Elman, Gru, Lstm, Real, Slstm, derived_backward};
 
 use crate::cells::{Derived, Everything, Leaky, MinimalGated};
@@ -256,4 +256,30 @@ fn operations() {
     check(&MinimalGated, [8, 17, 17, 48]);
     check(&Leaky { a: 0.3 }, [4, 4, 4, 14]);
     check(&Everything, [39, 98, 98, 305]);
+}
+
+#[test]
+fn split_functions_are_the_whole_bit_for_bit() {
+    fn check<C: Cell>(cell: &C) {
+        let (states, gates) = sizes::<C>();
+        let whole = backward(cell);
+        for early in [0, states, states + gates, whole.inputs().len()] {
+            let (first, second) = whole.split(early);
+            assert_eq!(first.inputs(), &whole.inputs()[..early]);
+            assert_eq!(second.inputs().len(), first.outputs().len() + whole.inputs().len() - early);
+            let mut random = Random(9);
+            for _ in 0..1000 {
+                let x: Vec<f64> = whole.inputs().iter().map(|_| random.any()).collect();
+                let handed_over = first.eval(&x[..early]);
+                let got = second.eval(&[&handed_over, &x[early..]].concat());
+                assert_same_bits(C::NAME, &x, &got, &whole.eval(&x));
+            }
+        }
+        // Of a backward function what is left is linear: it costs less than the whole.
+        let (first, second) = whole.split(states + gates);
+        let transcendental = |op: &Op| matches!(op, Op::Unary(Unary::Tanh | Unary::Sigmoid | Unary::Exp, _));
+        assert!(!second.nodes().iter().any(transcendental), "{}", C::NAME);
+        assert!(first.operations() > 0 || whole.operations() == second.operations());
+    }
+    every_cell!(check);
 }

@@ -21,6 +21,11 @@ pub fn cell<C: Cell>(cell: &C) -> String {
     };
     let of_state = |array| Parameter { array, len: states, elements: C::STATES };
     let of_gates = |array| Parameter { array, len: gates, elements: C::GATES };
+    let (linearize, transposed) = backward(cell).split(states + gates);
+    let residuals: Vec<&str> = linearize.outputs().iter().map(|(name, _)| name.as_str()).collect();
+    let of_residuals = Parameter { array: "residuals", len: residuals.len(), elements: &residuals };
+    // No array is empty in C++.
+    let residuals = residuals.len().max(1);
     format!(
         "\
 // Cell `{name}`, printed from its Rust definition.
@@ -34,9 +39,14 @@ struct Cell {{
     static __device__ __forceinline__ void forward(const float (&s)[{states}], const float (&g)[{gates}], \
          float (&next)[{states}]) {{
 {forward}    }}
+    // What backward needs of s_(t-1) and g_t.
+    static constexpr int RESIDUALS = {residuals};
+    static __device__ __forceinline__ void linearize(const float (&s)[{states}], const float (&g)[{gates}], \
+         float (&residuals)[{residuals}]) {{
+{linearize}    }}
     // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-    static __device__ __forceinline__ void backward(const float (&s)[{states}], const float (&g)[{gates}], \
-         const float (&d)[{states}], float (&ds)[{states}], float (&dg)[{gates}]) {{
+    static __device__ __forceinline__ void backward(const float (&residuals)[{residuals}], const float (&d)[{states}], \
+         float (&ds)[{states}], float (&dg)[{gates}]) {{
 {backward}    }}
 }};
 ",
@@ -47,11 +57,8 @@ struct Cell {{
         wide_gates = bits(C::WIDE_GATES),
         constant = bits(C::CONSTANT),
         forward = body(&forward(cell), &[of_state("s"), of_gates("g")], &[of_state("next")]),
-        backward = body(
-            &backward(cell),
-            &[of_state("s"), of_gates("g"), of_state("d")],
-            &[of_state("ds"), of_gates("dg")],
-        ),
+        linearize = body(&linearize, &[of_state("s"), of_gates("g")], &[of_residuals]),
+        backward = body(&transposed, &[of_residuals, of_state("d")], &[of_state("ds"), of_gates("dg")]),
     )
 }
 

@@ -20,6 +20,7 @@ trait Language {
 }
 
 /// An array among a printed function's parameters.
+#[derive(Clone, Copy)]
 struct Parameter<'a> {
     /// Its name.
     array: &'static str,
