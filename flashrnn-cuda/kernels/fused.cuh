@@ -151,10 +151,16 @@ __device__ __forceinline__ unsigned address_in(unsigned address, unsigned rank) 
     return there;
 }
 
-// Sends 16 bytes to another block of the cluster, counted on a barrier there.
+// Sends 16 or 8 bytes to another block of the cluster, counted on a barrier there.
 __device__ __forceinline__ void send(unsigned to, const uint4& v, unsigned barrier) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to),
                  "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
+                 : "memory");
+}
+
+__device__ __forceinline__ void send(unsigned to, const float2& v, unsigned barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1,%2}, [%3];" ::"r"(to), "f"(v.x),
+                 "f"(v.y), "r"(barrier)
                  : "memory");
 }
 

@@ -1,45 +1,46 @@
-// The backward pass of all time steps in one kernel: R transposed stays in registers, dg in shared memory.
+// The backward pass of all time steps in one kernel: R transposed stays in registers, what its products give in shared memory.
 //
-// Grid as in fused_forward.cu: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch; each has UNITS of its units, whose
-// dh it sums over all gates and units of the head, and whose dg it hands to the others.
+// Grid as in fused_forward.cu: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch; each has UNITS of its units. It
+// computes dg of its units, multiplies by its columns of R transposed, and hands every block the part of dh of that block's units.
 //
 // Warps: 8 that compute and HELPERS that carry: they fetch what the steps need STAGES - 1 steps ahead, and store dg.
 //
-// A step: the product dh = R' dg, each computing warp for 16 units (m) and 8 rows (n) and one of SPLIT parts of k; the parts meet
-// in shared memory. Meanwhile, or in a cluster while the last step's dg are on their way, the cell's derivative is taken, which
-// needs no dh: Cell::backward is linear in d, so its values for unit vectors are a matrix, and what is left after the product is
-// to multiply by it. For this each thread has a unit of a row, or two neighbouring ones.
+// A step: dh, the sum of PARTS parts; the cell's derivative; dg to shared memory; the product, tiles of 16 of the head's units (m),
+// the rows (n) and k over the gates of the block's units: a warp has one tile or more, or a part of k of one. The cell's derivative
+// is prepared while the parts are on their way. For all this but the product a thread has one unit of a row, or a few.
 //
-// Shared memory: dg [2][8][Gr depth] (a step reads one and writes the other), the parts of the sums [SPLIT][8][UNITS], and of
-// each of STAGES steps the gates, the states before and the gradients given.
+// Shared memory: dg [2][ROWS][K], the parts of dh [2][PARTS][UNITS][ROWS], and of each of STAGES steps the gates, the states
+// before and the gradients given.
 constexpr int WARPS = 8;  // that compute
 #include "carry.cuh"
 
-constexpr int THREADS = 32 * (WARPS + HELPERS);
-constexpr int TILES = UNITS / 16;
-constexpr int SPLIT = WARPS / TILES;
-constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;
-constexpr int K = Cell::RECURRENT * DEPTH;
-constexpr int STEPS_OF_K = (K / 32 + SPLIT - 1) / SPLIT;  // of 32, of one part
-constexpr int DG_STRIDE = SPLIT * STEPS_OF_K * 32 + 8;
-constexpr int SUM_STRIDE = UNITS + 4;
+constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * HELPERS;
+constexpr int OF_BLOCK = UNITS / 16, TILES = BLOCKS * OF_BLOCK;
+constexpr int SPLIT = TILES < WARPS ? WARPS / TILES : 1;       // parts of k
+constexpr int OF_WARP = TILES < WARPS ? 1 : (TILES + WARPS - 1) / WARPS;
+constexpr int PARTS = BLOCKS * SPLIT;
+constexpr int STEPS_OF_K = (Cell::RECURRENT * UNITS + 32 * SPLIT - 1) / (32 * SPLIT);  // of 32, of one part
+constexpr int K = SPLIT * STEPS_OF_K * 32;
+constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;  // of packed R
+constexpr int DG_STRIDE = K + 8;
+constexpr int WIDE_STRIDE = UNITS + 4;
 constexpr int IN_STRIDE = UNITS + 8;
 constexpr int NARROW = Cell::GATES + 2 * Cell::STATES;
 constexpr int WIDE_STATES = count(Cell::WIDE), WIDE_GATES = count(Cell::WIDE_GATES), WIDE = WIDE_STATES + WIDE_GATES;
 constexpr int APART = Cell::GATES - Cell::RECURRENT;  // gates whose dg no product reads
-constexpr int MINE = ROWS * UNITS > WARPS * 32 ? 2 : 1;  // neighbouring units whose derivative a thread takes
-constexpr int LANES_OF_ROW = UNITS / MINE;
+constexpr int MINE = (ROWS * UNITS + COMPUTING - 1) / COMPUTING;  // units of a thread
 
-static_assert(UNITS == 16 || UNITS == 32 || UNITS == 64, "whole tiles, and whole rows in a warp");
+static_assert(UNITS == 16 || UNITS == 32 || UNITS == 64, "whole tiles");
+static_assert(COMPUTING % ROWS == 0, "a thread's units have the same row");
 
 struct Shared {
-    T dg[2][8][DG_STRIDE];
+    T dg[2][ROWS][DG_STRIDE];
     T apart[2][at_least_one(APART)][ROWS][IN_STRIDE];
     T in[STAGES][NARROW][ROWS][IN_STRIDE];
-    float wide[STAGES][at_least_one(WIDE)][ROWS][SUM_STRIDE];
-    float sums[SPLIT][8][SUM_STRIDE];
+    float wide[STAGES][at_least_one(WIDE)][ROWS][WIDE_STRIDE];
+    alignas(16) float parts[2][PARTS][UNITS][ROWS];
     unsigned resets[STAGES];  // bit b: row b's state is zeroed before this step; bit 8 + b: before the step after
-    Barrier arrived[2];
+    Barrier arrived[2];       // of parts[0] and parts[1]: this block's warps, and the bytes from the others
 };
 
 static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
@@ -47,7 +48,7 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
 // The tensors of `in`.
 constexpr int GATES_IN = 0, BEFORE_IN = Cell::GATES, D_IN = Cell::GATES + Cell::STATES;
 
-// After this, dg of the step after and the inputs of this one are there. Every warp of the block calls it.
+// After this, all parts of this round's dh are there, and the inputs of this round and the next. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_round(Shared& shared, int round) {
     if (BLOCKS == 1 || round == 0) {
         __syncthreads();
@@ -58,67 +59,53 @@ __device__ __forceinline__ void wait_for_round(Shared& shared, int round) {
     }
 }
 
-__device__ __forceinline__ void wait_for_sums() { asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory"); }
-
-// What shared memory holds for a thread's units.
-struct Mine {
-    float of[MINE];
-};
-
-__device__ __forceinline__ Mine load(const T* from) {
-    Mine v;
-    if constexpr (MINE == 2) {
-        const unsigned pair = *reinterpret_cast<const unsigned*>(from);
-        v.of[0] = low(pair);
-        v.of[MINE - 1] = high(pair);
-    } else {
-        v.of[0] = widen(*from);
-    }
-    return v;
-}
-
-__device__ __forceinline__ Mine load(const float* from) {
-    Mine v;
-    if constexpr (MINE == 2) {
-        const float2 pair = *reinterpret_cast<const float2*>(from);
-        v.of[0] = pair.x;
-        v.of[MINE - 1] = pair.y;
-    } else {
-        v.of[0] = *from;
-    }
-    return v;
-}
+__device__ __forceinline__ void wait_for_dg() { asm volatile("bar.sync 1, %0;" ::"n"(COMPUTING) : "memory"); }
 
 __device__ __forceinline__ void compute(const BackwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
-    const int tile = warp % TILES, part = warp / TILES;
+    const int part = warp % SPLIT;
+#if __CUDA_ARCH__ >= 900
+    const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
+#else
+    const unsigned own_rank = 0;
+#endif
 
-    // R transposed: rows r and r + 8 of the tile, this part of k.
-    unsigned weights[STEPS_OF_K][2][4];
+    // R transposed: rows r and r + 8 of the tiles, this part of k.
+    unsigned weights[OF_WARP][STEPS_OF_K][2][4];
+    const auto tile_of = [&](int i) { return warp / SPLIT + i * WARPS; };
 #pragma unroll
-    for (int i = 0; i < STEPS_OF_K; ++i) {
+    for (int i = 0; i < OF_WARP; ++i) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int unit = block.unit0 + tile * 16 + half * 8 + r;
-            const int k = (part * STEPS_OF_K + i) * 32;
-            const bool exists = unit < HEAD_DIM && k < K;
-            const T* row = call.r + (Offset(block.head) * HEAD_DIM + unit) * K + k + q * 2;
+            const int unit = tile_of(i) * 16 + half * 8 + r;
+            const T* row = call.r + (Offset(block.head) * HEAD_DIM + unit) * Cell::RECURRENT * DEPTH;
+            const auto at = [&](int k) {
+                const int gate = k / UNITS, from = block.unit0 + k % UNITS;
+                const bool exists = unit < HEAD_DIM && gate < Cell::RECURRENT && from < DEPTH;
+                return exists ? *reinterpret_cast<const unsigned*>(row + gate * DEPTH + from) : 0u;
+            };
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                weights[i][j][half] = exists ? *reinterpret_cast<const unsigned*>(row + j * 16) : 0u;
-                weights[i][j][half + 2] = exists ? *reinterpret_cast<const unsigned*>(row + j * 16 + 8) : 0u;
+            for (int step = 0; step < STEPS_OF_K; ++step) {
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    const int k = (part * STEPS_OF_K + step) * 32 + j * 16 + q * 2;
+                    weights[i][step][j][half] = at(k);
+                    weights[i][step][j][half + 2] = at(k + 8);
+                }
             }
         }
     }
 
-    // This thread's derivatives: of row b, units `first` and the next.
-    const int b = threadIdx.x / LANES_OF_ROW, first = threadIdx.x % LANES_OF_ROW * MINE;
+    // This thread's units of row b: `unit_of(j)`, where `has(j)`.
+    const int b = threadIdx.x % ROWS;
+    const auto unit_of = [&](int j) { return int(threadIdx.x + j * COMPUTING) / ROWS; };
+    const auto has = [&](int j) { return ROWS * UNITS % COMPUTING == 0 || unit_of(j) < UNITS; };
     const bool row_exists = b < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? b : 0));
     const int length = row_exists ? row.length : -1;
     const Offset state_stride = sizes.batch * sizes.units();
-    const Offset state = Offset(block.row0 + b) * sizes.units() + block.place() + first;
+    const Offset state = Offset(block.row0 + b) * sizes.units() + block.place();
 
     // The gradient of the states after a step: at a row's last step that of `last`.
     float carried[MINE][Cell::STATES] = {};
@@ -126,15 +113,11 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     for (int j = 0; j < MINE; ++j) {
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s)
-            if (call.d_last && row_exists && first + j < block.units) carried[j][s] = call.d_last[s * state_stride + state + j];
+            if (call.d_last && row_exists && unit_of(j) < block.units)
+                carried[j][s] = call.d_last[s * state_stride + state + unit_of(j)];
     }
-    const unsigned dg_of = shared_address(&shared.dg[0][lane % 8][part * STEPS_OF_K * 32 + lane / 8 * 8]);
-    constexpr unsigned DG_BYTES = sizeof(shared.dg[0]);
-#if __CUDA_ARCH__ >= 900
-    const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
-#endif
 
-    // Of a step, what it needs to know before its product is there.
+    // Of a step, what it needs to know before its dh is there.
     float residuals[MINE][Cell::RESIDUALS], outside[MINE][Cell::STATES];
     bool clipped[MINE];  // h was: it has no gradient
     const auto active = [&](int round) { return !RAGGED || sizes.time - 1 - round < length; };
@@ -142,63 +125,38 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         if (!active(round)) return;
         const int stage = round % STAGES;
         const bool reset = RAGGED && call.resets && shared.resets[stage] >> b & 1;
-        float before[MINE][Cell::STATES], gates[MINE][Cell::GATES];
-#pragma unroll
-        for (int gate = 0; gate < Cell::GATES; ++gate) {
-            const Mine v = Cell::WIDE_GATES >> gate & 1
-                               ? load(&shared.wide[stage][WIDE_STATES + rank(Cell::WIDE_GATES, gate)][b][first])
-                               : load(&shared.in[stage][GATES_IN + gate][b][first]);
-#pragma unroll
-            for (int j = 0; j < MINE; ++j) gates[j][gate] = v.of[j];
-        }
-#pragma unroll
-        for (int s = 0; s < Cell::STATES; ++s) {
-            const Mine v = Cell::WIDE >> s & 1 ? load(&shared.wide[stage][rank(Cell::WIDE, s)][b][first])
-                                               : load(&shared.in[stage][BEFORE_IN + s][b][first]);
-            const Mine d = load(&shared.in[stage][D_IN + s][b][first]);  // 0 where none is given
-#pragma unroll
-            for (int j = 0; j < MINE; ++j) {
-                before[j][s] = reset ? 0.0f : v.of[j];
-                outside[j][s] = d.of[j];
-            }
-        }
 #pragma unroll
         for (int j = 0; j < MINE; ++j) {
-            Cell::linearize(before[j], gates[j], residuals[j]);
+            if (!has(j)) continue;
+            const int unit = unit_of(j);
+            float before[Cell::STATES], gates[Cell::GATES];
+#pragma unroll
+            for (int gate = 0; gate < Cell::GATES; ++gate)
+                gates[gate] = Cell::WIDE_GATES >> gate & 1
+                                  ? shared.wide[stage][WIDE_STATES + rank(Cell::WIDE_GATES, gate)][b][unit]
+                                  : widen(shared.in[stage][GATES_IN + gate][b][unit]);
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s) {
+                before[s] = Cell::WIDE >> s & 1 ? shared.wide[stage][rank(Cell::WIDE, s)][b][unit]
+                                                : widen(shared.in[stage][BEFORE_IN + s][b][unit]);
+                if (reset) before[s] = 0.0f;
+                outside[j][s] = widen(shared.in[stage][D_IN + s][b][unit]);  // 0 where none is given
+            }
+            Cell::linearize(before, gates, residuals[j]);
             if (CLIPS) {
                 float next[Cell::STATES];
-                Cell::forward(before[j], gates[j], next);
+                Cell::forward(before, gates, next);
                 clipped[j] = real::abs(next[0]) > call.forward_clip;
             }
         }
     };
 
-    const auto multiply = [&](int round, float (&d)[2][4]) {
+    // What reaches h through R, of this thread's unit j.
+    const auto sum_of_parts = [&](int round, int j) {
+        float sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < STEPS_OF_K; ++i) {
-            unsigned dg[4];
-            load_matrices<false>(dg, dg_of + round % 2 * DG_BYTES + i * 32 * sizeof(T));
-            mma(d[0], weights[i][0], dg[0], dg[1]);
-            mma(d[1], weights[i][1], dg[2], dg[3]);
-        }
-    };
-    // The parts of the product meet: the gradient that reaches this thread's h through R.
-    const auto meet = [&](const float (&d)[2][4]) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            shared.sums[part][q * 2 + i % 2][tile * 16 + i / 2 * 8 + r] = d[0][i] + d[1][i];
-        wait_for_sums();
-        Mine sum = {};
-#pragma unroll
-        for (int i = 0; i < SPLIT; ++i) {
-            const Mine v = load(&shared.sums[i][b % ROWS][first]);
-#pragma unroll
-            for (int j = 0; j < MINE; ++j) {
-                sum.of[j] += v.of[j];
-                if (CLIPS && i == SPLIT - 1)
-                    sum.of[j] = call.cut_recurrent_grad ? 0.0f : real::clamp(sum.of[j], call.recurrent_grad_clip);
-            }
-        }
+        for (int i = 0; i < PARTS; ++i) sum += shared.parts[round % 2][i][unit_of(j)][b];
+        if (CLIPS) sum = call.cut_recurrent_grad ? 0.0f : real::clamp(sum, call.recurrent_grad_clip);
         return sum;
     };
     // Whether the state is zeroed between the step of this round and the one after.
@@ -206,86 +164,93 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         return RAGGED && call.resets && shared.resets[round % STAGES] >> (8 + b) & 1;
     };
 
+    const unsigned dg_of = shared_address(&shared.dg[0][lane % ROWS][part * STEPS_OF_K * 32 + lane / 8 * 8]);
+    constexpr unsigned DG_BYTES = sizeof(shared.dg[0]);
+
     for (int round = 0; round < sizes.time; ++round) {
         const unsigned now = round % 2, next_buffer = (round + 1) % 2;
         wait_for_round(shared, round);
-        if (BLOCKS == 1 || round == 0) linearize(round);
-        float d[2][4] = {};
-        multiply(round, d);
+        if (round == 0) linearize(round);
         const bool reset = reset_after(round), last = RAGGED && sizes.time - 1 - round == length - 1;
-        const Mine dh = meet(d);
-
-        if (ROWS * UNITS % (WARPS * 32) == 0 || b < ROWS) {
-            float d_gates[MINE][Cell::GATES] = {};
 #pragma unroll
-            for (int j = 0; j < MINE; ++j) {
-                if (!active(round)) continue;
+        for (int j = 0; j < MINE; ++j) {
+            if (!has(j)) continue;
+            const int unit = unit_of(j);
+            const float dh = sum_of_parts(round, j);
+            float d_gates[Cell::GATES] = {};
+            if (active(round)) {
                 float total[Cell::STATES];
 #pragma unroll
                 for (int s = 0; s < Cell::STATES; ++s) total[s] = outside[j][s] + (reset ? 0.0f : carried[j][s]);
-                if (!(last || reset)) total[0] += dh.of[j];
+                if (!(last || reset)) total[0] += dh;
                 if (CLIPS && clipped[j]) total[0] = 0.0f;
-                Cell::backward(residuals[j], total, carried[j], d_gates[j]);
+                Cell::backward(residuals[j], total, carried[j], d_gates);
             }
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate) {
-                T* to = gate < Cell::RECURRENT ? &shared.dg[next_buffer][b][gate % Cell::RECURRENT * DEPTH + block.unit0 + first]
-                                               : &shared.apart[now][gate % at_least_one(APART)][b][first];
-                if (gate < Cell::RECURRENT && HEAD_DIM % UNITS != 0 && block.unit0 + first >= DEPTH) continue;
-                float v[MINE];
-#pragma unroll
-                for (int j = 0; j < MINE; ++j)
-                    v[j] = HEAD_DIM % UNITS == 0 || first + j < block.units ? d_gates[j][gate] : 0.0f;
-                if constexpr (MINE == 2)
-                    *reinterpret_cast<unsigned*>(to) = pack(v[0], v[MINE - 1]);
-                else
-                    *to = rounded<T>(v[0]);
+                T& to = gate < Cell::RECURRENT ? shared.dg[now][b][gate % Cell::RECURRENT * UNITS + unit]
+                                               : shared.apart[now][gate % at_least_one(APART)][b][unit];
+                to = rounded<T>(HEAD_DIM % UNITS == 0 || unit < block.units ? d_gates[gate] : 0.0f);
             }
         }
+        wait_for_dg();
 
+        float d[OF_WARP][2][4] = {};
+#pragma unroll
+        for (int step = 0; step < STEPS_OF_K; ++step) {
+            unsigned dg[4];
+            load_matrices<false>(dg, dg_of + now * DG_BYTES + step * 32 * sizeof(T));
+#pragma unroll
+            for (int i = 0; i < OF_WARP; ++i) {
+                mma(d[i][0], weights[i][step][0], dg[0], dg[1]);
+                mma(d[i][1], weights[i][step][1], dg[2], dg[3]);
+            }
+        }
+        // A lane has rows 2 q and the next of units r and r + 8 of a tile; of 4 rows the columns beyond are copies.
+#pragma unroll
+        for (int i = 0; i < OF_WARP; ++i) {
+            const int tile = tile_of(i), rank = tile / OF_BLOCK;
+            if ((TILES * SPLIT % WARPS != 0 && tile >= TILES) || q * 2 >= ROWS) continue;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float* to = &shared.parts[next_buffer][own_rank * SPLIT + part][tile % OF_BLOCK * 16 + half * 8 + r][q * 2];
+                const float2 v = {d[i][0][half * 2] + d[i][1][half * 2], d[i][0][half * 2 + 1] + d[i][1][half * 2 + 1]};
+                if (BLOCKS == 1 || rank == own_rank) {
+                    *reinterpret_cast<float2*>(to) = v;
+                } else {
+#if __CUDA_ARCH__ >= 900
+                    const unsigned barrier = shared_address(&shared.arrived[next_buffer]);
+                    send(address_in(shared_address(to), rank), v, address_in(barrier, rank));
+#endif
+                }
+            }
+        }
         if constexpr (BLOCKS > 1) {
 #if __CUDA_ARCH__ >= 900
             __syncwarp();
-            // This warp's units and rows in 16-byte pieces, 8 units of a gate, each to all other blocks.
-            constexpr int OF_GATE = 32 * MINE / 8, PIECES = OF_GATE * Cell::RECURRENT, ITEMS = PIECES * (BLOCKS - 1);
-#pragma unroll
-            for (int begin = 0; begin < ITEMS; begin += 32) {
-                const int item = begin + lane, piece = item % PIECES;
-                const int gate = piece / OF_GATE, place = warp * 32 * MINE + piece % OF_GATE * 8;
-                const int row = place / UNITS, unit = block.unit0 + place % UNITS;
-                if (item >= ITEMS || row >= ROWS || unit >= DEPTH) continue;
-                const T* from = &shared.dg[next_buffer][row][gate * DEPTH + unit];
-                const uint4 v = *reinterpret_cast<const uint4*>(from);
-                const unsigned rank = (own_rank + 1 + item / PIECES) % BLOCKS;
-                send(address_in(shared_address(from), rank), v, address_in(shared_address(&shared.arrived[next_buffer]), rank));
-            }
             if (lane == 0) {
-                // From each other block 16 bytes for 8 of its units, each row and gate.
-                const int groups = DEPTH / 8 - (::min(DEPTH, block.unit0 + UNITS) - ::min(DEPTH, block.unit0)) / 8;
                 if (warp == 0)
-                    shared.arrived[next_buffer].arrive_and_expect(groups * ROWS * Cell::RECURRENT * 16);
+                    shared.arrived[next_buffer].arrive_and_expect((BLOCKS - 1) * SPLIT * UNITS * ROWS * sizeof(float));
                 else
                     shared.arrived[next_buffer].arrive();
             }
-            if (round + 1 < sizes.time) linearize(round + 1);
 #endif
         }
+        if (round + 1 < sizes.time) linearize(round + 1);
     }
 
     // What reaches the state before the first step.
     wait_for_round(shared, sizes.time);
-    float d[2][4] = {};
-    multiply(sizes.time, d);
     const bool reset = reset_after(sizes.time);
-    const Mine dh = meet(d);
 #pragma unroll
     for (int j = 0; j < MINE; ++j) {
-        if (!call.d_s0 || !row_exists || first + j >= block.units) continue;
+        if (!call.d_s0 || !row_exists || unit_of(j) >= block.units) continue;
+        const float dh = sum_of_parts(sizes.time, j);
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s) {
             float total = carried[j][s];
-            if (s == 0 && !(RAGGED && length == 0)) total += dh.of[j];
-            call.d_s0[s * state_stride + state + j] = (Cell::CONSTANT >> s & 1) || reset ? 0.0f : total;
+            if (s == 0 && !(RAGGED && length == 0)) total += dh;
+            call.d_s0[s * state_stride + state + unit_of(j)] = (Cell::CONSTANT >> s & 1) || reset ? 0.0f : total;
         }
     }
 }
@@ -306,12 +271,12 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     });
     Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> before(
         block, walk_before, [&](int s) { return Tensor<const T>{call.states + s * tensor + place, units}; });
-    Pieces<const float, WIDE_GATES, ROWS * SUM_STRIDE, SUM_STRIDE> wide_gates(
+    Pieces<const float, WIDE_GATES, ROWS * WIDE_STRIDE, WIDE_STRIDE> wide_gates(
         block, walk, [&](int which) { return Tensor<const float>{call.wide_gates + which * tensor + place, units}; });
-    Pieces<const float, WIDE_STATES, ROWS * SUM_STRIDE, SUM_STRIDE> wide_before(
+    Pieces<const float, WIDE_STATES, ROWS * WIDE_STRIDE, WIDE_STRIDE> wide_before(
         block, walk_before, [&](int which) { return Tensor<const float>{call.wide_states + which * tensor + place, units}; });
     // Results.
-    Pieces<T, Cell::RECURRENT, DEPTH, DG_STRIDE> recurrent(
+    Pieces<T, Cell::RECURRENT, UNITS, DG_STRIDE> recurrent(
         block, walk, [&](int gate) { return gate_tensor(call.d_gates, sizes, gate, place); });
     Pieces<T, APART, ROWS * IN_STRIDE, IN_STRIDE> apart(
         block, walk, [&](int which) { return gate_tensor(call.d_gates, sizes, Cell::RECURRENT + which, place); });
@@ -356,15 +321,13 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
         const int step = sizes.time - 1 - round;
         if (step < 0 || !row_exists) return;
         const Offset token = row.token(sizes, step);
-        recurrent.store(&shared.dg[(round + 1) % 2][0][block.unit0], token, true);
+        recurrent.store(&shared.dg[round % 2][0][0], token, true);
         apart.store(&shared.apart[round % 2][0][0][0], token, true);
     };
 
-    // Which rounds' inputs must be there at a round: its own, and in a cluster the next one's.
-    constexpr int STEPS_AHEAD = BLOCKS > 1 ? 2 : 1;
     for (int round = 0; round < STAGES - 1; ++round) fetch(round);
     for (int round = 0; round <= sizes.time; ++round) {
-        wait_for_copies<STAGES - 1 - STEPS_AHEAD>();
+        wait_for_copies<STAGES - 3>();  // all but this round's and the next one's
         if (BLOCKS > 1 && round > 0) {
             __syncwarp();
             if (lane == 0) shared.arrived[round % 2].arrive();
@@ -379,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fused_backward(const __
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Block block(call.sizes);
-    // Zeros where no row, unit or k is, and for dg after the last step.
+    // Zeros where no row, unit or k is, and for the first step's dh.
     for (int i = threadIdx.x; i < int(sizeof(Shared) / 4); i += THREADS) reinterpret_cast<unsigned*>(memory)[i] = 0;
     __syncthreads();
     if constexpr (BLOCKS > 1) {

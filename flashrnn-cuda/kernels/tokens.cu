@@ -3,27 +3,45 @@
 #include "element.cuh"
 #include "operator.cuh"
 
+// 16 bytes of a row.
+struct alignas(16) Vector {
+    static constexpr int LENGTH = 16 / sizeof(T);
+    T of[LENGTH];
+};
+
 // h before every step, as the product read it: out [tokens, N, depth], 0 after a reset, beyond a row's length, and where k
-// pads D. A thread an element.
+// pads D. A warp a token; a lane writes 16 bytes at a time, and reads as many where they lie aligned.
 extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, const int* lengths,
                                       const unsigned char* resets, T* out) {
-    const Offset len = sizes.tokens() * sizes.heads * sizes.depth;
-    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < len; i += Offset(gridDim.x) * blockDim.x) {
-        const int k = int(i % sizes.depth);
-        const Offset token = i / sizes.depth / sizes.heads;
-        const Offset unit = i / sizes.depth % sizes.heads * sizes.head_dim + k;
+    const bool aligned = sizes.head_dim % Vector::LENGTH == 0 && reinterpret_cast<size_t>(h) % sizeof(Vector) == 0;
+    // 32 bits count the vectors of a token: 2^32 of them would be 64 GiB.
+    const unsigned a_head = sizes.depth / Vector::LENGTH, a_token = sizes.heads * a_head;
+    const int warps = blockDim.x / 32;
+    for (Offset token = Offset(blockIdx.x) * warps + threadIdx.x / 32; token < sizes.tokens();
+         token += Offset(gridDim.x) * warps) {
         const int row_index = int(sizes.time_major ? token % sizes.batch : token / sizes.time);
         const int position = int(sizes.time_major ? token / sizes.batch : token % sizes.time);
         const Row row(sizes, lengths, row_index);
         const int step = sizes.reverse && position < row.length ? row.length - 1 - position : position;
-        T value = rounded<T>(0.0f);
-        if (k < sizes.head_dim && row.active(step) && !row.reset(sizes, resets, step)) {
-            if (step > 0)
-                value = h[row.token(sizes, step - 1) * sizes.units() + unit];
-            else if (s0)
-                value = rounded<T>(s0[row_index * sizes.units() + unit]);
+        const bool kept = row.active(step) && !row.reset(sizes, resets, step);
+        const T* before = kept && step > 0 ? h + row.token(sizes, step - 1) * sizes.units() : nullptr;
+        const float* first = kept && step == 0 && s0 ? s0 + row_index * sizes.units() : nullptr;
+        Vector* to = reinterpret_cast<Vector*>(out) + token * a_token;
+        for (unsigned i = threadIdx.x % 32; i < a_token; i += 32) {
+            const int k = i % a_head * Vector::LENGTH;
+            const Offset unit = Offset(i / a_head) * sizes.head_dim + k;
+            Vector v;
+            if (before && aligned && k < sizes.head_dim) {
+                v = *reinterpret_cast<const Vector*>(before + unit);
+            } else {
+#pragma unroll
+                for (int j = 0; j < Vector::LENGTH; ++j) {
+                    const bool exists = k + j < sizes.head_dim;
+                    v.of[j] = exists && before ? before[unit + j] : rounded<T>(exists && first ? first[unit + j] : 0.0f);
+                }
+            }
+            to[i] = v;
         }
-        out[i] = value;
     }
 }
 

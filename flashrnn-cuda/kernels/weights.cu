@@ -49,12 +49,19 @@ extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, 
     }
 }
 
-// The addresses of the matrices of a batched product, for all parts of all heads of all gates; strides in bytes. A thread an
-// address.
-extern "C" __global__ void addresses(char* base, Offset gate_stride, Offset head_stride, Offset part_stride, int gates,
-                                     int heads, int parts, char** out) {
-    const Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= Offset(gates) * heads * parts) return;
-    const Offset part = i % parts, head = i / parts % heads, gate = i / parts / heads;
-    out[i] = base + gate * gate_stride + head * head_stride + part * part_stride;
+// Where the matrices of one operand of a batched product lie: the first, and in bytes from a part, gate or head to the next.
+struct Operand {
+    char* first;
+    Offset part, gate, head;
+};
+
+// The addresses of the matrices of a batched product, out [3, parts, gates, heads]. A thread for each triple of them.
+extern "C" __global__ void addresses(Operand a, Operand b, Operand c, int parts, int gates, int heads, char** out) {
+    const Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x, batch = Offset(parts) * gates * heads;
+    if (i >= batch) return;
+    const Offset head = i % heads, gate = i / heads % gates, part = i / heads / gates;
+    const auto at = [=](const Operand& of) { return of.first + part * of.part + gate * of.gate + head * of.head; };
+    out[i] = at(a);
+    out[batch + i] = at(b);
+    out[2 * batch + i] = at(c);
 }

@@ -1,4 +1,5 @@
-//! The backward pass: the gates again where none were saved, the time loop, then the gradients of R and b.
+//! The backward pass: the gates again where none were saved, the time loop, then the gradients of R and b. What d_r needs beside
+//! the time loop's results is prepared while that runs, and d_b is summed while d_r is multiplied.
 
 use bytemuck::Zeroable;
 use flashrnn_core::{Backward, Element, Result};
@@ -26,14 +27,14 @@ impl Engine {
         let wanted = recompute(&self.problem) || call.d_r.is_some();
         let previous_h: Buffer<T> =
             device.alloc(if wanted { tokens * shapes.heads * self.depth } else { 0 })?;
-        if wanted {
-            self.previous_h(&rows, call.states.ptr(), previous_h.ptr())?;
-        }
+        let stream = device.stream.cu_stream();
+        let h_before = |stream| self.previous_h(stream, &rows, call.states.ptr(), previous_h.ptr());
 
         let (wide_states, wide_gates) = self.wide_at(call.saved.wide.ptr());
         let again: Option<Buffer<f32>> = match recompute(&self.problem) {
             false => None,
             true => {
+                h_before(stream)?;
                 // The gates lie where their gradients will: a step reads the ones before it writes the others.
                 let wide =
                     if self.bytes < size_of::<f32>() { shapes.wide_gates.len() * tokens * units } else { 0 };
@@ -70,8 +71,8 @@ impl Engine {
             d_s0,
             ..BackwardCall::zeroed()
         };
-        match self.fused_backward.as_ref().filter(|fused| fused.can_run(&arguments)) {
-            Some(fused) => fused.run(arguments)?,
+        let time_loop = || match self.fused_backward.as_ref().filter(|fused| fused.can_run(&arguments)) {
+            Some(fused) => fused.run(arguments),
             None => {
                 // [2, B, N, Gr, depth] and [S, B, N, D]
                 let half = shapes.batch * shapes.heads * shapes.recurrent * self.depth;
@@ -79,16 +80,23 @@ impl Engine {
                 let carried: Buffer<f32> = device.alloc(shapes.state().iter().product())?;
                 let arguments =
                     BackwardCall { exchange: exchange.ptr(), carried: carried.ptr(), ..arguments };
-                self.backward.run(&arguments, half, shapes.time + usize::from(d_s0 != 0))?;
+                self.backward.run(&arguments, half, shapes.time + usize::from(d_s0 != 0))
             }
+        };
+        if wanted && again.is_none() {
+            device.beside.run(stream, time_loop, h_before)?;
+        } else {
+            time_loop()?;
         }
 
-        if let Some(d_r) = call.d_r {
-            self.weight_gradient::<T>(d_gates, previous_h.ptr(), d_r.ptr(), call.accumulate)?;
-        }
-        if let Some(d_b) = call.d_b {
-            self.bias_gradient(d_gates, d_b.ptr(), call.accumulate)?;
-        }
-        Ok(())
+        let d_r = || match &call.d_r {
+            Some(d_r) => self.weight_gradient::<T>(d_gates, previous_h.ptr(), d_r.ptr(), call.accumulate),
+            None => Ok(()),
+        };
+        let Some(d_b) = &call.d_b else { return d_r() };
+        let partial = self.bias_partial()?;
+        device.beside.run(stream, d_r, |stream| {
+            self.bias_gradient(stream, d_gates, partial.ptr(), d_b.ptr(), call.accumulate)
+        })
     }
 }

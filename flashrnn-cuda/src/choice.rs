@@ -119,7 +119,7 @@ mod tests {
     fn choices_say_what_and_why() {
         let shapes = |heads, head_dim| Problem::new(16, 1, heads, head_dim).shapes::<Lstm>().unwrap();
         let small = KernelChoice::forward(&shapes(12, 64), 2, H200);
-        assert_eq!((small.family, small.blocks), ("fused", 12 * 2 * small.cluster));
+        assert_eq!((small.family, small.blocks), ("fused", 12 * 4 * small.cluster));
         let f32 = KernelChoice::backward(&shapes(12, 64), 4, H200);
         assert_eq!((f32.family, f32.cluster), ("alternating", 1));
         assert!(f32.to_string().contains("16-bit"), "{f32}");

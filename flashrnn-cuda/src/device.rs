@@ -10,6 +10,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaStream};
 use flashrnn_core::{Error, Result};
 
+use crate::beside::Beside;
 use crate::blas::Blas;
 use crate::cache::{self, Key};
 use crate::compile::{Arch, Nvrtc, Program};
@@ -112,6 +113,8 @@ pub(crate) struct Device {
     blas: OnceLock<Mutex<Blas>>,
     modules: Modules,
     pub(crate) pool: Option<Pool>,
+    /// For what runs beside the stream's work; a call joins it to the stream again.
+    pub(crate) beside: Beside,
     pub(crate) stream: Arc<CudaStream>,
     pub(crate) context: Arc<CudaContext>,
     pub(crate) arch: Arch,
@@ -150,6 +153,7 @@ impl Device {
             blas: OnceLock::new(),
             modules: Mutex::default(),
             pool: if pools { Some(Pool::new(context.ordinal())?) } else { None },
+            beside: Beside::new()?,
             arch,
             name,
             driver: library::version_name(driver),

@@ -8,6 +8,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUresult, CUstream};
 use flashrnn_core::{Error, Result};
 
+use crate::beside::Stream;
 use crate::device::{Device, check, enter, failure};
 
 /// Machine code loaded into a device's context.
@@ -207,7 +208,7 @@ impl Graph {
     pub(crate) fn record(device: &Arc<Device>, enqueue: impl FnOnce(CUstream) -> Result<()>) -> Result<Self> {
         device.enter()?;
         let recording = Recording::begin()?;
-        let enqueued = enqueue(recording.0);
+        let enqueued = enqueue(recording.0.0);
         let graph = recording.end();
         enqueued?;
         let graph = graph?;
@@ -234,35 +235,24 @@ impl Drop for Graph {
     }
 }
 
-/// A stream that records.
-struct Recording(CUstream);
+/// A stream that records; a recording that never ends goes with it.
+struct Recording(Stream);
 
 impl Recording {
     fn begin() -> Result<Self> {
-        let mut stream = ptr::null_mut();
-        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: the context is current, and the pointer is to a handle that lives through the call.
-        check(unsafe { sys::cuStreamCreate(&raw mut stream, flags) }, "creating a stream to record")?;
-        let recording = Self(stream);
+        let stream = Stream::new()?;
         // Relaxed: only this stream matters, whatever this and other threads do meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is alive.
-        check(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) }, "recording a graph")?;
-        Ok(recording)
+        check(unsafe { sys::cuStreamBeginCapture_v2(stream.0, mode) }, "recording a graph")?;
+        Ok(Self(stream))
     }
 
     fn end(&self) -> Result<Recorded> {
         let mut graph = ptr::null_mut();
         // SAFETY: the stream is alive and recording.
-        check(unsafe { sys::cuStreamEndCapture(self.0, &raw mut graph) }, "recording a graph")?;
+        check(unsafe { sys::cuStreamEndCapture(self.0.0, &raw mut graph) }, "recording a graph")?;
         Ok(Recorded(graph))
-    }
-}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        // SAFETY: made by `begin`, destroyed only here; a recording that never ended goes with it.
-        unsafe { sys::cuStreamDestroy_v2(self.0) };
     }
 }
 

@@ -10,12 +10,13 @@
 //! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's.
 //! 3. `library.rs`: whether the driver, NVRTC and cuBLAS are there.
 //! 4. [`mod@compile`] and [`cache`]: from source to machine code.
-//! 5. `launch.rs`: modules, kernels, graphs; `blas.rs`: batched products.
+//! 5. `launch.rs`: modules, kernels, graphs; `beside.rs`: a second stream; `blas.rs`: batched products.
 //! 6. `programs.rs`: the kernel files with a cell, element types and tile; `select.rs` chooses the tile.
 //! 7. `plan.rs`: from the public interface to the kernels; `time_loop.rs`: a pass's steps in graphs; `forward.rs` and `backward.rs`:
 //!    its arguments (`call.rs`); `tokens.rs` and `weights.rs`: what is computed for all steps at once.
 
 mod backward;
+mod beside;
 mod blas;
 pub mod cache;
 mod call;

@@ -138,39 +138,63 @@ impl Fused {
     /// Bytes of shared memory of the backward kernel, the struct `Shared` of kernels/fused_backward.cu.
     pub fn backward_shared(&self, shapes: &Shapes) -> usize {
         let (rows, row, wide_row) = (self.rows, self.units + 8, self.units + 4);
-        let split = BACKWARD_WARPS / (self.units / 16);
-        let k = (shapes.recurrent * depth(shapes.head_dim, 2)).next_multiple_of(32 * split);
+        let BackwardTiles { split, steps_of_k, .. } = self.backward_tiles(shapes);
         let apart = (shapes.gates - shapes.recurrent).max(1);
         let narrow = shapes.gates + 2 * shapes.states;
         let wide = (shapes.wide.len() + shapes.wide_gates.len()).max(1);
-        let elements = 2 * 8 * (k + 8) + 2 * apart * rows * row + self.stages * narrow * rows * row;
-        let floats = self.stages * wide * rows * wide_row + split * 8 * wide_row + self.stages;
-        (2 * elements + 4 * floats).next_multiple_of(8) + 16
+        let elements = 2 * rows * (split * steps_of_k * 32 + 8)
+            + 2 * apart * rows * row
+            + self.stages * narrow * rows * row;
+        let before = (2 * elements + 4 * self.stages * wide * rows * wide_row).next_multiple_of(16);
+        let floats = 2 * self.blocks * split * self.units * rows + self.stages;
+        (before + (4 * floats).next_multiple_of(8) + 16).next_multiple_of(16)
     }
+
+    /// How the backward kernel's warps share its product, the constants of kernels/fused_backward.cu.
+    fn backward_tiles(&self, shapes: &Shapes) -> BackwardTiles {
+        let tiles = self.blocks * self.units / 16;
+        let split = (BACKWARD_WARPS / tiles).max(1);
+        let steps_of_k = (shapes.recurrent * self.units).div_ceil(32 * split);
+        BackwardTiles { of_warp: tiles.div_ceil(BACKWARD_WARPS), split, steps_of_k }
+    }
+}
+
+/// A warp of the backward kernel has `of_warp` tiles of 16 units, and of k one of `split` parts: `steps_of_k` times 32.
+struct BackwardTiles {
+    of_warp: usize,
+    split: usize,
+    steps_of_k: usize,
 }
 
 /// The warps of the fused backward kernel that compute.
 const BACKWARD_WARPS: usize = 8;
 
-/// How the fused backward kernel runs, where it can. A computing warp holds R transposed for 16 units and one part of k; there
-/// are as many parts as 8 warps allow.
+/// How the fused backward kernel runs, where it can: a block holds R transposed for all of the head's units and the gates of
+/// its own.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if element_bytes != 2 {
         return None;
     }
     let choice = |units: usize| {
-        let split = BACKWARD_WARPS / (units / 16);
-        let k = shapes.recurrent * depth(shapes.head_dim, element_bytes);
-        let weights = k.div_ceil(32 * split) * 8;
         let blocks = shapes.head_dim.div_ceil(units);
-        if weights > WEIGHT_REGISTERS / 2 || blocks > 8 || (blocks > 1 && !gpu.clusters) {
+        if blocks > 8 || (blocks > 1 && !gpu.clusters) {
             return None;
         }
         let fused = Fused { blocks, units, rows: fused_rows(shapes, blocks, gpu), helpers: 4, stages: 0 };
-        fused.with_stages(|fused| fused.backward_shared(shapes) <= gpu.shared_memory)
+        let BackwardTiles { of_warp, steps_of_k, .. } = fused.backward_tiles(shapes);
+        let holds_weights = of_warp * steps_of_k * 8 <= WEIGHT_REGISTERS / 2;
+        fused.with_stages(|fused| holds_weights && fused.backward_shared(shapes) <= gpu.shared_memory)
     };
     let one_block = [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(choice);
-    one_block.or_else(|| [64, 32].into_iter().find_map(choice))
+    one_block.or_else(|| cluster_units(shapes, gpu).into_iter().find_map(choice))
+}
+
+/// The units of a block in a cluster, what is better first: half as many where all blocks still find a multiprocessor, since
+/// an exchange takes about the same time.
+fn cluster_units(shapes: &Shapes, gpu: Gpu) -> [usize; 2] {
+    let spread =
+        shapes.head_dim.div_ceil(32) * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
+    if spread { [32, 64] } else { [64, 32] }
 }
 
 /// The rows of the batch in a block of a fused kernel: 4 where all blocks still find a multiprocessor, since what is done for each
@@ -193,7 +217,11 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
     if element_bytes != 2 || weights > WEIGHT_REGISTERS {
         return None;
     }
-    let most = if weights <= WEIGHT_REGISTERS / 2 { 64 } else { 32 };
+    let most = match shapes.head_dim {
+        _ if weights > WEIGHT_REGISTERS / 2 => 32,
+        ..=64 => 64,
+        _ => cluster_units(shapes, gpu)[0],
+    };
     let blocks = shapes.head_dim.div_ceil(most);
     if blocks > 8 || (blocks > 1 && !gpu.clusters) {
         return None;
@@ -217,11 +245,13 @@ pub fn blocks(shapes: &Shapes, tile: Tile) -> usize {
 }
 
 /// Into how many parts of the tokens a sum over all of them is cut, and how long each is: as many as keep `multiprocessors`
-/// busy where each part is `blocks` blocks, none shorter than 256 tokens, and at most 64. What is left over, less than
-/// a part, is a part of its own.
+/// busy where each part is `blocks` blocks, none shorter than 256 tokens, and at most 64; up to twice as many, or down to half,
+/// where then nothing is left over. What is, less than a part, is a part of its own.
 pub fn parts(tokens: usize, blocks: usize, multiprocessors: usize) -> (usize, usize) {
-    let wanted = (2 * multiprocessors).div_ceil(blocks.max(1)).clamp(1, 64);
-    let parts = wanted.min(tokens / 256).max(1);
+    let most = (tokens / 256).clamp(1, 64);
+    let wanted = (2 * multiprocessors).div_ceil(blocks.max(1)).clamp(1, most);
+    let mut near = (wanted..=most.min(2 * wanted)).chain((wanted.div_ceil(2)..wanted).rev());
+    let parts = near.find(|&parts| tokens.is_multiple_of(parts)).unwrap_or(wanted);
     (parts, tokens / parts)
 }
 
@@ -306,11 +336,23 @@ mod tests {
 
     #[test]
     fn parts_cover_the_tokens_up_to_less_than_a_part() {
-        for tokens in [1, 255, 256, 257, 16384, 1 << 33] {
+        for tokens in [1, 255, 256, 257, 16384, 16381, 100_000, 1 << 33] {
             for blocks in [1, 48, 144, 1000] {
                 let (parts, length) = parts(tokens, blocks, 132);
                 assert!(parts * length <= tokens && tokens - parts * length < length, "{tokens} {blocks}");
+                assert!(parts == 1 || (parts <= 64 && length >= 256), "{tokens} {blocks}");
             }
         }
+    }
+
+    #[test]
+    fn parts_leave_nothing_over_where_they_can() {
+        // Parts of 48 blocks: 6 are wanted. More come before fewer, and 6 it is where none from 3 to 12 divides the tokens.
+        for (tokens, want) in [(12 * 512, 6), (16 * 1024, 8), (7 * 512, 7), (5 * 521, 5), (13 * 17 * 19, 6)] {
+            assert_eq!(parts(tokens, 48, 132), (want, tokens / want), "{tokens}");
+        }
+        // 6 divide, but 256 tokens a part allow 4.
+        assert_eq!(parts(1026, 48, 132), (3, 342));
+        assert_eq!(parts(0, 48, 132), (1, 0));
     }
 }

@@ -1,17 +1,20 @@
-//! Tests of the ground floor (memory, launches, graphs, cuBLAS) on a real device. Where there is none they say so and pass.
+//! Tests of the ground floor (memory, launches, graphs, streams, cuBLAS, h before every step) on a real device. Where there is none
+//! they say so and pass.
 
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use flashrnn_core::{Backend, Dtype, Element, Error, bf16, f16};
+use flashrnn_core::{Backend, Dtype, Element, Elman, Error, bf16, f16};
 
 use crate::blas::{Matrix, Product};
+use crate::call::Sizes;
 use crate::compile::Program;
 use crate::device::{Cuda, Device};
 use crate::launch::{Graph, Kernel, Launch};
-use crate::memory::View;
-use crate::testing;
+use crate::memory::{Buffer, View};
+use crate::programs::{self, CellSource};
 use crate::time_loop::argument;
+use crate::{select, testing};
 
 fn program() -> Program {
     let source = r#"
@@ -167,6 +170,38 @@ fn kernels_run_in_order_early_or_not_and_in_graphs() {
 }
 
 #[test]
+fn work_beside_the_stream_keeps_its_place() {
+    let Some(cuda) = testing::cuda() else { return };
+    let device = &cuda.device;
+    device.enter().unwrap();
+    let grows = kernel(device, "grow");
+    let n = 10_000_000;
+    let (x, y) = (device.zeroed::<f32>(n).unwrap(), device.zeroed::<f32>(n).unwrap());
+    let grow = |stream, x: &Buffer<f32>| {
+        grow(&grows, stream, x.ptr(), n as i32, false);
+        Ok(())
+    };
+    // Every x grows three times, whichever streams its kernels are on. One that ran too soon would find an x that is yet to grow.
+    std::thread::scope(|scope| {
+        for x in [&x, &y] {
+            scope.spawn(move || {
+                device.enter()?;
+                let stream = device.stream.cu_stream();
+                grow(stream, x)?;
+                device.beside.run(stream, || Ok(()), |beside| grow(beside, x))?;
+                grow(stream, x)
+            });
+        }
+    });
+    let failed =
+        device.beside.run(device.stream.cu_stream(), || Ok(()), |_| Err(Error::Device("on purpose".into())));
+    assert_eq!(failed, Err(Error::Device("on purpose".into())));
+    for grown in [x, y].map(|x| device.download(x.view()).unwrap()) {
+        assert!(grown.iter().all(|&v| v == 7.0), "{:?}", &grown[..4]);
+    }
+}
+
+#[test]
 fn a_kernel_may_have_all_shared_memory() {
     let Some(cuda) = testing::cuda() else { return };
     let device = &cuda.device;
@@ -262,4 +297,78 @@ fn products_are_rounded_no_more_than_asked_for() {
     assert!(narrow.iter().all(|&error| error < 5e-6), "{narrow:?}");
     // TF32 keeps 11 bits of each factor: 2^-12 each at most. cuBLAS may be more exact.
     assert!(tf32 < 1e-3, "{tf32}");
+}
+
+/// `previous_h` against the same worked out here, bit for bit, for rows of D elements that begin `offset` elements after a multiple
+/// of 16 bytes.
+fn check_previous_h<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize, forwards: bool) {
+    let device = &cuda.device;
+    device.enter().unwrap();
+    let program = programs::tokens(&CellSource::new(&Elman), T::DTYPE);
+    let kernel = device.module(&program).unwrap().kernel("previous_h").unwrap();
+    let (batch, time, heads, depth) = (3, 5, 7, select::depth(head_dim, size_of::<T>()));
+    let units = heads * head_dim;
+    let token =
+        |row: usize, position: usize| if forwards { row * time + position } else { position * batch + row };
+
+    let h: Vec<T> = (0..offset + batch * time * units).map(|i| T::from_f64(number(i).into())).collect();
+    let s0: Vec<f32> = (0..batch * units).map(|i| number(7 * i + 3)).collect();
+    let (lengths, resets) = ([5, 3, 0], [0_u8, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0]);
+    let mut want = vec![T::from_f64(0.0); batch * time * heads * depth];
+    for (row, length) in lengths.into_iter().enumerate() {
+        let at = |step: usize| token(row, if forwards { step } else { length - 1 - step });
+        for step in (0..length).filter(|&step| resets[at(step)] == 0) {
+            for (head, k) in (0..heads).flat_map(|head| (0..head_dim).map(move |k| (head, k))) {
+                let unit = head * head_dim + k;
+                want[(at(step) * heads + head) * depth + k] = match step {
+                    0 => T::from_f64(s0[row * units + unit].into()),
+                    _ => h[offset + at(step - 1) * units + unit],
+                };
+            }
+        }
+    }
+
+    let (h_on, s0_on) = (device.upload(&h).unwrap(), device.upload(&s0).unwrap());
+    let (lengths_on, resets_on) =
+        (device.upload(&lengths.map(|n| n as i32)).unwrap(), device.upload(&resets).unwrap());
+    // Whatever is not written would be seen.
+    let out = device.upload(&vec![T::from_f64(9.0); want.len()]).unwrap();
+    let size = |n: usize| n as i32;
+    let mut sizes = Sizes {
+        batch: size(batch),
+        time: size(time),
+        heads: size(heads),
+        head_dim: size(head_dim),
+        depth: size(depth),
+        time_major: (!forwards).into(),
+        reverse: (!forwards).into(),
+    };
+    let mut addresses = [
+        h_on.ptr() + (offset * size_of::<T>()) as u64,
+        s0_on.ptr(),
+        lengths_on.ptr(),
+        resets_on.ptr(),
+        out.ptr(),
+    ];
+    let mut arguments = vec![argument(&mut sizes)];
+    arguments.extend(addresses.iter_mut().map(argument));
+    // SAFETY: the kernel takes (Sizes, const T*, const float*, const int*, const unsigned char*, T*), of these sizes.
+    unsafe {
+        kernel.launch(cuda.stream().cu_stream(), &Launch::new([1, 1, 1], 256), &mut arguments).unwrap()
+    };
+    let got = device.download(out.view()).unwrap();
+    let differ = (0..got.len()).find(|&i| got[i] != want[i]);
+    assert_eq!(differ, None, "{} D {head_dim} offset {offset} forwards {forwards}", T::DTYPE);
+}
+
+#[test]
+fn h_before_every_step() {
+    let Some(cuda) = testing::cuda() else { return };
+    for (head_dim, offset) in [(64, 0), (40, 0), (40, 1), (8, 0), (4, 0), (33, 0), (1, 3)] {
+        for forwards in [true, false] {
+            check_previous_h::<f32>(&cuda, head_dim, offset, forwards);
+            check_previous_h::<bf16>(&cuda, head_dim, offset, forwards);
+            check_previous_h::<f16>(&cuda, head_dim, offset, forwards);
+        }
+    }
 }

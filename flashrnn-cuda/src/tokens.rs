@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 
+use cudarc::driver::sys::CUstream;
 use flashrnn_core::{Dtype, Result};
 
 use crate::blas::{Matrix, Product};
@@ -9,6 +10,7 @@ use crate::call::{Address, Gates, Sizes};
 use crate::launch::{Kernel, Launch};
 use crate::plan::Engine;
 use crate::time_loop::argument;
+use crate::weights::Operand;
 
 /// What says where each row's steps lie and begin.
 pub(crate) struct Rows {
@@ -22,12 +24,13 @@ pub(crate) struct Rows {
 const PRODUCTS: usize = 64 << 20;
 
 impl Engine {
-    /// Enqueues a kernel whose threads go over `len` elements in strides.
+    /// Enqueues a kernel that goes over the work of `len` threads in strides.
     ///
     /// # Safety
     /// `arguments` are those of the kernel.
     pub(crate) unsafe fn over(
         &self,
+        stream: CUstream,
         kernel: &Kernel,
         len: usize,
         arguments: &mut [*mut c_void],
@@ -35,16 +38,19 @@ impl Engine {
         let most = self.device.multiprocessors * 16;
         let blocks = len.div_ceil(256).min(most);
         // SAFETY: the caller's promise.
-        unsafe {
-            kernel.launch(self.device.stream.cu_stream(), &Launch::new([blocks as u32, 1, 1], 256), arguments)
-        }
+        unsafe { kernel.launch(stream, &Launch::new([blocks as u32, 1, 1], 256), arguments) }
     }
 
     /// From `states [S, tokens, N, D]` h before every step, `out [tokens, N, depth]`.
-    pub(crate) fn previous_h(&self, rows: &Rows, states: Address, out: Address) -> Result<()> {
+    pub(crate) fn previous_h(
+        &self,
+        stream: CUstream,
+        rows: &Rows,
+        states: Address,
+        out: Address,
+    ) -> Result<()> {
         let Rows { mut sizes, mut s0, mut lengths, mut resets } = *rows;
         let (mut h, mut out) = (states, out);
-        let len = self.shapes.tokens() * self.shapes.heads * self.depth;
         let mut arguments = [
             argument(&mut sizes),
             argument(&mut h),
@@ -54,7 +60,7 @@ impl Engine {
             argument(&mut out),
         ];
         // SAFETY: the kernel takes (Sizes, const T*, const float*, const int*, const unsigned char*, T*).
-        unsafe { self.over(&self.previous_h, len, &mut arguments) }
+        unsafe { self.over(stream, &self.previous_h, 32 * self.shapes.tokens(), &mut arguments) }
     }
 
     /// The gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N, D]`, `wx [tokens, Gx, N, D]` and the h before
@@ -75,22 +81,23 @@ impl Engine {
         let chunk = (PRODUCTS / (row * size_of::<f32>())).clamp(1, tokens);
         // [chunk, Gr, N, depth]
         let products = self.device.alloc::<f32>(chunk * row)?;
-        let addresses = self.device.alloc::<u64>(3 * batch)?;
-        let table = |k: usize| addresses.ptr() + (k * batch * size_of::<u64>()) as Address;
-        let counts = [shapes.recurrent, shapes.heads, 1];
-        let (matrix, head) = (shapes.head_dim * self.depth * self.bytes, self.depth * self.bytes);
-        self.addresses_of(r, [shapes.heads * matrix, matrix, 0], counts, table(0))?;
-        let product_head = self.depth * size_of::<f32>();
-        self.addresses_of(products.ptr(), [shapes.heads * product_head, product_head, 0], counts, table(2))?;
-        for first in (0..tokens).step_by(chunk) {
+        let (heads, depth) = (shapes.heads, self.depth);
+        let matrix = shapes.head_dim * depth;
+        let operands = [
+            Operand::new(r, [0, heads * matrix, matrix], self.bytes),
+            Operand::new(previous_h, [chunk * heads * depth, 0, depth], self.bytes),
+            Operand::new(products.ptr(), [0, heads * depth, depth], size_of::<f32>()),
+        ];
+        let addresses = self.addresses(operands, [tokens.div_ceil(chunk), shapes.recurrent, heads])?;
+        let stream = self.device.stream.cu_stream();
+        for (part, first) in (0..tokens).step_by(chunk).enumerate() {
             let count = chunk.min(tokens - first);
-            let h = previous_h + (first * shapes.heads * self.depth * self.bytes) as Address;
-            self.addresses_of(h, [0, head, 0], counts, table(1))?;
+            let [r, h, products_at] = addresses.of_part(part);
             // Columns are tokens: products[g][n] (D x count) = R[g][n] (D x D, stored transposed) h[n] (D x count).
             let product = Product {
-                a: Matrix { pointers: table(0), ld: self.depth, transposed: true },
-                b: Matrix { pointers: table(1), ld: shapes.heads * self.depth, transposed: false },
-                c: Matrix { pointers: table(2), ld: row, transposed: false },
+                a: Matrix { pointers: r, ld: depth, transposed: true },
+                b: Matrix { pointers: h, ld: heads * depth, transposed: false },
+                c: Matrix { pointers: products_at, ld: row, transposed: false },
                 m: shapes.head_dim,
                 n: count,
                 k: shapes.head_dim,
@@ -99,8 +106,8 @@ impl Engine {
                 output: Dtype::F32,
                 tf32: self.problem.tf32,
             };
-            // SAFETY: `addresses_of` wrote the addresses; all of them lie in live buffers.
-            unsafe { self.device.blas()?.batched(self.device.stream.cu_stream(), &product)? };
+            // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers.
+            unsafe { self.device.blas()?.batched(stream, &product)? };
             let (mut sizes, mut gates, mut wide_gates) = (rows.sizes, gates, wide_gates);
             let (mut first, mut many) = (first as i64, count as i64);
             let (mut products, mut wx, mut b) = (products.ptr(), wx, b);
@@ -115,7 +122,7 @@ impl Engine {
                 argument(&mut wide_gates),
             ];
             // SAFETY: the kernel takes (Sizes, Offset, Offset, const float*, const T*, const float*, Gates<T>, float*).
-            unsafe { self.over(&self.gates_again, count * shapes.units(), &mut arguments)? };
+            unsafe { self.over(stream, &self.gates_again, count * shapes.units(), &mut arguments)? };
         }
         Ok(())
     }

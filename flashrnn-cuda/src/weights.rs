@@ -1,6 +1,7 @@
 //! R and b in the order of the kernels, and their gradients: one large product over all tokens in a few parts, and column
 //! sums in parts, each added up in a fixed order.
 
+use cudarc::driver::sys::CUstream;
 use flashrnn_core::{Dtype, Element, Result};
 
 use crate::blas::{Matrix, Product};
@@ -20,6 +21,37 @@ struct GateRows {
     /// Elements from a head to the next, and from a token to the next.
     head: usize,
     token: usize,
+}
+
+/// `Operand` of kernels/weights.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Operand {
+    first: Address,
+    strides: [i64; 3],
+}
+
+impl Operand {
+    /// Matrices from `first` on, whose elements of `bytes` are so many from a part, gate and head to the next.
+    pub(crate) fn new(first: Address, strides: [usize; 3], bytes: usize) -> Self {
+        Self { first, strides: strides.map(|elements| (elements * bytes) as i64) }
+    }
+}
+
+/// The addresses of the matrices of a batched product on the device, `[3, parts, gates, heads]`.
+pub(crate) struct Addresses {
+    table: Buffer<u64>,
+    /// The matrices of an operand, and those of one of its parts.
+    operand: usize,
+    part: usize,
+}
+
+impl Addresses {
+    /// Where the addresses of each operand's matrices begin, from a part on.
+    pub(crate) fn of_part(&self, part: usize) -> [Address; 3] {
+        let at = |matrix: usize| self.table.ptr() + (matrix * size_of::<u64>()) as Address;
+        [0, 1, 2].map(|operand| at(operand * self.operand + part * self.part))
+    }
 }
 
 impl Engine {
@@ -73,54 +105,49 @@ impl Engine {
         let (parts, length) =
             select::parts(shapes.tokens(), recurrent * heads * tiles * tiles, multiprocessors);
         let rest = shapes.tokens() - parts * length;
-        let total = parts + usize::from(rest > 0);
+        let total = if shapes.tokens() == 0 { 0 } else { parts + usize::from(rest > 0) };
+        let stream = self.device.stream.cu_stream();
         // [total, Gr, N, D, depth]
         let matrix = head_dim * self.depth;
         let partial: Buffer<f32> = self.device.alloc(total * recurrent * heads * matrix)?;
         let mut padded = Vec::new();
         for gates in self.recurrent_gates(d_gates) {
             let gates = self.aligned::<T>(gates, &mut padded)?;
+            let out = partial.ptr() + (gates.first * heads * matrix * size_of::<f32>()) as Address;
+            let operands = [
+                Operand::new(previous_h, [length * heads * self.depth, 0, self.depth], self.bytes),
+                Operand::new(
+                    gates.address,
+                    [length * gates.token, heads * gates.head, gates.head],
+                    self.bytes,
+                ),
+                Operand::new(out, [recurrent * heads * matrix, heads * matrix, matrix], size_of::<f32>()),
+            ];
+            let addresses = self.addresses(operands, [total, gates.count, heads])?;
             for (first, parts, length) in [(0, parts, length), (parts, 1, rest)] {
                 if length == 0 {
                     continue;
                 }
-                let first_token = if first == 0 { 0 } else { shapes.tokens() - rest };
-                let batch = gates.count * heads * parts;
-                let addresses: Buffer<u64> = self.device.alloc(3 * batch)?;
-                let table = |k: usize| addresses.ptr() + (k * batch * size_of::<u64>()) as Address;
-                let at =
-                    |address: Address, elements: usize, bytes: usize| address + (elements * bytes) as Address;
-                let h = at(previous_h, first_token * heads * self.depth, self.bytes);
-                let dg = at(gates.address, first_token * gates.token, self.bytes);
-                let out =
-                    at(partial.ptr(), (first * recurrent + gates.first) * heads * matrix, size_of::<f32>());
-                let bytes = self.bytes;
-                let strides = [0, self.depth * bytes, length * heads * self.depth * bytes];
-                self.addresses_of(h, strides, [gates.count, heads, parts], table(0))?;
-                let strides = [heads * gates.head * bytes, gates.head * bytes, length * gates.token * bytes];
-                self.addresses_of(dg, strides, [gates.count, heads, parts], table(1))?;
-                let float = size_of::<f32>();
-                let strides = [heads * matrix * float, matrix * float, recurrent * heads * matrix * float];
-                self.addresses_of(out, strides, [gates.count, heads, parts], table(2))?;
+                let [h, dg, out] = addresses.of_part(first);
                 // Column-major: partial (D_in x D_out) = h (D_in x tokens) dg (tokens x D_out).
                 let product = Product {
-                    a: Matrix { pointers: table(0), ld: heads * self.depth, transposed: false },
-                    b: Matrix { pointers: table(1), ld: gates.token, transposed: true },
-                    c: Matrix { pointers: table(2), ld: self.depth, transposed: false },
+                    a: Matrix { pointers: h, ld: heads * self.depth, transposed: false },
+                    b: Matrix { pointers: dg, ld: gates.token, transposed: true },
+                    c: Matrix { pointers: out, ld: self.depth, transposed: false },
                     m: head_dim,
                     n: head_dim,
                     k: length,
-                    batch,
+                    batch: parts * gates.count * heads,
                     input: self.element,
                     output: Dtype::F32,
                     tf32: self.problem.tf32,
                 };
-                // SAFETY: `addresses_of` wrote the addresses; all of them lie in live buffers.
-                unsafe { self.device.blas()?.batched(self.device.stream.cu_stream(), &product)? };
+                // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers.
+                unsafe { self.device.blas()?.batched(stream, &product)? };
             }
         }
-        let total = if shapes.tokens() == 0 { 0 } else { total };
         self.reduce(
+            stream,
             partial.ptr(),
             total,
             [recurrent * heads * head_dim, head_dim, self.depth],
@@ -129,16 +156,33 @@ impl Engine {
         )
     }
 
-    /// `d_b [G, N, D]` from dg.
-    pub(crate) fn bias_gradient(&self, d_gates: Gates, d_b: Address, accumulate: bool) -> Result<()> {
+    /// Room for the sums that `bias_gradient` adds up, `[total, G, N, D]`, the gates of `inner` first. Apart from it, since memory is
+    /// allocated and freed in the order of the device's stream.
+    pub(crate) fn bias_partial(&self) -> Result<Buffer<f32>> {
+        let (total, _) = self.column_parts();
+        self.device.alloc(total * self.shapes.gates * self.shapes.units())
+    }
+
+    /// In how many parts columns are summed, and the tokens of each but the last, which may have fewer.
+    fn column_parts(&self) -> (usize, usize) {
+        let (tokens, columns) = (self.shapes.tokens(), self.shapes.gates * self.shapes.units());
+        let (_, length) = select::parts(tokens, columns.div_ceil(256), self.device.multiprocessors * 4);
+        (tokens.div_ceil(length.max(1)), length)
+    }
+
+    /// `d_b [G, N, D]` from dg, by way of `partial`.
+    pub(crate) fn bias_gradient(
+        &self,
+        stream: CUstream,
+        d_gates: Gates,
+        partial: Address,
+        d_b: Address,
+        accumulate: bool,
+    ) -> Result<()> {
         let shapes = &self.shapes;
         let units = shapes.units();
         let columns = shapes.gates * units;
-        let blocks = columns.div_ceil(256);
-        let (parts, length) = select::parts(shapes.tokens(), blocks, self.device.multiprocessors * 4);
-        let total = if shapes.tokens() == 0 { 0 } else { shapes.tokens().div_ceil(length) };
-        // [total, G, N, D]: the gates of `inner` first
-        let partial: Buffer<f32> = self.device.alloc(total.max(parts) * columns)?;
+        let (total, length) = self.column_parts();
         let inner = (d_gates.inner, shapes.inner() * units, 0);
         let external = (d_gates.external, shapes.external * units, shapes.inner() * units);
         for (rows, columns_here, first) in [inner, external] {
@@ -147,7 +191,7 @@ impl Engine {
             }
             let (mut rows, mut count, mut columns_here) = (rows, shapes.tokens() as i64, columns_here as i64);
             let (mut length, mut stride) = (length as i64, columns as i64);
-            let mut out = partial.ptr() + (first * size_of::<f32>()) as Address;
+            let mut out = partial + (first * size_of::<f32>()) as Address;
             let mut arguments = [
                 argument(&mut rows),
                 argument(&mut count),
@@ -159,9 +203,9 @@ impl Engine {
             let [x, ..] = grid((columns_here as usize).div_ceil(256))?;
             let launch = Launch::new([x, total as u32, 1], 256);
             // SAFETY: the kernel takes (const T*, Offset, Offset, Offset, float*, Offset).
-            unsafe { self.column_sums.launch(self.device.stream.cu_stream(), &launch, &mut arguments)? };
+            unsafe { self.column_sums.launch(stream, &launch, &mut arguments)? };
         }
-        self.reduce(partial.ptr(), total, [1, columns, columns], d_b, accumulate)
+        self.reduce(stream, partial, total, [1, columns, columns], d_b, accumulate)
     }
 
     /// dg of the recurrent gates: those in the tensor without external input, then those in `d_wx`.
@@ -201,43 +245,39 @@ impl Engine {
             argument(&mut out),
         ];
         // SAFETY: the kernel takes (const T*, Offset, int, int, T*).
-        unsafe { self.over(&self.pad, rows * self.depth, &mut arguments)? };
+        unsafe { self.over(self.device.stream.cu_stream(), &self.pad, rows * self.depth, &mut arguments)? };
         padded.push(buffer);
         let token = gates.token / gates.head * self.depth;
         Ok(GateRows { address: out, head: self.depth, token, ..gates })
     }
 
-    /// Writes the addresses of the matrices of a batched product: of `parts` parts of each head of each recurrent gate,
-    /// `strides` bytes apart.
-    pub(crate) fn addresses_of(
-        &self,
-        base: Address,
-        strides: [usize; 3],
-        counts: [usize; 3],
-        out: Address,
-    ) -> Result<()> {
-        let (mut base, mut out) = (base, out);
-        let [mut gate, mut head, mut part] = strides.map(|stride| stride as i64);
-        let [mut gates, mut heads, mut parts] = counts.map(|count| count as i32);
+    /// Enqueues the writing of the addresses of `operands`, of so many parts, gates and heads.
+    pub(crate) fn addresses(&self, operands: [Operand; 3], counts: [usize; 3]) -> Result<Addresses> {
+        let [parts, gates, heads] = counts;
+        let batch = parts * gates * heads;
+        let addresses =
+            Addresses { table: self.device.alloc(3 * batch)?, operand: batch, part: gates * heads };
+        let ([mut a, mut b, mut c], mut out) = (operands, addresses.table.ptr());
+        let [mut parts, mut gates, mut heads] = counts.map(|count| count as i32);
         let mut arguments = [
-            argument(&mut base),
-            argument(&mut gate),
-            argument(&mut head),
-            argument(&mut part),
+            argument(&mut a),
+            argument(&mut b),
+            argument(&mut c),
+            argument(&mut parts),
             argument(&mut gates),
             argument(&mut heads),
-            argument(&mut parts),
             argument(&mut out),
         ];
-        let threads = counts.iter().product::<usize>();
-        let launch = Launch::new(grid(threads.div_ceil(256))?, 256);
-        // SAFETY: the kernel takes (char*, Offset, Offset, Offset, int, int, int, char**).
-        unsafe { self.addresses.launch(self.device.stream.cu_stream(), &launch, &mut arguments) }
+        let launch = Launch::new(grid(batch.div_ceil(256))?, 256);
+        // SAFETY: the kernel takes (Operand, Operand, Operand, int, int, int, char**).
+        unsafe { self.addresses.launch(self.device.stream.cu_stream(), &launch, &mut arguments)? };
+        Ok(addresses)
     }
 
     /// `out [rows, length]`, the sum of `partial [parts, rows, stride]`.
     fn reduce(
         &self,
+        stream: CUstream,
         partial: Address,
         parts: usize,
         [rows, length, stride]: [usize; 3],
@@ -258,6 +298,6 @@ impl Engine {
             argument(&mut accumulate),
         ];
         // SAFETY: the kernel takes (const float*, int, Offset, Offset, Offset, W*, int).
-        unsafe { self.over(&self.reduce, len, &mut arguments) }
+        unsafe { self.over(stream, &self.reduce, len, &mut arguments) }
     }
 }
