@@ -89,6 +89,10 @@ template <int COUNT, class RowOf> __device__ __forceinline__ void store_transpos
 #endif
 }
 
+__device__ __forceinline__ void store_shared(unsigned to, float2 v) {
+    asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(to), "f"(v.x), "f"(v.y) : "memory");
+}
+
 // Copies 16 bytes from global to shared memory without waiting.
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
@@ -112,18 +116,18 @@ struct Barrier {
         asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
     }
 #if __CUDA_ARCH__ >= 900
-    // Arrives, and expects so many bytes more in this phase.
-    __device__ __forceinline__ void arrive_and_expect(unsigned bytes) {
-        asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
-                     "r"(bytes)
+    // This phase also waits for so many bytes more. To be called before the last arrival.
+    __device__ __forceinline__ void expect(unsigned bytes) {
+        asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                      : "memory");
     }
-    // Waits until the phase of this parity is over: all arrivals and bytes of it are there, and visible.
+    // Waits until the phase of this parity is over: all arrivals and bytes of it are there, and visible. (What the others send
+    // lies in this block's shared memory, so its scope is the block: a wider one would throw away the first-level cache.)
     __device__ __forceinline__ void wait(unsigned parity) {
         asm volatile(
             "{\n"
             ".reg .pred done;\n"
-            "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+            "again: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
             "@!done bra again;\n"
             "}" ::"r"(shared_address(this)),
             "r"(parity)
@@ -158,7 +162,7 @@ __device__ __forceinline__ void send(unsigned to, const uint4& v, unsigned barri
                  : "memory");
 }
 
-__device__ __forceinline__ void send(unsigned to, const float2& v, unsigned barrier) {
+__device__ __forceinline__ void send(unsigned to, float2 v, unsigned barrier) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1,%2}, [%3];" ::"r"(to), "f"(v.x),
                  "f"(v.y), "r"(barrier)
                  : "memory");

@@ -49,14 +49,19 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
 constexpr int GATES_IN = 0, BEFORE_IN = Cell::GATES, D_IN = Cell::GATES + Cell::STATES;
 
 // After this, all parts of this round's dh are there, and the inputs of this round and the next. Every warp of the block calls it.
-__device__ __forceinline__ void wait_for_round(Shared& shared, int round) {
-    if (BLOCKS == 1 || round == 0) {
-        __syncthreads();
-    } else {
+__device__ __forceinline__ void wait_for_round(Shared& shared, unsigned round) {
 #if __CUDA_ARCH__ >= 900
-        shared.arrived[round % 2].wait((round - 1) / 2 % 2);
+    if (BLOCKS > 1) return shared.arrived[round % 2].wait(round / 2 % 2);
 #endif
-    }
+    __syncthreads();
+}
+
+// A warp has done its part for round `round`: what it wrote before is there for those who wait. In a cluster every warp of the block
+// arrives once for each round.
+__device__ __forceinline__ void arrive_for_round(Shared& shared, unsigned round) {
+    if (BLOCKS == 1) return;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) shared.arrived[round % 2].arrive();
 }
 
 __device__ __forceinline__ void wait_for_dg() { asm volatile("bar.sync 1, %0;" ::"n"(COMPUTING) : "memory"); }
@@ -123,7 +128,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     const auto active = [&](int round) { return !RAGGED || sizes.time - 1 - round < length; };
     const auto linearize = [&](int round) {
         if (!active(round)) return;
-        const int stage = round % STAGES;
+        const int stage = unsigned(round) % STAGES;
         const bool reset = RAGGED && call.resets && shared.resets[stage] >> b & 1;
 #pragma unroll
         for (int j = 0; j < MINE; ++j) {
@@ -155,7 +160,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     const auto sum_of_parts = [&](int round, int j) {
         float sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < PARTS; ++i) sum += shared.parts[round % 2][i][unit_of(j)][b];
+        for (int i = 0; i < PARTS; ++i) sum += shared.parts[unsigned(round) % 2][i][unit_of(j)][b];
         if (CLIPS) sum = call.cut_recurrent_grad ? 0.0f : real::clamp(sum, call.recurrent_grad_clip);
         return sum;
     };
@@ -164,12 +169,46 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         return RAGGED && call.resets && shared.resets[round % STAGES] >> (8 + b) & 1;
     };
 
+    // Hands rows of a unit of tile i to its block: those of unit r, or r + 8 for `half` 1 and for lanes that have no rows of their own.
+    const int own_half = ROWS == 4 ? q / 2 : 0, own_row = q * 2 % ROWS;
+    unsigned parts_of[OF_WARP], arrived_of[OF_WARP];
+    constexpr unsigned PARTS_BYTES = sizeof(shared.parts[0]), HALF_BYTES = 8 * sizeof(shared.parts[0][0][0]);
+#pragma unroll
+    for (int i = 0; i < OF_WARP; ++i) {
+        const int tile = ::min(tile_of(i), TILES - 1);
+        parts_of[i] = shared_address(
+            &shared.parts[0][own_rank * SPLIT + part][tile % OF_BLOCK * 16 + own_half * 8 + r][own_row]);
+        arrived_of[i] = shared_address(&shared.arrived[0]);
+#if __CUDA_ARCH__ >= 900
+        if (BLOCKS > 1) {
+            parts_of[i] = address_in(parts_of[i], tile / OF_BLOCK);
+            arrived_of[i] = address_in(arrived_of[i], tile / OF_BLOCK);
+        }
+#endif
+    }
+    const auto hand_over = [&](int i, int half, unsigned round, float2 v) {
+        if (TILES * SPLIT % WARPS != 0 && tile_of(i) >= TILES) return;
+        const unsigned to = parts_of[i] + round % 2 * PARTS_BYTES + half * HALF_BYTES;
+        if (BLOCKS == 1)
+            store_shared(to, v);
+#if __CUDA_ARCH__ >= 900
+        else
+            send(to, v, arrived_of[i] + round % 2 * sizeof(Barrier));
+#endif
+    };
+
     const unsigned dg_of = shared_address(&shared.dg[0][lane % ROWS][part * STEPS_OF_K * 32 + lane / 8 * 8]);
     constexpr unsigned DG_BYTES = sizeof(shared.dg[0]);
 
+    // All blocks send this many bytes a round, this one too.
+    constexpr unsigned BYTES = PARTS_BYTES;
+    arrive_for_round(shared, 0);
     for (int round = 0; round < sizes.time; ++round) {
-        const unsigned now = round % 2, next_buffer = (round + 1) % 2;
+        const unsigned now = unsigned(round) % 2;
         wait_for_round(shared, round);
+#if __CUDA_ARCH__ >= 900
+        if (BLOCKS > 1 && threadIdx.x == 0) shared.arrived[1 - now].expect(BYTES);
+#endif
         if (round == 0) linearize(round);
         const bool reset = reset_after(round), last = RAGGED && sizes.time - 1 - round == length - 1;
 #pragma unroll
@@ -206,37 +245,25 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
                 mma(d[i][1], weights[i][step][1], dg[2], dg[3]);
             }
         }
-        // A lane has rows 2 q and the next of units r and r + 8 of a tile; of 4 rows the columns beyond are copies.
+        // Beside the tensor cores, or in a cluster while the parts are on their way; after the last round for nothing.
+        if (BLOCKS == 1) linearize(round + 1);
+
 #pragma unroll
         for (int i = 0; i < OF_WARP; ++i) {
-            const int tile = tile_of(i), rank = tile / OF_BLOCK;
-            if ((TILES * SPLIT % WARPS != 0 && tile >= TILES) || q * 2 >= ROWS) continue;
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float* to = &shared.parts[next_buffer][own_rank * SPLIT + part][tile % OF_BLOCK * 16 + half * 8 + r][q * 2];
-                const float2 v = {d[i][0][half * 2] + d[i][1][half * 2], d[i][0][half * 2 + 1] + d[i][1][half * 2 + 1]};
-                if (BLOCKS == 1 || rank == own_rank) {
-                    *reinterpret_cast<float2*>(to) = v;
-                } else {
-#if __CUDA_ARCH__ >= 900
-                    const unsigned barrier = shared_address(&shared.arrived[next_buffer]);
-                    send(address_in(shared_address(to), rank), v, address_in(barrier, rank));
-#endif
-                }
+            const auto sum = [&](int at) { return d[i][0][at] + d[i][1][at]; };
+            // A lane has rows 2 q and the next of units r and r + 8 of a tile. Of 4 rows the columns beyond are copies: those lanes
+            // take unit r + 8 from the others.
+            const float2 units[2] = {{sum(0), sum(1)}, {sum(2), sum(3)}};
+            if (ROWS == 4) {
+                const float2 other = {__shfl_xor_sync(~0u, units[1].x, 2), __shfl_xor_sync(~0u, units[1].y, 2)};
+                hand_over(i, 0, round + 1, q < 2 ? units[0] : other);
+            } else {
+                hand_over(i, 0, round + 1, units[0]);
+                hand_over(i, 1, round + 1, units[1]);
             }
         }
-        if constexpr (BLOCKS > 1) {
-#if __CUDA_ARCH__ >= 900
-            __syncwarp();
-            if (lane == 0) {
-                if (warp == 0)
-                    shared.arrived[next_buffer].arrive_and_expect((BLOCKS - 1) * SPLIT * UNITS * ROWS * sizeof(float));
-                else
-                    shared.arrived[next_buffer].arrive();
-            }
-#endif
-        }
-        if (round + 1 < sizes.time) linearize(round + 1);
+        arrive_for_round(shared, round + 1);
+        if (BLOCKS > 1) linearize(round + 1);
     }
 
     // What reaches the state before the first step.
@@ -328,10 +355,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     for (int round = 0; round < STAGES - 1; ++round) fetch(round);
     for (int round = 0; round <= sizes.time; ++round) {
         wait_for_copies<STAGES - 3>();  // all but this round's and the next one's
-        if (BLOCKS > 1 && round > 0) {
-            __syncwarp();
-            if (lane == 0) shared.arrived[round % 2].arrive();
-        }
+        arrive_for_round(shared, round);
         wait_for_round(shared, round);
         if (round > 0) store(round - 1);
         fetch(round + STAGES - 1);

@@ -40,15 +40,20 @@ struct Shared {
 static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
 
 // After this, h of the step before and wx of this step are there. Every warp of the block calls it.
-__device__ __forceinline__ void wait_for_step(Shared& shared, int step) {
-    if (BLOCKS == 1 || step == 0) {
-        __syncthreads();
-    } else {
+__device__ __forceinline__ void wait_for_step(Shared& shared, unsigned step) {
 #if __CUDA_ARCH__ >= 900
-        // A buffer of h is complete for the nth time when its barrier's nth phase ends.
-        shared.arrived[step % 2].wait((step - 1) / 2 % 2);
+    // A buffer of h is complete for the nth time when its barrier's nth phase ends.
+    if (BLOCKS > 1) return shared.arrived[step % 2].wait(step / 2 % 2);
 #endif
-    }
+    __syncthreads();
+}
+
+// A warp has done its part for step `step`: what it wrote before is there for those who wait. In a cluster every warp of the block
+// arrives once for each step.
+__device__ __forceinline__ void arrive_for_step(Shared& shared, unsigned step) {
+    if (BLOCKS == 1) return;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) shared.arrived[step % 2].arrive();
 }
 
 __device__ __forceinline__ void compute(const ForwardCall& call, const Block& block, Shared& shared) {
@@ -103,9 +108,14 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
     const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
 #endif
 
-    for (int step = 0; step < sizes.time; ++step) {
+    arrive_for_step(shared, 0);
+    for (unsigned step = 0; step < unsigned(sizes.time); ++step) {
         wait_for_step(shared, step);
-        const unsigned now = step % 2, next_buffer = (step + 1) % 2, stage = step % STAGES;
+        const unsigned now = step % 2, next_buffer = 1 - now, stage = step % STAGES;
+#if __CUDA_ARCH__ >= 900
+        // Each of the other blocks' warps sends ROWS rows of 16 bytes.
+        if (BLOCKS > 1 && threadIdx.x == 0) shared.arrived[next_buffer].expect((BLOCKS - 1) * WARPS * ROWS * 16);
+#endif
 
         // Where k is long, two sums a tile, so that the tensor cores need not wait for one of them.
         constexpr int CHAINS = STEPS_OF_K > 8 ? 2 : 1;
@@ -149,7 +159,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 #pragma unroll
         for (int j = 0; j < MINE; ++j) {
             // Units that do not exist stay 0, so that no product takes what their gates become.
-            const bool active = RAGGED ? step < lengths[j] : HEAD_DIM % UNITS == 0 || unit_exists;
+            const bool active = RAGGED ? int(step) < lengths[j] : HEAD_DIM % UNITS == 0 || unit_exists;
             const bool reset = resets >> (q * MINE + j) & 1;
 #pragma unroll
             for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
@@ -219,18 +229,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                     if (Cell::WIDE_GATES >> gate & 1) put(WIDE_STATES + rank(Cell::WIDE_GATES, gate), gates[j][gate]);
             }
         }
-        if constexpr (BLOCKS > 1) {
-#if __CUDA_ARCH__ >= 900
-            if (SAVES) __syncwarp();
-            if (lane == 0) {
-                // Each of the other blocks' warps sends ROWS rows of 16 bytes.
-                if (warp == 0)
-                    shared.arrived[next_buffer].arrive_and_expect((BLOCKS - 1) * WARPS * ROWS * 16);
-                else
-                    shared.arrived[next_buffer].arrive();
-            }
-#endif
-        }
+        arrive_for_step(shared, step + 1);
     }
     wait_for_step(shared, sizes.time);
     if (call.carried) {
@@ -296,11 +295,8 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
     for (int step = 0; step < STAGES - 1; ++step) fetch(step);
     for (int step = 0; step <= sizes.time; ++step) {
         wait_for_copies<STAGES - 2>();
-        if (BLOCKS > 1 && step > 0) {
-            // wx of this step is there, and what was stored last may be overwritten: the computing warps may go on.
-            __syncwarp();
-            if (lane == 0) shared.arrived[step % 2].arrive();
-        }
+        // wx of this step is there, and what was stored last may be overwritten: the computing warps may go on.
+        arrive_for_step(shared, step);
         wait_for_step(shared, step);
         if (step > 0) store(step - 1);
         if (step < sizes.time) fetch(step + STAGES - 1);
