@@ -42,9 +42,6 @@ struct Walk {
           advance((sizes.reverse ? -direction : direction) * (sizes.time_major ? sizes.batch : 1)) {}
 };
 
-// The number of tensors in an array, which has at least one.
-__host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
-
 // This lane's share of the block's units of its row, of TENSORS tensors. In shared memory a tensor begins TENSOR_STRIDE elements
 // after the one before, a row ROW_STRIDE after the one before.
 //

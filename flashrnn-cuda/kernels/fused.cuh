@@ -1,93 +1,29 @@
-// What the fused kernels share: tensor cores on 16-bit factors, copies that are under way while others work, and the
-// exchange within a cluster of blocks.
+// What the fused kernels share: copies that are under way while others work, and the exchange within a cluster of blocks.
 //
 // A time step is so short that asking for an option costs more than the option: the kernels are compiled without those that are
 // not used. -DRAGGED: there are lengths or resets. -DCLIPS: there is a clip, or the recurrent gradient is cut.
 #pragma once
 #include "call.cuh"
 
-static_assert(sizeof(T) == 2, "the fused kernels multiply 16-bit factors");
+constexpr int CHUNK = 64 / sizeof(T);
+constexpr int DEPTH = (HEAD_DIM + CHUNK - 1) / CHUNK * CHUNK;  // of packed R
 
-constexpr bool IS_BF16 = T_IS_BF16;
+// The number of things in an array, which has at least one.
+__host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
-__device__ __forceinline__ unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
-
-// Two values rounded to T, the first in the lower half.
-__device__ __forceinline__ unsigned pack(float low, float high) {
-    unsigned v;
-    if constexpr (IS_BF16)
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
-    else
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
-    return v;
-}
-
-__device__ __forceinline__ float low(unsigned v) {
-    T half;
-    half.bits = (unsigned short)v;
-    return widen(half);
-}
-
-__device__ __forceinline__ float high(unsigned v) {
-    if constexpr (IS_BF16) return __uint_as_float(v & 0xffff0000u);
-    T half;
-    half.bits = (unsigned short)(v >> 16);
-    return widen(half);
-}
-
-// d += a b: 16 x 8 from 16 x 16 and 16 x 8.
-__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#define FLASHRNN_MMA(type)                                                                                    \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, " \
-        "{%0,%1,%2,%3};"                                                                                      \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                      \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-    if constexpr (IS_BF16)
-        FLASHRNN_MMA("bf16");
-    else
-        FLASHRNN_MMA("f16");
-#undef FLASHRNN_MMA
-}
-
-// Four 8 x 8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, and gets elements
-// (l / 4, 2 (l % 4)) and the next of each; transposed, elements (2 (l % 4), l / 4) and the one below.
-template <bool TRANSPOSED> __device__ __forceinline__ void load_matrices(unsigned (&v)[4], unsigned address) {
-    if constexpr (TRANSPOSED)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                     : "r"(address)
-                     : "memory");
-    else
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                     : "r"(address)
-                     : "memory");
-}
-
-// The reverse of load_matrices<true> for COUNT matrices, 1, 2 or 4: this lane's elements (2 (l % 4), l / 4) and the one below of
-// each. `row_of(i, row)` is where row `row` of matrix i goes, which every lane can say of any row.
-template <int COUNT, class RowOf> __device__ __forceinline__ void store_transposed(const unsigned (&v)[COUNT], RowOf row_of) {
-    const int lane = threadIdx.x % 32;
-#if __CUDA_ARCH__ >= 900
-    const unsigned address = shared_address(row_of(lane / 8 % COUNT, lane % 8));
-    if constexpr (COUNT == 1)
-        asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(v[0]) : "memory");
-    if constexpr (COUNT == 2)
-        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(address), "r"(v[0]), "r"(v[1])
-                     : "memory");
-    if constexpr (COUNT == 4)
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v[0]),
-                     "r"(v[1]), "r"(v[2]), "r"(v[3])
-                     : "memory");
-#else
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-        unsigned t;
-        asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v[i]));
-        *reinterpret_cast<unsigned*>(row_of(i, lane / 4) + lane % 4 * 2) = t;
-    }
+// With -DDELAYS a warp waits here now and then, for up to a microsecond: for tests, that what the kernels give does not hang on who is
+// first.
+__device__ __forceinline__ void delay() {
+#if DELAYS
+    const unsigned hash = (unsigned(clock64()) ^ blockIdx.x * 2654435761u ^ threadIdx.x / 32 * 40503u) * 2246822519u;
+    if (hash >> 29 == 0) __nanosleep(hash >> 19 & 1023);
 #endif
 }
+
+// A named barrier for the first so many threads.
+__device__ __forceinline__ void named_barrier(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
+
+__device__ __forceinline__ unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
 
 __device__ __forceinline__ void store_shared(unsigned to, float2 v) {
     asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(to), "f"(v.x), "f"(v.y) : "memory");

@@ -11,27 +11,31 @@
 //
 // Shared memory: dg [2][ROWS][K], the parts of dh [2][PARTS][UNITS][ROWS], and of each of STAGES steps the gates, the states
 // before and the gradients given.
-constexpr int WARPS = 8;  // that compute
-#include "carry.cuh"
+constexpr int WARPS = COMPUTING_WARPS;
+#if TENSOR_CORES
+#include "tensor_cores.cuh"
+#else
+#include "multiply_add.cuh"
+#endif
 
 constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * HELPERS;
-constexpr int OF_BLOCK = UNITS / 16, TILES = BLOCKS * OF_BLOCK;
-constexpr int SPLIT = TILES < WARPS ? WARPS / TILES : 1;       // parts of k
-constexpr int OF_WARP = TILES < WARPS ? 1 : (TILES + WARPS - 1) / WARPS;
+constexpr int OF_BLOCK = UNITS / 16, TILES = BLOCKS * OF_BLOCK, GROUPS = WARPS / SPLIT;
 constexpr int PARTS = BLOCKS * SPLIT;
 constexpr int STEPS_OF_K = (Cell::RECURRENT * UNITS + 32 * SPLIT - 1) / (32 * SPLIT);  // of 32, of one part
 constexpr int K = SPLIT * STEPS_OF_K * 32;
-constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;  // of packed R
 constexpr int DG_STRIDE = K + 8;
 constexpr int WIDE_STRIDE = UNITS + 4;
 constexpr int IN_STRIDE = UNITS + 8;
 constexpr int NARROW = Cell::GATES + 2 * Cell::STATES;
-constexpr int WIDE_STATES = count(Cell::WIDE), WIDE_GATES = count(Cell::WIDE_GATES), WIDE = WIDE_STATES + WIDE_GATES;
+constexpr bool KEEPS_WIDE = sizeof(T) < sizeof(float);
+constexpr int WIDE_STATES = KEEPS_WIDE ? count(Cell::WIDE) : 0, WIDE_GATES = KEEPS_WIDE ? count(Cell::WIDE_GATES) : 0;
+constexpr int WIDE = WIDE_STATES + WIDE_GATES;
 constexpr int APART = Cell::GATES - Cell::RECURRENT;  // gates whose dg no product reads
 constexpr int MINE = (ROWS * UNITS + COMPUTING - 1) / COMPUTING;  // units of a thread
 
 static_assert(UNITS == 16 || UNITS == 32 || UNITS == 64, "whole tiles");
 static_assert(COMPUTING % ROWS == 0, "a thread's units have the same row");
+static_assert(GROUPS * OF_WARP >= TILES, "select.rs gives the warps all tiles");
 
 struct Shared {
     T dg[2][ROWS][DG_STRIDE];
@@ -50,6 +54,7 @@ constexpr int GATES_IN = 0, BEFORE_IN = Cell::GATES, D_IN = Cell::GATES + Cell::
 
 // After this, all parts of this round's dh are there, and the inputs of this round and the next. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_round(Shared& shared, unsigned round) {
+    delay();
 #if __CUDA_ARCH__ >= 900
     if (BLOCKS > 1) return shared.arrived[round % 2].wait(round / 2 % 2);
 #endif
@@ -59,12 +64,11 @@ __device__ __forceinline__ void wait_for_round(Shared& shared, unsigned round) {
 // A warp has done its part for round `round`: what it wrote before is there for those who wait. In a cluster every warp of the block
 // arrives once for each round.
 __device__ __forceinline__ void arrive_for_round(Shared& shared, unsigned round) {
+    delay();
     if (BLOCKS == 1) return;
     __syncwarp();
     if (threadIdx.x % 32 == 0) shared.arrived[round % 2].arrive();
 }
-
-__device__ __forceinline__ void wait_for_dg() { asm volatile("bar.sync 1, %0;" ::"n"(COMPUTING) : "memory"); }
 
 __device__ __forceinline__ void compute(const BackwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
@@ -76,31 +80,15 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     const unsigned own_rank = 0;
 #endif
 
-    // R transposed: rows r and r + 8 of the tiles, this part of k.
-    unsigned weights[OF_WARP][STEPS_OF_K][2][4];
-    const auto tile_of = [&](int i) { return warp / SPLIT + i * WARPS; };
-#pragma unroll
-    for (int i = 0; i < OF_WARP; ++i) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int unit = tile_of(i) * 16 + half * 8 + r;
-            const T* row = call.r + (Offset(block.head) * HEAD_DIM + unit) * Cell::RECURRENT * DEPTH;
-            const auto at = [&](int k) {
-                const int gate = k / UNITS, from = block.unit0 + k % UNITS;
-                const bool exists = unit < HEAD_DIM && gate < Cell::RECURRENT && from < DEPTH;
-                return exists ? *reinterpret_cast<const unsigned*>(row + gate * DEPTH + from) : 0u;
-            };
-#pragma unroll
-            for (int step = 0; step < STEPS_OF_K; ++step) {
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const int k = (part * STEPS_OF_K + step) * 32 + j * 16 + q * 2;
-                    weights[i][step][j][half] = at(k);
-                    weights[i][step][j][half + 2] = at(k + 8);
-                }
-            }
-        }
-    }
+    // R transposed, for this part of k.
+    BackwardProduct<OF_WARP, STEPS_OF_K> product;
+    const auto tile_of = [&](int i) { return warp / SPLIT + i * GROUPS; };
+    const auto weight = [&](int i, int unit_of_tile, int k) -> const T* {
+        const int unit = tile_of(i) * 16 + unit_of_tile, gate = k / UNITS, from = block.unit0 + k % UNITS;
+        const bool exists = unit < HEAD_DIM && gate < Cell::RECURRENT && from < DEPTH;
+        return exists ? call.r + ((Offset(block.head) * HEAD_DIM + unit) * Cell::RECURRENT + gate) * DEPTH + from : nullptr;
+    };
+    product.load(weight, part * STEPS_OF_K * 32);
 
     // This thread's units of row b: `unit_of(j)`, where `has(j)`.
     const int b = threadIdx.x % ROWS;
@@ -137,12 +125,12 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             float before[Cell::STATES], gates[Cell::GATES];
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate)
-                gates[gate] = Cell::WIDE_GATES >> gate & 1
+                gates[gate] = kept_wide(Cell::WIDE_GATES, gate)
                                   ? shared.wide[stage][WIDE_STATES + rank(Cell::WIDE_GATES, gate)][b][unit]
                                   : widen(shared.in[stage][GATES_IN + gate][b][unit]);
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s) {
-                before[s] = Cell::WIDE >> s & 1 ? shared.wide[stage][rank(Cell::WIDE, s)][b][unit]
+                before[s] = kept_wide(Cell::WIDE, s) ? shared.wide[stage][rank(Cell::WIDE, s)][b][unit]
                                                 : widen(shared.in[stage][BEFORE_IN + s][b][unit]);
                 if (reset) before[s] = 0.0f;
                 outside[j][s] = widen(shared.in[stage][D_IN + s][b][unit]);  // 0 where none is given
@@ -187,7 +175,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 #endif
     }
     const auto hand_over = [&](int i, int half, unsigned round, float2 v) {
-        if (TILES * SPLIT % WARPS != 0 && tile_of(i) >= TILES) return;
+        if (GROUPS * OF_WARP > TILES && tile_of(i) >= TILES) return;
         const unsigned to = parts_of[i] + round % 2 * PARTS_BYTES + half * HALF_BYTES;
         if (BLOCKS == 1)
             store_shared(to, v);
@@ -196,9 +184,6 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             send(to, v, arrived_of[i] + round % 2 * sizeof(Barrier));
 #endif
     };
-
-    const unsigned dg_of = shared_address(&shared.dg[0][lane % ROWS][part * STEPS_OF_K * 32 + lane / 8 * 8]);
-    constexpr unsigned DG_BYTES = sizeof(shared.dg[0]);
 
     // All blocks send this many bytes a round, this one too.
     constexpr unsigned BYTES = PARTS_BYTES;
@@ -232,35 +217,17 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
                 to = rounded<T>(HEAD_DIM % UNITS == 0 || unit < block.units ? d_gates[gate] : 0.0f);
             }
         }
-        wait_for_dg();
+        delay();
+        named_barrier(COMPUTING);  // all dg of the block are there
 
-        float d[OF_WARP][2][4] = {};
-#pragma unroll
-        for (int step = 0; step < STEPS_OF_K; ++step) {
-            unsigned dg[4];
-            load_matrices<false>(dg, dg_of + now * DG_BYTES + step * 32 * sizeof(T));
-#pragma unroll
-            for (int i = 0; i < OF_WARP; ++i) {
-                mma(d[i][0], weights[i][step][0], dg[0], dg[1]);
-                mma(d[i][1], weights[i][step][1], dg[2], dg[3]);
-            }
-        }
+        float2 parts[OF_WARP][ROWS / 4];
+        product.run(shared.dg[now][0], DG_STRIDE, parts);
         // Beside the tensor cores, or in a cluster while the parts are on their way; after the last round for nothing.
         if (BLOCKS == 1) linearize(round + 1);
-
 #pragma unroll
         for (int i = 0; i < OF_WARP; ++i) {
-            const auto sum = [&](int at) { return d[i][0][at] + d[i][1][at]; };
-            // A lane has rows 2 q and the next of units r and r + 8 of a tile. Of 4 rows the columns beyond are copies: those lanes
-            // take unit r + 8 from the others.
-            const float2 units[2] = {{sum(0), sum(1)}, {sum(2), sum(3)}};
-            if (ROWS == 4) {
-                const float2 other = {__shfl_xor_sync(~0u, units[1].x, 2), __shfl_xor_sync(~0u, units[1].y, 2)};
-                hand_over(i, 0, round + 1, q < 2 ? units[0] : other);
-            } else {
-                hand_over(i, 0, round + 1, units[0]);
-                hand_over(i, 1, round + 1, units[1]);
-            }
+#pragma unroll
+            for (int half = 0; half < ROWS / 4; ++half) hand_over(i, half, round + 1, parts[i][half]);
         }
         arrive_for_round(shared, round + 1);
         if (BLOCKS > 1) linearize(round + 1);
@@ -316,7 +283,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
             const Offset at = (Offset(s) * sizes.batch + block.row0 + b) * units + place + unit;
             const float v = given ? call.s0[at] : 0.0f;
             shared.in[stage][BEFORE_IN + s][b][unit] = rounded<T>(v);
-            if (Cell::WIDE >> s & 1) shared.wide[stage][rank(Cell::WIDE, s)][b][unit] = v;
+            if (kept_wide(Cell::WIDE, s)) shared.wide[stage][rank(Cell::WIDE, s)][b][unit] = v;
         }
     };
     const auto fetch = [&](int round) {
@@ -379,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fused_backward(const __
         cluster_barrier();
 #endif
     }
-    if (threadIdx.x < 32 * WARPS)
+    if (threadIdx.x < COMPUTING)
         compute(call, block, shared);
     else
         carry(call, block, shared);

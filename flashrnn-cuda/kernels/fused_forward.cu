@@ -3,29 +3,32 @@
 // Grid: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch; each has UNITS of the head's units. Nothing wider ever
 // waits: blocks of a cluster hand each other h, different heads and rows never meet.
 //
-// Warps: one for each 8 units, which *compute*, and HELPERS that *carry*: they fetch wx STAGES - 1 steps ahead and store what
-// was computed the step before, 16 bytes a lane.
+// Warps: SPLIT for each 8 units, which *compute*, each a part of k, and HELPERS that *carry*: they fetch wx STAGES - 1 steps ahead
+// and store what was computed the step before, 16 bytes a lane.
 //
-// Registers of a computing warp: the rows of R of its 8 units, all gates, as A of the tensor cores' m16n8k16: tile i holds
-// gates 2i (rows 0 to 7) and 2i + 1 (rows 8 to 15) of the 8 units. The batch is n. So each thread gets every gate of one unit,
-// lane / 4, for batch rows 2 (lane % 4) and the next, and keeps their states in registers from first to last step. With 4 rows
-// every row is two columns of n, the second of which nobody looks at, and a thread has one row: half the pointwise work.
+// Registers of a computing warp: the rows of R of its 8 units, all gates, for its part of k. A thread gets every gate of one unit,
+// lane / 4, for one or two rows of the batch, and keeps their states in registers from first to last step.
 //
 // Shared memory: h [2][ROWS][depth] (a step reads one and writes the other), wx [STAGES][Gx][ROWS][UNITS], and what is saved
-// for the backward pass [2][S - 1 + G][ROWS][UNITS]. Rows are 16 bytes longer, so that matrices load without bank conflicts.
-constexpr int WARPS = UNITS / 8;  // that compute
-#include "carry.cuh"
+// for the backward pass [2][S - 1 + G][ROWS][UNITS]. Rows are padded, so that they are read without bank conflicts.
+constexpr int GROUPS = UNITS / 8, WARPS = GROUPS * SPLIT;  // that compute
+#if TENSOR_CORES
+#include "tensor_cores.cuh"
+#else
+#include "multiply_add.cuh"
+#endif
 
-constexpr int THREADS = 32 * (WARPS + HELPERS);
-constexpr int MINE = ROWS / 4;  // rows of a computing thread
-constexpr int TILES = (Cell::RECURRENT + 1) / 2;
-constexpr int DEPTH = (HEAD_DIM + 31) / 32 * 32;  // of packed R and of h here
-constexpr int STEPS_OF_K = (HEAD_DIM + 15) / 16;
-constexpr int H_STRIDE = (DEPTH > BLOCKS * UNITS ? DEPTH : BLOCKS * UNITS) + 8;
+constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * HELPERS;
+constexpr int ALL_STEPS = (HEAD_DIM + 15) / 16;  // of 16 of k
+// Of one part: an even number, but for the end of k.
+constexpr int STEPS_OF_K = SPLIT == 1 ? ALL_STEPS : (ALL_STEPS + 2 * SPLIT - 1) / (2 * SPLIT) * 2;
+constexpr int K_OF_PART = (STEPS_OF_K + 1) / 2 * 2 * 16;
+constexpr int H_STRIDE = (K_OF_PART * SPLIT > BLOCKS * UNITS ? K_OF_PART * SPLIT : BLOCKS * UNITS) + 8;
 constexpr int X_STRIDE = UNITS + 8;
 constexpr int SAVED = SAVES ? Cell::STATES - 1 + Cell::GATES : 0;
-constexpr int WIDE_STATES = SAVES ? count(Cell::WIDE) : 0;
-constexpr int WIDE = SAVES ? count(Cell::WIDE) + count(Cell::WIDE_GATES) : 0;
+constexpr bool KEEPS_WIDE = SAVES && sizeof(T) < sizeof(float);
+constexpr int WIDE_STATES = KEEPS_WIDE ? count(Cell::WIDE) : 0;
+constexpr int WIDE = WIDE_STATES + (KEEPS_WIDE ? count(Cell::WIDE_GATES) : 0);
 constexpr int WIDE_STRIDE = UNITS + 4;
 
 struct Shared {
@@ -33,6 +36,7 @@ struct Shared {
     T x[STAGES][at_least_one(Cell::EXTERNAL)][ROWS][X_STRIDE];
     T saved[2][at_least_one(SAVED)][ROWS][X_STRIDE];
     float wide[2][at_least_one(WIDE)][ROWS][WIDE_STRIDE];
+    float parts[at_least_one(SPLIT - 1)][ROWS_OF_LANE * at_least_one(Cell::RECURRENT)][SPLIT > 1 ? 32 * GROUPS : 1];
     unsigned resets[STAGES];
     Barrier arrived[2];  // of h[0] and h[1]: this block's warps, and the bytes from the others
 };
@@ -41,6 +45,7 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
 
 // After this, h of the step before and wx of this step are there. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_step(Shared& shared, unsigned step) {
+    delay();
 #if __CUDA_ARCH__ >= 900
     // A buffer of h is complete for the nth time when its barrier's nth phase ends.
     if (BLOCKS > 1) return shared.arrived[step % 2].wait(step / 2 % 2);
@@ -51,6 +56,7 @@ __device__ __forceinline__ void wait_for_step(Shared& shared, unsigned step) {
 // A warp has done its part for step `step`: what it wrote before is there for those who wait. In a cluster every warp of the block
 // arrives once for each step.
 __device__ __forceinline__ void arrive_for_step(Shared& shared, unsigned step) {
+    delay();
     if (BLOCKS == 1) return;
     __syncwarp();
     if (threadIdx.x % 32 == 0) shared.arrived[step % 2].arrive();
@@ -59,36 +65,24 @@ __device__ __forceinline__ void arrive_for_step(Shared& shared, unsigned step) {
 __device__ __forceinline__ void compute(const ForwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
-    const int unit = block.unit0 + warp * 8 + r;
+    const int group = warp % GROUPS, part = warp / GROUPS, first_unit = group * 8;
+    const int unit = block.unit0 + first_unit + r;
     const bool unit_exists = unit < HEAD_DIM;
     const Offset place = Offset(block.head) * HEAD_DIM + unit;
 
-    unsigned weights[TILES][STEPS_OF_K][4];
-#pragma unroll
-    for (int tile = 0; tile < TILES; ++tile) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int gate = tile * 2 + half;
-            const bool exists = gate < Cell::RECURRENT && unit_exists;
-            const T* row = call.r + ((Offset(gate) * sizes.heads + block.head) * HEAD_DIM + unit) * DEPTH + q * 2;
-#pragma unroll
-            for (int k = 0; k < STEPS_OF_K; ++k) {
-                weights[tile][k][half] = exists ? *reinterpret_cast<const unsigned*>(row + k * 16) : 0u;
-                weights[tile][k][half + 2] = exists ? *reinterpret_cast<const unsigned*>(row + k * 16 + 8) : 0u;
-            }
-        }
-    }
+    ForwardProduct<STEPS_OF_K> product;
+    product.load(unit_exists ? call.r + place * DEPTH : nullptr, sizes.units() * DEPTH, part * K_OF_PART);
     float bias[Cell::GATES];
 #pragma unroll
     for (int gate = 0; gate < Cell::GATES; ++gate)
         bias[gate] = unit_exists ? call.b[gate * sizes.units() + place] : 0.0f;
 
     const Offset state_stride = sizes.batch * sizes.units();
-    float states[MINE][Cell::STATES];
-    int lengths[MINE];
+    float states[ROWS_OF_LANE][Cell::STATES];
+    int lengths[ROWS_OF_LANE];
 #pragma unroll
-    for (int j = 0; j < MINE; ++j) {
-        const int row = q * MINE + j;
+    for (int j = 0; j < ROWS_OF_LANE; ++j) {
+        const int row = q * ROWS_OF_LANE + j;
         const bool exists = row < block.rows && unit_exists;
         lengths[j] = exists ? Row(sizes, call.lengths, block.row0 + row).length : 0;
 #pragma unroll
@@ -97,14 +91,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                                ? call.s0[s * state_stride + (block.row0 + row) * sizes.units() + place]
                                : 0.0f;
     }
-
-    // Addresses of this lane's rows of the matrices.
-    const int row_of_column = lane % 8 * ROWS / 8;
-    const unsigned h_of = shared_address(&shared.h[0][row_of_column][lane / 8 * 8]);
-    constexpr unsigned H_BYTES = sizeof(shared.h[0]), X_BYTES = sizeof(shared.x[0]), GATE_BYTES = sizeof(shared.x[0][0]);
-    const unsigned x_of = shared_address(&shared.x[0][0][row_of_column][warp * 8]);
 #if __CUDA_ARCH__ >= 900
-    // Lane l sends row l % ROWS of its warp's 8 units to blocks l / ROWS, and so on.
     const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
 #endif
 
@@ -113,61 +100,53 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
         wait_for_step(shared, step);
         const unsigned now = step % 2, next_buffer = 1 - now, stage = step % STAGES;
 #if __CUDA_ARCH__ >= 900
-        // Each of the other blocks' warps sends ROWS rows of 16 bytes.
-        if (BLOCKS > 1 && threadIdx.x == 0) shared.arrived[next_buffer].expect((BLOCKS - 1) * WARPS * ROWS * 16);
+        // The other blocks' units.
+        if (BLOCKS > 1 && threadIdx.x == 0) shared.arrived[next_buffer].expect((BLOCKS - 1) * UNITS * ROWS * sizeof(T));
 #endif
 
-        // Where k is long, two sums a tile, so that the tensor cores need not wait for one of them.
-        constexpr int CHAINS = STEPS_OF_K > 8 ? 2 : 1;
-        float sums[TILES][CHAINS][4] = {};
+        float sums[ROWS_OF_LANE][at_least_one(Cell::RECURRENT)];
+        product.run(shared.h[now][0], H_STRIDE, sums);
+        if constexpr (SPLIT > 1) {
+            constexpr int N = ROWS_OF_LANE * Cell::RECURRENT;
+            if (part > 0) {
 #pragma unroll
-        for (int k = 0; k < STEPS_OF_K; k += 2) {
-            unsigned h[4];
-            load_matrices<false>(h, h_of + now * H_BYTES + k * 16 * sizeof(T));
-#pragma unroll
-            for (int tile = 0; tile < TILES; ++tile) {
-                mma(sums[tile][0], weights[tile][k], h[0], h[1]);
+                for (int i = 0; i < N; ++i)
+                    shared.parts[part - 1][i][group * 32 + lane] = sums[i / Cell::RECURRENT][i % Cell::RECURRENT];
+            }
+            delay();
+            named_barrier(COMPUTING);
+            if (part > 0) {
+                arrive_for_step(shared, step + 1);
+                continue;
             }
 #pragma unroll
-            for (int tile = 0; tile < TILES; ++tile) {
-                if (k + 1 < STEPS_OF_K)
-                    mma(sums[tile][CHAINS - 1], weights[tile][k + 1 < STEPS_OF_K ? k + 1 : k], h[2], h[3]);
+            for (int other = 0; other < SPLIT - 1; ++other) {
+#pragma unroll
+                for (int i = 0; i < N; ++i)
+                    sums[i / Cell::RECURRENT][i % Cell::RECURRENT] += shared.parts[other][i][group * 32 + lane];
             }
         }
 
         // While they multiply: the gates without the product.
-        float gates[MINE][Cell::GATES];
+        float x[at_least_one(Cell::EXTERNAL)][ROWS_OF_LANE], gates[ROWS_OF_LANE][Cell::GATES];
+        load_tensors<Cell::EXTERNAL>(x, &shared.x[stage][0][0][first_unit], ROWS * X_STRIDE, X_STRIDE);
 #pragma unroll
-        for (int j = 0; j < MINE; ++j) {
+        for (int j = 0; j < ROWS_OF_LANE; ++j) {
 #pragma unroll
-            for (int gate = 0; gate < INNER; ++gate) gates[j][gate] = bias[gate];
-        }
-#pragma unroll
-        for (int first = 0; first < Cell::EXTERNAL; first += 4) {
-            const int gate = ::min(first + lane / 8, Cell::EXTERNAL - 1);
-            unsigned x[4];
-            load_matrices<true>(x, x_of + stage * X_BYTES + gate * GATE_BYTES);
-#pragma unroll
-            for (int i = 0; i < 4 && first + i < Cell::EXTERNAL; ++i) {
-#pragma unroll
-                for (int j = 0; j < MINE; ++j)
-                    gates[j][INNER + first + i] = bias[INNER + first + i] + (j == 0 ? low(x[i]) : high(x[i]));
-            }
+            for (int gate = 0; gate < Cell::GATES; ++gate)
+                gates[j][gate] = gate < INNER ? bias[gate] : bias[gate] + x[gate < INNER ? 0 : gate - INNER][j];
         }
         const unsigned resets = RAGGED && call.resets ? shared.resets[stage] : 0;
 
 #pragma unroll
-        for (int j = 0; j < MINE; ++j) {
+        for (int j = 0; j < ROWS_OF_LANE; ++j) {
             // Units that do not exist stay 0, so that no product takes what their gates become.
             const bool active = RAGGED ? int(step) < lengths[j] : HEAD_DIM % UNITS == 0 || unit_exists;
-            const bool reset = resets >> (q * MINE + j) & 1;
+            const bool reset = resets >> (q * ROWS_OF_LANE + j) & 1;
 #pragma unroll
-            for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
-                const int at = gate % 2 * 2 + j;
-                float sum = sums[gate / 2][0][at];
-                if (CHAINS == 2) sum += sums[gate / 2][1][at];
-                gates[j][gate] += reset ? 0.0f : sum;
-            }
+            for (int gate = 0; gate < Cell::RECURRENT; ++gate)
+                gates[j][gate] += reset ? 0.0f : sums[j][gate];
+
             float before[Cell::STATES], next[Cell::STATES];
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s) before[s] = reset ? 0.0f : states[j][s];
@@ -177,65 +156,52 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
             for (int s = 0; s < Cell::STATES; ++s) states[j][s] = active ? next[s] : states[j][s];
         }
 
-        if constexpr (MINE == 2) {
-            store_transposed<1>({pack(states[0][0], states[1][0])}, [&](int, int row) {
-                return &shared.h[next_buffer][row][block.unit0 + warp * 8];
-            });
-        } else {
-            shared.h[next_buffer][q][block.unit0 + warp * 8 + r] = rounded<T>(states[0][0]);
-        }
+        float h[1][ROWS_OF_LANE];
+#pragma unroll
+        for (int j = 0; j < ROWS_OF_LANE; ++j) h[0][j] = states[j][0];
+        store_tensors<1>(h, &shared.h[next_buffer][0][block.unit0 + first_unit], 0, H_STRIDE);
         if constexpr (BLOCKS > 1) {
 #if __CUDA_ARCH__ >= 900
             __syncwarp();
-            const T* piece = &shared.h[next_buffer][lane % ROWS][block.unit0 + warp * 8];
+            // The warp's 8 units in pieces of 16 bytes: piece l % PIECES to blocks l / PIECES, and so on.
+            constexpr int OF_ROW = 8 * sizeof(T) / 16, PIECES = ROWS * OF_ROW;
+            const T* piece = &shared.h[next_buffer][lane % PIECES / OF_ROW][block.unit0 + first_unit + lane % OF_ROW * int(16 / sizeof(T))];
             const uint4 v = *reinterpret_cast<const uint4*>(piece);
             const unsigned there = shared_address(piece), barrier = shared_address(&shared.arrived[next_buffer]);
 #pragma unroll
-            for (int first = 0; first < BLOCKS; first += 32 / ROWS) {
-                const unsigned rank = first + lane / ROWS;
+            for (int first = 0; first < BLOCKS; first += 32 / PIECES) {
+                const unsigned rank = first + lane / PIECES;
                 if (rank < BLOCKS && rank != own_rank) send(address_in(there, rank), v, address_in(barrier, rank));
             }
 #endif
         }
         if constexpr (SAVES) {
-            // A matrix holds 8 rows: all of a tensor, or the 4 of each of two.
-            constexpr int OF_MATRIX = 8 / ROWS, MATRICES = (SAVED + OF_MATRIX - 1) / OF_MATRIX;
-            constexpr int COUNT = MATRICES > 2 ? 4 : at_least_one(MATRICES);
-            const auto value = [&](int which, int j) {
-                which = ::min(which, SAVED - 1);
-                return which < Cell::STATES - 1 ? states[j][which + 1] : gates[j][which - (Cell::STATES - 1)];
-            };
+            float v[at_least_one(SAVED)][ROWS_OF_LANE];
 #pragma unroll
-            for (int first = 0; first < MATRICES; first += COUNT) {
-                unsigned matrices[COUNT];
+            for (int j = 0; j < ROWS_OF_LANE; ++j) {
 #pragma unroll
-                for (int i = 0; i < COUNT; ++i) {
-                    const int which = ::min(first + i, MATRICES - 1) * OF_MATRIX;
-                    matrices[i] = pack(value(which, 0), MINE == 2 ? value(which, MINE - 1) : value(which + 1, 0));
-                }
-                store_transposed<COUNT>(matrices, [&](int i, int row) {
-                    const int which = ::min(first + i, MATRICES - 1) * OF_MATRIX + row % OF_MATRIX;
-                    return &shared.saved[now][::min(which, SAVED - 1)][row / OF_MATRIX][warp * 8];
-                });
+                for (int i = 0; i < SAVED; ++i)
+                    v[i][j] = i < Cell::STATES - 1 ? states[j][::min(i + 1, Cell::STATES - 1)] : gates[j][i - (Cell::STATES - 1)];
             }
+            store_tensors<SAVED>(v, &shared.saved[now][0][0][first_unit], ROWS * X_STRIDE, X_STRIDE);
 #pragma unroll
-            for (int j = 0; j < MINE; ++j) {
-                const auto put = [&](int which, float v) { shared.wide[now][which][q * MINE + j][warp * 8 + r] = v; };
+            for (int j = 0; j < ROWS_OF_LANE; ++j) {
+                const auto put = [&](int which, float v) { shared.wide[now][which][q * ROWS_OF_LANE + j][first_unit + r] = v; };
 #pragma unroll
                 for (int s = 0; s < Cell::STATES; ++s)
-                    if (Cell::WIDE >> s & 1) put(rank(Cell::WIDE, s), states[j][s]);
+                    if (kept_wide(Cell::WIDE, s)) put(rank(Cell::WIDE, s), states[j][s]);
 #pragma unroll
                 for (int gate = 0; gate < Cell::GATES; ++gate)
-                    if (Cell::WIDE_GATES >> gate & 1) put(WIDE_STATES + rank(Cell::WIDE_GATES, gate), gates[j][gate]);
+                    if (kept_wide(Cell::WIDE_GATES, gate)) put(WIDE_STATES + rank(Cell::WIDE_GATES, gate), gates[j][gate]);
             }
         }
         arrive_for_step(shared, step + 1);
     }
     wait_for_step(shared, sizes.time);
-    if (call.carried) {
+    if (call.carried && part == 0) {
 #pragma unroll
-        for (int j = 0; j < MINE; ++j) {
-            const int row = q * MINE + j;
+        for (int j = 0; j < ROWS_OF_LANE; ++j) {
+            const int row = q * ROWS_OF_LANE + j;
             if (row >= block.rows || !unit_exists) continue;
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s)
@@ -330,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fused_forward(const __g
     } else {
         __syncthreads();
     }
-    if (threadIdx.x < 32 * WARPS)
+    if (threadIdx.x < COMPUTING)
         compute(call, block, shared);
     else
         carry(call, block, shared);

@@ -4,7 +4,8 @@ use std::fmt;
 
 use flashrnn_core::Shapes;
 
-use crate::select::{self, Fused, Gpu, Tile};
+use crate::select::{self, Gpu, Tile};
+use crate::spread::{self, Fused};
 
 /// The kernel of one pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,18 +32,18 @@ impl KernelChoice {
     /// The forward pass's kernel.
     #[must_use]
     pub fn forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Self {
-        match select::fused_forward(shapes, element_bytes, gpu) {
-            Some(fused) => Self::fused("forward", shapes, fused, fused.forward_threads()),
-            None => Self::alternating_forward(shapes, element_bytes, why_not_fused(element_bytes, gpu)),
+        match spread::fused_forward(shapes, element_bytes, gpu) {
+            Some(fused) => Self::fused("forward", shapes, element_bytes, fused),
+            None => Self::alternating_forward(shapes, element_bytes, why_not_fused(gpu)),
         }
     }
 
     /// The backward pass's kernel.
     #[must_use]
     pub fn backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Self {
-        match select::fused_backward(shapes, element_bytes, gpu) {
-            Some(fused) => Self::fused("backward", shapes, fused, fused.backward_threads()),
-            None => Self::alternating_backward(shapes, element_bytes, why_not_fused(element_bytes, gpu)),
+        match spread::fused_backward(shapes, element_bytes, gpu) {
+            Some(fused) => Self::fused("backward", shapes, element_bytes, fused),
+            None => Self::alternating_backward(shapes, element_bytes, why_not_fused(gpu)),
         }
     }
 
@@ -56,16 +57,16 @@ impl KernelChoice {
         Self::alternating("backward", shapes, select::backward_tile(shapes, element_bytes), why)
     }
 
-    fn fused(pass: &'static str, shapes: &Shapes, fused: Fused, threads: usize) -> Self {
+    fn fused(pass: &'static str, shapes: &Shapes, element_bytes: usize, fused: Fused) -> Self {
         Self {
             pass,
             family: "fused",
             units: fused.units,
             rows: fused.rows,
-            warps: threads / 32,
+            warps: fused.threads() / 32,
             blocks: fused.grid(shapes),
             cluster: fused.blocks,
-            why: match select::aligned(shapes) {
+            why: match spread::aligned(shapes, element_bytes) {
                 true => {
                     "R fits the registers of a cluster; tensors that do not begin at 16 bytes: alternating"
                 }
@@ -88,11 +89,11 @@ impl KernelChoice {
     }
 }
 
-fn why_not_fused(element_bytes: usize, gpu: Gpu) -> &'static str {
-    match (element_bytes, gpu.clusters) {
-        (2, true) => "R does not fit the registers of a cluster of 8 blocks, or a step their shared memory",
-        (2, false) => "R does not fit a block, and this device has no clusters",
-        _ => "the fused kernels are for 16-bit tensors",
+fn why_not_fused(gpu: Gpu) -> &'static str {
+    if gpu.cluster > 1 {
+        "R does not fit the registers of a cluster, or a step its shared memory"
+    } else {
+        "R does not fit a block, and this device has no clusters"
     }
 }
 
@@ -113,16 +114,16 @@ mod tests {
     use super::*;
     use flashrnn_core::{Lstm, Problem};
 
-    const H200: Gpu = Gpu { clusters: true, multiprocessors: 132, shared_memory: 227 << 10 };
+    const H200: Gpu = Gpu { cluster: 16, multiprocessors: 132, shared_memory: 227 << 10 };
 
     #[test]
     fn choices_say_what_and_why() {
         let shapes = |heads, head_dim| Problem::new(16, 1, heads, head_dim).shapes::<Lstm>().unwrap();
         let small = KernelChoice::forward(&shapes(12, 64), 2, H200);
         assert_eq!((small.family, small.blocks), ("fused", 12 * 4 * small.cluster));
-        let f32 = KernelChoice::backward(&shapes(12, 64), 4, H200);
+        let f32 = KernelChoice::backward(&shapes(3, 256), 4, H200);
         assert_eq!((f32.family, f32.cluster), ("alternating", 1));
-        assert!(f32.to_string().contains("16-bit"), "{f32}");
+        assert!(f32.to_string().contains("does not fit"), "{f32}");
         let large = KernelChoice::forward(&shapes(1, 4096), 2, H200).to_string();
         assert!(large.starts_with("forward: alternating, a launch a step of 512 blocks"), "{large}");
     }

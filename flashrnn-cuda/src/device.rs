@@ -29,6 +29,8 @@ pub struct Cuda {
     pub(crate) device: Arc<Device>,
     pub(crate) loops: Arc<TimeLoops>,
     pub(crate) family: Family,
+    /// Plans are of fused kernels whose warps wait at random.
+    pub(crate) delays: bool,
 }
 
 /// Which kernels plans use.
@@ -73,13 +75,25 @@ impl Cuda {
     /// # Errors
     /// As [`Cuda::new`].
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        Ok(Self { device: Arc::new(Device::new(stream)?), loops: Arc::default(), family: Family::Auto })
+        Ok(Self {
+            device: Arc::new(Device::new(stream)?),
+            loops: Arc::default(),
+            family: Family::Auto,
+            delays: false,
+        })
     }
 
     /// The same device and stream, with plans of these kernels.
     #[must_use]
     pub fn with_family(self, family: Family) -> Self {
         Self { family, ..self }
+    }
+
+    /// The same with fused kernels whose warps wait now and then for a random time. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_delays(self) -> Self {
+        Self { delays: true, ..self }
     }
 
     /// The stream that everything is enqueued on.
@@ -168,7 +182,12 @@ impl Device {
     /// What of it decides on kernels.
     pub(crate) fn gpu(&self) -> Gpu {
         Gpu {
-            clusters: self.arch.major >= 9,
+            // 16 is for those that have the large multiprocessors of a data centre.
+            cluster: match self.arch.major {
+                ..9 => 1,
+                9 | 10 => 16,
+                _ => 8,
+            },
             multiprocessors: self.multiprocessors,
             shared_memory: self.shared_memory,
         }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use flashrnn_core::{Dtype, Problem, Result, Shapes};
+use flashrnn_core::{Dtype, Result, Shapes};
 
 use crate::call::{Address, BackwardCall, ForwardCall};
 use crate::device::Device;
 use crate::launch::{Kernel, Launch};
 use crate::programs::{self, CellSource, Uses};
-use crate::select::{self, Fused};
+use crate::spread::{self, Fused};
 use crate::time_loop::{argument, grid};
 
 /// A fused kernel and its launch.
@@ -32,18 +32,19 @@ impl FusedForward {
     pub(crate) fn new(
         device: &Arc<Device>,
         cell: &CellSource,
-        element: Dtype,
-        (problem, shapes): (&Problem, &Shapes),
+        (element, bytes): (Dtype, usize),
+        shapes: &Shapes,
         fused: Fused,
+        uses: Uses,
     ) -> Result<Self> {
         let pass = |saves, ragged| -> Result<Pass> {
-            let uses = Uses { saves, ragged, clips: clips(problem) };
+            let uses = Uses { saves, ragged, ..uses };
             let program = programs::fused_forward(cell, element, shapes, fused, uses);
             let kernel = device.module(&program)?.kernel("fused_forward")?;
             let launch = Launch {
-                shared: fused.forward_shared(shapes, saves) as u32,
+                shared: fused.forward_shared(shapes, bytes, saves) as u32,
                 cluster: fused.blocks as u32,
-                ..Launch::new(grid(fused.grid(shapes))?, fused.forward_threads() as u32)
+                ..Launch::new(grid(fused.grid(shapes))?, fused.threads() as u32)
             };
             Ok(Pass { kernel, launch })
         };
@@ -51,7 +52,7 @@ impl FusedForward {
             (at_once(|ragged| pass(false, ragged)), at_once(|ragged| pass(true, ragged)));
         Ok(Self {
             device: device.clone(),
-            aligned: select::aligned(shapes),
+            aligned: spread::aligned(shapes, bytes),
             inference: inference?,
             training: training?,
         })
@@ -86,22 +87,23 @@ impl FusedBackward {
     pub(crate) fn new(
         device: &Arc<Device>,
         cell: &CellSource,
-        element: Dtype,
-        (problem, shapes): (&Problem, &Shapes),
+        (element, bytes): (Dtype, usize),
+        shapes: &Shapes,
         fused: Fused,
+        uses: Uses,
     ) -> Result<Self> {
         let passes = at_once(|ragged| -> Result<Pass> {
-            let uses = Uses { saves: true, ragged, clips: clips(problem) };
+            let uses = Uses { saves: true, ragged, ..uses };
             let program = programs::fused_backward(cell, element, shapes, fused, uses);
             let kernel = device.module(&program)?.kernel("fused_backward")?;
             let launch = Launch {
-                shared: fused.backward_shared(shapes) as u32,
+                shared: fused.backward_shared(shapes, bytes) as u32,
                 cluster: fused.blocks as u32,
-                ..Launch::new(grid(fused.grid(shapes))?, fused.backward_threads() as u32)
+                ..Launch::new(grid(fused.grid(shapes))?, fused.threads() as u32)
             };
             Ok(Pass { kernel, launch })
         });
-        Ok(Self { device: device.clone(), aligned: select::aligned(shapes), passes: passes? })
+        Ok(Self { device: device.clone(), aligned: spread::aligned(shapes, bytes), passes: passes? })
     }
 
     /// Whether the kernels can use the tensors of `call`.
@@ -117,11 +119,6 @@ impl FusedBackward {
         // SAFETY: the kernel takes a BackwardCall.
         unsafe { kernel.launch(self.device.stream.cu_stream(), launch, &mut [argument(&mut call)]) }
     }
-}
-
-/// Whether the kernels must ask for clips.
-fn clips(problem: &Problem) -> bool {
-    problem.forward_clip.is_some() || problem.recurrent_grad_clip.is_some() || problem.cut_recurrent_grad
 }
 
 /// `[pass(false), pass(true)]`, which compile at the same time.

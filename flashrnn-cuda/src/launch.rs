@@ -72,6 +72,11 @@ impl Module {
         let set = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is alive.
         check(unsafe { sys::cuFuncSetAttribute(function, set, dynamic as c_int) }, "allowing shared memory")?;
+        if self.early {
+            let set = FunctionAttribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+            // SAFETY: as above.
+            check(unsafe { sys::cuFuncSetAttribute(function, set, 1) }, "allowing large clusters")?;
+        }
         Ok(Kernel { function, module: self.clone(), name: name.into() })
     }
 }

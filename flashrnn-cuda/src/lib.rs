@@ -34,6 +34,7 @@ pub mod programs;
 mod report;
 #[doc(hidden)]
 pub mod select;
+pub mod spread;
 #[doc(hidden)]
 pub mod testing;
 #[cfg(test)]

@@ -15,8 +15,9 @@ use crate::device::{Cuda, Device, Family};
 use crate::fused::{FusedBackward, FusedForward};
 use crate::launch::Kernel;
 use crate::memory::{Buffer, View, ViewMut};
-use crate::programs::{self, CellSource};
-use crate::select::{self, Fused, Multiply};
+use crate::programs::{self, CellSource, Uses};
+use crate::select::{self, Multiply};
+use crate::spread::{self, Fused};
 use crate::time_loop::TimeLoop;
 
 impl Backend for Cuda {
@@ -114,7 +115,7 @@ impl Engine {
         // Each compiles where no cache has it: together, since a user waits for all of them.
         let (family, gpu) = (cuda.family, device.gpu());
         let (fused_forward, fused_backward) =
-            (select::fused_forward(shapes, bytes, gpu), select::fused_backward(shapes, bytes, gpu));
+            (spread::fused_forward(shapes, bytes, gpu), spread::fused_backward(shapes, bytes, gpu));
         if family == Family::Fused && (fused_forward.is_none() || fused_backward.is_none()) {
             let choices =
                 [KernelChoice::forward(shapes, bytes, gpu), KernelChoice::backward(shapes, bytes, gpu)];
@@ -122,6 +123,9 @@ impl Engine {
             let what = "fused kernels for this problem".into();
             return Err(Error::Unsupported { backend: "cuda", what, why: why.into() });
         }
+        let clips = problem.forward_clip.is_some() || problem.recurrent_grad_clip.is_some();
+        let clips = clips || problem.cut_recurrent_grad;
+        let uses = Uses { clips, delays: cuda.delays, ..Uses::default() };
         let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
         let (forward, fused_forward, backward, fused_backward, tokens, weights) =
             std::thread::scope(|scope| {
@@ -132,12 +136,12 @@ impl Engine {
                 });
                 let fused_forward = scope.spawn(|| {
                     wanted(fused_forward)
-                        .map(|fused| FusedForward::new(device, cell, element, (problem, shapes), fused))
+                        .map(|fused| FusedForward::new(device, cell, (element, bytes), shapes, fused, uses))
                         .transpose()
                 });
                 let fused_backward = scope.spawn(|| {
                     wanted(fused_backward)
-                        .map(|fused| FusedBackward::new(device, cell, element, (problem, shapes), fused))
+                        .map(|fused| FusedBackward::new(device, cell, (element, bytes), shapes, fused, uses))
                         .transpose()
                 });
                 let backward = scope.spawn(|| {

@@ -6,7 +6,8 @@ use flashrnn_core::{Cell, Dtype, Shapes, trace};
 
 use crate::call::{BackwardCall, ForwardCall};
 use crate::compile::Program;
-use crate::select::{self, Fused, Gpu, Multiply, Tile};
+use crate::select::{self, Gpu, Multiply, Tile};
+use crate::spread::{self, Fused};
 
 /// The files that kernels include.
 const HEADERS: &[(&str, &str)] = &[
@@ -15,9 +16,11 @@ const HEADERS: &[(&str, &str)] = &[
     ("element.cuh", include_str!("../kernels/element.cuh")),
     ("fused.cuh", include_str!("../kernels/fused.cuh")),
     ("math.cuh", include_str!("../kernels/math.cuh")),
+    ("multiply_add.cuh", include_str!("../kernels/multiply_add.cuh")),
     ("operator.cuh", include_str!("../kernels/operator.cuh")),
     ("overlap.cuh", include_str!("../kernels/overlap.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
+    ("tensor_cores.cuh", include_str!("../kernels/tensor_cores.cuh")),
 ];
 
 /// A cell's functions as CUDA C++, the file `cell.cuh` of its kernels.
@@ -88,6 +91,8 @@ pub struct Uses {
     pub ragged: bool,
     /// There is a clip, or the recurrent gradient is cut.
     pub clips: bool,
+    /// Every warp waits now and then for a random time: what it gives must not change.
+    pub delays: bool,
 }
 
 /// The forward pass of all steps.
@@ -99,7 +104,15 @@ pub fn fused_forward(
     uses: Uses,
 ) -> Program {
     let file = ("fused_forward", include_str!("../kernels/fused_forward.cu"));
-    self::fused(file, cell, element, shapes, fused, fused.forward_shared(shapes, uses.saves), uses)
+    self::fused(
+        file,
+        cell,
+        element,
+        shapes,
+        fused,
+        fused.forward_shared(shapes, bytes(element), uses.saves),
+        uses,
+    )
 }
 
 /// The backward pass of all steps.
@@ -111,7 +124,7 @@ pub fn fused_backward(
     uses: Uses,
 ) -> Program {
     let file = ("fused_backward", include_str!("../kernels/fused_backward.cu"));
-    self::fused(file, cell, element, shapes, fused, fused.backward_shared(shapes), uses)
+    self::fused(file, cell, element, shapes, fused, fused.backward_shared(shapes, bytes(element)), uses)
 }
 
 fn fused(
@@ -124,25 +137,36 @@ fn fused(
     uses: Uses,
 ) -> Program {
     let mut program = program(file, source, Some(cell), element);
-    let bf16 = element == Dtype::Bf16;
+    if element == Dtype::F32 {
+        program.options.push("-DTENSOR_CORES=0".into());
+    } else {
+        let bf16 = element == Dtype::Bf16;
+        program.options.extend([
+            // What follows from 16-bit tensors: subnormal f32 and the last bits of a quotient are below their rounding.
+            "--ftz=true".into(),
+            "--prec-div=false".into(),
+            "--prec-sqrt=false".into(),
+            "-DTENSOR_CORES=1".into(),
+            format!("-DT_IS_BF16={}", i32::from(bf16)),
+            format!("-DMATH={}", if bf16 { "HARDWARE_BF16" } else { "HARDWARE_F16" }),
+        ]);
+    }
     program.options.extend([
-        // What follows from 16-bit tensors: subnormal f32 and the last bits of a quotient are below their rounding.
-        "--ftz=true".into(),
-        "--prec-div=false".into(),
-        "--prec-sqrt=false".into(),
-        format!("-DT_IS_BF16={}", i32::from(bf16)),
-        format!("-DMATH={}", if bf16 { "HARDWARE_BF16" } else { "HARDWARE_F16" }),
         format!("-DHEAD_DIM={}", shapes.head_dim),
         format!("-DBLOCKS={}", fused.blocks),
         format!("-DUNITS={}", fused.units),
         format!("-DROWS={}", fused.rows),
+        format!("-DCOMPUTING_WARPS={}", fused.warps),
+        format!("-DSPLIT={}", fused.split),
+        format!("-DOF_WARP={}", fused.of_warp),
         format!("-DHELPERS={}", fused.helpers),
         format!("-DSTAGES={}", fused.stages),
         format!("-DSHARED_BYTES={shared}"),
-        format!("-DALIGNED={}", i32::from(select::aligned(shapes))),
+        format!("-DALIGNED={}", i32::from(spread::aligned(shapes, bytes(element)))),
         format!("-DSAVES={}", i32::from(uses.saves)),
         format!("-DRAGGED={}", i32::from(uses.ragged)),
         format!("-DCLIPS={}", i32::from(uses.clips)),
+        format!("-DDELAYS={}", i32::from(uses.delays)),
     ]);
     program.options.extend(call_bytes());
     program
@@ -170,6 +194,15 @@ fn program(file: &str, source: &str, cell: Option<&CellSource>, element: Dtype) 
     }
 }
 
+/// Bytes of an element.
+fn bytes(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F16 | Dtype::Bf16 => 2,
+        Dtype::F32 => 4,
+        Dtype::F64 => 8,
+    }
+}
+
 /// The name of an element type in the kernels.
 fn element_name(dtype: Dtype) -> &'static str {
     match dtype {
@@ -185,16 +218,18 @@ fn element_name(dtype: Dtype) -> &'static str {
 pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let cell = CellSource::new(cell);
     let mut list = Vec::new();
-    for element in [Dtype::F16, Dtype::Bf16] {
-        for head_dim in [33, 64, 128, 256] {
+    let head_dims = |element| if element == Dtype::F32 { &[33, 128][..] } else { &[33, 64, 256, 512] };
+    for element in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
+        for &head_dim in head_dims(element) {
             let Ok(shapes) = flashrnn_core::Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };
             // The fewest and the most instructions, and what training is without options.
             let training = Uses { saves: true, ..Uses::default() };
-            for uses in [Uses::default(), training, Uses { saves: true, ragged: true, clips: true }] {
-                if let Some(fused) = select::fused_forward(&shapes, 2, gpu) {
+            for uses in [Uses::default(), training, Uses { ragged: true, clips: true, ..training }] {
+                if let Some(fused) = spread::fused_forward(&shapes, bytes(element), gpu) {
                     list.push(fused_forward(&cell, element, &shapes, fused, uses));
                 }
-                if let Some(fused) = select::fused_backward(&shapes, 2, gpu).filter(|_| uses.saves) {
+                let backward = spread::fused_backward(&shapes, bytes(element), gpu);
+                if let Some(fused) = backward.filter(|_| uses.saves) {
                     list.push(fused_backward(&cell, element, &shapes, fused, uses));
                 }
             }
@@ -210,7 +245,7 @@ pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
             for (batch, head_dim) in [(1, 16), (1, 4096), (16, 16), (16, 4096)] {
                 let problem = flashrnn_core::Problem::new(batch, 1, 1, head_dim);
                 let Ok(shapes) = problem.shapes::<C>() else { continue };
-                let bytes = if element == Dtype::F32 { 4 } else { 2 };
+                let bytes = bytes(element);
                 let (forward, backward) =
                     (select::forward_tile(&shapes, bytes), select::backward_tile(&shapes, bytes));
                 list.push(forward_step(&cell, element, multiply, forward));

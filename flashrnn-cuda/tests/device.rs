@@ -53,6 +53,35 @@ fn f32_keeps_its_accuracy_over_256_steps() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn wide_heads_in_clusters_are_as_exact_as_narrow_ones() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    // The conformance suite's bound for bf16; its problems have heads of up to 129 units.
+    const ALLOWED: f64 = 1.5e-2;
+    fn check<C: Cell>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
+        for (batch, head_dim) in [(5, 200), (5, 256), (3, 480), (5, 512)] {
+            for tensors in [Tensors::PLAIN, Tensors { d_states: false, d_last: true, ..Tensors::ALL }] {
+                let problem = Problem::new(batch, 40, 2, head_dim);
+                let case = Case::random::<C, bf16, bf16>(cell, &problem, tensors, 1)?;
+                let got = run::<_, C, bf16, bf16>(cuda, cell, &case)?;
+                for (tensor, error) in errors(&got, &Results::reference(cell, &case)?) {
+                    println!("{:<6} D {head_dim:>3} {tensor:<7} {error:.1e}", C::NAME);
+                    if error.is_nan() || error > ALLOWED {
+                        failed.push(format!("{} D {head_dim} {tensor} {error:.1e}", C::NAME));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+    let mut failed = Vec::new();
+    check(&cuda, &Elman, &mut failed)?;
+    check(&cuda, &Gru, &mut failed)?;
+    check(&cuda, &Lstm, &mut failed)?;
+    assert!(failed.is_empty(), "above {ALLOWED:e}: {failed:?}");
+    Ok(())
+}
+
 /// 2³¹ elements and some more, `[B, T, N, D]` = `[4160, 8192, 1, 64]`.
 const LARGE: [usize; 4] = [4160, 8192, 1, 64];
 
@@ -260,6 +289,84 @@ fn several_streams_at_once_give_the_bits_of_one_alone() -> Result<()> {
             })
         });
         threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+    })
+}
+
+/// Of heads in a block, in clusters of 3 and of 16, and f32: the fused kernels alone.
+fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
+    let lstm = |head_dim| {
+        Case::random::<Lstm, bf16, bf16>(&Lstm, &Problem::new(5, 25, 2, head_dim), Tensors::ALL, seed)
+    };
+    let gru = Case::random::<Gru, f32, f32>(&Gru, &Problem::new(3, 25, 2, 60), Tensors::PLAIN, seed)?;
+    let slstm = Case::random::<Slstm, f16, f16>(&Slstm, &Problem::new(9, 25, 3, 80), Tensors::PLAIN, seed)?;
+    let mut results = Vec::new();
+    for head_dim in [64, 96, 512] {
+        results.push(run::<_, _, bf16, bf16>(cuda, &Lstm, &lstm(head_dim)?)?);
+    }
+    results.push(run::<_, _, f32, f32>(cuda, &Gru, &gru)?);
+    results.push(run::<_, _, f16, f16>(cuda, &Slstm, &slstm)?);
+    Ok(results)
+}
+
+#[test]
+fn warps_that_wait_at_random_give_the_same_bits() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let cuda = cuda.with_family(Family::Fused);
+    for seed in 1..=3 {
+        let want = fused_results(&cuda, seed)?;
+        for again in 1..=5 {
+            assert!(fused_results(&cuda.clone().with_delays(), seed)? == want, "run {again} differs");
+        }
+    }
+    Ok(())
+}
+
+/// h and d_wx of 10,000 forward and backward passes, on each of two streams at once.
+#[test]
+fn ten_thousand_launches_on_two_streams_give_the_same_bits() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    fn passes(cuda: &Cuda, head_dim: usize, launches: usize) -> Result<()> {
+        let problem = Problem::new(5, 12, 2, head_dim);
+        let shapes = problem.shapes::<Lstm>()?;
+        let size = |shape: &[usize]| shape.iter().product::<usize>();
+        let mut random = Random::new(1);
+        let mut values = |shape: &[usize], deviation| -> Vec<bf16> {
+            random.normals(size(shape), deviation).into_iter().map(bf16::from_f64).collect()
+        };
+        let wx = cuda.upload(&values(&shapes.wx(), 1.0))?;
+        let (r, b) = (cuda.upload(&values(&shapes.r(), 0.1))?, cuda.upload(&values(&shapes.b(), 1.0))?);
+        let d_h = cuda.upload(&values(&shapes.h(), 1.0))?;
+        let plan = cuda.plan::<bf16, bf16, _>(&Lstm, &problem)?;
+        let weights = plan.pack(r.view(), b.view())?;
+        let mut states = cuda.alloc::<bf16>(size(&shapes.states()))?;
+        let (mut d_wx, mut saved) = (cuda.alloc::<bf16>(wx.len())?, plan.saved()?);
+        let mut first = None;
+        for launch in 0..launches {
+            plan.forward(Forward {
+                states: Some(states.view_mut()),
+                saved: Some(&mut saved),
+                ..Forward::new(wx.view(), &weights)
+            })?;
+            plan.backward(Backward {
+                d_h: Some(d_h.view()),
+                ..Backward::new(&weights, states.view(), &saved, d_wx.view_mut())
+            })?;
+            let got = (cuda.download(states.view())?, cuda.download(d_wx.view())?);
+            assert!(
+                *first.get_or_insert_with(|| got.clone()) == got,
+                "D {head_dim}: launch {launch} differs"
+            );
+        }
+        Ok(())
+    }
+    thread::scope(|scope| {
+        let streams = [(Cuda::new()?, 64), (Cuda::new()?, 96)];
+        let threads = streams.map(|(cuda, head_dim)| {
+            scope.spawn(move || passes(&cuda.with_family(Family::Fused), head_dim, 10_000))
+        });
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap())?;
+        drop(cuda);
+        Ok(())
     })
 }
 
