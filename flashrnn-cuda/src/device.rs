@@ -182,10 +182,10 @@ impl Device {
     /// What of it decides on kernels.
     pub(crate) fn gpu(&self) -> Gpu {
         Gpu {
-            // 16 is for those that have the large multiprocessors of a data centre.
+            // 16 blocks need a large part of a data centre's GPU; a slice of one may not have it.
             cluster: match self.arch.major {
                 ..9 => 1,
-                9 | 10 => 16,
+                9 | 10 if self.multiprocessors >= 100 => 16,
                 _ => 8,
             },
             multiprocessors: self.multiprocessors,

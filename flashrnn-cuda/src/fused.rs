@@ -48,8 +48,10 @@ impl FusedForward {
             };
             Ok(Pass { kernel, launch })
         };
-        let (inference, training) =
-            (at_once(|ragged| pass(false, ragged)), at_once(|ragged| pass(true, ragged)));
+        let (inference, training) = std::thread::scope(|scope| {
+            let training = scope.spawn(|| at_once(|ragged| pass(true, ragged)));
+            (at_once(|ragged| pass(false, ragged)), crate::plan::joined(training))
+        });
         Ok(Self {
             device: device.clone(),
             aligned: spread::aligned(shapes, bytes),

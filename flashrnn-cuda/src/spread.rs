@@ -65,7 +65,7 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
 /// How the fused backward kernel runs, where it can: a block holds R transposed for all of the head's units and the gates of
 /// its own.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
-    let choice = |units: usize| {
+    let choice = |units: usize| -> Option<Fused> {
         let blocks = shapes.head_dim.div_ceil(units);
         let tiles = blocks * units / 16;
         // An f32 lane uses what it reads of dg for two units of each of its tiles.

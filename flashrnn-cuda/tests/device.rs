@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Plan, Problem, Result, Slstm, bf16, f16,
+    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Plan, Problem, Result, Save, Slstm, bf16,
+    f16,
 };
 use flashrnn_cuda::cudarc::driver::{CudaContext, CudaStream};
 use flashrnn_cuda::{Buffer, Cuda, Family, testing};
@@ -50,6 +51,53 @@ fn f32_keeps_its_accuracy_over_256_steps() -> Result<()> {
     check(&cuda, &Lstm, &mut failed)?;
     check(&cuda, &Slstm, &mut failed)?;
     assert!(failed.is_empty(), "above {ALLOWED:e}: {failed:?}");
+    Ok(())
+}
+
+/// One small problem for every kernel: what compute-sanitizer looks at.
+#[test]
+fn every_kernel_on_a_small_problem() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    fn check<C: Cell, T: Element, W: Element>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
+        // Bounds for mistakes; the conformance suite has those for rounding.
+        let allowed = if size_of::<T>() == 4 { 2e-5 } else { 5e-2 };
+        // A block whose rows are not all used, and a cluster of 3 whose last units are none; the last save no gates.
+        for (head_dim, save, tensors) in [
+            (40, Save::Gates, Tensors::PLAIN),
+            (72, Save::Gates, Tensors { d_states: false, ..Tensors::ALL }),
+            (72, Save::Recompute, Tensors::PLAIN),
+        ] {
+            // sLSTM's last state has discontinuities.
+            let tensors = Tensors { d_last: tensors.d_last && C::NAME != "slstm", ..tensors };
+            let clip = tensors.lengths.then_some(0.4);
+            let problem = Problem { save, recurrent_grad_clip: clip, ..Problem::new(3, 6, 2, head_dim) };
+            let case = Case::random::<C, T, W>(cell, &problem, tensors, 1)?;
+            for family in [Family::Auto, Family::Alternating] {
+                let got = run::<_, C, T, W>(&cuda.clone().with_family(family), cell, &case)?;
+                for (tensor, error) in errors(&got, &Results::reference(cell, &case)?) {
+                    if error.is_nan() || error > allowed {
+                        let name = C::NAME;
+                        failed.push(format!(
+                            "{family:?} {name} {} D {head_dim} {tensor} {error:.1e}",
+                            T::DTYPE
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+    fn types<C: Cell>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
+        check::<C, f32, f32>(cuda, cell, failed)?;
+        check::<C, f16, f32>(cuda, cell, failed)?;
+        check::<C, bf16, bf16>(cuda, cell, failed)
+    }
+    let mut failed = Vec::new();
+    types(&cuda, &Elman, &mut failed)?;
+    types(&cuda, &Gru, &mut failed)?;
+    types(&cuda, &Lstm, &mut failed)?;
+    types(&cuda, &Slstm, &mut failed)?;
+    assert!(failed.is_empty(), "{failed:?}");
     Ok(())
 }
 
