@@ -141,7 +141,7 @@ def plot(rows, path):
     matplotlib.rcParams["svg.hashsalt"] = "flashrnn"  # the same numbers, the same file
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.3), sharey=True, layout="constrained")
     over = {workload: workload[-1] for workload in OVER_HEAD_DIM}
     for panel, (key, what) in zip(panels, PASSES.items()):
         for name in dict.fromkeys(by for by, *_ in rows):
@@ -153,7 +153,7 @@ def plot(rows, path):
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set(ylabel="milliseconds for 1024 steps")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.suptitle("LSTM, B = 16, bf16, one NVIDIA H200")
     figure.savefig(path, metadata={"Date": None})
 

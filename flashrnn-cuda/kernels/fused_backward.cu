@@ -47,7 +47,7 @@ struct Shared {
     Barrier arrived[2];       // of parts[0] and parts[1]: this block's warps, and the bytes from the others
 };
 
-static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
+static_assert(sizeof(Shared) <= SHARED_BYTES, "spread.rs computes less");
 
 // The tensors of `in`.
 constexpr int GATES_IN = 0, BEFORE_IN = Cell::GATES, D_IN = Cell::GATES + Cell::STATES;
@@ -185,14 +185,13 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 #endif
     };
 
-    // All blocks send this many bytes a round, this one too.
-    constexpr unsigned BYTES = PARTS_BYTES;
     arrive_for_round(shared, 0);
     for (int round = 0; round < sizes.time; ++round) {
         const unsigned now = unsigned(round) % 2;
         wait_for_round(shared, round);
 #if __CUDA_ARCH__ >= 900
-        if (BLOCKS > 1 && threadIdx.x == 0) shared.arrived[1 - now].expect(BYTES);
+        // From all blocks, this one too.
+        if (BLOCKS > 1 && threadIdx.x == 0) shared.arrived[1 - now].expect(PARTS_BYTES);
 #endif
         if (round == 0) linearize(round);
         const bool reset = reset_after(round), last = RAGGED && sizes.time - 1 - round == length - 1;

@@ -41,7 +41,7 @@ struct Shared {
     Barrier arrived[2];  // of h[0] and h[1]: this block's warps, and the bytes from the others
 };
 
-static_assert(sizeof(Shared) <= SHARED_BYTES, "select.rs computes less");
+static_assert(sizeof(Shared) <= SHARED_BYTES, "spread.rs computes less");
 
 // After this, h of the step before and wx of this step are there. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_step(Shared& shared, unsigned step) {
