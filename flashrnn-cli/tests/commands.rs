@@ -17,7 +17,9 @@ fn succeeds(args: &[&str]) -> Output {
 #[test]
 fn info_names_the_backends_and_their_element_types() {
     let text = stdout(&succeeds(&["info"]));
-    for word in ["cpu", "found", "f16", "bf16", "f32", "f64", "slstm", "backend cuda", "auto picks"] {
+    for word in
+        ["cpu", "found", "f16", "bf16", "f32", "f64", "slstm", "backend cuda", "backend wgpu", "auto picks"]
+    {
         assert!(text.contains(word), "no {word} in: {text}");
     }
 }
@@ -67,25 +69,42 @@ fn bench_prints_json_lines() {
     }
 }
 
-/// What needs a GPU works, or says what is missing: the feature, the driver, a device, a library.
+/// Where a command fails, it says what is missing of the backend: the feature, the driver, a device, a library.
+fn works_or_says_what_is_missing(backend: &str, compiled: bool, args: &[&str]) {
+    let run = flashrnn(args);
+    let text = stderr(&run);
+    let advice = if compiled { "device: ".into() } else { format!("--features {backend}") };
+    if !run.status.success() {
+        assert_eq!(run.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains(&advice), "{args:?}: {text}");
+    }
+}
+
 #[test]
-fn without_cuda_the_command_says_what_is_missing() {
+fn gpus_work_or_the_command_says_what_is_missing() {
     let out = tempfile::tempdir().expect("a folder");
     let out = out.path().to_str().expect("a path of text");
-    for args in [
-        &["verify", "--cases", "1", "--backend", "cuda"][..],
-        &["bench", "--backend", "cuda", "--batch", "1", "--budget", "0"],
-        &["info", "--cell", "lstm", "--heads", "2", "--head-dim", "32", "--batch", "4"],
-        &["train", "--steps", "1", "--backend", "cuda", "--out", out],
-    ] {
-        let run = flashrnn(args);
-        let text = stderr(&run);
-        if run.status.success() {
-            continue;
+    let train = ["train", "--steps", "1", "--seq-len", "16", "--layers", "1", "--out", out];
+    for (backend, compiled) in [("cuda", cfg!(feature = "cuda")), ("wgpu", cfg!(feature = "wgpu"))] {
+        for args in [&["verify", "--cases", "1"], &SMALL[..], &train] {
+            works_or_says_what_is_missing(backend, compiled, &[args, &["--backend", backend]].concat());
         }
-        assert_eq!(run.status.code(), Some(1), "{args:?}: {text}");
-        let advice = if cfg!(feature = "cuda") { "device: " } else { "--features cuda" };
-        assert!(text.contains(advice), "{args:?}: {text}");
+    }
+    let kernels = ["info", "--cell", "lstm", "--heads", "2", "--head-dim", "32", "--batch", "4"];
+    works_or_says_what_is_missing("cuda", cfg!(feature = "cuda"), &kernels);
+}
+
+#[test]
+fn what_a_gpu_does_not_support_is_an_error_in_words() {
+    for backend in ["cuda", "wgpu"] {
+        for (more, says) in [(["--dtype", "f64"], "tensors of f64"), (["--threads", "2"], "backend cpu")] {
+            let run = flashrnn(&[&SMALL[..], &["--backend", backend], &more].concat());
+            let text = stderr(&run);
+            assert_eq!(run.status.code(), Some(1), "{backend} {more:?}: {text}");
+            // The backend's own words, where it is there to say them.
+            let missing = ["device: ", "--features"].iter().any(|part| text.contains(part));
+            assert!(text.contains(says) || missing, "{backend} {more:?}: {text}");
+        }
     }
 }
 
