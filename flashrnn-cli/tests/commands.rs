@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Output;
 
-use common::{flashrnn, stderr, stdout};
+use common::{GPUS, flashrnn, missing, stderr, stdout};
 use serde_json::Value;
 
 fn succeeds(args: &[&str]) -> Output {
@@ -69,42 +69,41 @@ fn bench_prints_json_lines() {
     }
 }
 
-/// Where a command fails, it says what is missing of the backend: the feature, the driver, a device, a library.
-fn works_or_says_what_is_missing(backend: &str, compiled: bool, args: &[&str]) {
+/// What needs a GPU works, or says what is missing.
+fn works_or_says_what_is_missing(backend: &str, args: &[&str]) {
     let run = flashrnn(args);
-    let text = stderr(&run);
-    let advice = if compiled { "device: ".into() } else { format!("--features {backend}") };
     if !run.status.success() {
+        let text = stderr(&run);
         assert_eq!(run.status.code(), Some(1), "{args:?}: {text}");
-        assert!(text.contains(&advice), "{args:?}: {text}");
+        assert!(text.contains(&missing(backend)), "{args:?}: {text}");
     }
 }
 
 #[test]
-fn gpus_work_or_the_command_says_what_is_missing() {
+fn without_a_gpu_the_command_says_what_is_missing() {
     let out = tempfile::tempdir().expect("a folder");
     let out = out.path().to_str().expect("a path of text");
     let train = ["train", "--steps", "1", "--seq-len", "16", "--layers", "1", "--out", out];
-    for (backend, compiled) in [("cuda", cfg!(feature = "cuda")), ("wgpu", cfg!(feature = "wgpu"))] {
+    for backend in GPUS {
         for args in [&["verify", "--cases", "1"], &SMALL[..], &train] {
-            works_or_says_what_is_missing(backend, compiled, &[args, &["--backend", backend]].concat());
+            works_or_says_what_is_missing(backend, &[args, &["--backend", backend]].concat());
         }
     }
     let kernels = ["info", "--cell", "lstm", "--heads", "2", "--head-dim", "32", "--batch", "4"];
-    works_or_says_what_is_missing("cuda", cfg!(feature = "cuda"), &kernels);
+    works_or_says_what_is_missing("cuda", &kernels);
 }
 
 #[test]
-fn what_a_gpu_does_not_support_is_an_error_in_words() {
-    for backend in ["cuda", "wgpu"] {
-        for (more, says) in [(["--dtype", "f64"], "tensors of f64"), (["--threads", "2"], "backend cpu")] {
-            let run = flashrnn(&[&SMALL[..], &["--backend", backend], &more].concat());
+fn a_gpu_refuses_what_it_can_not_do() {
+    for backend in GPUS {
+        let refused = |more: &[&str], says: &[&str]| {
+            let run = flashrnn(&[&SMALL[..], &["--backend", backend], more].concat());
             let text = stderr(&run);
             assert_eq!(run.status.code(), Some(1), "{backend} {more:?}: {text}");
-            // The backend's own words, where it is there to say them.
-            let missing = ["device: ", "--features"].iter().any(|part| text.contains(part));
-            assert!(text.contains(says) || missing, "{backend} {more:?}: {text}");
-        }
+            assert!(says.iter().any(|says| text.contains(says)), "{backend} {more:?}: {text}");
+        };
+        refused(&["--threads", "2"], &["backend cpu"]);
+        refused(&["--dtype", "f64"], &["does not support tensors of f64", &missing(backend)]);
     }
 }
 
