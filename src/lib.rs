@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | `cpu` | [`Cpu`]: SIMD and threads | yes |
 //! | `cuda` | `Cuda`: NVIDIA GPUs, by kernels that are compiled when a plan is made | no |
+//! | `wgpu` | `Wgpu`: any GPU, through WGSL by Vulkan, Metal or DirectX 12 | no |
 //!
 //! ```
 //! use flashrnn::{Backend, Backward, Cpu, Forward, Lstm, Plan, Problem};
@@ -47,7 +48,8 @@
 //! # On a GPU
 //! What is on a device lies in `cuda::Buffer`s, of which a call takes `cuda::View`s and `cuda::ViewMut`s; `cuda::cudarc` is
 //! the crate whose streams and memory it works with. With the feature, everything builds without CUDA too: the driver,
-//! NVRTC and cuBLAS are looked for when the program runs.
+//! NVRTC and cuBLAS are looked for when the program runs. The backend `Wgpu` has its `Buffer`, `View` and `ViewMut` in `wgpu`, and is
+//! called the same way.
 //!
 #![cfg_attr(feature = "cuda", doc = "```no_run")]
 #![cfg_attr(not(feature = "cuda"), doc = "```ignore")]
@@ -80,6 +82,10 @@ pub use flashrnn_cpu::Cpu;
 pub use flashrnn_cuda as cuda;
 #[cfg(feature = "cuda")]
 pub use flashrnn_cuda::Cuda;
+#[cfg(feature = "wgpu")]
+pub use flashrnn_wgpu as wgpu;
+#[cfg(feature = "wgpu")]
+pub use flashrnn_wgpu::Wgpu;
 
 /// The README's example, as a test.
 #[cfg(all(doctest, feature = "cpu"))]

@@ -3,8 +3,6 @@
 use std::borrow::Cow;
 
 use bytemuck::Pod;
-#[cfg(feature = "cuda")]
-use flashrnn::Cuda;
 use flashrnn::{Backend, Cpu, Result};
 
 /// A backend that takes host memory: in place, as [`Cpu`] does, or by copies to its device and back.
@@ -56,27 +54,37 @@ impl Bridge for Cpu {
     }
 }
 
-#[cfg(feature = "cuda")]
-impl Bridge for Cuda {
-    type Input<'a, P: Pod + Send + Sync> = Self::Buffer<P>;
+/// The bridge to a backend with memory of its own: data is copied there and back.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+macro_rules! by_copies {
+    ($backend:ty) => {
+        impl Bridge for $backend {
+            type Input<'a, P: Pod + Send + Sync> = Self::Buffer<P>;
 
-    fn input<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Self::Buffer<P>> {
-        self.upload(data)
-    }
+            fn input<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Self::Buffer<P>> {
+                self.upload(data)
+            }
 
-    fn read<'a, P: Pod + Send + Sync>(&self, input: &'a Self::Buffer<P>) -> Self::View<'a, P> {
-        input.view()
-    }
+            fn read<'a, P: Pod + Send + Sync>(&self, input: &'a Self::Buffer<P>) -> Self::View<'a, P> {
+                input.view()
+            }
 
-    fn look<'a, P: Pod + Send + Sync>(
-        &self,
-        buffer: &'a Self::Buffer<P>,
-        len: usize,
-    ) -> Result<Cow<'a, [P]>> {
-        self.download(buffer.view().slice(..len)?).map(Cow::Owned)
-    }
+            fn look<'a, P: Pod + Send + Sync>(
+                &self,
+                buffer: &'a Self::Buffer<P>,
+                len: usize,
+            ) -> Result<Cow<'a, [P]>> {
+                self.download(buffer.view().slice(0..len)?).map(Cow::Owned)
+            }
 
-    fn take<P: Pod + Send + Sync>(&self, buffer: Self::Buffer<P>) -> Result<Vec<P>> {
-        self.download(buffer.view())
-    }
+            fn take<P: Pod + Send + Sync>(&self, buffer: Self::Buffer<P>) -> Result<Vec<P>> {
+                self.download(buffer.view())
+            }
+        }
+    };
 }
+
+#[cfg(feature = "cuda")]
+by_copies!(flashrnn::Cuda);
+#[cfg(feature = "wgpu")]
+by_copies!(flashrnn::Wgpu);

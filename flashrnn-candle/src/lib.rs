@@ -47,8 +47,8 @@
 //!   why h alone is the default.
 //!
 //! # On a GPU
-//! [`Rnn::on`] takes any backend that is a [`Bridge`]; with the feature `cuda` that is `flashrnn::Cuda` too. Tensors stay on
-//! candle's CPU device. A call copies wx, the weights and s0 to the GPU and the output back, and waits for it; its backward pass
+//! [`Rnn::on`] takes any backend that is a [`Bridge`]; with the feature `cuda` that is `flashrnn::Cuda` too, with `wgpu`
+//! `flashrnn::Wgpu`. Tensors stay on candle's CPU device. A call copies wx, the weights and s0 to the GPU and the output back, and waits for it; its backward pass
 //! copies s0 and the gradient of the output there (with `Recompute` wx too), and d_wx, the weights' gradients and d_s0 back. What
 //! is kept in between stays on the GPU. With [`Cpu`](flashrnn::Cpu) the operation works on candle's memory itself.
 //!

@@ -1,6 +1,8 @@
 //! Which backend runs: from the name on the command line to one that this machine has.
 
 use anyhow::{Result, bail};
+#[cfg(feature = "wgpu")]
+use flashrnn::Wgpu;
 use flashrnn::{Backend, Cpu, Info};
 #[cfg(feature = "cuda")]
 use flashrnn::{Cuda, cuda::Family};
@@ -15,6 +17,9 @@ pub enum Found {
     /// An NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda(Cuda),
+    /// Any GPU, or a driver for GPUs that runs on the processor.
+    #[cfg(feature = "wgpu")]
+    Wgpu(Wgpu),
 }
 
 /// Evaluates an expression with the backend that was [`Found`]: `with_backend!(found, |backend| run(backend))`.
@@ -25,6 +30,8 @@ macro_rules! with_backend {
             $crate::backend::Found::Cpu($backend) => $body,
             #[cfg(feature = "cuda")]
             $crate::backend::Found::Cuda($backend) => $body,
+            #[cfg(feature = "wgpu")]
+            $crate::backend::Found::Wgpu($backend) => $body,
         }
     };
 }
@@ -40,11 +47,14 @@ impl Found {
         match name {
             BackendName::Cpu => Ok(Self::Cpu(Cpu::new())),
             BackendName::Cuda => cuda(),
-            BackendName::Auto => match cuda() {
-                // A GPU that can't compute in this type is not what somebody wants who leaves the choice to us.
-                Ok(found) if dtype.is_none_or(|dtype| found.takes(dtype)) => Ok(found),
-                _ => Ok(Self::Cpu(Cpu::new())),
-            },
+            BackendName::Wgpu => wgpu(),
+            BackendName::Auto => {
+                // A GPU that can't compute in this type is not what somebody wants who leaves the choice to us, and neither is
+                // a driver that runs on the processor.
+                let wanted = |found: &Self| found.is_gpu() && dtype.is_none_or(|dtype| found.takes(dtype));
+                let mut gpus = [cuda, wgpu].into_iter().filter_map(|find| find().ok());
+                Ok(gpus.find(wanted).unwrap_or_else(|| Self::Cpu(Cpu::new())))
+            }
         }
     }
 
@@ -61,7 +71,7 @@ impl Found {
                 KernelName::Alternating => Family::Alternating,
             }))),
             found if kernel == KernelName::Auto => Ok(found),
-            Self::Cpu(_) => bail!("--kernel {kernel} is for the backend cuda: this is cpu"),
+            found => bail!("--kernel {kernel} is for the backend cuda: this is {}", found.info().name),
         }
     }
 
@@ -76,6 +86,19 @@ impl Found {
             Self::Cpu(cpu) => Some(cpu.threads()),
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => None,
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(_) => None,
+        }
+    }
+
+    /// Whether a GPU computes.
+    pub fn is_gpu(&self) -> bool {
+        match self {
+            Self::Cpu(_) => false,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => true,
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(wgpu) => !wgpu.is_cpu(),
         }
     }
 
@@ -96,8 +119,23 @@ fn cuda() -> Result<Found> {
 
 #[cfg(not(feature = "cuda"))]
 fn cuda() -> Result<Found> {
-    anyhow::bail!(
-        "this flashrnn was built without the backend cuda: build it again with `--features cuda`, or use --backend cpu"
+    not_compiled(BackendName::Cuda)
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Result<Found> {
+    Ok(Found::Wgpu(Wgpu::new()?))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu() -> Result<Found> {
+    not_compiled(BackendName::Wgpu)
+}
+
+#[cfg(not(all(feature = "cuda", feature = "wgpu")))]
+fn not_compiled(name: BackendName) -> Result<Found> {
+    bail!(
+        "this flashrnn was built without the backend {name}: build it again with `--features {name}`, or use --backend cpu"
     )
 }
 
@@ -108,7 +146,9 @@ mod tests {
     #[test]
     fn auto_finds_a_backend_that_takes_the_element_type() -> Result<()> {
         for dtype in DtypeName::ALL {
-            assert!(Found::new(BackendName::Auto, Some(dtype))?.takes(dtype), "{dtype}");
+            let found = Found::new(BackendName::Auto, Some(dtype))?;
+            assert!(found.takes(dtype), "{dtype}");
+            assert!(found.is_gpu() || found.info().name == "cpu", "{dtype}: {:?}", found.info());
         }
         assert_eq!(Found::new(BackendName::Cpu, None)?.info().name, "cpu");
         Ok(())

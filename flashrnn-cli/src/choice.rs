@@ -84,6 +84,8 @@ pub enum BackendName {
     Cpu,
     /// An NVIDIA GPU; the command must be built with the feature `cuda`.
     Cuda,
+    /// Any GPU, by Vulkan, Metal or DirectX 12; the command must be built with the feature `wgpu`.
+    Wgpu,
 }
 
 /// Which kernels a GPU runs.

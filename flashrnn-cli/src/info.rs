@@ -50,7 +50,10 @@ pub fn main(args: &Args, out: &mut impl Write) -> Result<()> {
     let threads = thread::available_parallelism().map_or_else(|_| "unknown".into(), |n| n.to_string());
     found(&Cpu::new().info(), out)?;
     line(out, "threads", &threads)?;
+    writeln!(out)?;
     cuda(out)?;
+    writeln!(out)?;
+    wgpu(out)?;
     writeln!(out)?;
     writeln!(out, "cells: {}", CellName::ALL.map(|cell| cell.to_string()).join(", "))?;
     let auto = Found::new(BackendName::Auto, None)?;
@@ -70,45 +73,67 @@ fn line(out: &mut impl Write, name: &str, value: &str) -> Result<()> {
     Ok(writeln!(out, "  {name:<14} {value}")?)
 }
 
-#[cfg(not(feature = "cuda"))]
-const NOT_COMPILED: &str = "not compiled in: build the command with `--features cuda`";
+/// A backend that can't be had.
+fn missing(name: BackendName, why: &str, out: &mut impl Write) -> Result<()> {
+    writeln!(out, "backend {name}")?;
+    line(out, "status", why)
+}
+
+#[cfg(not(all(feature = "cuda", feature = "wgpu")))]
+fn not_compiled(name: BackendName) -> String {
+    format!("not compiled in: build the command with `--features {name}`")
+}
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(out: &mut impl Write) -> Result<()> {
-    writeln!(out, "\nbackend cuda")?;
-    line(out, "status", NOT_COMPILED)
+    missing(BackendName::Cuda, &not_compiled(BackendName::Cuda), out)
 }
 
 #[cfg(not(feature = "cuda"))]
 fn clear_cache(_: &mut impl Write) -> Result<()> {
-    anyhow::bail!("there is no cache, since the backend cuda is {NOT_COMPILED}")
+    anyhow::bail!("there is no cache, since the backend cuda is {}", not_compiled(BackendName::Cuda))
 }
 
 #[cfg(not(feature = "cuda"))]
 fn kernels(_: CellName, _: [usize; 4], _: DtypeName, _: &mut impl Write) -> Result<()> {
-    anyhow::bail!("there are no kernels to choose from, since the backend cuda is {NOT_COMPILED}")
+    anyhow::bail!(
+        "there are no kernels to choose from, since the backend cuda is {}",
+        not_compiled(BackendName::Cuda)
+    )
 }
 
 #[cfg(feature = "cuda")]
 fn cuda(out: &mut impl Write) -> Result<()> {
     use flashrnn::{Cuda, cuda};
 
-    writeln!(out)?;
     match Cuda::new() {
         Ok(cuda) => {
             found(&cuda.info(), out)?;
             line(out, "driver", &format!("for CUDA {}", cuda.driver_version()))?;
         }
-        Err(why) => {
-            writeln!(out, "backend cuda")?;
-            line(out, "status", &format!("compiled in, but {why}"))?;
-        }
+        Err(why) => missing(BackendName::Cuda, &format!("compiled in, but {why}"), out)?,
     }
     for cuda::Library { name, found } in cuda::libraries() {
         line(out, name, &found.unwrap_or_else(|why| why.to_string()))?;
     }
     let cache = cuda::cache::folder().map_or("off".into(), |folder| folder.display().to_string());
     line(out, "kernel cache", &cache)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu(out: &mut impl Write) -> Result<()> {
+    missing(BackendName::Wgpu, &not_compiled(BackendName::Wgpu), out)
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu(out: &mut impl Write) -> Result<()> {
+    use flashrnn::{Wgpu, wgpu};
+
+    match Wgpu::new() {
+        Ok(wgpu) => found(&wgpu.info(), out)?,
+        Err(why) => missing(BackendName::Wgpu, &format!("compiled in, but {why}"), out)?,
+    }
+    wgpu::adapters().iter().try_for_each(|adapter| line(out, "adapter", adapter))
 }
 
 #[cfg(feature = "cuda")]

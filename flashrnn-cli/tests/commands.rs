@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Output;
 
-use common::{flashrnn, stderr, stdout};
+use common::{GPUS, flashrnn, missing, stderr, stdout};
 use serde_json::Value;
 
 fn succeeds(args: &[&str]) -> Output {
@@ -17,7 +17,9 @@ fn succeeds(args: &[&str]) -> Output {
 #[test]
 fn info_names_the_backends_and_their_element_types() {
     let text = stdout(&succeeds(&["info"]));
-    for word in ["cpu", "found", "f16", "bf16", "f32", "f64", "slstm", "backend cuda", "auto picks"] {
+    for word in
+        ["cpu", "found", "f16", "bf16", "f32", "f64", "slstm", "backend cuda", "backend wgpu", "auto picks"]
+    {
         assert!(text.contains(word), "no {word} in: {text}");
     }
 }
@@ -67,25 +69,41 @@ fn bench_prints_json_lines() {
     }
 }
 
-/// What needs a GPU works, or says what is missing: the feature, the driver, a device, a library.
+/// What needs a GPU works, or says what is missing.
+fn works_or_says_what_is_missing(backend: &str, args: &[&str]) {
+    let run = flashrnn(args);
+    if !run.status.success() {
+        let text = stderr(&run);
+        assert_eq!(run.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains(&missing(backend)), "{args:?}: {text}");
+    }
+}
+
 #[test]
-fn without_cuda_the_command_says_what_is_missing() {
+fn without_a_gpu_the_command_says_what_is_missing() {
     let out = tempfile::tempdir().expect("a folder");
     let out = out.path().to_str().expect("a path of text");
-    for args in [
-        &["verify", "--cases", "1", "--backend", "cuda"][..],
-        &["bench", "--backend", "cuda", "--batch", "1", "--budget", "0"],
-        &["info", "--cell", "lstm", "--heads", "2", "--head-dim", "32", "--batch", "4"],
-        &["train", "--steps", "1", "--backend", "cuda", "--out", out],
-    ] {
-        let run = flashrnn(args);
-        let text = stderr(&run);
-        if run.status.success() {
-            continue;
+    let train = ["train", "--steps", "1", "--seq-len", "16", "--layers", "1", "--out", out];
+    for backend in GPUS {
+        for args in [&["verify", "--cases", "1"], &SMALL[..], &train] {
+            works_or_says_what_is_missing(backend, &[args, &["--backend", backend]].concat());
         }
-        assert_eq!(run.status.code(), Some(1), "{args:?}: {text}");
-        let advice = if cfg!(feature = "cuda") { "device: " } else { "--features cuda" };
-        assert!(text.contains(advice), "{args:?}: {text}");
+    }
+    let kernels = ["info", "--cell", "lstm", "--heads", "2", "--head-dim", "32", "--batch", "4"];
+    works_or_says_what_is_missing("cuda", &kernels);
+}
+
+#[test]
+fn a_gpu_refuses_what_it_can_not_do() {
+    for backend in GPUS {
+        let refused = |more: &[&str], says: &[&str]| {
+            let run = flashrnn(&[&SMALL[..], &["--backend", backend], more].concat());
+            let text = stderr(&run);
+            assert_eq!(run.status.code(), Some(1), "{backend} {more:?}: {text}");
+            assert!(says.iter().any(|says| text.contains(says)), "{backend} {more:?}: {text}");
+        };
+        refused(&["--threads", "2"], &["backend cpu"]);
+        refused(&["--dtype", "f64"], &["does not support tensors of f64", &missing(backend)]);
     }
 }
 

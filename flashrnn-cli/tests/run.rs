@@ -5,10 +5,10 @@ mod common;
 
 use std::fs;
 
-use common::{Folder, Tensor, file, stderr};
+use common::{Folder, GPUS, Tensor, file, missing, stderr};
 use flashrnn::reference::{self, Inputs, OutputGradients};
 use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Problem, Save, Slstm};
-use flashrnn_testsuite::{Case, Tensors};
+use flashrnn_testsuite::{Case, Tensors, tolerance};
 use safetensors::{Dtype, SafeTensors};
 
 /// f64 differs from the reference by the order of sums and by exp and tanh only; over these few steps that stays far
@@ -184,4 +184,43 @@ fn without_backward_no_gradients_are_written() {
     names.sort_unstable();
     assert_eq!(names, ["last_states", "states"]);
     assert_eq!(folder.files().len(), 2, "only the input and the output: {:?}", folder.files());
+}
+
+/// Or the command says what is missing.
+#[test]
+fn a_gpu_gives_what_the_cpu_gives() {
+    let case = Case::random::<Lstm, f32, f32>(&Lstm, &Problem::new(3, 6, 2, 5), Tensors::ALL, 1)
+        .expect("the problem is good");
+    let input = file(&tensors::<Lstm>(&case));
+    let run = |backend| {
+        let folder = Folder::new();
+        let args = ["--cell", "lstm", "--backward", "--save", "recompute", "--backend", backend];
+        let run = folder.run(&input, &args);
+        match run.status.success() {
+            true => Ok(fs::read(folder.output()).expect("the command wrote it")),
+            false => Err(stderr(&run)),
+        }
+    };
+    let on_cpu = run("cpu").expect("the CPU is there");
+    let on_cpu = SafeTensors::deserialize(&on_cpu).expect("the command wrote safetensors");
+    for backend in GPUS {
+        let on_gpu = match run(backend) {
+            Ok(bytes) => bytes,
+            Err(text) => {
+                assert!(text.contains(&missing(backend)), "{text}");
+                continue;
+            }
+        };
+        let on_gpu = SafeTensors::deserialize(&on_gpu).expect("the command wrote safetensors");
+        assert_eq!(on_gpu.len(), on_cpu.len());
+        for (name, tensor) in on_cpu.iter() {
+            let [want, got] = [&on_cpu, &on_gpu].map(|file| values(file, name, tensor.shape()));
+            let error = flashrnn_testsuite::results::error(&got, &want);
+            // Each may be off from the exact result by the tolerance.
+            assert!(
+                error <= 2.0 * tolerance(flashrnn::Dtype::F32),
+                "{backend}: {name} is off by {error:.1e}"
+            );
+        }
+    }
 }

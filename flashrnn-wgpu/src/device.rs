@@ -19,11 +19,14 @@ pub struct Wgpu {
     pub(crate) device: Arc<Device>,
 }
 
-/// The adapters there are, each by its name, kind and driver's interface.
+/// The adapters there are, each by its name, kind, driver's interface and driver.
 #[must_use]
 pub fn adapters() -> Vec<String> {
     let list = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
-    list.iter().map(|adapter| describe(&adapter.get_info())).collect()
+    let with_driver = |info: wgpu::AdapterInfo| {
+        format!("{}, driver {} {}", describe(&info), info.driver, info.driver_info).trim_end().into()
+    };
+    list.iter().map(|adapter| with_driver(adapter.get_info())).collect()
 }
 
 fn describe(info: &wgpu::AdapterInfo) -> String {
@@ -95,6 +98,12 @@ impl Wgpu {
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Self { device: Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default())) }
+    }
+
+    /// Whether the driver runs on the CPU, so that there is no GPU behind it.
+    #[must_use]
+    pub fn is_cpu(&self) -> bool {
+        self.device.device.adapter_info().device_type == wgpu::DeviceType::Cpu
     }
 
     /// The wgpu device.

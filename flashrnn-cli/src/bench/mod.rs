@@ -171,11 +171,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
 /// The one workload whose sizes were given, or a list.
 fn workloads(args: &Args, found: &Found) -> Vec<Workload> {
     if let (None, None, None, None) = (args.batch, args.seq_len, args.heads, args.head_dim) {
-        let list = args.workloads.unwrap_or(match found {
-            Found::Cpu(_) => List::Cpu,
-            #[cfg(feature = "cuda")]
-            Found::Cuda(_) => List::Gpu,
-        });
+        let list = args.workloads.unwrap_or(if found.is_gpu() { List::Gpu } else { List::Cpu });
         let with_dtype = |&work: &Workload| Workload { dtype: args.dtype.unwrap_or(work.dtype), ..work };
         let asked = |work: &Workload| args.cell.is_none_or(|cell| cell == work.cell);
         return list.workloads().iter().map(with_dtype).filter(asked).collect();

@@ -22,6 +22,18 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("errors are text")
 }
 
+/// The backends that need a GPU.
+pub const GPUS: [&str; 2] = ["cuda", "wgpu"];
+
+/// What the command says where it lacks this backend: the feature, or the driver, a device, a library.
+pub fn missing(backend: &str) -> String {
+    let compiled = match backend {
+        "cuda" => cfg!(feature = "cuda"),
+        _ => cfg!(feature = "wgpu"),
+    };
+    if compiled { "device: ".into() } else { format!("--features {backend}") }
+}
+
 /// A tensor of a file.
 #[derive(Clone)]
 pub struct Tensor {
