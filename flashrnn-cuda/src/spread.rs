@@ -33,6 +33,9 @@ const FEW_WEIGHTS: usize = 32;
 
 /// How the fused forward kernel runs, where it can: where the rows of R of 8 units, or half of their k, fit the registers of a warp.
 pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
+    if shapes.recurrent == 0 {
+        return None;
+    }
     let most = WEIGHTS[usize::from(element_bytes == 4)];
     // A thread holds 16 of k of a pair of gates in 4 registers, or 16 of k of an f32 gate.
     let tiles = if element_bytes == 2 { shapes.recurrent.div_ceil(2) } else { shapes.recurrent };
@@ -65,6 +68,9 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
 /// How the fused backward kernel runs, where it can: a block holds R transposed for all of the head's units and the gates of
 /// its own.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
+    if shapes.recurrent == 0 {
+        return None;
+    }
     let choice = |units: usize| -> Option<Fused> {
         let blocks = shapes.head_dim.div_ceil(units);
         let tiles = blocks * units / 16;
