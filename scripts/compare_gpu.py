@@ -56,7 +56,7 @@ def exact(cell, wx, r, b, d_h):
     return dict(zip(TENSORS, (states.detach(), wx.grad, r.grad, b.grad)))
 
 
-def ours(binary, backend, cell, wx, r, b, d_h):
+def ours(binary, backend, kernel, cell, wx, r, b, d_h):
     """By the command."""
     d_states = torch.zeros(STATES[cell], *d_h.shape, dtype=d_h.dtype)
     d_states[0] = d_h
@@ -65,6 +65,7 @@ def ours(binary, backend, cell, wx, r, b, d_h):
         tensors = {"Wx": wx, "R": r, "b": b, "d_states": d_states}
         save_file({name: x.cpu().contiguous() for name, x in tensors.items()}, problem)
         options = ["--cell", cell, "--dtype", "bf16", "--backend", backend, "--backward", "--output", result]
+        options += ["--kernel", kernel] if kernel else []
         subprocess.run([binary, "run", problem, *options], check=True)
         return load_file(result, device=str(wx.device))
 
@@ -107,6 +108,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("binary", help="the flashrnn command, built with --release --features cuda")
     parser.add_argument("--backend", default="cuda", help="the command's backend")
+    parser.add_argument("--kernel", choices=("auto", "fused", "alternating"), help="the backend cuda's kernels")
     parser.add_argument("--device", default="cuda", help="where PyTorch computes")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=1024)
@@ -124,7 +126,7 @@ def main():
         r, b = (normal(EXTERNAL[cell], N, D, D) / D**0.5).bfloat16(), normal(4, N, D).bfloat16()
         problem = cell, wx, r, b, normal(args.batch, args.seq_len, N, D).bfloat16()
         want = exact(*problem)
-        calls = {f"flashrnn-rs.{args.backend}": lambda: ours(args.binary, args.backend, *problem)}
+        calls = {f"flashrnn-rs.{args.backend}": lambda: ours(args.binary, args.backend, args.kernel, *problem)}
         for backend in PEERS if peer else ():
             calls[f"flashrnn.{backend}"] = lambda backend=backend: theirs(peer, backend, *problem)
         for name, call in calls.items():

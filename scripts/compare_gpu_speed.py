@@ -109,7 +109,7 @@ def elsewhere(extensions, name, workload, budget):
 
 
 def measure(args):
-    """[by, workload, times by pass]"""
+    """[by, workload, times by pass], one after the other: first our own, since all else takes long."""
     jobs = []
     if args.peers:
         shapes = [workload for workload in OVER_HEAD_DIM if workload[-1] >= 64]
@@ -117,10 +117,13 @@ def measure(args):
         with ThreadPoolExecutor(len(jobs)) as pool:
             list(pool.map(lambda job: elsewhere(args.extensions, *job, 0), jobs))
     if args.compile:
-        return []
-    rows = [(OURS, workload, ours(args.binary, "auto", workload, args.budget)) for workload in OVER_HEAD_DIM + OTHERS]
-    rows += [(STEPWISE, workload, ours(args.binary, "alternating", workload, args.budget)) for workload in OVER_HEAD_DIM]
-    return rows + [(PEERS[name], workload, elsewhere(args.extensions, name, workload, args.budget)) for name, workload in jobs]
+        return
+    for workload in OVER_HEAD_DIM + OTHERS:
+        yield OURS, workload, ours(args.binary, "auto", workload, args.budget)
+    for name, workload in jobs:
+        yield PEERS[name], workload, elsewhere(args.extensions, name, workload, args.budget)
+    for workload in OVER_HEAD_DIM:
+        yield STEPWISE, workload, ours(args.binary, "alternating", workload, args.budget)
 
 
 def table(rows):
@@ -179,10 +182,12 @@ def main():
         with open(args.source) as file:
             rows = json.load(file)
     else:
-        rows = measure(args)
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(rows, file)
+        rows = []
+        for row in measure(args):
+            rows.append(row)
+            if args.json:  # at once, so that nothing measured is lost
+                with open(args.json, "w") as file:
+                    json.dump(rows, file)
     table(rows)
     if args.plot:
         plot(rows, args.plot)
