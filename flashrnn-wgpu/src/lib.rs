@@ -1,4 +1,4 @@
-//! flashrnn's recurrences on any GPU, through WGSL and wgpu: Vulkan, Metal, DirectX 12 and the browser's WebGPU.
+//! flashrnn's recurrences on any GPU, through WGSL and wgpu: Vulkan, Metal and DirectX 12.
 //!
 //! A cell is traced and printed as WGSL, and the driver compiles it with the kernels of `shaders/`, whose README says how
 //! they work. Nothing beyond the GPU's driver is needed at run time; a missing one is an
