@@ -1,18 +1,23 @@
 """Measures how fast this project's CUDA backend is beside the package flashrnn (FlashRNN's CUDA kernels) and cuDNN.
 
-    pip install torch matplotlib flashrnn
+    pip install torch safetensors matplotlib flashrnn
     cargo build --release -p flashrnn-cli --features cuda
-    python scripts/compare_gpu_speed.py target/release/flashrnn --peers cuda_fused cuda cudnn --json speed.json
+    python scripts/compare_gpu_speed.py --peers cuda_fused,cuda,cudnn --compile 8
+    python scripts/compare_gpu_speed.py target/release/flashrnn --peers cuda_fused,cuda,cudnn --json speed.json
     python scripts/compare_gpu_speed.py --from speed.json --plot speed_gpu.svg
 
-Whole calls on tensors that lie on the device, T = 1024, in milliseconds, medians. Forward is inference: h of every step and the last
-states. Forward+backward: from the gradient of h to those of Wx, R, b and the initial state. cuDNN is PyTorch's nn.LSTM in
-float16, where it has its fastest kernel; it also multiplies its input, 8 wide here.
+Whole calls on tensors that lie on the device, T = 1024, in milliseconds, medians, as a Markdown table. Forward is inference: h of
+every step and the last states. Forward+backward: from the gradient of h to those of Wx, R, b and, ours alone, the initial state.
+Our times are by the command's clock until the device is done, the peers' by CUDA events.
 
-The package flashrnn compiles its kernels for each shape, about a minute each: all at once, before anything is measured. How exact
-everything is: compare_gpu.py.
+cuDNN is PyTorch's nn.LSTM, in bfloat16 and in float16, for which it has a faster kernel. It multiplies its input too, as wide as
+the state: with a narrow one it does not take that kernel and is several times slower.
+
+The package flashrnn compiles its kernels for each shape, a minute or more each: all before anything is measured, several at once.
+The first command does only that. How exact everything is: compare_gpu.py.
 """
 import argparse
+import glob
 import json
 import os
 import subprocess
@@ -20,6 +25,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 T = 1024
+LIMIT = 600  # seconds until a peer's process is given up
 # cell, dtype, B, N, D: 768 units in all, for the plot, and others.
 OVER_HEAD_DIM = [("lstm", "bfloat16", 16, n, 768 // n) for n in (48, 24, 12, 6, 3, 1)]
 OTHERS = [("lstm", "bfloat16", 16, 2, 512)]
@@ -27,19 +33,34 @@ OTHERS += [("lstm", "bfloat16", batch, 12, 64) for batch in (1, 64, 256)]
 OTHERS += [(cell, "bfloat16", 16, n, 768 // n) for cell in ("slstm", "gru") for n in (12, 6, 3)]
 OTHERS += [("lstm", "float32", 16, 12, 64)]
 OURS, STEPWISE = "ours", "ours, a kernel a step"
-# What each is called on the command line.
-PEERS = {"cuda_fused": "FlashRNN cuda_fused", "cuda": "FlashRNN cuda", "cudnn": "cuDNN, f16"}
+# What each is called on the command line, and in the table.
+PEERS = {"cuda_fused": ["FlashRNN cuda_fused"], "cuda": ["FlashRNN cuda"], "cudnn": ["cuDNN, bf16", "cuDNN, f16"]}
+NAMES = [OURS, STEPWISE, *sum(PEERS.values(), [])]
 PASSES = {"fwd": "forward", "fwdbwd": "forward+backward"}
 SHORT = {"bfloat16": "bf16", "float32": "f32"}
 
 
+def label(workload):
+    """12x64, and what is not LSTM, B = 16, bf16: slstm-12x64, 12x64-B64, 12x64-f32."""
+    cell, dtype, B, N, D = workload
+    words = (cell, cell != "lstm"), (f"{N}x{D}", True), (f"B{B}", B != 16), ("f32", dtype == "float32")
+    return "-".join(word for word, shown in words if shown)
+
+
+WORKLOADS = {label(workload): workload for workload in OVER_HEAD_DIM + OTHERS}
+
+
 def ours(binary, kernel, workload, budget):
+    """By the command: times by pass, and the device."""
     cell, dtype, B, N, D = workload
     sizes = {"cell": cell, "dtype": SHORT[dtype], "batch": B, "heads": N, "head-dim": D, "seq-len": T, "kernel": kernel}
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     command = [binary, "bench", "--backend", "cuda", *options, "--json", "--budget", str(budget)]
-    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    return {row["pass"]: row["ms"] for row in map(json.loads, lines)}
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    times = {}  # fewer than two where the command fails; it says why
+    for row in map(json.loads, lines):
+        times |= {row["pass"]: row["ms"], "device": row["device"]}
+    return times
 
 
 def median_ms(call, budget):
@@ -50,6 +71,7 @@ def median_ms(call, budget):
     times = []
     while len(times) < 5 or sum(times) < 1000 * budget:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
         start.record()
         call()
         end.record()
@@ -58,14 +80,15 @@ def median_ms(call, budget):
     return sorted(times)[len(times) // 2]
 
 
-def passes(forward, gradients, budget):
+def passes(forward, inputs, budget):
     """Times of `forward` without gradients, and with the call of its result's backward."""
     import torch
 
+    d_h = torch.ones_like(forward())
+
     def both():
-        h = forward()
-        h.backward(torch.ones_like(h))
-        for x in gradients:
+        forward().backward(d_h)
+        for x in inputs:
             x.grad = None
 
     with torch.no_grad():
@@ -74,123 +97,168 @@ def passes(forward, gradients, budget):
 
 
 def flashrnn_times(backend, workload, budget):
-    """In this process. With a budget of 0, only so far that everything is compiled."""
+    import random
+
     import torch
 
-    from compare_gpu import EXTERNAL, flashrnn
+    from compare_gpu import flashrnn
 
+    function = flashrnn() or sys.exit(1)
+    random.random = lambda: 0.0  # it sleeps up to 10 s before it compiles or loads, against a race that can't be here
     cell, dtype, B, N, D = workload
-    function = flashrnn()
-    normal = lambda *shape: torch.randn(*shape, device="cuda").bfloat16().requires_grad_()
-    wx, r, b = normal(B, T, EXTERNAL[cell], N, D), normal(EXTERNAL[cell], N, D, D), normal(4, N, D)
-    r.data /= D**0.5
-    return passes(lambda: function(wx, r, b, function=cell, backend=backend, dtype=dtype)[0][0], (wx, r, b), budget)
+    G = 3 if cell == "gru" else 4
+    normal = lambda *shape: torch.randn(*shape, device="cuda")
+    tensors = normal(B, T, G, N, D), normal(G, N, D, D) / D**0.5, normal(4, N, D)
+    tensors = [x.to(getattr(torch, dtype)).requires_grad_() for x in tensors]
+    forward = lambda: function(*tensors, function=cell, backend=backend, dtype=dtype)[0][0]
+    return {PEERS[backend][0]: passes(forward, tensors, budget)}
 
 
 def cudnn_times(workload, budget):
     import torch
 
     _, _, B, _, D = workload
-    lstm = torch.nn.LSTM(8, D).to("cuda", torch.float16)
-    x = torch.randn(T, B, 8, device="cuda", dtype=torch.float16, requires_grad=True)
-    return passes(lambda: lstm(x)[0], (x, *lstm.parameters()), budget)
+    found = {}
+    for column, dtype in zip(PEERS["cudnn"], (torch.bfloat16, torch.float16)):
+        lstm = torch.nn.LSTM(D, D).to("cuda", dtype)
+        x = torch.randn(T, B, D, device="cuda").to(dtype).requires_grad_()
+        found[column] = passes(lambda: lstm(x)[0], (x, *lstm.parameters()), budget)
+    return found
 
 
-def elsewhere(extensions, name, workload, budget):
-    """A peer in a process of its own: PyTorch keeps one folder of extensions a process."""
-    folder = os.path.join(extensions, f"{name}-{'-'.join(map(str, workload))}")
+def can(peer, workload):
+    """Asked for a fused GRU, FlashRNN takes the backend cuda. cuDNN has one head."""
+    cell, dtype, _, N, _ = workload
+    return {"cuda_fused": cell != "gru", "cuda": True, "cudnn": (cell, dtype, N) == ("lstm", "bfloat16", 1)}[peer]
+
+
+def elsewhere(extensions, peer, workload, budget):
+    """A peer in a process with a folder of extensions of its own: its times by column, none where it fails."""
+    folder = os.path.join(os.path.abspath(extensions), f"{peer}-{label(workload)}")
     os.makedirs(folder, exist_ok=True)
-    command = [sys.executable, __file__, "--one", json.dumps([name, workload, budget])]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TORCH_EXTENSIONS_DIR": folder})
-    if done.returncode:
-        print(f"{name} {workload}: {done.stderr.strip().splitlines()[-1][:200]}", file=sys.stderr)
-        return {}
-    return json.loads(done.stdout.splitlines()[-1])
+    for path in glob.glob(f"{folder}/**/lock", recursive=True):
+        os.remove(path)  # of a run that was killed: PyTorch can wait for it forever
+    command = [sys.executable, __file__, "--one", peer, label(workload), str(budget)]
+    options = {"env": {"MAX_JOBS": "3"} | os.environ | {"TORCH_EXTENSIONS_DIR": folder}, "text": True, "errors": "replace"}
+    with open(f"{folder}/log", "w+") as log:
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, timeout=LIMIT, check=True, **options)
+            if not budget:
+                print(f"{peer} {label(workload)} is ready", file=sys.stderr, flush=True)
+            return json.loads(done.stdout.splitlines()[-1])  # after what the compiler says
+        except subprocess.SubprocessError as error:
+            log.seek(0)
+            last = (log.read().strip().splitlines() or [""])[-1][:200]
+            status = getattr(error, "returncode", f"longer than {LIMIT} s")
+            print(f"{peer} {label(workload)} is left out ({status}): {last} (more in {folder}/log)", file=sys.stderr, flush=True)
+            return {}
 
 
-def measure(args):
+def measure(args, jobs):
     """[by, workload, times by pass], one after the other: first our own, since all else takes long."""
-    jobs = []
-    if args.peers:
-        shapes = [workload for workload in OVER_HEAD_DIM if workload[-1] >= 64]
-        jobs = [(name, workload) for workload in shapes for name in args.peers if name != "cudnn" or workload[3] == 1]
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            list(pool.map(lambda job: elsewhere(args.extensions, *job, 0), jobs))
+    with ThreadPoolExecutor(args.compile or os.cpu_count()) as pool:
+        done = list(pool.map(lambda job: elsewhere(args.extensions, *job, 0), jobs))
     if args.compile:
         return
-    for workload in OVER_HEAD_DIM + OTHERS:
+    for workload in WORKLOADS.values():
         yield OURS, workload, ours(args.binary, "auto", workload, args.budget)
-    for name, workload in jobs:
-        yield PEERS[name], workload, elsewhere(args.extensions, name, workload, args.budget)
+    for peer, workload in (job for job, times in zip(jobs, done) if times):
+        for name, times in elsewhere(args.extensions, peer, workload, args.budget).items():
+            yield name, workload, times
     for workload in OVER_HEAD_DIM:
         yield STEPWISE, workload, ours(args.binary, "alternating", workload, args.budget)
 
 
 def table(rows):
-    names = [name for name in (OURS, STEPWISE, *PEERS.values()) if any(by == name for by, *_ in rows)]
+    names = [name for name in NAMES if any(by == name for by, *_ in rows)]
     print(f"| cell | | B | N × D | pass | {' | '.join(names)} |\n|---|---|---|---|---|{'---|' * len(names)}")
     for workload in dict.fromkeys(tuple(workload) for _, workload, _ in rows):
         cell, dtype, B, N, D = workload
         for key, what in PASSES.items():
             found = {by: times[key] for by, other, times in rows if tuple(other) == workload and key in times}
-            columns = (f"{found[name]:.3g}" if name in found else "" for name in names)
+            columns = (f"{found[name]:#.3g}".rstrip(".") if name in found else "" for name in names)
             print(f"| {cell} | {SHORT[dtype]} | {B} | {N} × {D} | {what} | {' | '.join(columns)} |")
 
 
 def plot(rows, path):
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"matplotlib is not installed: {path} is not drawn", file=sys.stderr)
+        return
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "flashrnn"  # the same numbers, the same file
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.3), sharey=True, layout="constrained")
-    over = {workload: workload[-1] for workload in OVER_HEAD_DIM}
+    ticks, lines = [workload[-1] for workload in OVER_HEAD_DIM], {}
     for panel, (key, what) in zip(panels, PASSES.items()):
-        for name in dict.fromkeys(by for by, *_ in rows):
-            points = [(over[tuple(w)], times[key]) for by, w, times in rows if by == name and tuple(w) in over and key in times]
+        for number, name in enumerate(NAMES):
+            own = [(tuple(workload), times) for by, workload, times in rows if by == name]
+            points = sorted((workload[-1], times[key]) for workload, times in own if workload in OVER_HEAD_DIM and key in times)
             if points:
-                panel.plot(*zip(*sorted(points)), marker="o", label=name)
+                lines[name], = panel.plot(*zip(*points), marker="o", color=f"C{number}")
         panel.set(title=what, xlabel="head dimension (768 units in all)", xscale="log", yscale="log")
-        panel.set_xticks(list(over.values()), [str(D) for D in over.values()])
+        panel.set_xticks(ticks, map(str, ticks))
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].set(ylabel="milliseconds for 1024 steps")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.suptitle("LSTM, B = 16, bf16, one NVIDIA H200")
-    figure.savefig(path, metadata={"Date": None})
+    panels[0].set(ylabel=f"milliseconds for {T} steps")
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(NAMES))
+    devices = dict.fromkeys(times["device"] for _, _, times in rows if "device" in times)
+    figure.suptitle(", ".join(["LSTM, B = 16, bf16", *devices]))
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def words(parser, option, given, known):
+    """Names with commas or spaces between."""
+    found = [word for word in ",".join(given).split(",") if word]
+    for word in found:
+        if word not in known:
+            parser.error(f"{option}: got {word}, wanted some of {', '.join(known)}")
+    return list(dict.fromkeys(found))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("binary", nargs="?", help="the flashrnn command, built with --release --features cuda")
     parser.add_argument("--budget", type=float, default=0.2, help="seconds for each time")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=(), help="whom to measure too")
-    parser.add_argument("--compile", action="store_true", help="only compile the package's kernels")
-    parser.add_argument("--extensions", default="/tmp/flashrnn_extensions", help="the folder they are kept in")
-    parser.add_argument("--json", help="the file that keeps the times")
+    parser.add_argument("--peers", nargs="+", default=[], help=f"whom to measure too: {', '.join(PEERS)}")
+    parser.add_argument("--peer-workloads", nargs="+", default=["12x64,6x128,3x256,1x768"], help=", ".join(WORKLOADS))
+    parser.add_argument("--compile", type=int, nargs="?", const=os.cpu_count(), metavar="N", help="only that, N at once")
+    parser.add_argument("--extensions", default="/tmp/flashrnn_extensions", help="the folder of what the peers compile")
+    parser.add_argument("--json", help="the file that keeps the times, also of a run that is stopped")
     parser.add_argument("--from", dest="source", help="such a file, instead of measuring")
     parser.add_argument("--plot", help="the SVG file to draw")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        name, workload, budget = json.loads(args.one)
-        times = cudnn_times(workload, budget) if name == "cudnn" else flashrnn_times(name, workload, budget)
-        print(json.dumps(times))
+        peer, workload, budget = args.one[0], WORKLOADS[args.one[1]], float(args.one[2])
+        print(json.dumps(cudnn_times(workload, budget) if peer == "cudnn" else flashrnn_times(peer, workload, budget)))
         return
     if args.source:
         with open(args.source) as file:
             rows = json.load(file)
     else:
+        args.peers = words(parser, "--peers", args.peers, PEERS)
+        asked = words(parser, "--peer-workloads", args.peer_workloads, WORKLOADS)
+        jobs = [(peer, WORKLOADS[name]) for name in asked for peer in args.peers if can(peer, WORKLOADS[name])]
+        if not (args.binary or args.compile):
+            parser.error("the flashrnn command is missing")
+        if args.compile and not jobs:
+            parser.error("--compile is for --peers")
         rows = []
-        for row in measure(args):
+        for row in measure(args, jobs):
             rows.append(row)
             if args.json:  # at once, so that nothing measured is lost
                 with open(args.json, "w") as file:
                     json.dump(rows, file)
+    if args.compile:
+        return
     table(rows)
     if args.plot:
         plot(rows, args.plot)
+    if not args.source and any(by in (OURS, STEPWISE) and not times.keys() >= PASSES.keys() for by, _, times in rows):
+        sys.exit("the command failed on a workload")
 
 
 if __name__ == "__main__":
