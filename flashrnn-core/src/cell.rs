@@ -84,6 +84,9 @@ pub trait Cell: Clone + Send + Sync + 'static {
 
     /// The transposed derivative of `P`: from the gradient `d` of the states after the step, the gradients of the
     /// states before it and of the gates. Derived from [`forward`](Cell::forward) unless overridden.
+    ///
+    /// What does not depend on `d` belongs in parentheses of its own, as in `d * (a * b)`: GPU kernels compute it before `d` is
+    /// there.
     #[inline(always)]
     fn backward<R: Real>(
         &self,

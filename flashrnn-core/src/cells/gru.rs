@@ -39,9 +39,9 @@ impl Cell for Gru {
         let (r, slope_r) = g_r.sigmoid_and_slope();
         let (z, slope_z) = g_z.sigmoid_and_slope();
         let (n, slope_n) = (n_x + r * n_h).tanh_and_slope();
-        let d_n_x = d_h * (R::lit(1.0) - z) * slope_n;
-        let d_r = d_n_x * n_h * slope_r;
-        let d_z = d_h * (h - n) * slope_z;
+        let d_n_x = d_h * ((R::lit(1.0) - z) * slope_n);
+        let d_r = d_n_x * (n_h * slope_r);
+        let d_z = d_h * ((h - n) * slope_z);
         ([d_h * z], [d_n_x * r, d_r, d_z, d_n_x])
     }
 }

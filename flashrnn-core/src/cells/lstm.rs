@@ -37,11 +37,11 @@ impl Cell for Lstm {
         let (z, slope_z) = z.tanh_and_slope();
         let (o, slope_o) = o.sigmoid_and_slope();
         let (tanh_c, slope_c) = (f * c + i * z).tanh_and_slope();
-        let d_c = d_c + d_h * o * slope_c;
-        let d_i = d_c * z * slope_i;
-        let d_f = d_c * c * slope_f;
-        let d_z = d_c * i * slope_z;
-        let d_o = d_h * tanh_c * slope_o;
+        let d_c = d_c + d_h * (o * slope_c);
+        let d_i = d_c * (z * slope_i);
+        let d_f = d_c * (c * slope_f);
+        let d_z = d_c * (i * slope_z);
+        let d_o = d_h * (tanh_c * slope_o);
         ([R::lit(0.0), d_c * f], [d_i, d_f, d_z, d_o])
     }
 }

@@ -74,13 +74,14 @@ impl Cell for Slstm {
         let [_, c, n, _] = state;
         let p = Parts::new(state, gates);
         let ratio = p.c / p.n;
-        let d_ratio = d_h * p.o;
-        let d_c = d_c + d_ratio / p.n;
-        let d_n = d_n - d_ratio * ratio / p.n;
+        // h = o c / n
+        let d_ratio = d_h * (p.o / p.n);
+        let d_c = d_c + d_ratio;
+        let d_n = d_n - d_ratio * ratio;
         let d_i = (d_c * p.z + d_n) * p.input;
-        let d_f = (d_c * c + d_n * n) * p.forget * (-gates[1]).sigmoid();
-        let d_z = d_c * p.input * gates[2].tanh_and_slope().1;
-        let d_o = d_h * ratio * gates[3].sigmoid_and_slope().1;
+        let d_f = (d_c * c + d_n * n) * (p.forget * (-gates[1]).sigmoid());
+        let d_z = d_c * (p.input * gates[2].tanh_and_slope().1);
+        let d_o = d_h * (ratio * gates[3].sigmoid_and_slope().1);
         ([zero, d_c * p.forget, d_n * p.forget, zero], [d_i, d_f, d_z, d_o])
     }
 }

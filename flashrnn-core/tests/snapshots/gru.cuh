@@ -24,8 +24,8 @@ struct Cell {
         next[0] = v9;
     }
     // What backward needs of s_(t-1) and g_t.
-    static constexpr int RESIDUALS = 8;
-    static __device__ __forceinline__ void linearize(const float (&s)[1], const float (&g)[4], float (&residuals)[8]) {
+    static constexpr int RESIDUALS = 5;
+    static __device__ __forceinline__ void linearize(const float (&s)[1], const float (&g)[4], float (&residuals)[5]) {
         const float s_h = s[0];
         const float g_n_h = g[0];
         const float g_r = g[1];
@@ -40,39 +40,33 @@ struct Cell {
         const float v7 = real::tanh(v6);
         const float v8 = real::tanh_slope(v6);
         const float v9 = 1.0f - v3;
-        const float v10 = s_h - v7;
-        residuals[0] = g_n_h;
-        residuals[1] = v1;
-        residuals[2] = v2;
-        residuals[3] = v3;
-        residuals[4] = v4;
-        residuals[5] = v8;
-        residuals[6] = v9;
-        residuals[7] = v10;
+        const float v10 = v9 * v8;
+        const float v11 = g_n_h * v2;
+        const float v12 = s_h - v7;
+        const float v13 = v12 * v4;
+        residuals[0] = v1;
+        residuals[1] = v3;
+        residuals[2] = v10;
+        residuals[3] = v11;
+        residuals[4] = v13;
     }
     // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-    static __device__ __forceinline__ void backward(const float (&residuals)[8], const float (&d)[1], float (&ds)[1], float (&dg)[4]) {
-        const float residuals_0 = residuals[0];
+    static __device__ __forceinline__ void backward(const float (&residuals)[5], const float (&d)[1], float (&ds)[1], float (&dg)[4]) {
         const float d_h = d[0];
+        const float residuals_0 = residuals[0];
         const float residuals_1 = residuals[1];
         const float residuals_2 = residuals[2];
         const float residuals_3 = residuals[3];
         const float residuals_4 = residuals[4];
-        const float residuals_5 = residuals[5];
-        const float residuals_6 = residuals[6];
-        const float residuals_7 = residuals[7];
-        const float v1 = d_h * residuals_6;
-        const float v2 = v1 * residuals_5;
-        const float v3 = v2 * residuals_0;
-        const float v4 = v3 * residuals_2;
-        const float v5 = d_h * residuals_7;
-        const float v6 = v5 * residuals_4;
-        const float v7 = d_h * residuals_3;
-        const float v8 = v2 * residuals_1;
-        ds[0] = v7;
-        dg[0] = v8;
-        dg[1] = v4;
-        dg[2] = v6;
-        dg[3] = v2;
+        const float v1 = d_h * residuals_2;
+        const float v2 = v1 * residuals_3;
+        const float v3 = d_h * residuals_4;
+        const float v4 = d_h * residuals_1;
+        const float v5 = v1 * residuals_0;
+        ds[0] = v4;
+        dg[0] = v5;
+        dg[1] = v2;
+        dg[2] = v3;
+        dg[3] = v1;
     }
 };

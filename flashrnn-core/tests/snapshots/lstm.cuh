@@ -25,8 +25,8 @@ struct Cell {
         next[1] = v6;
     }
     // What backward needs of s_(t-1) and g_t.
-    static constexpr int RESIDUALS = 11;
-    static __device__ __forceinline__ void linearize(const float (&s)[2], const float (&g)[4], float (&residuals)[11]) {
+    static constexpr int RESIDUALS = 6;
+    static __device__ __forceinline__ void linearize(const float (&s)[2], const float (&g)[4], float (&residuals)[6]) {
         const float s_c = s[1];
         const float g_i = g[0];
         const float g_f = g[1];
@@ -45,50 +45,40 @@ struct Cell {
         const float v11 = v9 + v10;
         const float v12 = real::tanh(v11);
         const float v13 = real::tanh_slope(v11);
-        residuals[0] = s_c;
-        residuals[1] = v1;
-        residuals[2] = v2;
-        residuals[3] = v3;
-        residuals[4] = v4;
-        residuals[5] = v5;
-        residuals[6] = v6;
-        residuals[7] = v7;
-        residuals[8] = v8;
-        residuals[9] = v12;
-        residuals[10] = v13;
+        const float v14 = v7 * v13;
+        const float v15 = v5 * v2;
+        const float v16 = s_c * v4;
+        const float v17 = v1 * v6;
+        const float v18 = v12 * v8;
+        residuals[0] = v3;
+        residuals[1] = v14;
+        residuals[2] = v15;
+        residuals[3] = v16;
+        residuals[4] = v17;
+        residuals[5] = v18;
     }
     // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-    static __device__ __forceinline__ void backward(const float (&residuals)[11], const float (&d)[2], float (&ds)[2], float (&dg)[4]) {
-        const float residuals_0 = residuals[0];
+    static __device__ __forceinline__ void backward(const float (&residuals)[6], const float (&d)[2], float (&ds)[2], float (&dg)[4]) {
         const float d_h = d[0];
         const float d_c = d[1];
+        const float residuals_0 = residuals[0];
         const float residuals_1 = residuals[1];
         const float residuals_2 = residuals[2];
         const float residuals_3 = residuals[3];
         const float residuals_4 = residuals[4];
         const float residuals_5 = residuals[5];
-        const float residuals_6 = residuals[6];
-        const float residuals_7 = residuals[7];
-        const float residuals_8 = residuals[8];
-        const float residuals_9 = residuals[9];
-        const float residuals_10 = residuals[10];
-        const float v1 = d_h * residuals_7;
-        const float v2 = v1 * residuals_10;
-        const float v3 = d_c + v2;
-        const float v4 = v3 * residuals_5;
-        const float v5 = v4 * residuals_2;
-        const float v6 = v3 * residuals_0;
-        const float v7 = v6 * residuals_4;
-        const float v8 = v3 * residuals_1;
-        const float v9 = v8 * residuals_6;
-        const float v10 = d_h * residuals_9;
-        const float v11 = v10 * residuals_8;
-        const float v12 = v3 * residuals_3;
+        const float v1 = d_h * residuals_1;
+        const float v2 = d_c + v1;
+        const float v3 = v2 * residuals_2;
+        const float v4 = v2 * residuals_3;
+        const float v5 = v2 * residuals_4;
+        const float v6 = d_h * residuals_5;
+        const float v7 = v2 * residuals_0;
         ds[0] = 0.0f;
-        ds[1] = v12;
-        dg[0] = v5;
-        dg[1] = v7;
-        dg[2] = v9;
-        dg[3] = v11;
+        ds[1] = v7;
+        dg[0] = v3;
+        dg[1] = v4;
+        dg[2] = v5;
+        dg[3] = v6;
     }
 };

@@ -42,8 +42,8 @@ struct Cell {
         next[3] = v7;
     }
     // What backward needs of s_(t-1) and g_t.
-    static constexpr int RESIDUALS = 11;
-    static __device__ __forceinline__ void linearize(const float (&s)[4], const float (&g)[4], float (&residuals)[11]) {
+    static constexpr int RESIDUALS = 10;
+    static __device__ __forceinline__ void linearize(const float (&s)[4], const float (&g)[4], float (&residuals)[10]) {
         const float s_c = s[1];
         const float s_n = s[2];
         const float s_m = s[3];
@@ -74,22 +74,25 @@ struct Cell {
         const float v21 = real::max(v20, 1.0f);
         const float v22 = real::sigmoid(g_o);
         const float v23 = v18 / v21;
-        const float v24 = real::tanh_slope(g_z);
-        const float v25 = real::sigmoid_slope(g_o);
+        const float v24 = v22 / v21;
+        const float v25 = v14 * v5;
+        const float v26 = real::tanh_slope(g_z);
+        const float v27 = v11 * v26;
+        const float v28 = real::sigmoid_slope(g_o);
+        const float v29 = v23 * v28;
         residuals[0] = s_c;
         residuals[1] = s_n;
-        residuals[2] = v5;
-        residuals[3] = v11;
-        residuals[4] = v14;
-        residuals[5] = v15;
-        residuals[6] = v21;
-        residuals[7] = v22;
-        residuals[8] = v23;
-        residuals[9] = v24;
-        residuals[10] = v25;
+        residuals[2] = v11;
+        residuals[3] = v14;
+        residuals[4] = v15;
+        residuals[5] = v23;
+        residuals[6] = v24;
+        residuals[7] = v25;
+        residuals[8] = v27;
+        residuals[9] = v29;
     }
     // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-    static __device__ __forceinline__ void backward(const float (&residuals)[11], const float (&d)[4], float (&ds)[4], float (&dg)[4]) {
+    static __device__ __forceinline__ void backward(const float (&residuals)[10], const float (&d)[4], float (&ds)[4], float (&dg)[4]) {
         const float residuals_0 = residuals[0];
         const float residuals_1 = residuals[1];
         const float d_h = d[0];
@@ -103,34 +106,28 @@ struct Cell {
         const float residuals_7 = residuals[7];
         const float residuals_8 = residuals[8];
         const float residuals_9 = residuals[9];
-        const float residuals_10 = residuals[10];
-        const float v1 = d_h * residuals_7;
-        const float v2 = v1 / residuals_6;
-        const float v3 = d_c + v2;
-        const float v4 = v1 * residuals_8;
-        const float v5 = v4 / residuals_6;
-        const float v6 = d_n - v5;
-        const float v7 = v3 * residuals_5;
-        const float v8 = v7 + v6;
-        const float v9 = v8 * residuals_3;
-        const float v10 = v3 * residuals_0;
-        const float v11 = v6 * residuals_1;
-        const float v12 = v10 + v11;
-        const float v13 = v12 * residuals_4;
-        const float v14 = v13 * residuals_2;
-        const float v15 = v3 * residuals_3;
-        const float v16 = v15 * residuals_9;
-        const float v17 = d_h * residuals_8;
-        const float v18 = v17 * residuals_10;
-        const float v19 = v3 * residuals_4;
-        const float v20 = v6 * residuals_4;
+        const float v1 = d_h * residuals_6;
+        const float v2 = d_c + v1;
+        const float v3 = v1 * residuals_5;
+        const float v4 = d_n - v3;
+        const float v5 = v2 * residuals_4;
+        const float v6 = v5 + v4;
+        const float v7 = v6 * residuals_2;
+        const float v8 = v2 * residuals_0;
+        const float v9 = v4 * residuals_1;
+        const float v10 = v8 + v9;
+        const float v11 = v10 * residuals_7;
+        const float v12 = v2 * residuals_8;
+        const float v13 = d_h * residuals_9;
+        const float v14 = v2 * residuals_3;
+        const float v15 = v4 * residuals_3;
         ds[0] = 0.0f;
-        ds[1] = v19;
-        ds[2] = v20;
+        ds[1] = v14;
+        ds[2] = v15;
         ds[3] = 0.0f;
-        dg[0] = v9;
-        dg[1] = v14;
-        dg[2] = v16;
-        dg[3] = v18;
+        dg[0] = v7;
+        dg[1] = v11;
+        dg[2] = v12;
+        dg[3] = v13;
     }
 };

@@ -89,6 +89,29 @@ impl Cell for Stairs {
     }
 }
 
+/// Writes a longer backward than reverse mode's.
+#[derive(Clone)]
+pub struct Wordy;
+
+impl Cell for Wordy {
+    const NAME: &'static str = "wordy";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [&'static str] = &["g"];
+    const RECURRENT: usize = 1;
+    const EXTERNAL: usize = 1;
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 1];
+
+    fn forward<R: Real>(&self, _: [R; 1], [g]: [R; 1]) -> [R; 1] {
+        [g.tanh()]
+    }
+
+    fn backward<R: Real>(&self, _: [R; 1], [g]: [R; 1], [d_h]: [R; 1]) -> ([R; 1], [R; 1]) {
+        let h = g.tanh();
+        ([R::lit(0.0)], [d_h * (R::lit(1.0) - h * h)])
+    }
+}
+
 /// A cell without the `backward` it may have written.
 #[derive(Clone)]
 pub struct Derived<C>(pub C);

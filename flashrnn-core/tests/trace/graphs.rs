@@ -1,9 +1,9 @@
 //! What a graph keeps, shares and leaves out.
 
 use flashrnn_core::trace::{Binary, Expr, Function, Graph, Op, Unary, backward, forward};
-use flashrnn_core::{Lstm, Real, Slstm};
+use flashrnn_core::{Lstm, Real};
 
-use crate::cells::{Derived, Everything, Stairs};
+use crate::cells::{Derived, Everything, Stairs, Wordy};
 
 fn function<'g>(graph: &'g Graph, x: Expr<'g>) -> Function {
     Function::new(graph, [("y".to_string(), x)])
@@ -94,7 +94,7 @@ fn gradients_are_not_values() {
 /// A backward that is written is kept, though reverse mode be shorter.
 #[test]
 fn written_backward_is_kept() {
-    let [written, reverse] = [backward(&Slstm), backward(&Derived(Slstm))].map(|f| f.operations());
+    let [written, reverse] = [backward(&Wordy), backward(&Derived(Wordy))].map(|f| f.operations());
     assert!(reverse < written, "{reverse}, {written}");
 }
 
