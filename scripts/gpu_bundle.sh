@@ -10,10 +10,10 @@ folder=$(mkdir -p "${1:?the folder to fill}" && cd "$1" && pwd)
 shift
 cd "$(dirname "$0")/.."
 
-# The tests that concern CUDA, and the command.
-tests=(-p flashrnn-cuda)
+# The tests that concern a GPU, and the command.
+tests=(-p flashrnn-cuda -p flashrnn-wgpu)
 candle_tests=(-p flashrnn-candle --features cuda --test cuda)
-command=(-p flashrnn-cli --features cuda)
+command=(-p flashrnn-cli --features cuda,wgpu)
 # Needs NVRTC and no GPU: the continuous integration runs it.
 left_out=(kernels_compile)
 

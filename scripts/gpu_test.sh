@@ -6,7 +6,7 @@
 # --sanitize runs every kernel on small problems under compute-sanitizer instead, with memcheck and with racecheck.
 set -uo pipefail
 cd "$(dirname "$0")"
-export FLASHRNN_REQUIRE=cuda
+export FLASHRNN_REQUIRE=cuda,wgpu
 # Kernels compiled before must not hide that one no longer compiles.
 FLASHRNN_CACHE=$(mktemp -d)
 export FLASHRNN_CACHE
@@ -34,9 +34,10 @@ run() {
 
 if [ "$sanitize" ]; then
     for tool in memcheck racecheck; do
-        # Blocks of a cluster have two barriers each; its own count of them is too low. One test at a time: what it does on one stream
-        # spoils a recording on another.
-        checked=(compute-sanitizer --tool "$tool" --num-cuda-barriers 64 --print-limit 1000 --report-api-errors no --error-exitcode 9)
+        # It takes what clusters order by mbarriers for races: there blocks have a barrier beside each.
+        [ "$tool" = memcheck ] || export FLASHRNN_BLOCK_BARRIERS=1
+        # One test at a time: what it does on one stream spoils a recording on another.
+        checked=(compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9)
         run "${checked[@]}" tests/flashrnn-cuda.flashrnn_cuda --test-threads 1 --nocapture \
             tests::kernels tests::a_kernel tests::products tests::h_before
         run "${checked[@]}" tests/flashrnn-cuda.device --nocapture --exact every_kernel_on_a_small_problem

@@ -42,18 +42,36 @@ struct Walk {
           advance((sizes.reverse ? -direction : direction) * (sizes.time_major ? sizes.batch : 1)) {}
 };
 
+template <class P> struct Plain { using Type = P; };
+template <class P> struct Plain<const P> { using Type = P; };
+
+// Where things lie in shared memory, from one address that the compiler holds in a register: left alone it works each out anew
+// every step, from the block's place in its cluster.
+struct SharedAddresses {
+    const void* memory;
+    unsigned first;
+
+    __device__ __forceinline__ explicit SharedAddresses(const void* memory) : memory(memory) {
+        asm volatile("mov.u32 %0, %1;" : "=r"(first) : "r"(shared_address(memory)));
+    }
+    __device__ __forceinline__ unsigned operator()(const void* p) const {
+        return first + unsigned(static_cast<const char*>(p) - static_cast<const char*>(memory));
+    }
+};
+
 // This lane's share of the block's units of its row, of TENSORS tensors. In shared memory a tensor begins TENSOR_STRIDE elements
 // after the one before, a row ROW_STRIDE after the one before.
 //
 // A token is looked up where rows are ragged; elsewhere each call goes on to the next step by itself.
 template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces {
+    using Element = typename Plain<P>::Type;
     static constexpr int WIDTH = 16 / sizeof(P);                // units of a piece
     static constexpr int OF_ROW = (UNITS / WIDTH + LANES - 1) / LANES;  // pieces of a row, for each of its lanes
     static constexpr int COUNT = (TENSORS * OF_ROW + HELPERS - 1) / HELPERS;
 
     P* at[at_least_one(COUNT)];          // RAGGED: at token 0, else at the next step
     Offset stride[at_least_one(COUNT)];  // elements from a token, or step, to the next
-    int place[at_least_one(COUNT)], units[at_least_one(COUNT)];  // no units where there is nothing
+    int place[at_least_one(COUNT)], units[at_least_one(COUNT)];  // in shared memory, in bytes; no units where there is nothing
 
     template <class TensorOf>
     __device__ __forceinline__ Pieces(const Block& block, const Walk& walk, TensorOf tensor_of) {
@@ -66,7 +84,7 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
             const Tensor<P> tensor = exists ? tensor_of(which) : Tensor<P>{nullptr, 0};
             at[i] = tensor.first + unit + (RAGGED ? 0 : walk.token * tensor.token_stride);
             stride[i] = tensor.token_stride * (RAGGED ? 1 : walk.advance);
-            place[i] = which * TENSOR_STRIDE + r * ROW_STRIDE + unit;
+            place[i] = (which * TENSOR_STRIDE + r * ROW_STRIDE + unit) * int(sizeof(P));
             units[i] = tensor.first ? ::min(WIDTH, block.units - unit) : 0;
         }
     }
@@ -78,8 +96,8 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
         return now;
     }
 
-    // Brings what lies at `token` to `shared`, without waiting where the addresses are aligned.
-    template <class Q> __device__ __forceinline__ void fetch(Q* shared, Offset token) {
+    // Brings what lies at `token` to shared memory at `shared`, without waiting where the addresses are aligned.
+    __device__ __forceinline__ void fetch(unsigned shared, Offset token) {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
             const P* from = address(i, token);
@@ -87,17 +105,17 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
             if constexpr (ALIGNED)
                 copy_async(shared + place[i], from);
             else
-                for (int unit = 0; unit < units[i]; ++unit) shared[place[i] + unit] = from[unit];
+                for (int unit = 0; unit < units[i]; ++unit) in_shared<Element>(shared + place[i], unit) = from[unit];
         }
     }
 
     // Takes what lies at `shared` to `token`; zeros where the row is not active.
-    __device__ __forceinline__ void store(const P* shared, Offset token, bool active) {
+    __device__ __forceinline__ void store(unsigned shared, Offset token, bool active) {
         uint4 v[at_least_one(COUNT)];
 #pragma unroll
         for (int i = 0; i < COUNT; ++i)
             if (ALIGNED && units[i] > 0)
-                v[i] = active ? *reinterpret_cast<const uint4*>(shared + place[i]) : uint4{0, 0, 0, 0};
+                v[i] = active ? in_shared<uint4>(shared + place[i]) : uint4{0, 0, 0, 0};
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
             P* to = address(i, token);
@@ -105,7 +123,8 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
             if constexpr (ALIGNED)
                 *reinterpret_cast<uint4*>(to) = v[i];
             else
-                for (int unit = 0; unit < units[i]; ++unit) to[unit] = active ? shared[place[i] + unit] : P{};
+                for (int unit = 0; unit < units[i]; ++unit)
+                    to[unit] = active ? in_shared<Element>(shared + place[i], unit) : Element{};
         }
     }
 };

@@ -11,6 +11,8 @@ constexpr int DEPTH = (HEAD_DIM + CHUNK - 1) / CHUNK * CHUNK;  // of packed R
 // The number of things in an array, which has at least one.
 __host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
+// With -DBLOCK_BARRIERS a block of a cluster has a barrier beside each mbarrier that it waits for, which is all that racecheck knows.
+//
 // With -DDELAYS a warp waits here now and then, for up to a microsecond: for tests, that what the kernels give does not hang on who is
 // first.
 __device__ __forceinline__ void delay() {
@@ -29,9 +31,14 @@ __device__ __forceinline__ void store_shared(unsigned to, float2 v) {
     asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(to), "f"(v.x), "f"(v.y) : "memory");
 }
 
+// The i-th element at an address in shared memory.
+template <class P> __device__ __forceinline__ P& in_shared(unsigned address, int i = 0) {
+    return static_cast<P*>(__cvta_shared_to_generic(address))[i];
+}
+
 // Copies 16 bytes from global to shared memory without waiting.
-__device__ __forceinline__ void copy_async(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+__device__ __forceinline__ void copy_async(unsigned to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
 __device__ __forceinline__ void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }

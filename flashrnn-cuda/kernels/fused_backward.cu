@@ -55,10 +55,14 @@ constexpr int GATES_IN = 0, BEFORE_IN = Cell::GATES, D_IN = Cell::GATES + Cell::
 // After this, all parts of this round's dh are there, and the inputs of this round and the next. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_round(Shared& shared, unsigned round) {
     delay();
+    if constexpr (BLOCKS == 1)
+        __syncthreads();
 #if __CUDA_ARCH__ >= 900
-    if (BLOCKS > 1) return shared.arrived[round % 2].wait(round / 2 % 2);
+    else
+        shared.arrived[round % 2].wait(round / 2 % 2);
 #endif
-    __syncthreads();
+    if (BLOCK_BARRIERS) __syncthreads();
+    delay();
 }
 
 // A warp has done its part for round `round`: what it wrote before is there for those who wait. In a cluster every warp of the block
@@ -285,18 +289,19 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
             if (kept_wide(Cell::WIDE, s)) shared.wide[stage][rank(Cell::WIDE, s)][b][unit] = v;
         }
     };
+    const SharedAddresses at(&shared);
     const auto fetch = [&](int round) {
         const int step = sizes.time - 1 - round, stage = round % STAGES;
         if (step == 0) fetch_s0(stage);
         if (step >= 0 && row_exists && (!RAGGED || row.active(step))) {
             const Offset token = row.token(sizes, step);
-            gates.fetch(&shared.in[stage][GATES_IN][0][0], token);
-            d.fetch(&shared.in[stage][D_IN][0][0], token);
-            wide_gates.fetch(&shared.wide[stage][WIDE_STATES == WIDE ? 0 : WIDE_STATES][0][0], token);
+            gates.fetch(at(&shared.in[stage][GATES_IN][0][0]), token);
+            d.fetch(at(&shared.in[stage][D_IN][0][0]), token);
+            wide_gates.fetch(at(&shared.wide[stage][WIDE_STATES == WIDE ? 0 : WIDE_STATES][0][0]), token);
             if (step > 0) {
                 const Offset previous = row.token(sizes, step - 1);
-                before.fetch(&shared.in[stage][BEFORE_IN][0][0], previous);
-                wide_before.fetch(&shared.wide[stage][0][0][0], previous);
+                before.fetch(at(&shared.in[stage][BEFORE_IN][0][0]), previous);
+                wide_before.fetch(at(&shared.wide[stage][0][0][0]), previous);
             }
         }
         if (RAGGED && call.resets && helper == 0 && step >= -1) {
@@ -314,8 +319,8 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
         const int step = sizes.time - 1 - round;
         if (step < 0 || !row_exists) return;
         const Offset token = row.token(sizes, step);
-        recurrent.store(&shared.dg[round % 2][0][0], token, true);
-        apart.store(&shared.apart[round % 2][0][0][0], token, true);
+        recurrent.store(at(&shared.dg[round % 2][0][0]), token, true);
+        apart.store(at(&shared.apart[round % 2][0][0][0]), token, true);
     };
 
     for (int round = 0; round < STAGES - 1; ++round) fetch(round);

@@ -46,11 +46,14 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "spread.rs computes less");
 // After this, h of the step before and wx of this step are there. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_step(Shared& shared, unsigned step) {
     delay();
+    if constexpr (BLOCKS == 1)
+        __syncthreads();
 #if __CUDA_ARCH__ >= 900
-    // A buffer of h is complete for the nth time when its barrier's nth phase ends.
-    if (BLOCKS > 1) return shared.arrived[step % 2].wait(step / 2 % 2);
+    else  // a buffer of h is complete for the nth time when its barrier's nth phase ends
+        shared.arrived[step % 2].wait(step / 2 % 2);
 #endif
-    __syncthreads();
+    if (BLOCK_BARRIERS) __syncthreads();
+    delay();
 }
 
 // A warp has done its part for step `step`: what it wrote before is there for those who wait. In a cluster every warp of the block
@@ -114,7 +117,10 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                     shared.parts[part - 1][i][group * 32 + lane] = sums[i / Cell::RECURRENT][i % Cell::RECURRENT];
             }
             delay();
-            named_barrier(COMPUTING);
+            if (BLOCK_BARRIERS)
+                __syncthreads();
+            else
+                named_barrier(COMPUTING);
             if (part > 0) {
                 arrive_for_step(shared, step + 1);
                 continue;
@@ -236,9 +242,10 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
         return Tensor<float>{to ? to + of * tensor + place : nullptr, units};
     });
 
+    const SharedAddresses at(&shared);
     const auto fetch = [&](int step) {
         const int stage = step % STAGES;
-        if (step < sizes.time && row_exists) x.fetch(&shared.x[stage][0][0][0], row.token(sizes, step));
+        if (step < sizes.time && row_exists) x.fetch(at(&shared.x[stage][0][0][0]), row.token(sizes, step));
         if (RAGGED && call.resets && helper == 0 && step < sizes.time) {
             const bool set = row_exists && lane % LANES == 0 && row.reset(sizes, call.resets, step);
             const unsigned votes = __ballot_sync(~0u, set);
@@ -253,9 +260,9 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
         if (!row_exists) return;
         const bool active = !RAGGED || row.active(step);
         const Offset token = row.token(sizes, step);
-        h.store(&shared.h[(step + 1) % 2][0][block.unit0], token, active);
-        saved.store(&shared.saved[step % 2][0][0][0], token, active);
-        wide.store(&shared.wide[step % 2][0][0][0], token, active);
+        h.store(at(&shared.h[(step + 1) % 2][0][block.unit0]), token, active);
+        saved.store(at(&shared.saved[step % 2][0][0][0]), token, active);
+        wide.store(at(&shared.wide[step % 2][0][0][0]), token, active);
     };
 
     for (int step = 0; step < STAGES - 1; ++step) fetch(step);
@@ -264,6 +271,7 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
         // wx of this step is there, and what was stored last may be overwritten: the computing warps may go on.
         arrive_for_step(shared, step);
         wait_for_step(shared, step);
+        if (BLOCK_BARRIERS && SPLIT > 1 && step < sizes.time) __syncthreads();  // with those who compute, for the sum of parts
         if (step > 0) store(step - 1);
         if (step < sizes.time) fetch(step + STAGES - 1);
     }

@@ -39,12 +39,15 @@ struct Row {
     }
 };
 
-// How many bits of `set` lie below bit k.
-__host__ __device__ constexpr int rank(unsigned set, int k) {
-    return k == 0 ? 0 : rank(set, k - 1) + int(set >> (k - 1) & 1);
+// How many bits are set. (Without a loop, so that it becomes a number wherever the set is known: a loop stayed one.)
+__host__ __device__ constexpr int count(unsigned set) {
+    set -= set >> 1 & 0x55555555;
+    set = (set & 0x33333333) + (set >> 2 & 0x33333333);
+    return ((set + (set >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24;
 }
 
-__host__ __device__ constexpr int count(unsigned set) { return rank(set, 32); }
+// How many bits of `set` lie below bit k, of 0 to 31.
+__host__ __device__ constexpr int rank(unsigned set, int k) { return count(set & ((1u << k) - 1)); }
 
 // Whether a state or a gate is kept in f32 beside the 16-bit tensors.
 __host__ __device__ constexpr bool kept_wide(unsigned set, int k) { return sizeof(T) < sizeof(float) && (set >> k & 1); }

@@ -29,8 +29,7 @@ pub struct Cuda {
     pub(crate) device: Arc<Device>,
     pub(crate) loops: Arc<TimeLoops>,
     pub(crate) family: Family,
-    /// Plans are of fused kernels whose warps wait at random.
-    pub(crate) delays: bool,
+    pub(crate) waits: Waits,
 }
 
 /// Which kernels plans use.
@@ -43,6 +42,18 @@ pub enum Family {
     Fused,
     /// A kernel a step.
     Alternating,
+}
+
+/// How the warps of a fused kernel wait for each other: what it gives must not change. For tests.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Waits {
+    #[default]
+    Plain,
+    /// Every warp waits now and then for a random time too.
+    Delayed,
+    /// Where a cluster waits for an mbarrier, each block waits for a barrier too: racecheck knows only this one.
+    Block,
 }
 
 impl Cuda {
@@ -79,7 +90,7 @@ impl Cuda {
             device: Arc::new(Device::new(stream)?),
             loops: Arc::default(),
             family: Family::Auto,
-            delays: false,
+            waits: Waits::default(),
         })
     }
 
@@ -89,11 +100,11 @@ impl Cuda {
         Self { family, ..self }
     }
 
-    /// The same with fused kernels whose warps wait now and then for a random time. For tests.
+    /// The same with fused kernels that wait like this.
     #[doc(hidden)]
     #[must_use]
-    pub fn with_delays(self) -> Self {
-        Self { delays: true, ..self }
+    pub fn with_waits(self, waits: Waits) -> Self {
+        Self { waits, ..self }
     }
 
     /// The stream that everything is enqueued on.

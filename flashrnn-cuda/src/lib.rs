@@ -45,7 +45,7 @@ mod weights;
 
 pub use choice::KernelChoice;
 pub use cudarc;
-pub use device::{Cuda, Family};
+pub use device::{Cuda, Family, Waits};
 pub use memory::{Borrowed, BorrowedMut, Buffer, MemoryUse, View, ViewMut};
 pub use plan::{CudaPlan, CudaWeights};
 pub use report::{Library, libraries};

@@ -125,7 +125,7 @@ impl Engine {
         }
         let clips = problem.forward_clip.is_some() || problem.recurrent_grad_clip.is_some();
         let clips = clips || problem.cut_recurrent_grad;
-        let uses = Uses { clips, delays: cuda.delays, ..Uses::default() };
+        let uses = Uses { clips, waits: cuda.waits, ..Uses::default() };
         let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
         let (forward, fused_forward, backward, fused_backward, tokens, weights) =
             std::thread::scope(|scope| {

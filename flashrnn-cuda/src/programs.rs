@@ -6,6 +6,7 @@ use flashrnn_core::{Cell, Dtype, Shapes, trace};
 
 use crate::call::{BackwardCall, ForwardCall};
 use crate::compile::Program;
+use crate::device::Waits;
 use crate::select::{self, Gpu, Multiply, Tile};
 use crate::spread::{self, Fused};
 
@@ -91,8 +92,7 @@ pub struct Uses {
     pub ragged: bool,
     /// There is a clip, or the recurrent gradient is cut.
     pub clips: bool,
-    /// Every warp waits now and then for a random time: what it gives must not change.
-    pub delays: bool,
+    pub waits: Waits,
 }
 
 /// The forward pass of all steps.
@@ -166,7 +166,8 @@ fn fused(
         format!("-DSAVES={}", i32::from(uses.saves)),
         format!("-DRAGGED={}", i32::from(uses.ragged)),
         format!("-DCLIPS={}", i32::from(uses.clips)),
-        format!("-DDELAYS={}", i32::from(uses.delays)),
+        format!("-DDELAYS={}", i32::from(uses.waits == Waits::Delayed)),
+        format!("-DBLOCK_BARRIERS={}", i32::from(uses.waits == Waits::Block)),
     ]);
     program.options.extend(call_bytes());
     program

@@ -9,7 +9,7 @@ use flashrnn_core::{
     f16,
 };
 use flashrnn_cuda::cudarc::driver::{CudaContext, CudaStream};
-use flashrnn_cuda::{Buffer, Cuda, Family, testing};
+use flashrnn_cuda::{Buffer, Cuda, Family, Waits, testing};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 
@@ -54,10 +54,12 @@ fn f32_keeps_its_accuracy_over_256_steps() -> Result<()> {
     Ok(())
 }
 
-/// One small problem for every kernel: what compute-sanitizer looks at.
+/// One small problem for every kernel: what compute-sanitizer looks at, racecheck with barriers that it knows.
 #[test]
 fn every_kernel_on_a_small_problem() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let block = std::env::var_os("FLASHRNN_BLOCK_BARRIERS").is_some();
+    let cuda = cuda.with_waits(if block { Waits::Block } else { Waits::Plain });
     fn check<C: Cell, T: Element, W: Element>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
         // Bounds for mistakes; the conformance suite has those for rounding.
         let allowed = if size_of::<T>() == 4 { 2e-5 } else { 5e-2 };
@@ -363,7 +365,10 @@ fn warps_that_wait_at_random_give_the_same_bits() -> Result<()> {
     for seed in 1..=3 {
         let want = fused_results(&cuda, seed)?;
         for again in 1..=5 {
-            assert!(fused_results(&cuda.clone().with_delays(), seed)? == want, "run {again} differs");
+            assert!(
+                fused_results(&cuda.clone().with_waits(Waits::Delayed), seed)? == want,
+                "run {again} differs"
+            );
         }
     }
     Ok(())
