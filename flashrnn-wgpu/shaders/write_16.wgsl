@@ -10,3 +10,13 @@ fn store_TENSOR(i: u32, x: f32) {
     atomicAnd(&TENSOR[at / 2u], ~(0xffffu << shift));
     atomicOr(&TENSOR[at / 2u], narrow_FORMAT(x) << shift);
 }
+// Elements i and, with `both`, i + 1.
+fn store2_TENSOR(i: u32, x: vec2f, both: bool) {
+    let at = params.TENSOR_first + i;
+    if both && at % 2u == 0u {
+        atomicStore(&TENSOR[at / 2u], narrow_FORMAT(x.x) | (narrow_FORMAT(x.y) << 16u));
+        return;
+    }
+    store_TENSOR(i, x.x);
+    if both { store_TENSOR(i + 1u, x.y); }
+}

@@ -86,7 +86,7 @@ impl Engine {
             self.bind(d_wx, true, 0, &mut params.d_wx_first),
         ];
         let steps = shapes.time + usize::from(call.d_s0.is_some());
-        commands.run_steps(&self.backward_step, &params, &bound, self.tiles(shapes.batch), steps);
+        commands.run_steps(&self.backward_steps, &params, &bound, self.groups(), self.dispatches(steps));
         if let Some(d_s0) = call.d_s0 {
             commands.copy_out(&work, params.d_s0_at, d_s0.0);
         }

@@ -8,6 +8,7 @@ use flashrnn_core::{Error, Result};
 
 use crate::kernel::Kernel;
 use crate::memory::{Buffer, View};
+use crate::select::{Adapter, Choice, Family};
 
 /// What the buffers of this crate may be used for.
 const USAGES: wgpu::BufferUsages =
@@ -17,6 +18,7 @@ const USAGES: wgpu::BufferUsages =
 #[derive(Clone)]
 pub struct Wgpu {
     pub(crate) device: Arc<Device>,
+    pub(crate) choice: Choice,
 }
 
 /// The adapters there are, each by its name, kind, driver's interface and driver.
@@ -91,13 +93,21 @@ impl Wgpu {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             lock(&kept).get_or_insert_with(|| failure(error, 0));
         }));
-        Ok(Self { device: Arc::new(Device::new(device, queue, describe(&info), failures)) })
+        let device = Arc::new(Device::new(device, queue, describe(&info), failures));
+        Ok(Self { device, choice: Choice::default() })
     }
 
     /// The caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's.
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self { device: Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default())) }
+        let device = Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default()));
+        Self { device, choice: Choice::default() }
+    }
+
+    /// The same device and queue, with plans of these kernels.
+    #[must_use]
+    pub fn with_family(self, family: Family) -> Self {
+        Self { choice: Choice { family, ..self.choice }, ..self }
     }
 
     /// Whether the driver runs on the CPU, so that there is no GPU behind it.
@@ -181,6 +191,16 @@ impl Device {
     /// Bytes from one step's uniform value to the next.
     pub fn step_stride(&self) -> u32 {
         self.limits.min_uniform_buffer_offset_alignment.max(16)
+    }
+
+    /// What of it decides which kernels run.
+    pub fn adapter(&self) -> Adapter {
+        let limits = &self.limits;
+        Adapter {
+            invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
+                as usize,
+            workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,
+        }
     }
 
     /// The most bytes of a tensor.

@@ -57,8 +57,7 @@ impl Engine {
         };
         self.steps(&mut commands, params, weights, tensors, &work, shapes.time)?;
         if let Some(last) = last {
-            let half = shapes.time % 2 * state;
-            commands.copy_out(&work, params.carried_at + half as u32, last.0);
+            commands.copy_out(&work, params.carried_at + self.carried_after(shapes.time), last.0);
         }
         commands.submit();
         Ok(())
@@ -74,7 +73,7 @@ impl Engine {
         let h = call.h.map(|view| view.0);
         let tensors = Tensors { wx: call.wx, h, states: None, gates: None, wide: None };
         self.steps(&mut commands, params, call.weights, tensors, &work, 1)?;
-        commands.copy_out(&work, state as u32, call.state.0);
+        commands.copy_out(&work, self.carried_after(1), call.state.0);
         commands.submit();
         Ok(())
     }
@@ -103,7 +102,14 @@ impl Engine {
             self.bind(gates, true, 2, &mut params.gates_first),
             self.bind(wide, true, 3, &mut params.wide_first),
         ];
-        commands.run_steps(&self.forward_step, &params, &bound, self.tiles(self.shapes.batch), steps);
+        let dispatches = self.dispatches(steps);
+        commands.run_steps(&self.forward_steps, &params, &bound, self.groups(), dispatches);
         Ok(())
+    }
+
+    /// Where in what is carried the states lie after so many steps: the fused kernel leaves them in place.
+    fn carried_after(&self, steps: usize) -> u32 {
+        let state: usize = self.shapes.state().iter().product();
+        if self.fused.is_some() { 0 } else { (steps % 2 * state) as u32 }
     }
 }

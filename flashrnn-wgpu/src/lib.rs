@@ -7,8 +7,9 @@
 //! # Reading order
 //! 1. [`Wgpu`] (`device.rs`): an adapter's device and queue, and how their errors become ours.
 //! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's.
-//! 3. `programs.rs`: the shader files with a cell and element types; `kernel.rs`: pipelines and dispatches.
-//! 4. `select.rs`: sizes of tiles and parts, chosen by pure functions.
+//! 3. `programs.rs` and, for the kernels of many steps, `fused.rs`: the shader files with a cell and element types;
+//!    `kernel.rs`: pipelines and dispatches.
+//! 4. `select.rs`: which kernels, and sizes of tiles and parts, chosen by pure functions.
 //! 5. `plan.rs`: from the public interface to the kernels; `forward.rs`, `backward.rs`: the passes, with the arguments of
 //!    `call.rs`.
 
@@ -18,6 +19,7 @@ mod backward;
 mod call;
 mod device;
 mod forward;
+mod fused;
 mod kernel;
 mod memory;
 mod plan;
@@ -26,8 +28,10 @@ pub mod programs;
 mod select;
 #[doc(hidden)]
 pub mod testing;
+mod unroll;
 
 pub use device::{Wgpu, adapters};
 pub use memory::{Buffer, View, ViewMut};
 pub use plan::{WgpuPlan, WgpuWeights};
+pub use select::Family;
 pub use wgpu;

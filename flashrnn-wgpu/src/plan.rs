@@ -15,7 +15,7 @@ use crate::device::{Device, Wgpu};
 use crate::kernel::{Bound, Call, Kernel};
 use crate::memory::{Buffer, View, ViewMut};
 use crate::programs::Common;
-use crate::select;
+use crate::select::{self, Family, Fused};
 
 impl Backend for Wgpu {
     type Buffer<P: Pod + Send + Sync> = Buffer<P>;
@@ -67,7 +67,7 @@ impl Backend for Wgpu {
             ));
         }
         let engine =
-            Engine::new::<T, W>(&self.device, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
+            Engine::new::<T, W>(self, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
         Ok(WgpuPlan { wgpu: self.clone(), engine, weights: PhantomData })
     }
 }
@@ -81,8 +81,10 @@ pub(crate) struct Engine {
     pub device: Arc<Device>,
     pub problem: Problem,
     pub shapes: Shapes,
-    pub forward_step: Arc<Kernel>,
-    pub backward_step: Arc<Kernel>,
+    /// `None`: the two kernels of the time steps are the alternating ones.
+    pub fused: Option<Fused>,
+    pub forward_steps: Arc<Kernel>,
+    pub backward_steps: Arc<Kernel>,
     /// With [`Save::Recompute`].
     pub gates_again: Option<Arc<Kernel>>,
     pub weight_gradient: Arc<Kernel>,
@@ -93,7 +95,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     fn new<T: Element, W: Element>(
-        device: &Arc<Device>,
+        Wgpu { device, choice }: &Wgpu,
         [sizes, functions]: [String; 2],
         problem: &Problem,
         shapes: &Shapes,
@@ -109,12 +111,28 @@ impl Engine {
         let recompute = problem.save == Save::Recompute;
         let common = Common { sizes, functions, element: T::DTYPE, weight: W::DTYPE, chunk, recompute };
         let gradients = common.gradients();
+        let fused = choice.fused(shapes, device.adapter());
+        if fused.is_none() && choice.family == Family::Fused {
+            let why = "R does not fit the registers of a workgroup, or a step its memory";
+            return Err(unsupported("fused kernels for this problem".into(), why.into()));
+        }
+        let (forward_steps, backward_steps) = match fused {
+            None => (
+                Kernel::get(device, &common.forward_step(), "forward_step")?,
+                Kernel::get(device, &common.backward_step(), "backward_step")?,
+            ),
+            Some(fused) => (
+                Kernel::get(device, &common.fused_forward(fused, shapes), "fused_forward")?,
+                Kernel::get(device, &common.fused_backward(fused, shapes), "fused_backward")?,
+            ),
+        };
         Ok(Self {
             device: device.clone(),
             problem: problem.clone(),
             shapes: shapes.clone(),
-            forward_step: Kernel::get(device, &common.forward_step(), "forward_step")?,
-            backward_step: Kernel::get(device, &common.backward_step(), "backward_step")?,
+            fused,
+            forward_steps,
+            backward_steps,
             gates_again: recompute
                 .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
                 .transpose()?,
@@ -150,6 +168,19 @@ impl Engine {
     /// The workgroups of a kernel with 16 units and 16 of `lines` each.
     pub fn tiles(&self, lines: usize) -> usize {
         self.shapes.head_dim.div_ceil(16) * self.shapes.heads * lines.div_ceil(16)
+    }
+
+    /// The workgroups of a kernel of the time steps.
+    pub fn groups(&self) -> usize {
+        match self.fused {
+            None => self.tiles(self.shapes.batch),
+            Some(fused) => fused.groups(&self.shapes),
+        }
+    }
+
+    /// The dispatches that so many steps take.
+    pub fn dispatches(&self, steps: usize) -> usize {
+        if self.fused.is_some() { steps.div_ceil(select::FUSED_STEPS) } else { steps }
     }
 
     /// A tensor bound, or what stands for it where it is absent.

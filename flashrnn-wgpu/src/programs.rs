@@ -124,9 +124,15 @@ impl Common {
         if self.recompute { Dtype::F32 } else { self.element }
     }
 
-    pub fn forward_step(&self) -> Program {
+    /// With the cell's functions.
+    pub(crate) fn of_cell(&self, tensors: Vec<Tensor>, files: &[&str]) -> Program {
+        self.program(tensors, &[&[MATH, &self.functions, OPERATOR], files].concat())
+    }
+
+    /// The tensors of a forward kernel.
+    pub(crate) fn forward_tensors(&self) -> Vec<Tensor> {
         let t = self.element;
-        let tensors = vec![
+        vec![
             Self::weights(),
             Tensor::read("wx", t),
             Self::work(),
@@ -134,16 +140,13 @@ impl Common {
             Tensor::write("states", t),
             Tensor::write("gates", t),
             Tensor::write("wide", Dtype::F32),
-        ];
-        self.program(
-            tensors,
-            &[MATH, &self.functions, OPERATOR, include_str!("../shaders/forward_step.wgsl")],
-        )
+        ]
     }
 
-    pub fn backward_step(&self) -> Program {
+    /// The tensors of a backward kernel.
+    pub(crate) fn backward_tensors(&self) -> Vec<Tensor> {
         let t = self.element;
-        let tensors = vec![
+        vec![
             Self::weights(),
             Tensor::read("states", t),
             Tensor::read("gates", self.gates()),
@@ -151,11 +154,15 @@ impl Common {
             Tensor::read("d_states", t),
             Self::work(),
             Tensor::write("d_wx", t),
-        ];
-        self.program(
-            tensors,
-            &[MATH, &self.functions, OPERATOR, include_str!("../shaders/backward_step.wgsl")],
-        )
+        ]
+    }
+
+    pub fn forward_step(&self) -> Program {
+        self.of_cell(self.forward_tensors(), &[include_str!("../shaders/forward_step.wgsl")])
+    }
+
+    pub fn backward_step(&self) -> Program {
+        self.of_cell(self.backward_tensors(), &[include_str!("../shaders/backward_step.wgsl")])
     }
 
     pub fn gates_again(&self) -> Program {

@@ -1,4 +1,6 @@
-//! Sizes of tiles, parts and dispatches, as pure functions.
+//! Which kernels run a problem, and sizes of tiles, parts and dispatches: pure functions.
+
+use flashrnn_core::Shapes;
 
 /// The most workgroups along one dimension that every device takes.
 pub const GROUPS_X: usize = 65535;
@@ -33,9 +35,187 @@ pub fn dispatch(groups: usize) -> [u32; 3] {
     [groups.min(GROUPS_X) as u32, groups.div_ceil(GROUPS_X) as u32, 1]
 }
 
+/// Which kernels plans use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Fused where they can be.
+    #[default]
+    Auto,
+    /// Many time steps in one dispatch; a plan that can't is an error.
+    Fused,
+    /// A dispatch a step.
+    Alternating,
+}
+
+/// Which kernels a [`Wgpu`](crate::Wgpu) was told to take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Choice {
+    pub family: Family,
+    /// For tests and measurements: in place of what [`Fused::new`] chooses.
+    pub fused: Option<Fused>,
+}
+
+impl Choice {
+    /// The fused kernels for a problem, or `None` for the alternating ones.
+    pub fn fused(self, shapes: &Shapes, adapter: Adapter) -> Option<Fused> {
+        match self.family {
+            Family::Alternating => None,
+            Family::Auto | Family::Fused => self.fused.or_else(|| Fused::new(shapes, adapter)),
+        }
+    }
+}
+
+/// What of an adapter decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adapter {
+    /// Invocations that a workgroup may have.
+    pub invocations: usize,
+    /// Bytes of workgroup memory that a workgroup may have.
+    pub workgroup_bytes: usize,
+}
+
+/// The most time steps of one dispatch of a fused kernel: a few milliseconds on a GPU, so that no watchdog ends it, and no loop
+/// longer than [`LONGEST_LOOP`].
+pub const FUSED_STEPS: usize = 2048;
+
+/// How a workgroup of a fused kernel is cut: it has one head and some rows of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fused {
+    /// Units of the head, D padded with zeros.
+    pub units: usize,
+    /// Parts of k: a workgroup has `units * split` threads.
+    pub split: usize,
+    /// Rows of the batch.
+    pub rows: usize,
+}
+
+/// Registers of a multiprocessor, and the most of one thread. No interface tells them; these are NVIDIA's, and others' are no fewer
+/// in bytes for as many threads.
+const REGISTERS: (usize, usize) = (65536, 255);
+
+/// Registers of a thread beside its weights and sums: states, gates, what it carries, and where.
+const OTHER_REGISTERS: usize = 56;
+
+/// As many workgroups keep a GPU busy; with fewer, a workgroup has fewer rows.
+const ENOUGH_GROUPS: usize = 64;
+
+impl Fused {
+    /// Threads of a workgroup.
+    pub fn threads(self) -> usize {
+        self.units * self.split
+    }
+
+    /// Elements of k in a part.
+    pub fn depth(self) -> usize {
+        self.units / self.split
+    }
+
+    /// Tensors that the threads carry at a time, each thread two units of a row.
+    pub fn turns(self) -> usize {
+        2 * self.split / self.rows
+    }
+
+    /// Units that a thread of the backward product has, so that all threads hold weights, or nearly all.
+    pub fn tile(self, shapes: &Shapes) -> usize {
+        shapes.recurrent.next_power_of_two()
+    }
+
+    /// Workgroups of a dispatch.
+    pub fn groups(self, shapes: &Shapes) -> usize {
+        shapes.heads * shapes.batch.div_ceil(self.rows)
+    }
+
+    /// Bytes of workgroup memory of the forward and of the backward kernel.
+    pub fn workgroup_bytes(self, shapes: &Shapes) -> [usize; 2] {
+        let Shapes { recurrent, external, states, gates, .. } = *shapes;
+        let forward = 1 + self.split * recurrent + external.max(1) + states + gates;
+        let backward = gates + self.split * recurrent + gates + 2 * states;
+        // The places between the parts.
+        let between = [2 * self.split, 2 * self.split * gates];
+        [0, 1].map(|pass| {
+            ([forward, backward][pass] * self.units * self.rows + between[pass]) * size_of::<f32>()
+        })
+    }
+
+    fn fits(self, shapes: &Shapes, adapter: Adapter) -> bool {
+        let tile = self.tile(shapes);
+        let registers = tile * (self.depth() + 2 * self.rows) + OTHER_REGISTERS;
+        self.threads() <= adapter.invocations
+            && tile <= self.units
+            && registers <= (REGISTERS.0 / self.threads()).min(REGISTERS.1)
+            && self.workgroup_bytes(shapes).into_iter().all(|bytes| bytes <= adapter.workgroup_bytes)
+    }
+
+    /// The fused kernels for a problem, the same for any T; `None` where R does not fit a workgroup's registers, or a step its
+    /// memory.
+    pub fn new(shapes: &Shapes, adapter: Adapter) -> Option<Self> {
+        let units = [16, 32, 64, 96, 128].into_iter().find(|&units| units >= shapes.head_dim)?;
+        let groups = |rows| shapes.heads * shapes.batch.div_ceil(rows);
+        let wanted = [4, 2].into_iter().find(|&rows| groups(rows) >= ENOUGH_GROUPS).unwrap_or(1);
+        let rows = [4, 2, 1].into_iter().filter(|&rows| rows <= wanted);
+        rows.flat_map(|rows| [4, 2].map(|split| Self { units, split, rows }))
+            .find(|fused| fused.fits(shapes, adapter))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
+
+    const H200: Adapter = Adapter { invocations: 1024, workgroup_bytes: 48 << 10 };
+    /// What every device has.
+    const LEAST: Adapter = Adapter { invocations: 256, workgroup_bytes: 16 << 10 };
+
+    #[test]
+    fn fused_where_a_head_fits_a_workgroup() {
+        let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
+        let fused = |shapes, adapter| Fused::new(&shapes, adapter);
+        let of = |units, split, rows| Some(Fused { units, split, rows });
+        assert_eq!(fused(lstm(16, 12, 64), H200), of(64, 4, 2));
+        assert_eq!(fused(lstm(16, 12, 64), LEAST), of(64, 4, 2));
+        assert_eq!(fused(lstm(1, 1, 64), H200), of(64, 4, 1));
+        assert_eq!(fused(lstm(256, 12, 64), H200), of(64, 4, 4));
+        assert_eq!(fused(lstm(256, 12, 64), LEAST), of(64, 4, 2));
+        assert_eq!(fused(lstm(16, 12, 33), H200), of(64, 4, 2));
+        assert_eq!(fused(lstm(16, 8, 96), H200), of(96, 4, 2));
+        assert_eq!(fused(lstm(16, 8, 96), LEAST), None);
+        assert_eq!(fused(lstm(16, 6, 128), H200), None);
+        assert_eq!(fused(lstm(16, 1, 256), H200), None);
+        let elman = Problem::new(1, 1, 1, 128).shapes::<Elman>().unwrap();
+        assert_eq!(fused(elman.clone(), H200), of(128, 4, 1));
+        assert_eq!(fused(elman, LEAST), of(128, 2, 1));
+        let gru = Problem::new(16, 1, 12, 1).shapes::<Gru>().unwrap();
+        assert_eq!(fused(gru, LEAST), of(16, 4, 2));
+    }
+
+    #[test]
+    fn fused_kernels_fit_the_adapter() {
+        for adapter in [H200, LEAST] {
+            for (batch, heads) in [(1, 1), (16, 12), (256, 12)] {
+                for head_dim in 1..=256 {
+                    let problem = Problem::new(batch, 1, heads, head_dim);
+                    for shapes in
+                        [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Slstm>()]
+                    {
+                        let shapes = shapes.unwrap();
+                        let Some(fused) = Fused::new(&shapes, adapter) else { continue };
+                        assert!(fused.units >= head_dim && fused.threads() <= adapter.invocations);
+                        assert!(
+                            fused
+                                .workgroup_bytes(&shapes)
+                                .iter()
+                                .all(|&bytes| bytes <= adapter.workgroup_bytes)
+                        );
+                        // Whole pairs in a part, and a turn or more.
+                        assert!(
+                            fused.depth().is_multiple_of(2) && fused.turns() * fused.rows == 2 * fused.split
+                        );
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn products_fit_workgroup_memory() {

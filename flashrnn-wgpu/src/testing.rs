@@ -2,6 +2,15 @@
 //! `FLASHRNN_REQUIRE` names `wgpu`.
 
 use crate::Wgpu;
+use crate::select::Choice;
+
+pub use crate::select::{Adapter, Fused};
+
+/// The same device, with plans of these fused kernels, whatever would be chosen.
+#[must_use]
+pub fn with_fused(wgpu: Wgpu, fused: Fused) -> Wgpu {
+    Wgpu { choice: Choice { fused: Some(fused), ..wgpu.choice }, ..wgpu }
+}
 
 /// A device, or a line that says why the test is skipped.
 ///

@@ -11,3 +11,12 @@ fn wgpu() -> Option<Wgpu> {
 }
 
 flashrnn_testsuite::conformance!(where_found: wgpu(), same_bits_as: [testing::wgpu()], skip: []);
+
+/// The same where no kernel is fused: what large heads get anyhow.
+mod alternating {
+    use flashrnn_wgpu::Family;
+    flashrnn_testsuite::conformance!(
+        where_found: super::wgpu().map(|wgpu| wgpu.with_family(Family::Alternating)),
+        skip: []
+    );
+}

@@ -1,9 +1,10 @@
 //! Every shader with every cell and element type is valid WGSL within what every device has.
 
 use flashrnn_core::trace::print::wgsl;
-use flashrnn_core::{Dtype, Elman, Gru, Lstm, Slstm};
+use flashrnn_core::{Cell, Dtype, Elman, Gru, Lstm, Problem, Shapes, Slstm};
 use flashrnn_testsuite::cells::{Autonomous, Leaky, Twin};
 use flashrnn_wgpu::programs::{Common, Program};
+use flashrnn_wgpu::testing::{Adapter, Fused};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 fn check(name: &str, program: &Program) {
@@ -21,19 +22,26 @@ fn check(name: &str, program: &Program) {
     }
 }
 
+/// Sizes, functions and shapes of a cell.
+fn printed<C: Cell>(cell: &C) -> (String, String, Shapes) {
+    (wgsl::sizes::<C>(), wgsl::functions(cell), Problem::new(1, 1, 1, 1).shapes::<C>().unwrap())
+}
+
 #[test]
 fn every_shader_is_valid() {
     let cells = [
-        (wgsl::sizes::<Elman>(), wgsl::functions(&Elman)),
-        (wgsl::sizes::<Gru>(), wgsl::functions(&Gru)),
-        (wgsl::sizes::<Lstm>(), wgsl::functions(&Lstm)),
-        (wgsl::sizes::<Slstm>(), wgsl::functions(&Slstm)),
-        (wgsl::sizes::<Leaky>(), wgsl::functions(&Leaky { a: f64::INFINITY })),
-        (wgsl::sizes::<Leaky>(), wgsl::functions(&Leaky { a: 1e-40 })),
-        (wgsl::sizes::<Twin>(), wgsl::functions(&Twin)),
-        (wgsl::sizes::<Autonomous>(), wgsl::functions(&Autonomous)),
+        printed(&Elman),
+        printed(&Gru),
+        printed(&Lstm),
+        printed(&Slstm),
+        printed(&Leaky { a: f64::INFINITY }),
+        printed(&Leaky { a: 1e-40 }),
+        printed(&Twin),
+        printed(&Autonomous),
     ];
-    for (sizes, functions) in cells {
+    // What every device has.
+    let adapter = Adapter { invocations: 256, workgroup_bytes: 16 << 10 };
+    for (sizes, functions, shapes) in cells {
         for (element, weight) in [
             (Dtype::F32, Dtype::F32),
             (Dtype::F16, Dtype::F16),
@@ -55,6 +63,12 @@ fn every_shader_is_valid() {
                 check("gradients", &common.gradients());
                 check("reduce", &common.reduce());
                 check("pack", &common.pack());
+                for (batch, head_dim) in [(1, 1), (1, 32), (64, 33), (128, 16), (256, 64)] {
+                    let shapes = Shapes { batch, head_dim, ..shapes.clone() };
+                    let fused = Fused::new(&shapes, adapter).unwrap();
+                    check("fused_forward", &common.fused_forward(fused, &shapes));
+                    check("fused_backward", &common.fused_backward(fused, &shapes));
+                }
             }
         }
     }
