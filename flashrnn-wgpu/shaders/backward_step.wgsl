@@ -1,133 +1,135 @@
 // One step of the backward pass, one dispatch: from dg of the step after, the gradient that reaches h through R (a product with
-// R transposed), then the cell's derivative as its epilogue, which gives this step's dg. One more step, -1, gives d_s0.
+// R transposed, step.wgsl), then the cell's derivative as its epilogue, which gives this step's dg. One more step, -1, gives d_s0.
 //
-// Workgroups are as in forward_step.wgsl, with k over a head's units for one recurrent gate after another. From step to step
-// go, in `work`, dg rounded to T at `exchange_at`, [2, B, Gr, N, D] in turn, and the gradient of the f32 states at `carried_at`,
-// [S, B, N, D] in place.
+// Groups are as in forward_step.wgsl. k goes over a head's units for one recurrent gate after another. From step to step go, in
+// `work`, dg rounded to T at `exchange_at`, [2, B, Gr, N, D] in turn, and the gradient of the f32 states at `carried_at`, [S, B, N, D]
+// in place.
 
-var<workgroup> tile_r: array<f32, 16u * (CHUNK + 1u)>;
-var<workgroup> tile_dg: array<f32, 16u * (CHUNK + 1u)>;
+fn half_of(round: u32) -> u32 { return params.exchange_at + round % 2u * params.batch * RECURRENT * units(); }
 
-@compute @workgroup_size(16, 16)
-fn backward_step(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
-                 @builtin(local_invocation_index) thread: u32) {
-    let unit_groups = (params.head_dim + 15u) / 16u;
-    let group = group_index(id);
-    let row0 = group / unit_groups / params.heads * 16u;
-    if row0 >= params.batch { return; }
-    let head = group / unit_groups % params.heads;
-    let unit0 = group % unit_groups * 16u;
+// dg of a recurrent gate in a half.
+fn dg_at(row: u32, gate: u32, at: u32) -> u32 { return (row * RECURRENT + gate) * units() + at; }
+
+fn line_piece(place: Place, line: u32, piece: u32) -> vec4f {
+    let unit = place.unit0 + place.lines * 4u + line;
+    return piece_of(line_of_transposed(place.head, unit), unit < params.head_dim, piece, RECURRENT * pieces());
+}
+
+fn row_piece(place: Place, row: u32, piece: u32) -> vec4f {
+    if place.row0 + row >= params.batch || piece >= RECURRENT * pieces() { return vec4f(); }
+    let line = dg_at(place.row0 + row, piece / pieces(), place.head * params.head_dim);
+    return piece_of_work(half_of(params.first_step + at_step.index) + line, piece % pieces());
+}
+
+@compute @workgroup_size(256)
+fn backward_step(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
+    let place = place_of(id, thread);
+    if place.row0 >= params.batch { return; }
+    let at = place.head * params.head_dim + place.unit;
     let round = params.first_step + at_step.index;
     let before_first = round == params.time;  // step -1
     let step = params.time - 1u - round;      // of no meaning there
-    let half = params.batch * RECURRENT * units();
-    let after = params.exchange_at + round % 2u * half;
-    let here = params.exchange_at + (round + 1u) % 2u * half;
-
-    var sum = 0.0f;
-    for (var gate = 0u; gate < RECURRENT; gate++) {
-        for (var k0 = 0u; k0 < params.head_dim; k0 += CHUNK) {
-            workgroupBarrier();
-            for (var i = thread; i < 16u * CHUNK; i += 256u) {
-                // R's rows are read along the units, dg's along k.
-                let unit = unit0 + i % 16u;
-                let k_of_r = k0 + i / 16u;
-                var weight = 0.0f;
-                if unit < params.head_dim && k_of_r < params.head_dim {
-                    weight = weights[((gate * params.heads + head) * params.head_dim + k_of_r) * params.head_dim + unit];
-                }
-                tile_r[i % 16u * (CHUNK + 1u) + i / 16u] = weight;
-                let row = row0 + i / CHUNK;
-                let k = k0 + i % CHUNK;
-                var value = 0.0f;
-                if row < params.batch && k < params.head_dim {
-                    value = work_f32(after + ((row * RECURRENT + gate) * params.heads + head) * params.head_dim + k);
-                }
-                tile_dg[i / CHUNK * (CHUNK + 1u) + i % CHUNK] = value;
-            }
-            workgroupBarrier();
-            for (var k = 0u; k < CHUNK; k++) {
-                sum += tile_r[local.x * (CHUNK + 1u) + k] * tile_dg[local.y * (CHUNK + 1u) + k];
-            }
-        }
-    }
-
-    let row = row0 + local.y;
-    let unit = unit0 + local.x;
-    if row >= params.batch || unit >= params.head_dim { return; }
-    let place = head * params.head_dim + unit;
-    let length = length_of(row);
     let stride = tokens() * units();
     // No gradient comes from the step after where this is the row's last, or a reset lies between.
-    let last = select(step + 1u == length, length == 0u, before_first);
+    let last = select(step + 1u == place.length, place.length == 0u, before_first);
     let next_step = select(step + 1u, 0u, before_first);
-    let next_reset = is_reset(row, length, next_step);
-    let goes_on = !before_first && step < length;
+    let follows = !last && !is_reset(place.row, place.length, next_step);
+    let goes_on = !before_first && step < place.length;
+    let reset = is_reset(place.row, place.length, step);
+    let token = step_token(place.row, place.length, step);
 
-    var d: array<f32, STATES>;
-    for (var s = 0u; s < STATES; s++) {
-        if last && params.has_d_last != 0u { d[s] = work_f32(params.d_last_at + state_at(s, row, place)); }
-        if goes_on && s < params.d_states_count {
-            d[s] += load_d_states(s * stride + step_token(row, length, step) * units() + place);
-        }
-        if !last && !next_reset { d[s] += work_f32(params.carried_at + state_at(s, row, place)); }
+    // What the cell needs beside the product is asked for before it.
+    //@ for $s in 0..STATES
+    var d$s = vec2f();
+    var before$s = vec2f();
+    //@ end
+    //@ for $gate in 0..GATES
+    var gate$gate = vec2f();
+    //@ end
+    if place.exists {
+        //@ for $s in 0..STATES
+        if last && params.has_d_last != 0u { d$s = load2_work(params.d_last_at + state_at($su, place.row, at)); }
+        if goes_on && $su < params.d_states_count { d$s += load2_d_states($su * stride + token * units() + at); }
+        if follows { d$s += load2_work(params.carried_at + state_at($su, place.row, at)); }
+        //@ end
     }
-    if !last && !next_reset && params.cut_recurrent_grad == 0u {
-        if params.clips_gradient != 0u { sum = real_clamp(sum, params.recurrent_grad_clip); }
-        d[0] += sum;
+    if place.exists && goes_on {
+        //@ for $gate in 0..GATES
+        if !RECOMPUTED && kept_wide(WIDE_GATES, $gateu) {
+            gate$gate = load2_wide((countOneBits(WIDE) + rank(WIDE_GATES, $gateu)) * stride + token * units() + at);
+        } else {
+            gate$gate = load2_gates((token * GATES + $gateu) * units() + at);
+        }
+        //@ end
+        if reset {
+        } else if step == 0u {
+            if params.has_s0 != 0u {
+                //@ for $s in 0..STATES
+                before$s = load2_work(params.s0_at + state_at($su, place.row, at));
+                //@ end
+            }
+        } else {
+            let previous = step_token(place.row, place.length, step - 1u) * units() + at;
+            //@ for $s in 0..STATES
+            if kept_wide(WIDE, $su) {
+                before$s = load2_wide(rank(WIDE, $su) * stride + previous);
+            } else {
+                before$s = load2_states($su * stride + previous);
+            }
+            //@ end
+        }
+    }
+
+    add_up(place, thread, product(place, thread), 0u);
+    if !place.exists { return; }
+    if follows && params.cut_recurrent_grad == 0u {
+        let unit = place.unit - place.unit0;
+        var dh = vec2f(added(place, unit / 4u, unit % 4u), added(place, unit / 4u, unit % 4u + 1u));
+        if params.clips_gradient != 0u {
+            dh = vec2f(real_clamp(dh.x, params.recurrent_grad_clip), real_clamp(dh.y, params.recurrent_grad_clip));
+        }
+        d0 += dh;
     }
     if before_first {
-        for (var s = 0u; s < STATES; s++) {
-            let none = ((CONSTANT >> s) & 1u) != 0u || next_reset;
-            work[params.d_s0_at + state_at(s, row, place)] = select(bitcast<u32>(d[s]), 0u, none);
-        }
+        //@ for $s in 0..STATES
+        let none$s = ((CONSTANT >> $su) & 1u) != 0u || (!follows && !last);
+        store2_work(params.d_s0_at + state_at($su, place.row, at), select(d$s, vec2f(), none$s), place.both);
+        //@ end
         return;
     }
 
-    let token = step_token(row, length, step);
-    var result: CellGradients;
+    var dg0: array<f32, GATES>;
+    var dg1: array<f32, GATES>;
     if goes_on {
-        var gates: array<f32, GATES>;
-        var states: array<f32, STATES>;
-        for (var gate = 0u; gate < GATES; gate++) {
-            if !RECOMPUTED && kept_wide(WIDE_GATES, gate) {
-                gates[gate] = load_wide((countOneBits(WIDE) + rank(WIDE_GATES, gate)) * stride + token * units() + place);
-            } else {
-                gates[gate] = load_gates((token * GATES + gate) * units() + place);
-            }
-        }
-        if !is_reset(row, length, step) {
-            for (var s = 0u; s < STATES; s++) {
-                if step == 0u {
-                    if params.has_s0 != 0u { states[s] = work_f32(params.s0_at + state_at(s, row, place)); }
-                } else {
-                    let previous = step_token(row, length, step - 1u) * units() + place;
-                    if kept_wide(WIDE, s) {
-                        states[s] = load_wide(rank(WIDE, s) * stride + previous);
-                    } else {
-                        states[s] = load_states(s * stride + previous);
-                    }
-                }
-            }
-        }
+        //@ for $u in 0..2
+        var gates$u: array<f32, GATES>;
+        var states$u: array<f32, STATES>;
+        var d_of$u: array<f32, STATES>;
+        //@ for $gate in 0..GATES
+        gates$u[$gate] = gate$gate[$u];
+        //@ end
+        //@ for $s in 0..STATES
+        states$u[$s] = before$s[$u];
+        d_of$u[$s] = d$s[$u];
+        //@ end
         if params.clips_forward != 0u {
-            let next = cell_forward(states, gates);
-            if abs(next[0]) > params.forward_clip { d[0] = 0.0f; }
+            let next = cell_forward(states$u, gates$u);
+            if abs(next[0]) > params.forward_clip { d_of$u[0] = 0.0f; }
         }
-        result = cell_backward(states, gates, d);
-        for (var gate = 0u; gate < RECURRENT; gate++) {
-            let at = ((row * RECURRENT + gate) * params.heads + head) * params.head_dim + unit;
-            work[here + at] = bitcast<u32>(rounded(result.dg[gate]));
-        }
-        for (var s = 0u; s < STATES; s++) {
-            work[params.carried_at + state_at(s, row, place)] = bitcast<u32>(result.ds[s]);
-        }
+        let result$u = cell_backward(states$u, gates$u, d_of$u);
+        dg$u = result$u.dg;
+        //@ end
+        //@ for $gate in 0..RECURRENT
+        store2_work(half_of(round + 1u) + dg_at(place.row, $gateu, at), vec2f(rounded(dg0[$gate]), rounded(dg1[$gate])), place.both);
+        //@ end
+        //@ for $s in 0..STATES
+        store2_work(params.carried_at + state_at($su, place.row, at), vec2f(result0.ds[$s], result1.ds[$s]), place.both);
+        //@ end
     }
-    for (var gate = 0u; gate < GATES; gate++) {
-        if gate < INNER {
-            work[params.inner_at + (token * INNER + gate) * units() + place] = bitcast<u32>(rounded(result.dg[gate]));
-        } else {
-            store_d_wx((token * EXTERNAL + gate - INNER) * units() + place, result.dg[gate]);
-        }
-    }
+    //@ for $gate in 0..INNER
+    store2_work(params.inner_at + (token * INNER + $gateu) * units() + at, vec2f(rounded(dg0[$gate]), rounded(dg1[$gate])), place.both);
+    //@ end
+    //@ for $gate in INNER..GATES
+    store2_d_wx((token * EXTERNAL + $gateu - INNER) * units() + at, vec2f(dg0[$gate], dg1[$gate]), place.both);
+    //@ end
 }

@@ -37,14 +37,6 @@ fn role_of(thread: u32, head: u32, row0: u32) -> Role {
 
 // R of a head, 0 beyond its units.
 fn weight(gate: u32, head: u32, unit: u32, k: u32) -> f32 {
-    let value = weights[((gate * params.heads + head) * params.head_dim + unit) * params.head_dim + k];
+    let value = weights[line_of_r(gate, head, unit) + k / 4u][k % 4u];
     return select(0.0f, value, unit < params.head_dim && k < params.head_dim);
-}
-
-// Two neighbours in `work`.
-fn load2_work(at: u32) -> vec2f { return vec2f(work_f32(at), work_f32(at + 1u)); }
-
-fn store2_work(at: u32, x: vec2f, both: bool) {
-    work[at] = bitcast<u32>(x.x);
-    if both { work[at + 1u] = bitcast<u32>(x.y); }
 }

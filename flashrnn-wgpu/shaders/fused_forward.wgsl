@@ -62,7 +62,7 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
 
     // Of turn 0: the bias, and the states of the two units.
     //@ for $gate in 0..GATES
-    let bias$gate = vec2f(weights[params.b_first + $gateu * units() + role.place], weights[params.b_first + $gateu * units() + role.place + 1u]);
+    let bias$gate = vec2f(bias($gateu, role.place), bias($gateu, role.place + 1u));
     //@ end
     //@ for $u in 0..2
     var states$u: array<f32, STATES>;

@@ -1,6 +1,7 @@
 // The gates of all tokens again, g = x_t + b + R h, as the forward pass adds, in f32: gates [tokens, G, N, D].
 //
-// Workgroups are as in forward_step.wgsl, with 16 tokens in place of 16 rows.
+// A workgroup of 16 x 16 invocations has 16 units of one head and 16 tokens, an invocation one pair with all its gates. R and h come
+// to workgroup memory in chunks of CHUNK along k. Groups: units innermost, then heads, then tokens.
 
 var<workgroup> tile_r: array<f32, RECURRENT * 16u * (CHUNK + 1u)>;
 var<workgroup> tile_h: array<f32, 16u * (CHUNK + 1u)>;
@@ -29,7 +30,7 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
             for (var gate = 0u; gate < RECURRENT; gate++) {
                 var weight = 0.0f;
                 if k < params.head_dim && unit < params.head_dim {
-                    weight = weights[((gate * params.heads + head) * params.head_dim + unit) * params.head_dim + k];
+                    weight = weights[line_of_r(gate, head, unit) + k / 4u][k % 4u];
                 }
                 tile_r[(gate * 16u + line) * (CHUNK + 1u) + i % CHUNK] = weight;
             }
@@ -48,7 +49,7 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
     if token >= tokens() || unit >= params.head_dim { return; }
     let place = head * params.head_dim + unit;
     for (var gate = 0u; gate < GATES; gate++) {
-        var value = weights[params.b_first + gate * units() + place];
+        var value = bias(gate, place);
         if gate >= INNER { value += load_wx((token * EXTERNAL + gate - INNER) * units() + place); }
         if gate < RECURRENT { value += sums[gate]; }
         store_gates((token * GATES + gate) * units() + place, value);

@@ -14,6 +14,13 @@ fn token_of(row: u32, position: u32) -> u32 {
 
 fn work_f32(i: u32) -> f32 { return bitcast<f32>(work[i]); }
 
+// Two neighbours in `work`.
+fn load2_work(at: u32) -> vec2f { return vec2f(work_f32(at), work_f32(at + 1u)); }
+fn store2_work(at: u32, x: vec2f, both: bool) {
+    work[at] = bitcast<u32>(x.x);
+    if both { work[at + 1u] = bitcast<u32>(x.y); }
+}
+
 // How many steps a row has.
 fn length_of(row: u32) -> u32 {
     if params.has_lengths == 0u { return params.time; }

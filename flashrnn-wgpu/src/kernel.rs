@@ -11,6 +11,9 @@ use crate::memory::View;
 use crate::programs::{Program, Tensor};
 use crate::select;
 
+/// The dispatches of a time loop that are submitted at a time, so that the device runs some while the next are recorded.
+const SUBMITTED: usize = 64;
+
 /// A compiled entry point.
 pub(crate) struct Kernel {
     name: &'static str,
@@ -181,14 +184,23 @@ impl<'a> Call<'a> {
         let [x, y, z] = select::dispatch(groups);
         for first in (0..steps).step_by(STEPS) {
             let group = self.bind(kernel, &Params { first_step: first as u32, ..*params }, bound);
-            let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some(kernel.name),
-                timestamp_writes: None,
-            });
-            pass.set_pipeline(&kernel.pipeline);
-            for step in 0..(steps - first).min(STEPS) {
-                pass.set_bind_group(0, &group, &[step as u32 * self.device.step_stride()]);
-                pass.dispatch_workgroups(x, y, z);
+            let in_group = (steps - first).min(STEPS);
+            for begin in (0..in_group).step_by(SUBMITTED) {
+                let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: Some(kernel.name),
+                    timestamp_writes: None,
+                });
+                pass.set_pipeline(&kernel.pipeline);
+                for step in begin..in_group.min(begin + SUBMITTED) {
+                    pass.set_bind_group(0, &group, &[step as u32 * self.device.step_stride()]);
+                    pass.dispatch_workgroups(x, y, z);
+                }
+                drop(pass);
+                if steps > SUBMITTED {
+                    let next = self.device.device.create_command_encoder(&Default::default());
+                    let encoder = std::mem::replace(&mut self.encoder, next);
+                    self.device.queue.submit([encoder.finish()]);
+                }
             }
         }
     }

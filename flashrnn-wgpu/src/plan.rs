@@ -118,8 +118,8 @@ impl Engine {
         }
         let (forward_steps, backward_steps) = match fused {
             None => (
-                Kernel::get(device, &common.forward_step(), "forward_step")?,
-                Kernel::get(device, &common.backward_step(), "backward_step")?,
+                Kernel::get(device, &common.forward_step(shapes, workgroup), "forward_step")?,
+                Kernel::get(device, &common.backward_step(shapes, workgroup), "backward_step")?,
             ),
             Some(fused) => (
                 Kernel::get(device, &common.fused_forward(fused, shapes), "fused_forward")?,
@@ -146,7 +146,6 @@ impl Engine {
     /// Sizes and options as the kernels read them.
     pub fn params(&self) -> Params {
         let (shapes, problem) = (&self.shapes, &self.problem);
-        let recurrent_weights = shapes.r().iter().product::<usize>();
         Params {
             // `check_limits` has seen to it that these fit.
             batch: shapes.batch as u32,
@@ -160,7 +159,6 @@ impl Engine {
             forward_clip: problem.forward_clip.unwrap_or_default() as f32,
             recurrent_grad_clip: problem.recurrent_grad_clip.unwrap_or_default() as f32,
             cut_recurrent_grad: problem.cut_recurrent_grad.into(),
-            b_first: recurrent_weights as u32,
             ..Params::default()
         }
     }
@@ -173,7 +171,7 @@ impl Engine {
     /// The workgroups of a kernel of the time steps.
     pub fn groups(&self) -> usize {
         match self.fused {
-            None => self.tiles(self.shapes.batch),
+            None => self.shapes.head_dim.div_ceil(8) * self.shapes.heads * self.shapes.batch.div_ceil(16),
             Some(fused) => fused.groups(&self.shapes),
         }
     }
@@ -202,8 +200,8 @@ impl Engine {
     }
 
     fn pack<W: Element>(&self, r: View<'_, W>, b: View<'_, W>) -> Result<WgpuWeights> {
-        let elements = r.len() + b.len();
-        let packed = self.device.alloc::<f32>(elements)?;
+        let pieces = select::packed(&self.shapes);
+        let packed = self.device.alloc::<f32>(4 * pieces)?;
         self.device.scope(0, || {
             let mut params = self.params();
             let bound = [
@@ -212,7 +210,7 @@ impl Engine {
                 Bound::whole(&packed.buffer),
             ];
             let mut call = Call::new(&self.device);
-            call.run(&self.pack, &params, &bound, elements.div_ceil(64));
+            call.run(&self.pack, &params, &bound, pieces.div_ceil(64));
             call.submit();
             Ok(())
         })?;
@@ -222,6 +220,12 @@ impl Engine {
 
 /// Refuses what the device's bindings can't hold.
 fn check_limits(device: &Device, shapes: &Shapes) -> Result<()> {
+    if shapes.recurrent == 0 {
+        return Err(unsupported(
+            "a cell without recurrent gates".into(),
+            "nothing of it is a recurrence".into(),
+        ));
+    }
     let most = device.most_bytes() as u128;
     let (units, batch, time) = (shapes.units() as u128, shapes.batch as u128, shapes.time as u128);
     let (states, gates) = (shapes.states as u128, shapes.gates as u128);
@@ -236,7 +240,7 @@ fn check_limits(device: &Device, shapes: &Shapes) -> Result<()> {
         ("states", states * step),
         ("gates", gates * step),
         ("wide states and gates", (shapes.wide.len() + shapes.wide_gates.len()) as u128 * step),
-        ("weights", (shapes.recurrent * shapes.head_dim) as u128 * units + gates * units),
+        ("weights", 4 * select::packed(shapes) as u128),
         ("parts of d_r", partial(shapes.r().iter().product(), weight_round)),
         ("parts of d_b", partial(shapes.b().iter().product(), bias_round)),
         ("the forward pass's working memory", rows + 2 * state),
@@ -266,7 +270,7 @@ pub struct WgpuPlan<T: Element, W: Element> {
     weights: PhantomData<fn() -> (T, W)>,
 }
 
-/// R `[Gr, N, D_out, D_in]` rounded to `T`, then b `[G, N, D]`, both as f32.
+/// R rounded to `T`, R transposed and b as f32, in the form of shaders/weights.wgsl.
 pub struct WgpuWeights {
     pub(crate) packed: Buffer<f32>,
 }

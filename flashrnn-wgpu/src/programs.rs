@@ -1,8 +1,9 @@
 //! The shader files put together for a cell and element types.
 
-use flashrnn_core::Dtype;
+use flashrnn_core::{Dtype, Shapes};
 
-use crate::select::GROUPS_X;
+use crate::select::{GROUPS_X, Tile};
+use crate::unroll::unroll;
 
 const PARAMS: &str = include_str!("../shaders/params.wgsl");
 const MATH: &str = include_str!("../shaders/math.wgsl");
@@ -10,6 +11,8 @@ const ELEMENT: &str = include_str!("../shaders/element.wgsl");
 const ROUNDED: &str = include_str!("../shaders/rounded.wgsl");
 const OPERATOR: &str = include_str!("../shaders/operator.wgsl");
 const PREVIOUS_H: &str = include_str!("../shaders/previous_h.wgsl");
+const WEIGHTS: &str = include_str!("../shaders/weights.wgsl");
+const STEP: &str = include_str!("../shaders/step.wgsl");
 
 /// One storage buffer of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +115,7 @@ impl Common {
     }
 
     fn weights() -> Tensor {
-        Tensor::plain("weights", false, "f32")
+        Tensor::plain("weights", false, "vec4f")
     }
 
     fn work() -> Tensor {
@@ -126,7 +129,7 @@ impl Common {
 
     /// With the cell's functions.
     pub(crate) fn of_cell(&self, tensors: Vec<Tensor>, files: &[&str]) -> Program {
-        self.program(tensors, &[&[MATH, &self.functions, OPERATOR], files].concat())
+        self.program(tensors, &[&[MATH, &self.functions, OPERATOR, WEIGHTS], files].concat())
     }
 
     /// The tensors of a forward kernel.
@@ -157,12 +160,37 @@ impl Common {
         ]
     }
 
-    pub fn forward_step(&self) -> Program {
-        self.of_cell(self.forward_tensors(), &[include_str!("../shaders/forward_step.wgsl")])
+    /// A kernel of one step, loops written out.
+    fn step(&self, tensors: Vec<Tensor>, shapes: &Shapes, tile: Tile, file: &str) -> Program {
+        let constants = [
+            ("LINES", tile.lines),
+            ("PARTS", tile.parts),
+            ("PIECES", tile.pieces),
+            ("ROUNDS", tile.rounds),
+            ("AT_ONCE", tile.at_once),
+            ("ADDERS", tile.adders()),
+        ];
+        let of_text = [
+            ("LOADS", tile.loads()),
+            ("STATES", shapes.states),
+            ("GATES", shapes.gates),
+            ("RECURRENT", shapes.recurrent),
+            ("INNER", shapes.inner()),
+        ];
+        let text = unroll(&format!("{STEP}\n{file}"), &[&constants[..], &of_text].concat());
+        let constants: String =
+            constants.iter().map(|(name, size)| format!("const {name} = {size}u;\n")).collect();
+        self.of_cell(tensors, &[&constants, &text])
     }
 
-    pub fn backward_step(&self) -> Program {
-        self.of_cell(self.backward_tensors(), &[include_str!("../shaders/backward_step.wgsl")])
+    pub fn forward_step(&self, shapes: &Shapes, workgroup_bytes: usize) -> Program {
+        let tile = Tile::forward(shapes, workgroup_bytes);
+        self.step(self.forward_tensors(), shapes, tile, include_str!("../shaders/forward_step.wgsl"))
+    }
+
+    pub fn backward_step(&self, shapes: &Shapes, workgroup_bytes: usize) -> Program {
+        let tile = Tile::backward(shapes, workgroup_bytes);
+        self.step(self.backward_tensors(), shapes, tile, include_str!("../shaders/backward_step.wgsl"))
     }
 
     pub fn gates_again(&self) -> Program {
@@ -174,7 +202,7 @@ impl Common {
             Self::work(),
             Tensor::write("gates", Dtype::F32),
         ];
-        self.program(tensors, &[OPERATOR, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")])
+        self.program(tensors, &[OPERATOR, WEIGHTS, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")])
     }
 
     pub fn gradients(&self) -> Program {
@@ -197,8 +225,8 @@ impl Common {
         let tensors = vec![
             Tensor::read("r", self.weight),
             Tensor::read("b", self.weight),
-            Tensor::plain("weights", true, "f32"),
+            Tensor::plain("weights", true, "vec4f"),
         ];
-        self.program(tensors, &[include_str!("../shaders/pack.wgsl")])
+        self.program(tensors, &[WEIGHTS, include_str!("../shaders/pack.wgsl")])
     }
 }

@@ -16,6 +16,79 @@ pub fn chunk(recurrent: usize, workgroup_bytes: usize) -> Option<usize> {
         .find(|chunk| (recurrent + 1) * 16 * (chunk + 1) * size_of::<f32>() <= workgroup_bytes)
 }
 
+/// The pieces, of 4 numbers, of the packed weights.
+pub fn packed(shapes: &Shapes) -> usize {
+    let lines = shapes.recurrent * shapes.heads * shapes.head_dim;
+    2 * lines * shapes.head_dim.div_ceil(4) + (shapes.gates * shapes.heads * shapes.head_dim).div_ceil(4)
+}
+
+/// How a kernel of one step computes its product: 256 threads have 8 units of a head and 16 rows. The names are those of
+/// shaders/step.wgsl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Lines of weights of a thread.
+    pub lines: usize,
+    /// Threads that share a sum, each with every so-many-th piece of k.
+    pub parts: usize,
+    /// Pieces of each line that a thread has in registers.
+    pub pieces: usize,
+    /// How often workgroup memory is filled.
+    pub rounds: usize,
+    /// Lines whose sums are added up at a time.
+    pub at_once: usize,
+}
+
+/// Registers of a thread that hold weights: of this round, and of the next if there is one.
+const WEIGHTS: usize = 128;
+
+impl Tile {
+    /// Of the forward pass: a thread has the recurrent gates of a unit.
+    pub fn forward(shapes: &Shapes, workgroup_bytes: usize) -> Self {
+        Self::new(shapes.recurrent, 8, shapes.head_dim.div_ceil(4), workgroup_bytes)
+    }
+
+    /// Of the backward pass: a thread has 4 units.
+    pub fn backward(shapes: &Shapes, workgroup_bytes: usize) -> Self {
+        Self::new(4, 32, shapes.recurrent * shapes.head_dim.div_ceil(4), workgroup_bytes)
+    }
+
+    fn new(lines: usize, parts: usize, length: usize, workgroup_bytes: usize) -> Self {
+        // Whole loads of 256 threads: 16 rows of at least 16 pieces.
+        let least = 16usize.div_ceil(parts);
+        let with = |pieces: usize| {
+            let rounds = length.div_ceil(parts * pieces);
+            Self { lines, parts, pieces, rounds, at_once: 1 }
+        };
+        let fits = |tile: &Self| {
+            let registers = 4 * tile.lines * tile.pieces * tile.rounds.min(2);
+            registers <= WEIGHTS && tile.workgroup_bytes() <= workgroup_bytes
+        };
+        // No more than one round needs.
+        let most = length.div_ceil(parts).next_power_of_two();
+        let tile =
+            [8, 4, 2, 1].into_iter().filter(|&pieces| least <= pieces && pieces <= most).map(with).find(fits);
+        let tile = tile.unwrap_or(with(least));
+        let at_once = (1..=lines).rev().map(|at_once| Self { at_once, ..tile });
+        at_once.into_iter().find(|tile| tile.workgroup_bytes() <= workgroup_bytes).unwrap_or(tile)
+    }
+
+    /// Pieces of the rows that a thread brings to workgroup memory in a round.
+    pub fn loads(self) -> usize {
+        16 * self.parts * self.pieces / 256
+    }
+
+    /// Threads that share the adding of a sum's parts.
+    pub fn adders(self) -> usize {
+        let sums = 256 / self.parts * self.at_once;
+        1 << (256 / sums).clamp(1, self.parts).ilog2()
+    }
+
+    /// Bytes of workgroup memory.
+    pub fn workgroup_bytes(self) -> usize {
+        16 * (16 * (self.parts * self.pieces + 2)).max(256 * self.at_once)
+    }
+}
+
 /// The elements that partial sums take, unless one part takes more.
 const MOST_PARTIAL: usize = 1 << 24;
 
@@ -211,6 +284,35 @@ mod tests {
                         assert!(
                             fused.depth().is_multiple_of(2) && fused.turns() * fused.rows == 2 * fused.split
                         );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_cover_k_and_fit_workgroup_memory() {
+        let tile = |lines, parts, pieces, rounds, at_once| Tile { lines, parts, pieces, rounds, at_once };
+        let lstm = Problem::new(16, 1, 3, 256).shapes::<Lstm>().unwrap();
+        assert_eq!(Tile::forward(&lstm, 48 << 10), tile(4, 8, 8, 1, 4));
+        assert_eq!(Tile::forward(&lstm, 16 << 10), tile(4, 8, 4, 2, 4));
+        assert_eq!(Tile::backward(&lstm, 48 << 10), tile(4, 32, 4, 2, 4));
+        for head_dim in 1..=600 {
+            for bytes in [16 << 10, 48 << 10] {
+                let problem = Problem::new(16, 1, 3, head_dim);
+                for shapes in [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Lstm>()] {
+                    let shapes = shapes.unwrap();
+                    let pieces = head_dim.div_ceil(4);
+                    let tiles = [Tile::forward(&shapes, bytes), Tile::backward(&shapes, bytes)];
+                    for (tile, length) in tiles.into_iter().zip([pieces, shapes.recurrent * pieces]) {
+                        let round = tile.parts * tile.pieces;
+                        assert!(
+                            tile.rounds * round >= length && (tile.rounds - 1) * round < length,
+                            "{tile:?}"
+                        );
+                        assert!(tile.workgroup_bytes() <= bytes && tile.loads() * 16 == round, "{tile:?}");
+                        let sums = 256 / tile.parts * tile.at_once;
+                        assert!(sums * tile.adders() <= 256 && tile.parts.is_multiple_of(tile.adders()));
                     }
                 }
             }

@@ -57,8 +57,11 @@ fn every_shader_is_valid() {
                     chunk: 32,
                     recompute,
                 };
-                check("forward_step", &common.forward_step());
-                check("backward_step", &common.backward_step());
+                for head_dim in [1, 30, 300] {
+                    let shapes = Shapes { head_dim, ..shapes.clone() };
+                    check("forward_step", &common.forward_step(&shapes, adapter.workgroup_bytes));
+                    check("backward_step", &common.backward_step(&shapes, adapter.workgroup_bytes));
+                }
                 check("gates_again", &common.gates_again());
                 check("gradients", &common.gradients());
                 check("reduce", &common.reduce());

@@ -1,0 +1,140 @@
+// What the kernels of one step share: a product of 8 units of a head with 16 rows of the batch, by 256 threads.
+//
+// Numbers along k come in pieces of 4. A thread has LINES lines of weights (forward the gates of a unit, backward 4 units), 4 rows of
+// the batch, and of k every PARTS-th piece: PARTS threads share a sum. A round brings ROUND pieces of the 16 rows to workgroup memory
+// and, of each of its lines, PIECES pieces to a thread's registers; both are asked for a round ahead.
+//
+// The kernel says what is multiplied, by `line_piece(place, line, piece)` and `row_piece(place, row, piece)`.
+
+const ROUND = PARTS * PIECES;
+// The last two places keep the rows in different banks.
+const ROW = ROUND + 2u;
+// What is summed at a time: AT_ONCE lines of every thread, by 4 rows. ADDERS threads share each.
+const SUMS = 256u / PARTS * AT_ONCE;
+
+var<workgroup> memory: array<vec4f, max(16u * ROW, 256u * AT_ONCE)>;
+
+// Which thread does what.
+struct Place {
+    head: u32,
+    unit0: u32,  // the workgroup's first unit
+    row0: u32,   // the workgroup's first row
+    // In the product.
+    lines: u32,  // which of the workgroup's groups of lines
+    part: u32,   // which part of k
+    rows: u32,   // its first row; the others are 4, 8 and 12 further
+    // In the cell, two units of a row, for the first 64 threads.
+    row: u32,
+    unit: u32,   // the first of two
+    length: u32,
+    exists: bool,
+    both: bool,  // the second exists too
+}
+
+fn place_of(id: vec3u, thread: u32) -> Place {
+    let unit_groups = (params.head_dim + 7u) / 8u;
+    let group = group_index(id);
+    var place: Place;
+    place.head = group / unit_groups % params.heads;
+    place.unit0 = group % unit_groups * 8u;
+    place.row0 = group / unit_groups / params.heads * 16u;
+    place.lines = thread / 4u / PARTS;
+    place.part = thread / 4u % PARTS;
+    place.rows = thread % 4u;
+    place.row = place.row0 + thread / 4u;
+    place.unit = place.unit0 + thread % 4u * 2u;
+    place.exists = thread < 64u && place.row < params.batch && place.unit < params.head_dim;
+    place.both = place.exists && place.unit + 1u < params.head_dim;
+    if place.exists { place.length = length_of(place.row); }
+    return place;
+}
+
+// A piece of `weights`, where it is within its line.
+fn piece_of(line: u32, exists: bool, piece: u32, count: u32) -> vec4f {
+    if !exists || piece >= count { return vec4f(); }
+    return weights[line + piece];
+}
+
+// A piece of a line of `work` of D numbers.
+fn piece_of_work(line: u32, piece: u32) -> vec4f {
+    var x = vec4f();
+    for (var j = 0u; j < 4u; j++) {
+        if piece * 4u + j < params.head_dim { x[j] = work_f32(line + piece * 4u + j); }
+    }
+    return x;
+}
+
+// This thread's part of the sums, its lines by its 4 rows.
+fn product(place: Place, thread: u32) -> array<vec4f, LINES> {
+    //@ for $line in 0..LINES
+    var sum$line = vec4f();
+    //@ for $i in 0..PIECES
+    var next_w$line_$i = line_piece(place, $lineu, place.part + $iu * PARTS);
+    //@ end
+    //@ end
+    //@ for $load in 0..LOADS
+    var next_x$load = row_piece(place, (thread + $loadu * 256u) / ROUND, (thread + $loadu * 256u) % ROUND);
+    //@ end
+    for (var round = 0u; round < ROUNDS; round++) {
+        workgroupBarrier();
+        //@ for $load in 0..LOADS
+        memory[(thread + $loadu * 256u) / ROUND * ROW + (thread + $loadu * 256u) % ROUND] = next_x$load;
+        //@ end
+        //@ for $line in 0..LINES
+        //@ for $i in 0..PIECES
+        let w$line_$i = next_w$line_$i;
+        //@ end
+        //@ end
+        workgroupBarrier();
+        if round + 1u < ROUNDS {
+            let first = (round + 1u) * ROUND;
+            //@ for $line in 0..LINES
+            //@ for $i in 0..PIECES
+            next_w$line_$i = line_piece(place, $lineu, first + place.part + $iu * PARTS);
+            //@ end
+            //@ end
+            //@ for $load in 0..LOADS
+            next_x$load = row_piece(place, (thread + $loadu * 256u) / ROUND, first + (thread + $loadu * 256u) % ROUND);
+            //@ end
+        }
+        //@ for $i in 0..PIECES
+        //@ for $row in 0..4
+        let x$row_$i = memory[(place.rows + $rowu * 4u) * ROW + place.part + $iu * PARTS];
+        //@ end
+        //@ for $line in 0..LINES
+        sum$line += vec4f(dot(w$line_$i, x0_$i), dot(w$line_$i, x1_$i), dot(w$line_$i, x2_$i), dot(w$line_$i, x3_$i));
+        //@ end
+        //@ end
+    }
+    var sums: array<vec4f, LINES>;
+    //@ for $line in 0..LINES
+    sums[$line] = sum$line;
+    //@ end
+    return sums;
+}
+
+// Brings the sums of lines `first` to `first + AT_ONCE - 1` of every thread to memory, in ADDERS parts: `added` adds those.
+fn add_up(place: Place, thread: u32, sums: array<vec4f, LINES>, first: u32) {
+    var of_line = sums;
+    workgroupBarrier();
+    for (var i = 0u; i < min(AT_ONCE, LINES - first); i++) {
+        memory[place.part * SUMS + (place.lines * AT_ONCE + i) * 4u + place.rows] = of_line[first + i];
+    }
+    workgroupBarrier();
+    if thread < SUMS * ADDERS {
+        let part = thread / SUMS * (PARTS / ADDERS);
+        var sum = memory[part * SUMS + thread % SUMS];
+        for (var i = 1u; i < PARTS / ADDERS; i++) { sum += memory[(part + i) * SUMS + thread % SUMS]; }
+        memory[part * SUMS + thread % SUMS] = sum;
+    }
+    workgroupBarrier();
+}
+
+// A sum that was added up: of a group of lines, the i-th since `first`, and this thread's row.
+fn added(place: Place, lines: u32, i: u32) -> f32 {
+    let row = place.row - place.row0;
+    let at = (lines * AT_ONCE + i) * 4u + row % 4u;
+    var sum = 0.0f;
+    for (var part = 0u; part < PARTS; part += PARTS / ADDERS) { sum += memory[part * SUMS + at][row / 4u]; }
+    return sum;
+}
