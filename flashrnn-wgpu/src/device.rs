@@ -197,6 +197,7 @@ impl Device {
     pub fn adapter(&self) -> Adapter {
         let limits = &self.limits;
         Adapter {
+            cpu: self.device.adapter_info().device_type == wgpu::DeviceType::Cpu,
             invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
                 as usize,
             workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,

@@ -9,6 +9,7 @@ use crate::unroll::unroll;
 const FUSED: &str = include_str!("../shaders/fused.wgsl");
 
 impl Common {
+    /// A fused kernel of `file`, whose threads carry in so many tensors.
     fn fused(
         &self,
         tensors: Vec<Tensor>,
@@ -32,7 +33,7 @@ impl Common {
             ("GATES", shapes.gates),
             ("RECURRENT", shapes.recurrent),
             ("INNER", shapes.inner()),
-            ("HALF", fused.depth() / 2),
+            ("DEPTH", fused.depth()),
             ("PARTS", shapes.recurrent * split),
             ("LOADS", carried.div_ceil(fused.turns())),
         ];
@@ -48,7 +49,7 @@ impl Common {
 
     /// The backward pass's time steps.
     pub fn fused_backward(&self, fused: Fused, shapes: &Shapes) -> Program {
-        let file = include_str!("../shaders/fused_backward.wgsl");
-        self.fused(self.backward_tensors(), fused, shapes, shapes.gates + 2 * shapes.states, file)
+        let file = self.recomputed() + include_str!("../shaders/fused_backward.wgsl");
+        self.fused(self.backward_tensors(), fused, shapes, shapes.gates + 2 * shapes.states, &file)
     }
 }

@@ -94,10 +94,9 @@ pub struct Common {
 impl Common {
     fn program(&self, tensors: Vec<Tensor>, files: &[&str]) -> Program {
         let mut source = format!(
-            "const CHUNK = {}u;\nconst GROUPS_X = {GROUPS_X}u;\nconst NARROW = {};\nconst RECOMPUTED = {};\n\n",
+            "const CHUNK = {}u;\nconst GROUPS_X = {GROUPS_X}u;\nconst NARROW = {};\n\n",
             self.chunk,
             self.element != Dtype::F32,
-            self.recompute,
         );
         let rounded = ROUNDED.replace("FORMAT", &self.element.to_string());
         for text in [PARAMS, ELEMENT, &rounded, &self.sizes] {
@@ -130,6 +129,11 @@ impl Common {
     /// With the cell's functions.
     pub(crate) fn of_cell(&self, tensors: Vec<Tensor>, files: &[&str]) -> Program {
         self.program(tensors, &[&[MATH, &self.functions, OPERATOR, WEIGHTS], files].concat())
+    }
+
+    /// For the backward kernels alone, so that the others are one for both ways to save.
+    pub(crate) fn recomputed(&self) -> String {
+        format!("const RECOMPUTED = {};\n", self.recompute)
     }
 
     /// The tensors of a forward kernel.
@@ -190,7 +194,8 @@ impl Common {
 
     pub fn backward_step(&self, shapes: &Shapes, workgroup_bytes: usize) -> Program {
         let tile = Tile::backward(shapes, workgroup_bytes);
-        self.step(self.backward_tensors(), shapes, tile, include_str!("../shaders/backward_step.wgsl"))
+        let text = [&self.recomputed(), include_str!("../shaders/backward_step.wgsl")].concat();
+        self.step(self.backward_tensors(), shapes, tile, &text)
     }
 
     pub fn gates_again(&self) -> Program {

@@ -141,6 +141,8 @@ impl Choice {
 /// What of an adapter decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adapter {
+    /// The driver runs on the CPU.
+    pub cpu: bool,
     /// Invocations that a workgroup may have.
     pub invocations: usize,
     /// Bytes of workgroup memory that a workgroup may have.
@@ -167,7 +169,7 @@ pub struct Fused {
 const REGISTERS: (usize, usize) = (65536, 255);
 
 /// Registers of a thread beside its weights and sums: states, gates, what it carries, and where.
-const OTHER_REGISTERS: usize = 56;
+const OTHER_REGISTERS: usize = 64;
 
 /// As many workgroups keep a GPU busy; with fewer, a workgroup has fewer rows.
 const ENOUGH_GROUPS: usize = 64;
@@ -203,8 +205,8 @@ impl Fused {
         let Shapes { recurrent, external, states, gates, .. } = *shapes;
         let forward = 1 + self.split * recurrent + external.max(1) + states + gates;
         let backward = gates + self.split * recurrent + gates + 2 * states;
-        // The places between the parts.
-        let between = [2 * self.split, 2 * self.split * gates];
+        // BETWEEN of shaders/fused.wgsl.
+        let between = [4 * self.split, 4 * self.split * gates];
         [0, 1].map(|pass| {
             ([forward, backward][pass] * self.units * self.rows + between[pass]) * size_of::<f32>()
         })
@@ -212,8 +214,9 @@ impl Fused {
 
     fn fits(self, shapes: &Shapes, adapter: Adapter) -> bool {
         let tile = self.tile(shapes);
-        let registers = tile * (self.depth() + 2 * self.rows) + OTHER_REGISTERS;
+        let registers = tile * (self.depth() + self.rows) + OTHER_REGISTERS;
         self.threads() <= adapter.invocations
+            && self.rows <= self.split
             && tile <= self.units
             && registers <= (REGISTERS.0 / self.threads()).min(REGISTERS.1)
             && self.workgroup_bytes(shapes).into_iter().all(|bytes| bytes <= adapter.workgroup_bytes)
@@ -222,9 +225,17 @@ impl Fused {
     /// The fused kernels for a problem, the same for any T; `None` where R does not fit a workgroup's registers, or a step its
     /// memory.
     pub fn new(shapes: &Shapes, adapter: Adapter) -> Option<Self> {
-        let units = [16, 32, 64, 96, 128].into_iter().find(|&units| units >= shapes.head_dim)?;
+        let units = [8, 16, 32, 64, 96, 128].into_iter().find(|&units| units >= shapes.head_dim)?;
         let groups = |rows| shapes.heads * shapes.batch.div_ceil(rows);
-        let wanted = [4, 2].into_iter().find(|&rows| groups(rows) >= ENOUGH_GROUPS).unwrap_or(1);
+        let mut wanted = [4, 2].into_iter().find(|&rows| groups(rows) >= ENOUGH_GROUPS).unwrap_or(1);
+        // A CPU has no registers for R, and its drivers take seconds to compile what is written out: there the smallest heads
+        // alone are fused, all in one way.
+        if adapter.cpu {
+            if units > 8 {
+                return None;
+            }
+            wanted = 1;
+        }
         let rows = [4, 2, 1].into_iter().filter(|&rows| rows <= wanted);
         rows.flat_map(|rows| [4, 2].map(|split| Self { units, split, rows }))
             .find(|fused| fused.fits(shapes, adapter))
@@ -236,9 +247,9 @@ mod tests {
     use super::*;
     use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
 
-    const H200: Adapter = Adapter { invocations: 1024, workgroup_bytes: 48 << 10 };
+    const H200: Adapter = Adapter { cpu: false, invocations: 1024, workgroup_bytes: 48 << 10 };
     /// What every device has.
-    const LEAST: Adapter = Adapter { invocations: 256, workgroup_bytes: 16 << 10 };
+    const LEAST: Adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10 };
 
     #[test]
     fn fused_where_a_head_fits_a_workgroup() {
@@ -259,7 +270,10 @@ mod tests {
         assert_eq!(fused(elman.clone(), H200), of(128, 4, 1));
         assert_eq!(fused(elman, LEAST), of(128, 2, 1));
         let gru = Problem::new(16, 1, 12, 1).shapes::<Gru>().unwrap();
-        assert_eq!(fused(gru, LEAST), of(16, 4, 2));
+        assert_eq!(fused(gru, LEAST), of(8, 4, 2));
+        let cpu = Adapter { cpu: true, ..H200 };
+        assert_eq!(fused(lstm(16, 12, 8), cpu), of(8, 4, 1));
+        assert_eq!(fused(lstm(16, 12, 9), cpu), None);
     }
 
     #[test]

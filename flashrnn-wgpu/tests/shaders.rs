@@ -40,7 +40,7 @@ fn every_shader_is_valid() {
         printed(&Autonomous),
     ];
     // What every device has.
-    let adapter = Adapter { invocations: 256, workgroup_bytes: 16 << 10 };
+    let adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10 };
     for (sizes, functions, shapes) in cells {
         for (element, weight) in [
             (Dtype::F32, Dtype::F32),
