@@ -89,11 +89,12 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id)
     if goes_on {
         var gates: array<f32, GATES>;
         var states: array<f32, STATES>;
+        let gates_row = select(token, (step - params.gates_step) * params.batch + row, RECOMPUTED);
         for (var gate = 0u; gate < GATES; gate++) {
             if !RECOMPUTED && kept_wide(WIDE_GATES, gate) {
                 gates[gate] = load_wide((countOneBits(WIDE) + rank(WIDE_GATES, gate)) * stride + token * units() + place);
             } else {
-                gates[gate] = load_gates((token * GATES + gate) * units() + place);
+                gates[gate] = load_gates((gates_row * GATES + gate) * units() + place);
             }
         }
         if !is_reset(row, length, step) {

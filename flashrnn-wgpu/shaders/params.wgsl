@@ -12,12 +12,15 @@ struct Params {
     forward_clip: f32, recurrent_grad_clip: f32,
     parts: u32, part_tokens: u32, accumulate: u32,
     row_length: u32,  // of `reduce`
+    // Of the gates computed again: which step is the first, and how many there are.
+    gates_step: u32, gates_steps: u32,
     // Where parts of `work` begin.
     lengths_at: u32, resets_at: u32, s0_at: u32, carried_at: u32, exchange_at: u32, inner_at: u32, d_last_at: u32, d_s0_at: u32,
     // Where tensors begin in their bindings, in elements.
     r_first: u32, b_first: u32, wx_first: u32, h_first: u32, states_first: u32, gates_first: u32, wide_first: u32,
     d_states_first: u32, d_wx_first: u32, out_first: u32,
     zero: u32,  // for `opaque`
+    pad0: u32, pad1: u32,
 }
 
 // Of the kernels of one step: how many steps after the first.

@@ -183,9 +183,10 @@ impl Device {
         self.limits.min_uniform_buffer_offset_alignment.max(16)
     }
 
-    /// The most bytes of a tensor.
+    /// The most bytes of a tensor: of what the device takes, what [`Device::memory`] rounds to and shaders can count in a u32.
     pub fn most_bytes(&self) -> u64 {
-        self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size)
+        let most = self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size);
+        most.min(1 << 32) / 16 * 16
     }
 
     /// Runs `work`, and turns what wgpu reports meanwhile into an error. `bytes` is what it allocates.

@@ -165,7 +165,7 @@ impl<'a> Call<'a> {
         self.run_steps(kernel, params, bound, groups, 1);
     }
 
-    /// Dispatches a kernel for steps 0 to `steps - 1`, one after another.
+    /// Dispatches a kernel for `steps` steps from `params.first_step` on, one after another.
     pub fn run_steps(
         &mut self,
         kernel: &Kernel,
@@ -180,7 +180,8 @@ impl<'a> Call<'a> {
         }
         let [x, y, z] = select::dispatch(groups);
         for first in (0..steps).step_by(STEPS) {
-            let group = self.bind(kernel, &Params { first_step: first as u32, ..*params }, bound);
+            let first_step = params.first_step + first as u32;
+            let group = self.bind(kernel, &Params { first_step, ..*params }, bound);
             let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some(kernel.name),
                 timestamp_writes: None,

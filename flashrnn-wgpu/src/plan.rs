@@ -85,6 +85,8 @@ pub(crate) struct Engine {
     pub backward_step: Arc<Kernel>,
     /// With [`Save::Recompute`].
     pub gates_again: Option<Arc<Kernel>>,
+    /// The most steps of the backward pass at a time: all, or those whose gates are computed again together.
+    pub backward_steps: usize,
     pub weight_gradient: Arc<Kernel>,
     pub bias_gradient: Arc<Kernel>,
     pub reduce: Arc<Kernel>,
@@ -98,7 +100,7 @@ impl Engine {
         problem: &Problem,
         shapes: &Shapes,
     ) -> Result<Self> {
-        check_limits(device, shapes)?;
+        check_limits(device.most_bytes(), shapes, problem, T::DTYPE)?;
         let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
         let chunk = select::chunk(shapes.recurrent, workgroup).ok_or_else(|| {
             unsupported(
@@ -118,6 +120,12 @@ impl Engine {
             gates_again: recompute
                 .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
                 .transpose()?,
+            backward_steps: match problem.save {
+                Save::Gates => shapes.time,
+                Save::Recompute => {
+                    select::gates_steps(shapes.time, shapes.gates * shapes.batch * shapes.units())
+                }
+            },
             weight_gradient: Kernel::get(device, &gradients, "weight_gradient")?,
             bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
             reduce: Kernel::get(device, &common.reduce(), "reduce")?,
@@ -190,33 +198,10 @@ impl Engine {
 }
 
 /// Refuses what the device's bindings can't hold.
-fn check_limits(device: &Device, shapes: &Shapes) -> Result<()> {
-    let most = device.most_bytes() as u128;
-    let (units, batch, time) = (shapes.units() as u128, shapes.batch as u128, shapes.time as u128);
-    let (states, gates) = (shapes.states as u128, shapes.gates as u128);
-    let step = batch * time * units;
-    let state = states * batch * units;
-    let rows = batch + batch * time / 4 + 1;
-    let partial =
-        |columns: usize, round| (select::parts(shapes.tokens(), columns, round).0 as u128) * columns as u128;
-    let [weight_round, bias_round] = select::GRADIENT_ROUNDS;
-    // In 32-bit words, as if all were f32: what is exact for f32 is on the safe side for 16 bits.
-    let sizes = [
-        ("states", states * step),
-        ("gates", gates * step),
-        ("wide states and gates", (shapes.wide.len() + shapes.wide_gates.len()) as u128 * step),
-        ("weights", (shapes.recurrent * shapes.head_dim) as u128 * units + gates * units),
-        ("parts of d_r", partial(shapes.r().iter().product(), weight_round)),
-        ("parts of d_b", partial(shapes.b().iter().product(), bias_round)),
-        ("the forward pass's working memory", rows + 2 * state),
-        (
-            "the backward pass's working memory",
-            rows + 4 * state + (2 * shapes.recurrent) as u128 * batch * units + shapes.inner() as u128 * step,
-        ),
-    ];
-    for (what, words) in sizes {
-        if words * 4 > most {
-            let what = format!("{what} of {} bytes", words * 4);
+fn check_limits(most: u64, shapes: &Shapes, problem: &Problem, element: Dtype) -> Result<()> {
+    for (what, bytes) in bound_sizes(shapes, problem.save, element) {
+        if bytes > most.into() {
+            let what = format!("{what} of {bytes} bytes");
             return Err(unsupported(what, format!("the device binds at most {most} bytes")));
         }
     }
@@ -226,6 +211,46 @@ fn check_limits(device: &Device, shapes: &Shapes) -> Result<()> {
         return Err(unsupported(what, "some drivers end loops of over 65535 rounds".into()));
     }
     Ok(())
+}
+
+/// The largest of what is bound, in bytes; wx, h and their gradients are no larger. `element` is T.
+fn bound_sizes(shapes: &Shapes, save: Save, element: Dtype) -> [(&'static str, u128); 8] {
+    let narrow = element != Dtype::F32;
+    let bytes = if narrow { 2 } else { 4 };
+    let (units, batch, time) = (shapes.units() as u128, shapes.batch as u128, shapes.time as u128);
+    let (states, gates) = (shapes.states as u128, shapes.gates as u128);
+    let step = batch * time * units;
+    let state = states * batch * units;
+    let rows = batch + (batch * time).div_ceil(4);
+    let gates_bytes = match save {
+        Save::Gates => gates * step * bytes,
+        Save::Recompute => {
+            let step = gates * batch * units;
+            select::gates_steps(shapes.time, step as usize) as u128 * step * 4
+        }
+    };
+    let wide_gates = if save == Save::Gates { shapes.wide_gates.len() } else { 0 };
+    let wide = if narrow { shapes.wide.len() + wide_gates } else { 0 };
+    let partial =
+        |columns: usize, round| (select::parts(shapes.tokens(), columns, round).0 as u128) * columns as u128;
+    let [weight_round, bias_round] = select::GRADIENT_ROUNDS;
+    [
+        ("states", states * step * bytes),
+        ("gates", gates_bytes),
+        ("wide states and gates", wide as u128 * step * 4),
+        ("weights", ((shapes.recurrent * shapes.head_dim) as u128 * units + gates * units) * 4),
+        ("parts of d_r", partial(shapes.r().iter().product(), weight_round) * 4),
+        ("parts of d_b", partial(shapes.b().iter().product(), bias_round) * 4),
+        ("the forward pass's working memory", (rows + 2 * state) * 4),
+        (
+            "the backward pass's working memory",
+            (rows
+                + 4 * state
+                + (2 * shapes.recurrent) as u128 * batch * units
+                + shapes.inner() as u128 * step)
+                * 4,
+        ),
+    ]
 }
 
 /// A problem made ready to run on a device of wgpu's.
@@ -275,5 +300,56 @@ impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
     fn step(&self, call: Step<'_, Wgpu, T, W>) -> Result<()> {
         call.check(&self.engine.shapes)?;
         self.engine.device.scope(0, || self.engine.step(call))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flashrnn_core::{Lstm, Slstm, f16};
+    use flashrnn_testsuite::run::{How, Pass};
+    use flashrnn_testsuite::{Case, Results, Tensors};
+
+    use super::*;
+    use crate::testing;
+
+    /// The gates are the largest tensor here: 2^25 elements, or 2^24 in f32 where they are computed again.
+    #[test]
+    fn a_tensor_as_large_as_the_limit_fits() {
+        let gates = Problem::new(32, 1024, 1, 256);
+        let recompute = Problem { save: Save::Recompute, ..gates.clone() };
+        for (problem, element, bytes) in [
+            (&gates, Dtype::F32, 4),
+            (&gates, Dtype::F16, 2),
+            (&gates, Dtype::Bf16, 2),
+            (&recompute, Dtype::F16, 2),
+        ] {
+            let shapes = problem.shapes::<Lstm>().unwrap();
+            let check = |most| check_limits(most, &shapes, problem, element);
+            assert_eq!(check(bytes << 25), Ok(()));
+            assert!(
+                matches!(check((bytes << 25) - 1), Err(Error::Unsupported { what, .. }) if what.starts_with("gates of"))
+            );
+        }
+    }
+    /// The gates of a few steps at a time are the gates of all.
+    #[test]
+    fn gates_again_in_parts() {
+        let Some(wgpu) = testing::wgpu() else { return };
+        for (layout, reverse) in
+            [(Order::BatchMajor, false), (Order::BatchMajor, true), (Order::TimeMajor, true)]
+        {
+            let problem = Problem { save: Save::Recompute, layout, reverse, ..Problem::new(3, 7, 2, 5) };
+            let case = Case::random::<_, f16, f16>(&Slstm, &problem, Tensors::ALL, 5).unwrap();
+            let mut plan = wgpu.plan::<f16, f16, _>(&Slstm, &problem).unwrap();
+            let pass = Pass::<Wgpu, f16, f16>::forward(&wgpu, &plan, &case).unwrap();
+            let mut backward = |steps| -> Results {
+                plan.engine.backward_steps = steps;
+                pass.backward(&wgpu, &plan, &case, How::default()).unwrap()
+            };
+            let whole = backward(7);
+            for steps in [1, 3, 4] {
+                assert_eq!(backward(steps), whole, "{steps} steps, {layout:?}, reverse: {reverse}");
+            }
+        }
     }
 }
