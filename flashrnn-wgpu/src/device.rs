@@ -132,6 +132,9 @@ pub(crate) struct Device {
     /// Kernels by their text and entry point.
     pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
     failures: Arc<Mutex<Option<Error>>>,
+    /// How many buffers there have been, those in which wgpu uploads included.
+    #[cfg(test)]
+    pub buffers_made: std::sync::atomic::AtomicUsize,
 }
 
 /// The most time steps of one compute pass.
@@ -175,7 +178,18 @@ impl Device {
         let contents: Vec<u32> =
             (0..STEPS * words).map(|i| if i % words == 0 { (i / words) as u32 } else { 0 }).collect();
         queue.write_buffer(&steps, 0, bytemuck::cast_slice(&contents));
-        Self { device, queue, name, limits, absent, steps, kernels: Mutex::default(), failures }
+        Self {
+            device,
+            queue,
+            name,
+            limits,
+            absent,
+            steps,
+            kernels: Mutex::default(),
+            failures,
+            #[cfg(test)]
+            buffers_made: Default::default(),
+        }
     }
 
     /// Bytes from one step's uniform value to the next.
@@ -208,6 +222,24 @@ impl Device {
         }
     }
 
+    /// A buffer, which holds zeros.
+    pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.count_buffer();
+        let label = Some(label);
+        self.device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+    }
+
+    /// Writes whole words to a buffer, before what is submitted from now on.
+    pub fn write(&self, buffer: &wgpu::Buffer, at: u64, words: &[u8]) {
+        self.count_buffer();
+        self.queue.write_buffer(buffer, at, words);
+    }
+
+    fn count_buffer(&self) {
+        #[cfg(test)]
+        self.buffers_made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Zeroed memory of at least `bytes` bytes.
     pub fn memory(&self, bytes: usize) -> Result<wgpu::Buffer> {
         let out_of_memory = Error::OutOfMemory { bytes };
@@ -215,14 +247,7 @@ impl Device {
         if size > self.limits.max_buffer_size {
             return Err(out_of_memory);
         }
-        self.scope(bytes, || {
-            Ok(self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size,
-                usage: USAGES,
-                mapped_at_creation: false,
-            }))
-        })
+        self.scope(bytes, || Ok(self.buffer("memory", size, USAGES)))
     }
 
     pub fn alloc<P>(&self, len: usize) -> Result<Buffer<P>> {
@@ -235,11 +260,11 @@ impl Device {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
         self.scope(bytes.len(), || {
-            self.queue.write_buffer(&buffer.buffer, 0, whole);
+            self.write(&buffer.buffer, 0, whole);
             if !rest.is_empty() {
                 let mut word = [0; 4];
                 word[..rest.len()].copy_from_slice(rest);
-                self.queue.write_buffer(&buffer.buffer, whole.len() as u64, &word);
+                self.write(&buffer.buffer, whole.len() as u64, &word);
             }
             Ok(())
         })?;
@@ -254,12 +279,8 @@ impl Device {
         let start = first / 4 * 4;
         let size = ((first + bytes).next_multiple_of(4) - start) as u64;
         let staging = self.scope(bytes, || {
-            let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("download"),
-                size,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
+            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            let staging = self.buffer("download", size, usage);
             let mut encoder = self.device.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(view.buffer, start as u64, &staging, 0, size);
             self.queue.submit([encoder.finish()]);

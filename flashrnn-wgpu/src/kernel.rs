@@ -112,6 +112,34 @@ impl<'a> Bound<'a> {
     }
 }
 
+/// A kernel's parameters on the device.
+pub(crate) struct Uniform {
+    buffer: wgpu::Buffer,
+    params: Params,
+}
+
+impl Uniform {
+    pub fn new(device: &Device, params: Params) -> Self {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffer = device.buffer("params", size_of::<Params>() as u64, usage);
+        let uniform = Self { buffer, params };
+        uniform.write(device);
+        uniform
+    }
+
+    /// Other parameters, for what is submitted from now on. The same ones cost nothing.
+    pub fn set(&mut self, device: &Device, params: Params) {
+        if bytemuck::bytes_of(&self.params) != bytemuck::bytes_of(&params) {
+            self.params = params;
+            self.write(device);
+        }
+    }
+
+    fn write(&self, device: &Device) {
+        device.write(&self.buffer, 0, bytemuck::bytes_of(&self.params));
+    }
+}
+
 /// The dispatches and copies of one call, in order.
 pub(crate) struct Call<'a> {
     device: &'a Device,
@@ -174,42 +202,47 @@ impl<'a> Call<'a> {
         groups: usize,
         steps: usize,
     ) {
+        for first in (0..steps).step_by(STEPS) {
+            let first_step = params.first_step + first as u32;
+            let uniform = Uniform::new(self.device, Params { first_step, ..*params });
+            self.run_with(kernel, &uniform, bound, groups, (steps - first).min(STEPS));
+        }
+    }
+
+    /// Dispatches a kernel for at most [`STEPS`] steps, with parameters that are on the device.
+    pub fn run_with(
+        &mut self,
+        kernel: &Kernel,
+        uniform: &Uniform,
+        bound: &[Bound<'_>],
+        groups: usize,
+        steps: usize,
+    ) {
         debug_assert_eq!(bound.len(), kernel.tensors.len(), "{}", kernel.name);
         if groups == 0 {
             return;
         }
         let [x, y, z] = select::dispatch(groups);
-        for first in (0..steps).step_by(STEPS) {
-            let first_step = params.first_step + first as u32;
-            let group = self.bind(kernel, &Params { first_step, ..*params }, bound);
-            let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some(kernel.name),
-                timestamp_writes: None,
-            });
-            pass.set_pipeline(&kernel.pipeline);
-            for step in 0..(steps - first).min(STEPS) {
-                pass.set_bind_group(0, &group, &[step as u32 * self.device.step_stride()]);
-                pass.dispatch_workgroups(x, y, z);
-            }
+        let group = self.bind(kernel, uniform, bound);
+        let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some(kernel.name),
+            timestamp_writes: None,
+        });
+        pass.set_pipeline(&kernel.pipeline);
+        for step in 0..steps {
+            pass.set_bind_group(0, &group, &[step as u32 * self.device.step_stride()]);
+            pass.dispatch_workgroups(x, y, z);
         }
     }
 
-    fn bind(&self, kernel: &Kernel, params: &Params, bound: &[Bound<'_>]) -> wgpu::BindGroup {
+    fn bind(&self, kernel: &Kernel, uniform: &Uniform, bound: &[Bound<'_>]) -> wgpu::BindGroup {
         let device = self.device;
-        let bytes = bytemuck::bytes_of(params);
-        let uniform = device.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("params"),
-            size: bytes.len() as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        device.queue.write_buffer(&uniform, 0, bytes);
         let step = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &device.steps,
             offset: 0,
             size: NonZeroU64::new(16),
         });
-        let resources = [Bound::whole(&uniform).resource(), step]
+        let resources = [Bound::whole(&uniform.buffer).resource(), step]
             .into_iter()
             .chain(bound.iter().map(|bound| bound.resource()));
         let entries: Vec<_> = resources

@@ -1,7 +1,7 @@
 //! The backend and its plans: checks, and the way from the public interface to the kernels.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytemuck::Pod;
 use flashrnn_core::trace::print::wgsl;
@@ -12,6 +12,7 @@ use flashrnn_core::{
 
 use crate::call::Params;
 use crate::device::{Device, Wgpu};
+use crate::forward::StepMemory;
 use crate::kernel::{Bound, Call, Kernel};
 use crate::memory::{Buffer, View, ViewMut};
 use crate::programs::Common;
@@ -91,6 +92,8 @@ pub(crate) struct Engine {
     pub bias_gradient: Arc<Kernel>,
     pub reduce: Arc<Kernel>,
     pub pack: Arc<Kernel>,
+    /// Made by the first step.
+    pub step_memory: Mutex<Option<StepMemory>>,
 }
 
 impl Engine {
@@ -130,6 +133,7 @@ impl Engine {
             bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
             reduce: Kernel::get(device, &common.reduce(), "reduce")?,
             pack: Kernel::get(device, &common.pack(), "pack")?,
+            step_memory: Mutex::default(),
         })
     }
 
@@ -305,6 +309,8 @@ impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use flashrnn_core::{Lstm, Slstm, f16};
     use flashrnn_testsuite::run::{How, Pass};
     use flashrnn_testsuite::{Case, Results, Tensors};
@@ -351,5 +357,24 @@ mod tests {
                 assert_eq!(backward(steps), whole, "{steps} steps, {layout:?}, reverse: {reverse}");
             }
         }
+    }
+
+    /// A step works in memory of its plan's, so that streaming makes no buffers.
+    #[test]
+    fn steps_allocate_nothing() {
+        let Some(wgpu) = testing::wgpu() else { return };
+        let plan = wgpu.plan::<f16, f16, _>(&Slstm, &Problem::new(2, 1, 1, 8)).unwrap();
+        let ones = |shape: &[usize]| wgpu.upload(&vec![f16::ONE; shape.iter().product()]).unwrap();
+        let (r, b, wx) = (ones(&plan.shapes().r()), ones(&plan.shapes().b()), ones(&plan.shapes().wx()));
+        let weights = plan.pack(r.view(), b.view()).unwrap();
+        let mut state = wgpu.alloc::<f32>(plan.shapes().state().iter().product()).unwrap();
+        let mut step = || {
+            let call = Step { wx: wx.view(), weights: &weights, state: state.view_mut(), h: None };
+            plan.step(call).unwrap();
+            wgpu.device.buffers_made.load(Ordering::Relaxed)
+        };
+        let first = step();
+        assert!(first > 0);
+        assert_eq!([(); 5].map(|()| step()), [first; 5]);
     }
 }
