@@ -1,7 +1,7 @@
 //! A device and its queue, and how their errors become ours.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 
 use bytemuck::Pod;
 use flashrnn_core::{Error, Result};
@@ -91,10 +91,17 @@ impl Wgpu {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             lock(&kept).get_or_insert_with(|| failure(error, 0));
         }));
-        Ok(Self { device: Arc::new(Device::new(device, queue, describe(&info), failures)) })
+        let device = Device::new(device, queue, describe(&info), failures);
+        let lost = device.lost.clone();
+        device.device.set_device_lost_callback(move |reason, message| {
+            let why = format!("wgpu: the device is lost: {reason:?} {message}");
+            lost.get_or_init(|| Error::Device(why.trim_end().into()));
+        });
+        Ok(Self { device: Arc::new(device) })
     }
 
-    /// The caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's.
+    /// The caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's, and so does the loss of the
+    /// device: of what it ends, only downloads fail.
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Self { device: Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default())) }
@@ -132,6 +139,8 @@ pub(crate) struct Device {
     /// Kernels by their text and entry point.
     pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
     failures: Arc<Mutex<Option<Error>>>,
+    /// Why nothing more can be done, once the device is lost.
+    pub lost: Arc<OnceLock<Error>>,
     /// How many buffers there have been, those in which wgpu uploads included.
     #[cfg(test)]
     pub buffers_made: std::sync::atomic::AtomicUsize,
@@ -187,6 +196,7 @@ impl Device {
             steps,
             kernels: Mutex::default(),
             failures,
+            lost: Arc::default(),
             #[cfg(test)]
             buffers_made: Default::default(),
         }
@@ -216,9 +226,11 @@ impl Device {
                 first.get_or_insert(error);
             }
         }
-        match first {
-            Some(error) => Err(failure(error, bytes)),
-            None => done,
+        // wgpu tells of a loss apart from other errors: when it happens, or if the caller destroyed the device when it is waited for.
+        match (self.lost.get(), first) {
+            (Some(lost), _) => Err(lost.clone()),
+            (None, Some(error)) => Err(failure(error, bytes)),
+            (None, None) => done,
         }
     }
 
@@ -303,7 +315,7 @@ impl Device {
         self.device
             .poll(wgpu::PollType::wait_indefinitely())
             .map_err(|error| Error::Device(format!("wgpu: {error}")))?;
-        match lock(&self.failures).take() {
+        match self.lost.get().cloned().or_else(|| lock(&self.failures).take()) {
             Some(error) => Err(error),
             None => Ok(()),
         }

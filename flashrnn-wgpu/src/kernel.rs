@@ -27,7 +27,7 @@ impl Kernel {
             return Ok(kernel.clone());
         }
         let compile = |why: Error| match why {
-            Error::Device(log) => Error::Compile { kernel: name.into(), log },
+            Error::Device(log) if device.lost.get().is_none() => Error::Compile { kernel: name.into(), log },
             other => other,
         };
         let kernel = device.scope(0, || Ok(Self::new(device, program, name))).map_err(compile)?;
