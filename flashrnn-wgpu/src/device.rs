@@ -8,6 +8,7 @@ use flashrnn_core::{Error, Result};
 
 use crate::kernel::Kernel;
 use crate::memory::{Buffer, View};
+use crate::probe;
 
 /// What the buffers of this crate may be used for.
 const USAGES: wgpu::BufferUsages =
@@ -138,6 +139,7 @@ pub(crate) struct Device {
     pub steps: wgpu::Buffer,
     /// Kernels by their text and entry point.
     pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+    long_loops: OnceLock<bool>,
     failures: Arc<Mutex<Option<Error>>>,
     /// Why nothing more can be done, once the device is lost.
     pub lost: Arc<OnceLock<Error>>,
@@ -195,6 +197,7 @@ impl Device {
             absent,
             steps,
             kernels: Mutex::default(),
+            long_loops: OnceLock::new(),
             failures,
             lost: Arc::default(),
             #[cfg(test)]
@@ -211,6 +214,14 @@ impl Device {
     pub fn most_bytes(&self) -> u64 {
         let most = self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size);
         most.min(1 << 32) / 16 * 16
+    }
+
+    /// Whether the driver runs long loops to their end. The first time, it waits for the device.
+    pub fn long_loops(&self) -> Result<bool> {
+        match self.long_loops.get() {
+            Some(&known) => Ok(known),
+            None => probe::long_loops(self).map(|found| *self.long_loops.get_or_init(|| found)),
+        }
     }
 
     /// Runs `work`, and turns what wgpu reports meanwhile into an error. `bytes` is what it allocates.

@@ -104,6 +104,7 @@ impl Engine {
         shapes: &Shapes,
     ) -> Result<Self> {
         check_limits(device.most_bytes(), shapes, problem, T::DTYPE)?;
+        check_loops(shapes, || device.long_loops())?;
         let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
         let chunk = select::chunk(shapes.recurrent, workgroup).ok_or_else(|| {
             unsupported(
@@ -209,12 +210,16 @@ fn check_limits(most: u64, shapes: &Shapes, problem: &Problem, element: Dtype) -
             return Err(unsupported(what, format!("the device binds at most {most} bytes")));
         }
     }
-    let longest = shapes.head_dim.div_ceil(4) * shapes.recurrent;
-    if longest > select::LONGEST_LOOP {
-        let what = format!("head_dim {} with {} recurrent gates", shapes.head_dim, shapes.recurrent);
-        return Err(unsupported(what, "some drivers end loops of over 65535 rounds".into()));
-    }
     Ok(())
+}
+
+/// Refuses products whose loops the driver does not run to their end, which is asked only where they are long.
+fn check_loops(shapes: &Shapes, long_loops: impl FnOnce() -> Result<bool>) -> Result<()> {
+    if select::longest_loop(shapes) <= select::LONGEST_LOOP || long_loops()? {
+        return Ok(());
+    }
+    let what = format!("head_dim {} with {} recurrent gates", shapes.head_dim, shapes.recurrent);
+    Err(unsupported(what, "this driver ends long loops before they are done".into()))
 }
 
 /// The largest of what is bound, in bytes; wx, h and their gradients are no larger. `element` is T.
@@ -337,6 +342,14 @@ mod tests {
             );
         }
     }
+    #[test]
+    fn long_loops_need_a_driver_that_runs_them() {
+        let shapes = |head_dim| Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap();
+        assert_eq!(check_loops(&shapes(32768), || panic!("asked for no reason")), Ok(()));
+        assert_eq!(check_loops(&shapes(32772), || Ok(true)), Ok(()));
+        assert!(matches!(check_loops(&shapes(32772), || Ok(false)), Err(Error::Unsupported { .. })));
+    }
+
     /// The gates of a few steps at a time are the gates of all.
     #[test]
     fn gates_again_in_parts() {

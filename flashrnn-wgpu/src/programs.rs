@@ -195,3 +195,12 @@ impl Common {
         self.program(tensors, &[include_str!("../shaders/pack.wgsl")])
     }
 }
+
+/// What tells whether the driver runs long loops to their end.
+pub fn probe() -> Program {
+    let tensors = vec![Tensor::plain("result", true, "u32")];
+    let mut source = format!("const GROUPS_X = {GROUPS_X}u;\n\n{PARAMS}\n");
+    source.push_str(&tensors[0].declaration(2));
+    source.push_str(include_str!("../shaders/probe.wgsl"));
+    Program { source, tensors }
+}

@@ -2,11 +2,18 @@
 
 use std::ops::Range;
 
+use flashrnn_core::Shapes;
+
 /// The most workgroups along one dimension that every device takes.
 pub const GROUPS_X: usize = 65535;
 
-/// No loop of a kernel runs more often than this: some drivers (Mesa 22.3's lavapipe) end a loop silently after 65,535 rounds.
+/// The rounds of a loop that every driver runs to their end: some (Mesa 22.3's lavapipe) end it silently after 65,535.
 pub const LONGEST_LOOP: usize = 32768;
+
+/// The most rounds of a kernel's loop: those of the backward pass's product, with the smallest [`chunk`].
+pub fn longest_loop(shapes: &Shapes) -> usize {
+    shapes.head_dim.div_ceil(4) * shapes.recurrent
+}
 
 /// Elements of k that a product brings to workgroup memory at a time, for a cell with this many recurrent gates; `None` where
 /// even the fewest take more than `workgroup_bytes`.

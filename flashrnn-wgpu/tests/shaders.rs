@@ -3,7 +3,7 @@
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{Dtype, Elman, Gru, Lstm, Slstm};
 use flashrnn_testsuite::cells::{Autonomous, Leaky, Twin};
-use flashrnn_wgpu::programs::{Common, Program};
+use flashrnn_wgpu::programs::{self, Common, Program};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 fn check(name: &str, program: &Program) {
@@ -33,6 +33,7 @@ fn every_shader_is_valid() {
         (wgsl::sizes::<Twin>(), wgsl::functions(&Twin)),
         (wgsl::sizes::<Autonomous>(), wgsl::functions(&Autonomous)),
     ];
+    check("probe", &programs::probe());
     for (sizes, functions) in cells {
         for (element, weight) in [
             (Dtype::F32, Dtype::F32),
