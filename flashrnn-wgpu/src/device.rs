@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use bytemuck::Pod;
 use flashrnn_core::{Error, Result};
 
+use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::memory::{Buffer, View};
 use crate::probe;
@@ -82,6 +83,7 @@ impl Wgpu {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("flashrnn"),
             required_limits: adapter.limits(),
+            required_features: adapter.features() & wgpu::Features::PIPELINE_CACHE,
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -139,6 +141,8 @@ pub(crate) struct Device {
     pub steps: wgpu::Buffer,
     /// Kernels by their text and entry point.
     pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+    /// Where pipelines are kept between processes; set with the first kernel.
+    pub cache: OnceLock<Option<Cache>>,
     long_loops: OnceLock<bool>,
     failures: Arc<Mutex<Option<Error>>>,
     /// Why nothing more can be done, once the device is lost.
@@ -197,6 +201,7 @@ impl Device {
             absent,
             steps,
             kernels: Mutex::default(),
+            cache: OnceLock::new(),
             long_loops: OnceLock::new(),
             failures,
             lost: Arc::default(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use flashrnn_core::{Error, Result};
 
+use crate::cache::Cache;
 use crate::call::Params;
 use crate::device::{Device, SLOT, STEPS, lock};
 use crate::memory::View;
@@ -61,13 +62,14 @@ impl Kernel {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
+        let cache = device.cache.get_or_init(|| Cache::new(wgpu));
         let pipeline = wgpu.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(name),
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some(name),
             compilation_options: Default::default(),
-            cache: None,
+            cache: cache.as_ref().map(Cache::pipelines),
         });
         Self { name, pipeline, layout, tensors: program.tensors.clone() }
     }

@@ -69,6 +69,9 @@ impl Backend for Wgpu {
         }
         let engine =
             Engine::new::<T, W>(&self.device, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
+        if let Some(Some(cache)) = self.device.cache.get() {
+            cache.save();
+        }
         Ok(WgpuPlan { wgpu: self.clone(), engine, weights: PhantomData })
     }
 }
