@@ -90,11 +90,11 @@ mod tests {
         assert_eq!(gates_steps(100, 4), 100);
         assert_eq!(gates_steps(100, 1 << 20), 16);
         assert_eq!(gates_steps(100, 1 << 30), 1);
-        let ranges = |time, steps| from_the_last(time, steps).collect::<Vec<_>>();
-        assert_eq!(ranges(7, 3), [6..7, 3..6, 0..3]);
-        assert_eq!(ranges(6, 3), [3..6, 0..3]);
-        assert_eq!(ranges(2, 3), [0..2]);
-        assert_eq!(ranges(0, 3), [0..0]);
+        let ranges = |time, steps| from_the_last(time, steps).map(|r| (r.start, r.end)).collect::<Vec<_>>();
+        assert_eq!(ranges(7, 3), [(6, 7), (3, 6), (0, 3)]);
+        assert_eq!(ranges(6, 3), [(3, 6), (0, 3)]);
+        assert_eq!(ranges(2, 3), [(0, 2)]);
+        assert_eq!(ranges(0, 3), [(0, 0)]);
     }
 
     #[test]
