@@ -54,11 +54,12 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
         //@ end
     }
     if place.exists && goes_on {
+        let gates_row = gates_row(token, place.row, step);
         //@ for $gate in 0..GATES
         if !RECOMPUTED && kept_wide(WIDE_GATES, $gateu) {
             gate$gate = load2_wide((countOneBits(WIDE) + rank(WIDE_GATES, $gateu)) * stride + token * units() + at);
         } else {
-            gate$gate = load2_gates((token * GATES + $gateu) * units() + at);
+            gate$gate = load2_gates((gates_row * GATES + $gateu) * units() + at);
         }
         //@ end
         if reset {

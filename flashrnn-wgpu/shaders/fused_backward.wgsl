@@ -22,14 +22,14 @@ var<workgroup> inputs: array<array<array<f32, UNITS>, ROWS>, INPUTS>;
 // One of the inputs of a step.
 fn load_input(role: Role, i: u32, done: u32) -> vec2f {
     let step = params.time - 1u - done;
-    if i >= INPUTS || done >= params.time || step >= role.length { return vec2f(); }
+    if i >= INPUTS || done >= min(params.end_step, params.time) || step >= role.length { return vec2f(); }
     let token = step_token(role.row, role.length, step);
     let stride = tokens() * units();
     if i < BEFORE {
         if !RECOMPUTED && kept_wide(WIDE_GATES, i) {
             return load2_wide((countOneBits(WIDE) + rank(WIDE_GATES, i)) * stride + token * units() + role.place);
         }
-        return load2_gates((token * GATES + i) * units() + role.place);
+        return load2_gates((gates_row(token, role.row, step) * GATES + i) * units() + role.place);
     }
     if i >= D_STATES {
         let s = i - D_STATES;
@@ -71,8 +71,8 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
     let head = group % params.heads;
     let row0 = group / params.heads * ROWS;
     if row0 >= params.batch { return; }
-    let begin = (params.first_step + at_step.index) * STEPS;
-    let steps = min(STEPS, params.time + 1u - begin);
+    let begin = params.first_step + at_step.index * STEPS;
+    let steps = min(STEPS, params.end_step - begin);
 
     let column = thread % (UNITS / TILE);
     let part = thread / (UNITS / TILE);

@@ -44,8 +44,8 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
     let head = group % params.heads;
     let row0 = group / params.heads * ROWS;
     if row0 >= params.batch { return; }
-    let begin = (params.first_step + at_step.index) * STEPS;
-    let steps = min(STEPS, params.time - begin);
+    let begin = params.first_step + at_step.index * STEPS;
+    let steps = min(STEPS, params.end_step - begin);
 
     let unit = thread % UNITS;
     let part = thread / UNITS;

@@ -1,7 +1,16 @@
-// The gates of all tokens again, g = x_t + b + R h, as the forward pass adds, in f32: gates [tokens, G, N, D].
+// The gates of some steps again, g = x_t + b + R h, as the forward pass adds, in f32: gates [steps, B, G, N, D].
 //
-// A workgroup of 16 x 16 invocations has 16 units of one head and 16 tokens, an invocation one pair with all its gates. R and h come
-// to workgroup memory in chunks of CHUNK along k. Groups: units innermost, then heads, then tokens.
+// A workgroup of 16 x 16 invocations has 16 units of one head and 16 rows of `gates`, an invocation one pair with all its gates. R and
+// h come to workgroup memory in chunks of CHUNK along k. Groups: units innermost, then heads, then rows.
+
+// How many rows `gates` has.
+fn gates_rows() -> u32 { return params.gates_steps * params.batch; }
+
+// The token of a row of `gates`.
+fn token_again(i: u32) -> u32 {
+    let row = i % params.batch;
+    return step_token(row, length_of(row), params.gates_step + i / params.batch);
+}
 
 var<workgroup> tile_r: array<f32, RECURRENT * 16u * (CHUNK + 1u)>;
 var<workgroup> tile_h: array<f32, 16u * (CHUNK + 1u)>;
@@ -11,8 +20,8 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
                @builtin(local_invocation_index) thread: u32) {
     let unit_groups = (params.head_dim + 15u) / 16u;
     let group = group_index(id);
-    let token0 = group / unit_groups / params.heads * 16u;
-    if token0 >= tokens() { return; }
+    let row0 = group / unit_groups / params.heads * 16u;
+    if row0 >= gates_rows() { return; }
     let head = group / unit_groups % params.heads;
     let unit0 = group % unit_groups * 16u;
 
@@ -22,10 +31,12 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
         for (var i = thread; i < 16u * CHUNK; i += 256u) {
             let k = k0 + i % CHUNK;
             let line = i / CHUNK;
-            let token = token0 + line;
+            let row = row0 + line;
             let unit = unit0 + line;
             var value = 0.0f;
-            if k < params.head_dim && token < tokens() { value = previous_h(token, head * params.head_dim + k); }
+            if k < params.head_dim && row < gates_rows() {
+                value = previous_h(token_again(row), head * params.head_dim + k);
+            }
             tile_h[line * (CHUNK + 1u) + i % CHUNK] = value;
             for (var gate = 0u; gate < RECURRENT; gate++) {
                 var weight = 0.0f;
@@ -44,14 +55,15 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
         }
     }
 
-    let token = token0 + local.y;
+    let row = row0 + local.y;
     let unit = unit0 + local.x;
-    if token >= tokens() || unit >= params.head_dim { return; }
+    if row >= gates_rows() || unit >= params.head_dim { return; }
     let place = head * params.head_dim + unit;
+    let token = token_again(row);
     for (var gate = 0u; gate < GATES; gate++) {
         var value = bias(gate, place);
         if gate >= INNER { value += load_wx((token * EXTERNAL + gate - INNER) * units() + place); }
         if gate < RECURRENT { value += sums[gate]; }
-        store_gates((token * GATES + gate) * units() + place, value);
+        store_gates((row * GATES + gate) * units() + place, value);
     }
 }

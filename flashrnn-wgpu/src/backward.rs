@@ -48,23 +48,7 @@ impl Engine {
 
         let weights = Bound::whole(&call.weights.packed.buffer);
         let states = self.bind(Some(call.states), false, 0, &mut params.states_first);
-        let again = match &self.gates_again {
-            None => None,
-            Some(kernel) => {
-                let gates = self.device.alloc::<f32>(shapes.gates * tokens * units)?;
-                let wx = call.wx.filter(|wx| wx.len() > 0);
-                let bound = [
-                    weights,
-                    self.bind(wx, false, 1, &mut params.wx_first),
-                    states,
-                    Bound::whole(&work),
-                    Bound::whole(&gates.buffer),
-                ];
-                commands.run(kernel, &params, &bound, self.tiles(tokens));
-                Some(gates)
-            }
-        };
-
+        let wx = self.bind(call.wx.filter(|wx| wx.len() > 0), false, 1, &mut params.wx_first);
         let (d_states, count) = match (call.d_h, call.d_states) {
             (Some(d_h), _) => (Some(d_h), 1),
             (None, Some(d_states)) => (Some(d_states), shapes.states as u32),
@@ -72,7 +56,14 @@ impl Engine {
         };
         params.d_states_count = count;
         let saved = &call.saved;
-        let gates = Bound::whole(again.as_ref().map_or(&saved.gates.buffer, |gates| &gates.buffer));
+        let again = match &self.gates_again {
+            None => None,
+            Some(kernel) => {
+                let step = shapes.gates * shapes.batch * units;
+                Some((kernel, self.device.alloc::<f32>(self.gates_steps * step)?))
+            }
+        };
+        let gates = Bound::whole(again.as_ref().map_or(&saved.gates.buffer, |(_, gates)| &gates.buffer));
         let wide = View::<f32>::of(&saved.wide.buffer, 0, saved.wide.len)?;
         let wide = self.bind(Some(wide).filter(|wide| wide.len() > 0), false, 2, &mut params.wide_first);
         let d_wx = Some(call.d_wx.0).filter(|d_wx| d_wx.len() > 0);
@@ -85,8 +76,21 @@ impl Engine {
             Bound::whole(&work),
             self.bind(d_wx, true, 0, &mut params.d_wx_first),
         ];
-        let steps = shapes.time + usize::from(call.d_s0.is_some());
-        commands.run_steps(&self.backward_steps, &params, &bound, self.groups(), self.dispatches(steps));
+        for part in select::from_the_last(shapes.time, self.gates_steps) {
+            let params = Params {
+                gates_step: part.start as u32,
+                gates_steps: part.len() as u32,
+                first_step: (shapes.time - part.end) as u32,
+                ..params
+            };
+            if let Some((kernel, gates)) = &again {
+                let bound = [weights, wx, states, Bound::whole(&work), Bound::whole(&gates.buffer)];
+                commands.run(kernel, &params, &bound, self.tiles(part.len() * shapes.batch));
+            }
+            // Step -1 gives d_s0.
+            let before_first = usize::from(part.start == 0 && call.d_s0.is_some());
+            self.run_steps(&mut commands, &self.backward_steps, params, &bound, part.len() + before_first);
+        }
         if let Some(d_s0) = call.d_s0 {
             commands.copy_out(&work, params.d_s0_at, d_s0.0);
         }

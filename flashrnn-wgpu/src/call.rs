@@ -13,6 +13,7 @@ pub struct Params {
     pub time_major: u32,
     pub reverse: u32,
     pub first_step: u32,
+    pub end_step: u32,
     pub has_lengths: u32,
     pub has_resets: u32,
     pub has_s0: u32,
@@ -31,6 +32,8 @@ pub struct Params {
     pub part_tokens: u32,
     pub accumulate: u32,
     pub row_length: u32,
+    pub gates_step: u32,
+    pub gates_steps: u32,
     pub lengths_at: u32,
     pub resets_at: u32,
     pub s0_at: u32,
@@ -50,6 +53,7 @@ pub struct Params {
     pub d_wx_first: u32,
     pub out_first: u32,
     pub zero: u32,
+    pub pad: u32,
 }
 
 const _: () = assert!(size_of::<Params>().is_multiple_of(16), "a uniform buffer's size");

@@ -1,13 +1,15 @@
 //! A device and its queue, and how their errors become ours.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 
 use bytemuck::Pod;
 use flashrnn_core::{Error, Result};
 
+use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::memory::{Buffer, View};
+use crate::probe;
 use crate::select::{Adapter, Choice, Family};
 
 /// What the buffers of this crate may be used for.
@@ -83,6 +85,7 @@ impl Wgpu {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("flashrnn"),
             required_limits: adapter.limits(),
+            required_features: adapter.features() & wgpu::Features::PIPELINE_CACHE,
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -93,11 +96,17 @@ impl Wgpu {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             lock(&kept).get_or_insert_with(|| failure(error, 0));
         }));
-        let device = Arc::new(Device::new(device, queue, describe(&info), failures));
-        Ok(Self { device, choice: Choice::default() })
+        let device = Device::new(device, queue, describe(&info), failures);
+        let lost = device.lost.clone();
+        device.device.set_device_lost_callback(move |reason, message| {
+            let why = format!("wgpu: the device is lost: {reason:?} {message}");
+            lost.get_or_init(|| Error::Device(why.trim_end().into()));
+        });
+        Ok(Self { device: Arc::new(device), choice: Choice::default() })
     }
 
-    /// The caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's.
+    /// The caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's, and so does the loss of the
+    /// device: of what it ends, only downloads fail.
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let device = Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default()));
@@ -141,7 +150,15 @@ pub(crate) struct Device {
     pub steps: wgpu::Buffer,
     /// Kernels by their text and entry point.
     pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+    /// Where pipelines are kept between processes; set with the first kernel.
+    pub cache: OnceLock<Option<Cache>>,
+    long_loops: OnceLock<bool>,
     failures: Arc<Mutex<Option<Error>>>,
+    /// Why nothing more can be done, once the device is lost.
+    pub lost: Arc<OnceLock<Error>>,
+    /// How many buffers there have been, those in which wgpu uploads included.
+    #[cfg(test)]
+    pub buffers_made: std::sync::atomic::AtomicUsize,
 }
 
 /// The most time steps of one compute pass.
@@ -185,7 +202,21 @@ impl Device {
         let contents: Vec<u32> =
             (0..STEPS * words).map(|i| if i % words == 0 { (i / words) as u32 } else { 0 }).collect();
         queue.write_buffer(&steps, 0, bytemuck::cast_slice(&contents));
-        Self { device, queue, name, limits, absent, steps, kernels: Mutex::default(), failures }
+        Self {
+            device,
+            queue,
+            name,
+            limits,
+            absent,
+            steps,
+            kernels: Mutex::default(),
+            cache: OnceLock::new(),
+            long_loops: OnceLock::new(),
+            failures,
+            lost: Arc::default(),
+            #[cfg(test)]
+            buffers_made: Default::default(),
+        }
     }
 
     /// Bytes from one step's uniform value to the next.
@@ -204,9 +235,18 @@ impl Device {
         }
     }
 
-    /// The most bytes of a tensor.
+    /// The most bytes of a tensor: of what the device takes, what [`Device::memory`] rounds to and shaders can count in a u32.
     pub fn most_bytes(&self) -> u64 {
-        self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size)
+        let most = self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size);
+        most.min(1 << 32) / 16 * 16
+    }
+
+    /// Whether the driver runs long loops to their end. The first time, it waits for the device.
+    pub fn long_loops(&self) -> Result<bool> {
+        match self.long_loops.get() {
+            Some(&known) => Ok(known),
+            None => probe::long_loops(self).map(|found| *self.long_loops.get_or_init(|| found)),
+        }
     }
 
     /// Runs `work`, and turns what wgpu reports meanwhile into an error. `bytes` is what it allocates.
@@ -222,10 +262,30 @@ impl Device {
                 first.get_or_insert(error);
             }
         }
-        match first {
-            Some(error) => Err(failure(error, bytes)),
-            None => done,
+        // wgpu tells of a loss apart from other errors: when it happens, or if the caller destroyed the device when it is waited for.
+        match (self.lost.get(), first) {
+            (Some(lost), _) => Err(lost.clone()),
+            (None, Some(error)) => Err(failure(error, bytes)),
+            (None, None) => done,
         }
+    }
+
+    /// A buffer, which holds zeros.
+    pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.count_buffer();
+        let label = Some(label);
+        self.device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+    }
+
+    /// Writes whole words to a buffer, before what is submitted from now on.
+    pub fn write(&self, buffer: &wgpu::Buffer, at: u64, words: &[u8]) {
+        self.count_buffer();
+        self.queue.write_buffer(buffer, at, words);
+    }
+
+    fn count_buffer(&self) {
+        #[cfg(test)]
+        self.buffers_made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Zeroed memory of at least `bytes` bytes.
@@ -235,14 +295,7 @@ impl Device {
         if size > self.limits.max_buffer_size {
             return Err(out_of_memory);
         }
-        self.scope(bytes, || {
-            Ok(self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size,
-                usage: USAGES,
-                mapped_at_creation: false,
-            }))
-        })
+        self.scope(bytes, || Ok(self.buffer("memory", size, USAGES)))
     }
 
     pub fn alloc<P>(&self, len: usize) -> Result<Buffer<P>> {
@@ -255,11 +308,11 @@ impl Device {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
         self.scope(bytes.len(), || {
-            self.queue.write_buffer(&buffer.buffer, 0, whole);
+            self.write(&buffer.buffer, 0, whole);
             if !rest.is_empty() {
                 let mut word = [0; 4];
                 word[..rest.len()].copy_from_slice(rest);
-                self.queue.write_buffer(&buffer.buffer, whole.len() as u64, &word);
+                self.write(&buffer.buffer, whole.len() as u64, &word);
             }
             Ok(())
         })?;
@@ -274,12 +327,8 @@ impl Device {
         let start = first / 4 * 4;
         let size = ((first + bytes).next_multiple_of(4) - start) as u64;
         let staging = self.scope(bytes, || {
-            let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("download"),
-                size,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
+            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            let staging = self.buffer("download", size, usage);
             let mut encoder = self.device.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(view.buffer, start as u64, &staging, 0, size);
             self.queue.submit([encoder.finish()]);
@@ -302,7 +351,7 @@ impl Device {
         self.device
             .poll(wgpu::PollType::wait_indefinitely())
             .map_err(|error| Error::Device(format!("wgpu: {error}")))?;
-        match lock(&self.failures).take() {
+        match self.lost.get().cloned().or_else(|| lock(&self.failures).take()) {
             Some(error) => Err(error),
             None => Ok(()),
         }

@@ -3,8 +3,8 @@
 use flashrnn_core::{Element, Forward, Len, Result, Save, Step};
 
 use crate::call::{Layout, Params};
-use crate::device::Wgpu;
-use crate::kernel::{Bound, Call};
+use crate::device::{Wgpu, lock};
+use crate::kernel::{Bound, Call, Uniform};
 use crate::memory::View;
 use crate::plan::{Engine, WgpuWeights};
 
@@ -17,13 +17,21 @@ struct Tensors<'a, T> {
     wide: Option<View<'a, f32>>,
 }
 
+/// What [`Plan::step`](flashrnn_core::Plan::step) works with, call after call. A bind group is none of it: that would keep the
+/// caller's memory too.
+pub(crate) struct StepMemory {
+    /// The state before and after.
+    work: wgpu::Buffer,
+    uniform: Uniform,
+}
+
 impl Engine {
     pub(crate) fn forward<T: Element, W: Element>(&self, call: Forward<'_, Wgpu, T, W>) -> Result<()> {
         let Forward { wx, weights, s0, lengths, resets, h, states, last, saved } = call;
         let shapes = &self.shapes;
         let state: usize = shapes.state().iter().product();
         let mut layout = Layout::default();
-        let params = Params {
+        let mut params = Params {
             has_lengths: lengths.is_some().into(),
             has_resets: resets.is_some().into(),
             lengths_at: layout.add(shapes.batch),
@@ -55,7 +63,8 @@ impl Engine {
                 .map(|wide| View::of(&wide.buffer, 0, wide.len))
                 .transpose()?,
         };
-        self.steps(&mut commands, params, weights, tensors, &work, shapes.time)?;
+        let bound = self.step_tensors(&mut params, weights, &tensors, &work);
+        self.run_steps(&mut commands, &self.forward_steps, params, &bound, shapes.time);
         if let Some(last) = last {
             commands.copy_out(&work, params.carried_at + self.carried_after(shapes.time), last.0);
         }
@@ -66,34 +75,43 @@ impl Engine {
     pub(crate) fn step<T: Element, W: Element>(&self, call: Step<'_, Wgpu, T, W>) -> Result<()> {
         let state: usize = self.shapes.state().iter().product();
         // One step of each row, batch-major, whatever the problem's T.
-        let params = Params { time: 1, time_major: 0, reverse: 0, ..self.params() };
-        let work = self.device.alloc::<u32>(2 * state)?.buffer;
+        let mut params = Params { time: 1, end_step: 1, time_major: 0, reverse: 0, ..self.params() };
+        // Held until the call is enqueued: what another thread does with this memory comes after.
+        let mut memory = lock(&self.step_memory);
+        let memory = match &mut *memory {
+            Some(memory) => memory,
+            none => none.insert(StepMemory {
+                work: self.device.alloc::<u32>(2 * state)?.buffer,
+                uniform: Uniform::new(&self.device, params),
+            }),
+        };
         let mut commands = Call::new(&self.device);
-        commands.copy_in("state", call.state.0, &work, 0)?;
+        commands.copy_in("state", call.state.0, &memory.work, 0)?;
         let h = call.h.map(|view| view.0);
         let tensors = Tensors { wx: call.wx, h, states: None, gates: None, wide: None };
-        self.steps(&mut commands, params, call.weights, tensors, &work, 1)?;
-        commands.copy_out(&work, self.carried_after(1), call.state.0);
+        let bound = self.step_tensors(&mut params, call.weights, &tensors, &memory.work);
+        memory.uniform.set(&self.device, params);
+        commands.run_with(&self.forward_steps, &memory.uniform, &bound, self.groups(), 1);
+        commands.copy_out(&memory.work, self.carried_after(1), call.state.0);
         commands.submit();
         Ok(())
     }
 
-    fn steps<T: Element>(
-        &self,
-        commands: &mut Call<'_>,
-        mut params: Params,
-        weights: &WgpuWeights,
-        tensors: Tensors<'_, T>,
-        work: &wgpu::Buffer,
-        steps: usize,
-    ) -> Result<()> {
-        let Tensors { wx, h, states, gates, wide } = tensors;
+    /// What the step kernel is bound to, and its parameters.
+    fn step_tensors<'a, T: Element>(
+        &'a self,
+        params: &mut Params,
+        weights: &'a WgpuWeights,
+        tensors: &Tensors<'a, T>,
+        work: &'a wgpu::Buffer,
+    ) -> [Bound<'a>; 7] {
+        let &Tensors { wx, h, states, gates, wide } = tensors;
         params.has_h = h.is_some().into();
         params.has_states = states.is_some().into();
         params.saves_gates = gates.is_some().into();
         params.saves_wide = wide.is_some().into();
         let wx = Some(wx).filter(|wx| wx.len() > 0);
-        let bound = [
+        [
             Bound::whole(&weights.packed.buffer),
             self.bind(wx, false, 0, &mut params.wx_first),
             Bound::whole(work),
@@ -101,10 +119,7 @@ impl Engine {
             self.bind(states, true, 1, &mut params.states_first),
             self.bind(gates, true, 2, &mut params.gates_first),
             self.bind(wide, true, 3, &mut params.wide_first),
-        ];
-        let dispatches = self.dispatches(steps);
-        commands.run_steps(&self.forward_steps, &params, &bound, self.groups(), dispatches);
-        Ok(())
+        ]
     }
 
     /// Where in what is carried the states lie after so many steps: the fused kernel leaves them in place.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use flashrnn_core::{Error, Result};
 
+use crate::cache::Cache;
 use crate::call::Params;
 use crate::device::{Device, SLOT, STEPS, lock};
 use crate::memory::View;
@@ -30,7 +31,7 @@ impl Kernel {
             return Ok(kernel.clone());
         }
         let compile = |why: Error| match why {
-            Error::Device(log) => Error::Compile { kernel: name.into(), log },
+            Error::Device(log) if device.lost.get().is_none() => Error::Compile { kernel: name.into(), log },
             other => other,
         };
         let kernel = device.scope(0, || Ok(Self::new(device, program, name))).map_err(compile)?;
@@ -64,13 +65,14 @@ impl Kernel {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
+        let cache = device.cache.get_or_init(|| Cache::new(wgpu));
         let pipeline = wgpu.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(name),
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some(name),
             compilation_options: Default::default(),
-            cache: None,
+            cache: cache.as_ref().map(Cache::pipelines),
         });
         Self { name, pipeline, layout, tensors: program.tensors.clone() }
     }
@@ -112,6 +114,34 @@ impl<'a> Bound<'a> {
             offset: self.offset,
             size: NonZeroU64::new(self.size),
         })
+    }
+}
+
+/// A kernel's parameters on the device.
+pub(crate) struct Uniform {
+    buffer: wgpu::Buffer,
+    params: Params,
+}
+
+impl Uniform {
+    pub fn new(device: &Device, params: Params) -> Self {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffer = device.buffer("params", size_of::<Params>() as u64, usage);
+        let uniform = Self { buffer, params };
+        uniform.write(device);
+        uniform
+    }
+
+    /// Other parameters, for what is submitted from now on. The same ones cost nothing.
+    pub fn set(&mut self, device: &Device, params: Params) {
+        if bytemuck::bytes_of(&self.params) != bytemuck::bytes_of(&params) {
+            self.params = params;
+            self.write(device);
+        }
+    }
+
+    fn write(&self, device: &Device) {
+        device.write(&self.buffer, 0, bytemuck::bytes_of(&self.params));
     }
 }
 
@@ -165,10 +195,10 @@ impl<'a> Call<'a> {
 
     /// Dispatches a kernel once.
     pub fn run(&mut self, kernel: &Kernel, params: &Params, bound: &[Bound<'_>], groups: usize) {
-        self.run_steps(kernel, params, bound, groups, 1);
+        self.run_with(kernel, &Uniform::new(self.device, *params), bound, groups, 1);
     }
 
-    /// Dispatches a kernel for steps 0 to `steps - 1`, one after another.
+    /// Dispatches a kernel for `steps` steps from `params.first_step` on, so many of them a dispatch.
     pub fn run_steps(
         &mut self,
         kernel: &Kernel,
@@ -176,51 +206,59 @@ impl<'a> Call<'a> {
         bound: &[Bound<'_>],
         groups: usize,
         steps: usize,
+        of_dispatch: usize,
+    ) {
+        let end_step = params.first_step + steps as u32;
+        let dispatches = steps.div_ceil(of_dispatch);
+        for first in (0..dispatches).step_by(STEPS) {
+            let first_step = params.first_step + (first * of_dispatch) as u32;
+            let uniform = Uniform::new(self.device, Params { first_step, end_step, ..*params });
+            self.run_with(kernel, &uniform, bound, groups, (dispatches - first).min(STEPS));
+        }
+    }
+
+    /// Dispatches a kernel at most [`STEPS`] times, with parameters that are on the device.
+    pub fn run_with(
+        &mut self,
+        kernel: &Kernel,
+        uniform: &Uniform,
+        bound: &[Bound<'_>],
+        groups: usize,
+        dispatches: usize,
     ) {
         debug_assert_eq!(bound.len(), kernel.tensors.len(), "{}", kernel.name);
         if groups == 0 {
             return;
         }
         let [x, y, z] = select::dispatch(groups);
-        for first in (0..steps).step_by(STEPS) {
-            let group = self.bind(kernel, &Params { first_step: first as u32, ..*params }, bound);
-            let in_group = (steps - first).min(STEPS);
-            for begin in (0..in_group).step_by(SUBMITTED) {
-                let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                    label: Some(kernel.name),
-                    timestamp_writes: None,
-                });
-                pass.set_pipeline(&kernel.pipeline);
-                for step in begin..in_group.min(begin + SUBMITTED) {
-                    pass.set_bind_group(0, &group, &[step as u32 * self.device.step_stride()]);
-                    pass.dispatch_workgroups(x, y, z);
-                }
-                drop(pass);
-                if steps > SUBMITTED {
-                    let next = self.device.device.create_command_encoder(&Default::default());
-                    let encoder = std::mem::replace(&mut self.encoder, next);
-                    self.device.queue.submit([encoder.finish()]);
-                }
+        let group = self.bind(kernel, uniform, bound);
+        for begin in (0..dispatches).step_by(SUBMITTED) {
+            let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some(kernel.name),
+                timestamp_writes: None,
+            });
+            pass.set_pipeline(&kernel.pipeline);
+            for i in begin..dispatches.min(begin + SUBMITTED) {
+                pass.set_bind_group(0, &group, &[i as u32 * self.device.step_stride()]);
+                pass.dispatch_workgroups(x, y, z);
+            }
+            drop(pass);
+            if dispatches > SUBMITTED {
+                let next = self.device.device.create_command_encoder(&Default::default());
+                let encoder = std::mem::replace(&mut self.encoder, next);
+                self.device.queue.submit([encoder.finish()]);
             }
         }
     }
 
-    fn bind(&self, kernel: &Kernel, params: &Params, bound: &[Bound<'_>]) -> wgpu::BindGroup {
+    fn bind(&self, kernel: &Kernel, uniform: &Uniform, bound: &[Bound<'_>]) -> wgpu::BindGroup {
         let device = self.device;
-        let bytes = bytemuck::bytes_of(params);
-        let uniform = device.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("params"),
-            size: bytes.len() as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        device.queue.write_buffer(&uniform, 0, bytes);
         let step = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &device.steps,
             offset: 0,
             size: NonZeroU64::new(16),
         });
-        let resources = [Bound::whole(&uniform).resource(), step]
+        let resources = [Bound::whole(&uniform.buffer).resource(), step]
             .into_iter()
             .chain(bound.iter().map(|bound| bound.resource()));
         let entries: Vec<_> = resources

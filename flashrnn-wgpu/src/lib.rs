@@ -8,14 +8,16 @@
 //! 1. [`Wgpu`] (`device.rs`): an adapter's device and queue, and how their errors become ours.
 //! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's.
 //! 3. `programs.rs` and, for the kernels of many steps, `fused.rs`: the shader files with a cell and element types;
-//!    `kernel.rs`: pipelines and dispatches.
-//! 4. `select.rs`: which kernels, and sizes of tiles and parts, chosen by pure functions.
+//!    `kernel.rs`: pipelines and dispatches; `cache.rs`: pipelines on disk.
+//! 4. `select.rs`: which kernels, and sizes of tiles and parts, chosen by pure functions; `probe.rs`: what the driver must first
+//!    show.
 //! 5. `plan.rs`: from the public interface to the kernels; `forward.rs`, `backward.rs`: the passes, with the arguments of
 //!    `call.rs`.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod backward;
+mod cache;
 mod call;
 mod device;
 mod forward;
@@ -23,6 +25,7 @@ mod fused;
 mod kernel;
 mod memory;
 mod plan;
+mod probe;
 #[doc(hidden)]
 pub mod programs;
 mod select;

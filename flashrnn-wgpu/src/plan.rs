@@ -1,7 +1,7 @@
 //! The backend and its plans: checks, and the way from the public interface to the kernels.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytemuck::Pod;
 use flashrnn_core::trace::print::wgsl;
@@ -12,6 +12,7 @@ use flashrnn_core::{
 
 use crate::call::Params;
 use crate::device::{Device, Wgpu};
+use crate::forward::StepMemory;
 use crate::kernel::{Bound, Call, Kernel};
 use crate::memory::{Buffer, View, ViewMut};
 use crate::programs::Common;
@@ -68,6 +69,9 @@ impl Backend for Wgpu {
         }
         let engine =
             Engine::new::<T, W>(self, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
+        if let Some(Some(cache)) = self.device.cache.get() {
+            cache.save();
+        }
         Ok(WgpuPlan { wgpu: self.clone(), engine, weights: PhantomData })
     }
 }
@@ -87,10 +91,14 @@ pub(crate) struct Engine {
     pub backward_steps: Arc<Kernel>,
     /// With [`Save::Recompute`].
     pub gates_again: Option<Arc<Kernel>>,
+    /// The most steps of the backward pass at a time: all, or those whose gates are computed again together.
+    pub gates_steps: usize,
     pub weight_gradient: Arc<Kernel>,
     pub bias_gradient: Arc<Kernel>,
     pub reduce: Arc<Kernel>,
     pub pack: Arc<Kernel>,
+    /// Made by the first step.
+    pub step_memory: Mutex<Option<StepMemory>>,
 }
 
 impl Engine {
@@ -100,7 +108,8 @@ impl Engine {
         problem: &Problem,
         shapes: &Shapes,
     ) -> Result<Self> {
-        check_limits(device, shapes)?;
+        check_limits(device.most_bytes(), shapes, problem, T::DTYPE)?;
+        check_loops(shapes, || device.long_loops())?;
         let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
         let chunk = select::chunk(shapes.recurrent, workgroup).ok_or_else(|| {
             unsupported(
@@ -136,10 +145,17 @@ impl Engine {
             gates_again: recompute
                 .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
                 .transpose()?,
+            gates_steps: match problem.save {
+                Save::Gates => shapes.time,
+                Save::Recompute => {
+                    select::gates_steps(shapes.time, shapes.gates * shapes.batch * shapes.units())
+                }
+            },
             weight_gradient: Kernel::get(device, &gradients, "weight_gradient")?,
             bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
             reduce: Kernel::get(device, &common.reduce(), "reduce")?,
             pack: Kernel::get(device, &common.pack(), "pack")?,
+            step_memory: Mutex::default(),
         })
     }
 
@@ -176,9 +192,17 @@ impl Engine {
         }
     }
 
-    /// The dispatches that so many steps take.
-    pub fn dispatches(&self, steps: usize) -> usize {
-        if self.fused.is_some() { steps.div_ceil(select::FUSED_STEPS) } else { steps }
+    /// Runs a kernel of the time steps for so many, from `params.first_step` on.
+    pub fn run_steps(
+        &self,
+        commands: &mut Call<'_>,
+        kernel: &Kernel,
+        params: Params,
+        bound: &[Bound<'_>],
+        steps: usize,
+    ) {
+        let of_dispatch = if self.fused.is_some() { select::FUSED_STEPS } else { 1 };
+        commands.run_steps(kernel, &params, bound, self.groups(), steps, of_dispatch);
     }
 
     /// A tensor bound, or what stands for it where it is absent.
@@ -219,48 +243,69 @@ impl Engine {
 }
 
 /// Refuses what the device's bindings can't hold.
-fn check_limits(device: &Device, shapes: &Shapes) -> Result<()> {
+fn check_limits(most: u64, shapes: &Shapes, problem: &Problem, element: Dtype) -> Result<()> {
     if shapes.recurrent == 0 {
         return Err(unsupported(
             "a cell without recurrent gates".into(),
             "nothing of it is a recurrence".into(),
         ));
     }
-    let most = device.most_bytes() as u128;
+    for (what, bytes) in bound_sizes(shapes, problem.save, element) {
+        if bytes > most.into() {
+            let what = format!("{what} of {bytes} bytes");
+            return Err(unsupported(what, format!("the device binds at most {most} bytes")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses products whose loops the driver does not run to their end, which is asked only where they are long.
+fn check_loops(shapes: &Shapes, long_loops: impl FnOnce() -> Result<bool>) -> Result<()> {
+    if select::longest_loop(shapes) <= select::LONGEST_LOOP || long_loops()? {
+        return Ok(());
+    }
+    let what = format!("head_dim {} with {} recurrent gates", shapes.head_dim, shapes.recurrent);
+    Err(unsupported(what, "this driver ends long loops before they are done".into()))
+}
+
+/// The largest of what is bound, in bytes; wx, h and their gradients are no larger. `element` is T.
+fn bound_sizes(shapes: &Shapes, save: Save, element: Dtype) -> [(&'static str, u128); 8] {
+    let narrow = element != Dtype::F32;
+    let bytes = if narrow { 2 } else { 4 };
     let (units, batch, time) = (shapes.units() as u128, shapes.batch as u128, shapes.time as u128);
     let (states, gates) = (shapes.states as u128, shapes.gates as u128);
     let step = batch * time * units;
     let state = states * batch * units;
-    let rows = batch + batch * time / 4 + 1;
+    let rows = batch + (batch * time).div_ceil(4);
+    let gates_bytes = match save {
+        Save::Gates => gates * step * bytes,
+        Save::Recompute => {
+            let step = gates * batch * units;
+            select::gates_steps(shapes.time, step as usize) as u128 * step * 4
+        }
+    };
+    let wide_gates = if save == Save::Gates { shapes.wide_gates.len() } else { 0 };
+    let wide = if narrow { shapes.wide.len() + wide_gates } else { 0 };
     let partial =
         |columns: usize, round| (select::parts(shapes.tokens(), columns, round).0 as u128) * columns as u128;
     let [weight_round, bias_round] = select::GRADIENT_ROUNDS;
-    // In 32-bit words, as if all were f32: what is exact for f32 is on the safe side for 16 bits.
-    let sizes = [
-        ("states", states * step),
-        ("gates", gates * step),
-        ("wide states and gates", (shapes.wide.len() + shapes.wide_gates.len()) as u128 * step),
-        ("weights", 4 * select::packed(shapes) as u128),
-        ("parts of d_r", partial(shapes.r().iter().product(), weight_round)),
-        ("parts of d_b", partial(shapes.b().iter().product(), bias_round)),
-        ("the forward pass's working memory", rows + 2 * state),
+    [
+        ("states", states * step * bytes),
+        ("gates", gates_bytes),
+        ("wide states and gates", wide as u128 * step * 4),
+        ("weights", 16 * select::packed(shapes) as u128),
+        ("parts of d_r", partial(shapes.r().iter().product(), weight_round) * 4),
+        ("parts of d_b", partial(shapes.b().iter().product(), bias_round) * 4),
+        ("the forward pass's working memory", (rows + 2 * state) * 4),
         (
             "the backward pass's working memory",
-            rows + 4 * state + (2 * shapes.recurrent) as u128 * batch * units + shapes.inner() as u128 * step,
+            (rows
+                + 4 * state
+                + (2 * shapes.recurrent) as u128 * batch * units
+                + shapes.inner() as u128 * step)
+                * 4,
         ),
-    ];
-    for (what, words) in sizes {
-        if words * 4 > most {
-            let what = format!("{what} of {} bytes", words * 4);
-            return Err(unsupported(what, format!("the device binds at most {most} bytes")));
-        }
-    }
-    let longest = shapes.head_dim.div_ceil(4) * shapes.recurrent;
-    if longest > select::LONGEST_LOOP {
-        let what = format!("head_dim {} with {} recurrent gates", shapes.head_dim, shapes.recurrent);
-        return Err(unsupported(what, "some drivers end loops of over 65535 rounds".into()));
-    }
-    Ok(())
+    ]
 }
 
 /// A problem made ready to run on a device of wgpu's.
@@ -310,5 +355,85 @@ impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
     fn step(&self, call: Step<'_, Wgpu, T, W>) -> Result<()> {
         call.check(&self.engine.shapes)?;
         self.engine.device.scope(0, || self.engine.step(call))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use flashrnn_core::{Lstm, Slstm, f16};
+    use flashrnn_testsuite::run::{How, Pass};
+    use flashrnn_testsuite::{Case, Results, Tensors};
+
+    use super::*;
+    use crate::testing;
+
+    /// The gates are the largest tensor here: 2^25 elements, or 2^24 in f32 where they are computed again.
+    #[test]
+    fn a_tensor_as_large_as_the_limit_fits() {
+        let gates = Problem::new(32, 1024, 1, 256);
+        let recompute = Problem { save: Save::Recompute, ..gates.clone() };
+        for (problem, element, bytes) in [
+            (&gates, Dtype::F32, 4),
+            (&gates, Dtype::F16, 2),
+            (&gates, Dtype::Bf16, 2),
+            (&recompute, Dtype::F16, 2),
+        ] {
+            let shapes = problem.shapes::<Lstm>().unwrap();
+            let check = |most| check_limits(most, &shapes, problem, element);
+            assert_eq!(check(bytes << 25), Ok(()));
+            assert!(
+                matches!(check((bytes << 25) - 1), Err(Error::Unsupported { what, .. }) if what.starts_with("gates of"))
+            );
+        }
+    }
+    #[test]
+    fn long_loops_need_a_driver_that_runs_them() {
+        let shapes = |head_dim| Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap();
+        assert_eq!(check_loops(&shapes(32768), || panic!("asked for no reason")), Ok(()));
+        assert_eq!(check_loops(&shapes(32772), || Ok(true)), Ok(()));
+        assert!(matches!(check_loops(&shapes(32772), || Ok(false)), Err(Error::Unsupported { .. })));
+    }
+
+    /// The gates of a few steps at a time are the gates of all.
+    #[test]
+    fn gates_again_in_parts() {
+        let Some(wgpu) = testing::wgpu() else { return };
+        for (layout, reverse) in
+            [(Order::BatchMajor, false), (Order::BatchMajor, true), (Order::TimeMajor, true)]
+        {
+            let problem = Problem { save: Save::Recompute, layout, reverse, ..Problem::new(3, 7, 2, 5) };
+            let case = Case::random::<_, f16, f16>(&Slstm, &problem, Tensors::ALL, 5).unwrap();
+            let mut plan = wgpu.plan::<f16, f16, _>(&Slstm, &problem).unwrap();
+            let pass = Pass::<Wgpu, f16, f16>::forward(&wgpu, &plan, &case).unwrap();
+            let mut backward = |steps| -> Results {
+                plan.engine.gates_steps = steps;
+                pass.backward(&wgpu, &plan, &case, How::default()).unwrap()
+            };
+            let whole = backward(7);
+            for steps in [1, 3, 4] {
+                assert_eq!(backward(steps), whole, "{steps} steps, {layout:?}, reverse: {reverse}");
+            }
+        }
+    }
+
+    /// A step works in memory of its plan's, so that streaming makes no buffers.
+    #[test]
+    fn steps_allocate_nothing() {
+        let Some(wgpu) = testing::wgpu() else { return };
+        let plan = wgpu.plan::<f16, f16, _>(&Slstm, &Problem::new(2, 1, 1, 8)).unwrap();
+        let ones = |shape: &[usize]| wgpu.upload(&vec![f16::ONE; shape.iter().product()]).unwrap();
+        let (r, b, wx) = (ones(&plan.shapes().r()), ones(&plan.shapes().b()), ones(&plan.shapes().wx()));
+        let weights = plan.pack(r.view(), b.view()).unwrap();
+        let mut state = wgpu.alloc::<f32>(plan.shapes().state().iter().product()).unwrap();
+        let mut step = || {
+            let call = Step { wx: wx.view(), weights: &weights, state: state.view_mut(), h: None };
+            plan.step(call).unwrap();
+            wgpu.device.buffers_made.load(Ordering::Relaxed)
+        };
+        let first = step();
+        assert!(first > 0);
+        assert_eq!([(); 5].map(|()| step()), [first; 5]);
     }
 }

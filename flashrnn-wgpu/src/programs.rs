@@ -133,7 +133,7 @@ impl Common {
 
     /// For the backward kernels alone, so that the others are one for both ways to save.
     pub(crate) fn recomputed(&self) -> String {
-        format!("const RECOMPUTED = {};\n", self.recompute)
+        format!("const RECOMPUTED = {};\n\n{}", self.recompute, include_str!("../shaders/gates_row.wgsl"))
     }
 
     /// The tensors of a forward kernel.
@@ -234,4 +234,13 @@ impl Common {
         ];
         self.program(tensors, &[WEIGHTS, include_str!("../shaders/pack.wgsl")])
     }
+}
+
+/// What tells whether the driver runs long loops to their end.
+pub fn probe() -> Program {
+    let tensors = vec![Tensor::plain("result", true, "u32")];
+    let mut source = format!("const GROUPS_X = {GROUPS_X}u;\n\n{PARAMS}\n");
+    source.push_str(&tensors[0].declaration(2));
+    source.push_str(include_str!("../shaders/probe.wgsl"));
+    Program { source, tensors }
 }

@@ -1,12 +1,19 @@
 //! Which kernels run a problem, and sizes of tiles, parts and dispatches: pure functions.
 
+use std::ops::Range;
+
 use flashrnn_core::Shapes;
 
 /// The most workgroups along one dimension that every device takes.
 pub const GROUPS_X: usize = 65535;
 
-/// No loop of a kernel runs more often than this: some drivers (Mesa 22.3's lavapipe) end a loop silently after 65,535 rounds.
+/// The rounds of a loop that every driver runs to their end: some (Mesa 22.3's lavapipe) end it silently after 65,535.
 pub const LONGEST_LOOP: usize = 32768;
+
+/// The most rounds of a kernel's loop: those of the backward pass's product, with the smallest [`chunk`].
+pub fn longest_loop(shapes: &Shapes) -> usize {
+    shapes.head_dim.div_ceil(4) * shapes.recurrent
+}
 
 /// Elements of k that a product brings to workgroup memory at a time, for a cell with this many recurrent gates; `None` where
 /// even the fewest take more than `workgroup_bytes`.
@@ -102,6 +109,20 @@ pub fn parts(tokens: usize, columns: usize, round: usize) -> (usize, usize) {
 
 /// The tokens of a round of `weight_gradient` and of `bias_gradient`.
 pub const GRADIENT_ROUNDS: [usize; 2] = [16, 1];
+
+/// The elements that gates computed again take, unless one step takes more.
+const MOST_GATES: usize = 1 << 24;
+
+/// The most time steps whose gates are computed again at a time. A step has `step` of them.
+pub fn gates_steps(time: usize, step: usize) -> usize {
+    (MOST_GATES / step.max(1)).clamp(1, time.max(1))
+}
+
+/// All steps in ranges of at most `steps`, the last first; one that is empty where there are none.
+pub fn from_the_last(time: usize, steps: usize) -> impl Iterator<Item = Range<usize>> {
+    let steps = steps.max(1);
+    (0..time.div_ceil(steps).max(1)).rev().map(move |i| i * steps..time.min((i + 1) * steps))
+}
 
 /// A dispatch of so many workgroups, in two dimensions.
 pub fn dispatch(groups: usize) -> [u32; 3] {
@@ -355,6 +376,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn gates_of_few_steps_at_a_time() {
+        assert_eq!(gates_steps(0, 4), 1);
+        assert_eq!(gates_steps(100, 4), 100);
+        assert_eq!(gates_steps(100, 1 << 20), 16);
+        assert_eq!(gates_steps(100, 1 << 30), 1);
+        let ranges = |time, steps| from_the_last(time, steps).map(|r| (r.start, r.end)).collect::<Vec<_>>();
+        assert_eq!(ranges(7, 3), [(6, 7), (3, 6), (0, 3)]);
+        assert_eq!(ranges(6, 3), [(3, 6), (0, 3)]);
+        assert_eq!(ranges(2, 3), [(0, 2)]);
+        assert_eq!(ranges(0, 3), [(0, 0)]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What conformance does not reach: long sequences, views, the caller's device, and errors.
 
-use flashrnn_core::{Backend, Dtype, Elman, Error, Gru, Len, Lstm, Problem, Save, Slstm, f16};
+use flashrnn_core::{Backend, Dtype, Elman, Error, Gru, Len, Lstm, Plan, Problem, Save, Slstm, f16};
+use flashrnn_testsuite::run::{How, Pass};
 use flashrnn_testsuite::{Case, Results, Tensors, errors, measure, run};
 use flashrnn_wgpu::{View, Wgpu, testing};
 
@@ -85,6 +86,38 @@ fn what_does_not_fit_is_an_error() {
     assert!(unsupported(wgpu.plan::<f32, f32, Lstm>(&Lstm, &large).map(|_| ())));
     assert!(unsupported(wgpu.plan::<f64, f64, Lstm>(&Lstm, &Problem::new(1, 1, 1, 1)).map(|_| ())));
     assert!(unsupported(wgpu.plan::<f32, f16, Lstm>(&Lstm, &Problem::new(1, 1, 1, 1)).map(|_| ())));
+}
+
+/// Nothing panics or waits forever on a device that is gone.
+#[test]
+fn a_lost_device_is_an_error() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    let problem = Problem::new(2, 3, 1, 5);
+    let case = Case::random::<_, f32, f32>(&Gru, &problem, Tensors::PLAIN, 1).unwrap();
+    let plan = wgpu.plan::<f32, f32, _>(&Gru, &problem).unwrap();
+    let pass = Pass::<Wgpu, f32, f32>::forward(&wgpu, &plan, &case).unwrap();
+    let buffer = wgpu.upload(&[1.0f32]).unwrap();
+    // Another of the user's, who is told of nothing.
+    let theirs = Wgpu::from_device(wgpu.device().clone(), wgpu.queue().clone());
+    wgpu.device().destroy();
+    fn lost<R>(what: Result<R, Error>) -> bool {
+        matches!(what, Err(Error::Device(why)) if why.contains("lost"))
+    }
+    // The loss is told of when the device is waited for; what uses memory that was not there to be had fails before that too.
+    assert!(run::<_, _, f32, f32>(&wgpu, &Gru, &case).is_err());
+    assert!(lost(wgpu.synchronize()));
+    for _ in 0..2 {
+        assert!(lost(wgpu.alloc::<f32>(1)));
+        assert!(lost(wgpu.upload(&[1.0f32])));
+        assert!(lost(wgpu.plan::<f32, f32, _>(&Lstm, &problem)));
+        assert!(lost(run::<_, _, f32, f32>(&wgpu, &Gru, &case)));
+        assert!(lost(plan.saved()));
+        assert!(lost(pass.backward(&wgpu, &plan, &case, How::default())));
+        assert!(lost(wgpu.download(buffer.view())));
+        assert!(lost(wgpu.synchronize()));
+    }
+    assert!(theirs.download(buffer.view()).is_err());
+    assert!(run::<_, _, f32, f32>(&theirs, &Gru, &case).is_err());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{Cell, Dtype, Elman, Gru, Lstm, Problem, Shapes, Slstm};
 use flashrnn_testsuite::cells::{Autonomous, Leaky, Twin};
-use flashrnn_wgpu::programs::{Common, Program};
+use flashrnn_wgpu::programs::{self, Common, Program};
 use flashrnn_wgpu::testing::{Adapter, Fused};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -39,6 +39,7 @@ fn every_shader_is_valid() {
         printed(&Twin),
         printed(&Autonomous),
     ];
+    check("probe", &programs::probe());
     // What every device has.
     let adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10 };
     for (sizes, functions, shapes) in cells {
