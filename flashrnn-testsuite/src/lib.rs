@@ -89,6 +89,7 @@ macro_rules! conformance {
             operation_gradients
             operations
             operations_on_denormals
+            operations_on_special_values
             padding_is_not_read
             pytorch
             recompute

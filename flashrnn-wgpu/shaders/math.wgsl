@@ -81,7 +81,8 @@ fn real_softplus_neg_abs(x: f32) -> f32 {
     a = fma(a, z, 0.2823661980531048f);
     a = fma(a, z, 0.40007560644911206f);
     a = fma(a, z, 0.6666664033669924f);
-    return s * fma(z, a, 2.0f);
+    // Not s times the rest, for s may be too small for a device where e is not.
+    return e * (fma(z, a, 2.0f) / (2.0f + e));
 }
 
 // x = 2^n m with m from sqrt(1/2) to sqrt(2): ln x = n ln 2 + 2 atanh(s), s = (m - 1) / (m + 1).

@@ -56,7 +56,8 @@ impl Engine {
         };
         params.d_states_count = count;
         let saved = &call.saved;
-        let again = match &self.gates_again {
+        let kernels = self.backward_kernels()?;
+        let again = match &kernels.gates_again {
             None => None,
             Some(kernel) => {
                 let step = shapes.gates * shapes.batch * units;
@@ -89,15 +90,15 @@ impl Engine {
             }
             // Step -1 gives d_s0.
             let before_first = usize::from(part.start == 0 && call.d_s0.is_some());
-            self.run_steps(&mut commands, &self.backward_steps, params, &bound, part.len() + before_first);
+            self.run_steps(&mut commands, &kernels.steps, params, &bound, part.len() + before_first);
         }
         if let Some(d_s0) = call.d_s0 {
             commands.copy_out(&work, params.d_s0_at, d_s0.0);
         }
 
         let sums = [
-            (&self.weight_gradient, call.d_r, shapes.r().iter().product::<usize>()),
-            (&self.bias_gradient, call.d_b, shapes.b().iter().product::<usize>()),
+            (&kernels.weight_gradient, call.d_r, shapes.r().iter().product::<usize>()),
+            (&kernels.bias_gradient, call.d_b, shapes.b().iter().product::<usize>()),
         ];
         for (i, (kernel, out, columns)) in sums.into_iter().enumerate() {
             let Some(out) = out else { continue };
@@ -121,7 +122,7 @@ impl Engine {
             let mut params = params;
             let bound =
                 [Bound::whole(&partial.buffer), self.bind(Some(out.0), true, 0, &mut params.out_first)];
-            commands.run(&self.reduce, &params, &bound, columns.div_ceil(64));
+            commands.run(&kernels.reduce, &params, &bound, columns.div_ceil(64));
         }
         commands.submit();
         Ok(())

@@ -1,7 +1,7 @@
 //! The backend and its plans: checks, and the way from the public interface to the kernels.
 
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytemuck::Pod;
 use flashrnn_core::trace::print::wgsl;
@@ -69,9 +69,7 @@ impl Backend for Wgpu {
         }
         let engine =
             Engine::new::<T, W>(self, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
-        if let Some(Some(cache)) = self.device.cache.get() {
-            cache.save();
-        }
+        engine.save_pipelines();
         Ok(WgpuPlan { wgpu: self.clone(), engine, weights: PhantomData })
     }
 }
@@ -88,17 +86,24 @@ pub(crate) struct Engine {
     /// `None`: the two kernels of the time steps are the alternating ones.
     pub fused: Option<Fused>,
     pub forward_steps: Arc<Kernel>,
-    pub backward_steps: Arc<Kernel>,
-    /// With [`Save::Recompute`].
-    pub gates_again: Option<Arc<Kernel>>,
     /// The most steps of the backward pass at a time: all, or those whose gates are computed again together.
     pub gates_steps: usize,
+    pub pack: Arc<Kernel>,
+    common: Common,
+    /// Compiled by the first backward pass: inference needs none of it.
+    backward: OnceLock<BackwardKernels>,
+    /// Made by the first step.
+    pub step_memory: Mutex<Option<StepMemory>>,
+}
+
+/// The kernels of the backward pass.
+pub(crate) struct BackwardKernels {
+    pub steps: Arc<Kernel>,
+    /// With [`Save::Recompute`].
+    pub gates_again: Option<Arc<Kernel>>,
     pub weight_gradient: Arc<Kernel>,
     pub bias_gradient: Arc<Kernel>,
     pub reduce: Arc<Kernel>,
-    pub pack: Arc<Kernel>,
-    /// Made by the first step.
-    pub step_memory: Mutex<Option<StepMemory>>,
 }
 
 impl Engine {
@@ -119,21 +124,14 @@ impl Engine {
         })?;
         let recompute = problem.save == Save::Recompute;
         let common = Common { sizes, functions, element: T::DTYPE, weight: W::DTYPE, chunk, recompute };
-        let gradients = common.gradients();
         let fused = choice.fused(shapes, device.adapter());
         if fused.is_none() && choice.family == Family::Fused {
             let why = "R does not fit the registers of a workgroup, or a step its memory";
             return Err(unsupported("fused kernels for this problem".into(), why.into()));
         }
-        let (forward_steps, backward_steps) = match fused {
-            None => (
-                Kernel::get(device, &common.forward_step(shapes, workgroup), "forward_step")?,
-                Kernel::get(device, &common.backward_step(shapes, workgroup), "backward_step")?,
-            ),
-            Some(fused) => (
-                Kernel::get(device, &common.fused_forward(fused, shapes), "fused_forward")?,
-                Kernel::get(device, &common.fused_backward(fused, shapes), "fused_backward")?,
-            ),
+        let forward_steps = match fused {
+            None => Kernel::get(device, &common.forward_step(shapes, workgroup), "forward_step")?,
+            Some(fused) => Kernel::get(device, &common.fused_forward(fused, shapes), "fused_forward")?,
         };
         Ok(Self {
             device: device.clone(),
@@ -141,22 +139,49 @@ impl Engine {
             shapes: shapes.clone(),
             fused,
             forward_steps,
-            backward_steps,
-            gates_again: recompute
-                .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
-                .transpose()?,
             gates_steps: match problem.save {
                 Save::Gates => shapes.time,
                 Save::Recompute => {
                     select::gates_steps(shapes.time, shapes.gates * shapes.batch * shapes.units())
                 }
             },
+            pack: Kernel::get(device, &common.pack(), "pack")?,
+            common,
+            backward: OnceLock::new(),
+            step_memory: Mutex::default(),
+        })
+    }
+
+    /// The kernels of the backward pass.
+    pub fn backward_kernels(&self) -> Result<&BackwardKernels> {
+        if let Some(kernels) = self.backward.get() {
+            return Ok(kernels);
+        }
+        let (device, common, shapes) = (&self.device, &self.common, &self.shapes);
+        let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
+        let gradients = common.gradients();
+        let kernels = BackwardKernels {
+            steps: match self.fused {
+                None => Kernel::get(device, &common.backward_step(shapes, workgroup), "backward_step")?,
+                Some(fused) => Kernel::get(device, &common.fused_backward(fused, shapes), "fused_backward")?,
+            },
+            gates_again: common
+                .recompute
+                .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
+                .transpose()?,
             weight_gradient: Kernel::get(device, &gradients, "weight_gradient")?,
             bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
             reduce: Kernel::get(device, &common.reduce(), "reduce")?,
-            pack: Kernel::get(device, &common.pack(), "pack")?,
-            step_memory: Mutex::default(),
-        })
+        };
+        self.save_pipelines();
+        Ok(self.backward.get_or_init(|| kernels))
+    }
+
+    /// Keeps what was compiled for the next process.
+    fn save_pipelines(&self) {
+        if let Some(Some(cache)) = self.device.cache.get() {
+            cache.save();
+        }
     }
 
     /// Sizes and options as the kernels read them.

@@ -13,7 +13,9 @@ pub use calls::{
     accumulate, gradient_of_h_alone, inference, interleaved, nan_stays_nan, padding_is_not_read,
     same_bits_on_any_threads, same_bits_twice, threads_share_a_plan,
 };
-pub use operations::{operation_gradients, operations, operations_on_denormals};
+pub use operations::{
+    operation_gradients, operations, operations_on_denormals, operations_on_special_values,
+};
 pub use options::{extreme_inputs, large_sizes, master_weights, recompute, reference, time_major};
 pub use pieces::{chunks, lengths_are_rows_alone, resets_start_anew, streaming};
 pub use symmetries::{batch_permutation, head_permutation, heads_one_by_one, reverse_is_flipping};
