@@ -35,7 +35,7 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
             let unit = unit0 + line;
             var value = 0.0f;
             if k < params.head_dim && row < gates_rows() {
-                value = previous_h(token_again(row), head * params.head_dim + k);
+                value = previous_h(previous_of(token_again(row)), head * params.head_dim + k);
             }
             tile_h[line * (CHUNK + 1u) + i % CHUNK] = value;
             for (var gate = 0u; gate < RECURRENT; gate++) {

@@ -6,16 +6,39 @@ fn load_dg(token: u32, gate: u32, place: u32) -> f32 {
     return load_d_wx((token * EXTERNAL + gate - INNER) * units() + place);
 }
 
-var<workgroup> tile_dg: array<f32, 16u * 17u>;
-var<workgroup> tile_h: array<f32, 16u * 17u>;
+// dg of 4 units of a token, and h before it: 0 beyond the head and the part.
+fn four_dg(token: u32, end: u32, gate: u32, place: u32, unit: u32) -> vec4f {
+    var dg = vec4f();
+    if token >= end { return dg; }
+    for (var j = 0u; j < 4u; j++) {
+        if unit + j < params.head_dim { dg[j] = load_dg(token, gate, place + unit + j); }
+    }
+    return dg;
+}
 
-// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has 16 x 16 (out, in) of one gate, head and part.
+fn four_h(token: u32, end: u32, place: u32, unit: u32) -> vec4f {
+    var h = vec4f();
+    if token >= end { return h; }
+    let previous = previous_of(token);
+    for (var j = 0u; j < 4u; j++) {
+        if unit + j < params.head_dim { h[j] = previous_h(previous, place + unit + j); }
+    }
+    return h;
+}
+
+// 16 tokens by 64 units, in fours.
+var<workgroup> tile_dg: array<vec4f, 256>;
+var<workgroup> tile_h: array<vec4f, 256>;
+
+// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has 64 x 64 (out, in) of one gate, head and part, an invocation
+// 4 x 4. In a round it brings 4 units of one token of each to workgroup memory, asked for a round ahead.
 @compute @workgroup_size(16, 16)
-fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u) {
-    let tiles = (params.head_dim + 15u) / 16u;
+fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
+                   @builtin(local_invocation_index) thread: u32) {
+    let tiles = (params.head_dim + 63u) / 64u;
     let group = group_index(id);
-    let in0 = group % tiles * 16u;
-    let out0 = group / tiles % tiles * 16u;
+    let in0 = group % tiles * 64u;
+    let out0 = group / tiles % tiles * 64u;
     let matrix = group / tiles / tiles;  // (part * Gr + gate) * N + head
     let head = matrix % params.heads;
     let gate = matrix / params.heads % RECURRENT;
@@ -25,21 +48,33 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
     let end = min(first + params.part_tokens, tokens());
     let place = head * params.head_dim;
 
-    var sum = 0.0f;
+    var sum: array<vec4f, 4>;
+    var dg = four_dg(first + local.y, end, gate, place, out0 + local.x * 4u);
+    var h = four_h(first + local.y, end, place, in0 + local.x * 4u);
     for (var token0 = first; token0 < end; token0 += 16u) {
         workgroupBarrier();
-        let token = token0 + local.y;
-        var dg = 0.0f;
-        var h = 0.0f;
-        if token < end && out0 + local.x < params.head_dim { dg = load_dg(token, gate, place + out0 + local.x); }
-        if token < end && in0 + local.x < params.head_dim { h = previous_h(token, place + in0 + local.x); }
-        tile_dg[local.y * 17u + local.x] = dg;
-        tile_h[local.y * 17u + local.x] = h;
+        tile_dg[thread] = dg;
+        tile_h[thread] = h;
         workgroupBarrier();
-        for (var k = 0u; k < 16u; k++) { sum += tile_dg[k * 17u + local.y] * tile_h[k * 17u + local.x]; }
+        dg = four_dg(token0 + 16u + local.y, end, gate, place, out0 + local.x * 4u);
+        h = four_h(token0 + 16u + local.y, end, place, in0 + local.x * 4u);
+        for (var k = 0u; k < 16u; k++) {
+            let outs = tile_dg[k * 16u + local.y];
+            let ins = tile_h[k * 16u + local.x];
+            sum[0] += outs.x * ins;
+            sum[1] += outs.y * ins;
+            sum[2] += outs.z * ins;
+            sum[3] += outs.w * ins;
+        }
     }
-    if out0 + local.y < params.head_dim && in0 + local.x < params.head_dim {
-        partial[(matrix * params.head_dim + out0 + local.y) * params.head_dim + in0 + local.x] = sum;
+    for (var i = 0u; i < 4u; i++) {
+        let out = out0 + local.y * 4u + i;
+        for (var j = 0u; j < 4u; j++) {
+            let in = in0 + local.x * 4u + j;
+            if out < params.head_dim && in < params.head_dim {
+                partial[(matrix * params.head_dim + out) * params.head_dim + in] = sum[i][j];
+            }
+        }
     }
 }
 

@@ -1,12 +1,23 @@
-// h as the product of this token's step read it: 0 after a reset and beyond the row's length.
-fn previous_h(token: u32, place: u32) -> f32 {
+// What the product of a token's step read as h: 0 after a reset and beyond the row's length.
+struct Previous {
+    exists: bool,
+    first: bool,  // it is the state before the first step
+    at: u32,      // the token, or for the first step the row
+}
+
+fn previous_of(token: u32) -> Previous {
     let row = select(token / params.time, token % params.batch, params.time_major != 0u);
     let position = select(token % params.time, token / params.batch, params.time_major != 0u);
     let length = length_of(row);
-    if position >= length { return 0.0f; }
+    if position >= length { return Previous(); }
     let step = select(position, length - 1u - position, params.reverse != 0u);
-    if is_reset(row, length, step) { return 0.0f; }
-    if step > 0u { return load_states(step_token(row, length, step - 1u) * units() + place); }
-    if params.has_s0 == 0u { return 0.0f; }
-    return rounded(work_f32(params.s0_at + state_at(0u, row, place)));
+    if is_reset(row, length, step) { return Previous(); }
+    if step > 0u { return Previous(true, false, step_token(row, length, step - 1u)); }
+    return Previous(params.has_s0 != 0u, true, row);
+}
+
+fn previous_h(previous: Previous, place: u32) -> f32 {
+    if !previous.exists { return 0.0f; }
+    if previous.first { return rounded(work_f32(params.s0_at + state_at(0u, previous.at, place))); }
+    return load_states(previous.at * units() + place);
 }

@@ -77,6 +77,7 @@ impl Engine {
             Bound::whole(&work),
             self.bind(d_wx, true, 0, &mut params.d_wx_first),
         ];
+        let steps = self.backward_steps(&params)?;
         for part in select::from_the_last(shapes.time, self.gates_steps) {
             let params = Params {
                 gates_step: part.start as u32,
@@ -90,7 +91,7 @@ impl Engine {
             }
             // Step -1 gives d_s0.
             let before_first = usize::from(part.start == 0 && call.d_s0.is_some());
-            self.run_steps(&mut commands, &kernels.steps, params, &bound, part.len() + before_first);
+            self.run_steps(&mut commands, &steps, params, &bound, part.len() + before_first);
         }
         if let Some(d_s0) = call.d_s0 {
             commands.copy_out(&work, params.d_s0_at, d_s0.0);
@@ -113,7 +114,7 @@ impl Engine {
             let mut first = 0;
             let d_wx = self.bind(d_wx, false, 4, &mut first);
             let bound = [states, d_wx, Bound::whole(&work), Bound::whole(&partial.buffer)];
-            let tiles = shapes.head_dim.div_ceil(16);
+            let tiles = shapes.head_dim.div_ceil(64);
             let groups = match i {
                 0 => parts * shapes.recurrent * shapes.heads * tiles * tiles,
                 _ => (parts * columns).div_ceil(64),

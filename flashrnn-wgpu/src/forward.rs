@@ -64,7 +64,8 @@ impl Engine {
                 .transpose()?,
         };
         let bound = self.step_tensors(&mut params, weights, &tensors, &work);
-        self.run_steps(&mut commands, &self.forward_steps, params, &bound, shapes.time);
+        let kernel = self.forward_steps(&params)?;
+        self.run_steps(&mut commands, &kernel, params, &bound, shapes.time);
         if let Some(last) = last {
             commands.copy_out(&work, params.carried_at + self.carried_after(shapes.time), last.0);
         }
@@ -91,7 +92,8 @@ impl Engine {
         let tensors = Tensors { wx: call.wx, h, states: None, gates: None, wide: None };
         let bound = self.step_tensors(&mut params, call.weights, &tensors, &memory.work);
         memory.uniform.set(&self.device, params);
-        commands.run_with(&self.forward_steps, &memory.uniform, &bound, self.groups(), 1);
+        let kernel = self.forward_steps(&params)?;
+        commands.run_with(&kernel, &memory.uniform, &bound, self.groups(), 1);
         commands.copy_out(&memory.work, self.carried_after(1), call.state.0);
         commands.submit();
         Ok(())

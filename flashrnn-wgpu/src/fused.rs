@@ -42,14 +42,14 @@ impl Common {
     }
 
     /// The forward pass's time steps.
-    pub fn fused_forward(&self, fused: Fused, shapes: &Shapes) -> Program {
+    pub fn fused_forward(&self, fused: Fused, shapes: &Shapes, words: bool) -> Program {
         let file = include_str!("../shaders/fused_forward.wgsl");
-        self.fused(self.forward_tensors(), fused, shapes, shapes.external, file)
+        self.fused(self.forward_tensors(words), fused, shapes, shapes.external, file)
     }
 
     /// The backward pass's time steps.
-    pub fn fused_backward(&self, fused: Fused, shapes: &Shapes) -> Program {
+    pub fn fused_backward(&self, fused: Fused, shapes: &Shapes, words: bool) -> Program {
         let file = self.recomputed() + include_str!("../shaders/fused_backward.wgsl");
-        self.fused(self.backward_tensors(), fused, shapes, shapes.gates + 2 * shapes.states, &file)
+        self.fused(self.backward_tensors(words), fused, shapes, shapes.gates + 2 * shapes.states, &file)
     }
 }

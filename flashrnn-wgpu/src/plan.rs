@@ -85,7 +85,8 @@ pub(crate) struct Engine {
     pub shapes: Shapes,
     /// `None`: the two kernels of the time steps are the alternating ones.
     pub fused: Option<Fused>,
-    pub forward_steps: Arc<Kernel>,
+    /// For tensors that begin at an even element.
+    forward_steps: Arc<Kernel>,
     /// The most steps of the backward pass at a time: all, or those whose gates are computed again together.
     pub gates_steps: usize,
     pub pack: Arc<Kernel>,
@@ -98,7 +99,8 @@ pub(crate) struct Engine {
 
 /// The kernels of the backward pass.
 pub(crate) struct BackwardKernels {
-    pub steps: Arc<Kernel>,
+    /// For tensors that begin at an even element.
+    steps: Arc<Kernel>,
     /// With [`Save::Recompute`].
     pub gates_again: Option<Arc<Kernel>>,
     pub weight_gradient: Arc<Kernel>,
@@ -129,16 +131,12 @@ impl Engine {
             let why = "R does not fit the registers of a workgroup, or a step its memory";
             return Err(unsupported("fused kernels for this problem".into(), why.into()));
         }
-        let forward_steps = match fused {
-            None => Kernel::get(device, &common.forward_step(shapes, workgroup), "forward_step")?,
-            Some(fused) => Kernel::get(device, &common.fused_forward(fused, shapes), "fused_forward")?,
-        };
         Ok(Self {
             device: device.clone(),
             problem: problem.clone(),
             shapes: shapes.clone(),
             fused,
-            forward_steps,
+            forward_steps: forward_steps(device, &common, fused, shapes, even(shapes))?,
             gates_steps: match problem.save {
                 Save::Gates => shapes.time,
                 Save::Recompute => {
@@ -157,14 +155,10 @@ impl Engine {
         if let Some(kernels) = self.backward.get() {
             return Ok(kernels);
         }
-        let (device, common, shapes) = (&self.device, &self.common, &self.shapes);
-        let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
+        let (device, common) = (&self.device, &self.common);
         let gradients = common.gradients();
         let kernels = BackwardKernels {
-            steps: match self.fused {
-                None => Kernel::get(device, &common.backward_step(shapes, workgroup), "backward_step")?,
-                Some(fused) => Kernel::get(device, &common.fused_backward(fused, shapes), "fused_backward")?,
-            },
+            steps: backward_steps(device, common, self.fused, &self.shapes, even(&self.shapes))?,
             gates_again: common
                 .recompute
                 .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
@@ -175,6 +169,22 @@ impl Engine {
         };
         self.save_pipelines();
         Ok(self.backward.get_or_init(|| kernels))
+    }
+
+    /// The kernel of the time steps, for tensors that begin where `params` says.
+    pub fn forward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
+        if (params.h_first | params.states_first | params.gates_first).is_multiple_of(2) {
+            return Ok(self.forward_steps.clone());
+        }
+        forward_steps(&self.device, &self.common, self.fused, &self.shapes, false)
+    }
+
+    /// Of the backward pass.
+    pub fn backward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
+        if params.d_wx_first.is_multiple_of(2) {
+            return Ok(self.backward_kernels()?.steps.clone());
+        }
+        backward_steps(&self.device, &self.common, self.fused, &self.shapes, false)
     }
 
     /// Keeps what was compiled for the next process.
@@ -264,6 +274,41 @@ impl Engine {
             Ok(())
         })?;
         Ok(WgpuWeights { packed })
+    }
+}
+
+/// Whether every pair of units of every tensor that begins at an even element does so too.
+fn even(shapes: &Shapes) -> bool {
+    shapes.head_dim.is_multiple_of(2)
+}
+
+/// The kernel of the time steps; `words`: what it writes is whole words.
+fn forward_steps(
+    device: &Device,
+    common: &Common,
+    fused: Option<Fused>,
+    shapes: &Shapes,
+    words: bool,
+) -> Result<Arc<Kernel>> {
+    let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
+    match fused {
+        None => Kernel::get(device, &common.forward_step(shapes, workgroup, words), "forward_step"),
+        Some(fused) => Kernel::get(device, &common.fused_forward(fused, shapes, words), "fused_forward"),
+    }
+}
+
+/// Of the backward pass.
+fn backward_steps(
+    device: &Device,
+    common: &Common,
+    fused: Option<Fused>,
+    shapes: &Shapes,
+    words: bool,
+) -> Result<Arc<Kernel>> {
+    let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
+    match fused {
+        None => Kernel::get(device, &common.backward_step(shapes, workgroup, words), "backward_step"),
+        Some(fused) => Kernel::get(device, &common.fused_backward(fused, shapes, words), "fused_backward"),
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Tensor {
 enum Kind {
     /// Elements behind `load_` and `store_` functions.
     Elements(Dtype),
+    /// Elements that are written in pairs, each a word if they have 16 bits.
+    Pairs(Dtype),
     /// An array of this WGSL type.
     Plain(&'static str),
 }
@@ -41,6 +43,11 @@ impl Tensor {
         Self { name, written: true, kind: Kind::Elements(dtype) }
     }
 
+    /// Written by a kernel of the time steps.
+    fn pairs(name: &'static str, dtype: Dtype, words: bool) -> Self {
+        Self { name, written: true, kind: if words { Kind::Pairs(dtype) } else { Kind::Elements(dtype) } }
+    }
+
     fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
         Self { name, written, kind: Kind::Plain(of) }
     }
@@ -51,8 +58,11 @@ impl Tensor {
                 let access = if self.written { "read_write" } else { "read" };
                 format!("@group(0) @binding({binding}) var<storage, {access}> {}: array<{of}>;\n", self.name)
             }
-            Kind::Elements(dtype) => {
+            Kind::Elements(dtype) | Kind::Pairs(dtype) => {
                 let template = match (self.written, dtype) {
+                    (true, Dtype::F16 | Dtype::Bf16) if matches!(self.kind, Kind::Pairs(_)) => {
+                        include_str!("../shaders/write_16_pairs.wgsl")
+                    }
                     (false, Dtype::F32) => include_str!("../shaders/read_32.wgsl"),
                     (false, _) => include_str!("../shaders/read_16.wgsl"),
                     (true, Dtype::F32) => include_str!("../shaders/write_32.wgsl"),
@@ -137,21 +147,21 @@ impl Common {
     }
 
     /// The tensors of a forward kernel.
-    pub(crate) fn forward_tensors(&self) -> Vec<Tensor> {
+    pub(crate) fn forward_tensors(&self, words: bool) -> Vec<Tensor> {
         let t = self.element;
         vec![
             Self::weights(),
             Tensor::read("wx", t),
             Self::work(),
-            Tensor::write("h", t),
-            Tensor::write("states", t),
-            Tensor::write("gates", t),
+            Tensor::pairs("h", t, words),
+            Tensor::pairs("states", t, words),
+            Tensor::pairs("gates", t, words),
             Tensor::write("wide", Dtype::F32),
         ]
     }
 
     /// The tensors of a backward kernel.
-    pub(crate) fn backward_tensors(&self) -> Vec<Tensor> {
+    pub(crate) fn backward_tensors(&self, words: bool) -> Vec<Tensor> {
         let t = self.element;
         vec![
             Self::weights(),
@@ -160,7 +170,7 @@ impl Common {
             Tensor::read("wide", Dtype::F32),
             Tensor::read("d_states", t),
             Self::work(),
-            Tensor::write("d_wx", t),
+            Tensor::pairs("d_wx", t, words),
         ]
     }
 
@@ -187,15 +197,15 @@ impl Common {
         self.of_cell(tensors, &[&constants, &text])
     }
 
-    pub fn forward_step(&self, shapes: &Shapes, workgroup_bytes: usize) -> Program {
+    pub fn forward_step(&self, shapes: &Shapes, workgroup_bytes: usize, words: bool) -> Program {
         let tile = Tile::forward(shapes, workgroup_bytes);
-        self.step(self.forward_tensors(), shapes, tile, include_str!("../shaders/forward_step.wgsl"))
+        self.step(self.forward_tensors(words), shapes, tile, include_str!("../shaders/forward_step.wgsl"))
     }
 
-    pub fn backward_step(&self, shapes: &Shapes, workgroup_bytes: usize) -> Program {
+    pub fn backward_step(&self, shapes: &Shapes, workgroup_bytes: usize, words: bool) -> Program {
         let tile = Tile::backward(shapes, workgroup_bytes);
         let text = [&self.recomputed(), include_str!("../shaders/backward_step.wgsl")].concat();
-        self.step(self.backward_tensors(), shapes, tile, &text)
+        self.step(self.backward_tensors(words), shapes, tile, &text)
     }
 
     pub fn gates_again(&self) -> Program {

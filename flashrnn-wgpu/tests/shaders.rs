@@ -60,8 +60,9 @@ fn every_shader_is_valid() {
                 };
                 for head_dim in [1, 30, 300] {
                     let shapes = Shapes { head_dim, ..shapes.clone() };
-                    check("forward_step", &common.forward_step(&shapes, adapter.workgroup_bytes));
-                    check("backward_step", &common.backward_step(&shapes, adapter.workgroup_bytes));
+                    let words = head_dim % 2 == 0;
+                    check("forward_step", &common.forward_step(&shapes, adapter.workgroup_bytes, words));
+                    check("backward_step", &common.backward_step(&shapes, adapter.workgroup_bytes, words));
                 }
                 check("gates_again", &common.gates_again());
                 check("gradients", &common.gradients());
@@ -70,8 +71,8 @@ fn every_shader_is_valid() {
                 for (batch, head_dim) in [(1, 1), (1, 32), (64, 33), (128, 16), (256, 64)] {
                     let shapes = Shapes { batch, head_dim, ..shapes.clone() };
                     let fused = Fused::new(&shapes, adapter).unwrap();
-                    check("fused_forward", &common.fused_forward(fused, &shapes));
-                    check("fused_backward", &common.fused_backward(fused, &shapes));
+                    check("fused_forward", &common.fused_forward(fused, &shapes, head_dim % 2 == 0));
+                    check("fused_backward", &common.fused_backward(fused, &shapes, head_dim % 2 == 0));
                 }
             }
         }
