@@ -29,6 +29,12 @@ fn real_min(x: f32, bound: f32) -> f32 { return select(x, bound, x > bound); }
 // To -bound..bound; NaN stays.
 fn real_clamp(x: f32, bound: f32) -> f32 { return real_min(real_max(x, -bound), bound); }
 
+// a / b. WGSL may give anything for a b above 2^126, and GPUs give 0, whose reciprocal is too small for them.
+fn real_quotient(a: f32, b: f32) -> f32 {
+    let scale = select(1.0f, 0.25f, abs(b) > 8.507059e37f);
+    return (a * scale) / (b * scale);
+}
+
 // x, of which no compiler knows where it comes from: WGSL lets them add in another order, which loses what cancels.
 fn opaque(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) ^ params.zero); }
 

@@ -40,7 +40,7 @@ fn cell_forward(s: array<f32, 4>, g: array<f32, 4>) -> array<f32, 4> {
     let v18: f32 = v17 + v9;
     let v19: f32 = real_max(v18, 1.0f);
     let v20: f32 = real_sigmoid(g_o);
-    let v21: f32 = v16 / v19;
+    let v21: f32 = real_quotient(v16, v19);
     let v22: f32 = v20 * v21;
     next[0] = v22;
     next[1] = v16;
@@ -90,8 +90,8 @@ fn cell_backward(s: array<f32, 4>, g: array<f32, 4>, d: array<f32, 4>) -> CellGr
     let v20: f32 = v19 + v11;
     let v21: f32 = real_max(v20, 1.0f);
     let v22: f32 = real_sigmoid(g_o);
-    let v23: f32 = v18 / v21;
-    let v24: f32 = v22 / v21;
+    let v23: f32 = real_quotient(v18, v21);
+    let v24: f32 = real_quotient(v22, v21);
     let v25: f32 = d_h * v24;
     let v26: f32 = d_c + v25;
     let v27: f32 = v25 * v23;

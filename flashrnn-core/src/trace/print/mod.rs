@@ -17,6 +17,10 @@ trait Language {
     fn call(function: &str, operands: &[&str]) -> String;
     /// `a` where `mask` is set, else `b`.
     fn select(mask: &str, a: &str, b: &str) -> String;
+    /// `a` by `b`.
+    fn quotient(a: &str, b: &str) -> String {
+        format!("{a} / {b}")
+    }
 }
 
 /// An array among a printed function's parameters.
@@ -98,7 +102,7 @@ fn binary<L: Language>(op: Binary, a: &str, b: &str) -> String {
         Binary::Add => format!("{a} + {b}"),
         Binary::Sub => format!("{a} - {b}"),
         Binary::Mul => format!("{a} * {b}"),
-        Binary::Div => format!("{a} / {b}"),
+        Binary::Div => L::quotient(a, b),
         Binary::Max => L::call("max", &[a, b]),
         Binary::Min => L::call("min", &[a, b]),
     }

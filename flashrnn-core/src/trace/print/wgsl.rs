@@ -112,4 +112,9 @@ impl Language for Wgsl {
     fn select(mask: &str, a: &str, b: &str) -> String {
         format!("select({b}, {a}, {mask})")
     }
+
+    // WGSL's own is exact only where the divisor is not above 2^126.
+    fn quotient(a: &str, b: &str) -> String {
+        Self::call("quotient", &[a, b])
+    }
 }
