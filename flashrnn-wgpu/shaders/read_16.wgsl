@@ -6,7 +6,8 @@ fn load_TENSOR(i: u32) -> f32 {
 // Elements i and i + 1.
 fn load2_TENSOR(i: u32) -> vec2f {
     let at = params.TENSOR_first + i;
-    if at % 2u != 0u { return vec2f(load_TENSOR(i), load_TENSOR(i + 1u)); }
-    let bits = TENSOR[at / 2u];
-    return vec2f(widen_FORMAT(bits & 0xffffu), widen_FORMAT(bits >> 16u));
+    let low = TENSOR[at / 2u];
+    let high = TENSOR[(at + 1u) / 2u];
+    return vec2f(
+        widen_FORMAT((low >> (at % 2u * 16u)) & 0xffffu), widen_FORMAT((high >> ((at + 1u) % 2u * 16u)) & 0xffffu));
 }

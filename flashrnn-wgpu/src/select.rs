@@ -154,7 +154,10 @@ impl Choice {
     pub fn fused(self, shapes: &Shapes, adapter: Adapter) -> Option<Fused> {
         match self.family {
             Family::Alternating => None,
-            Family::Auto | Family::Fused => self.fused.or_else(|| Fused::new(shapes, adapter)),
+            Family::Auto | Family::Fused => self
+                .fused
+                .filter(|fused| fused.units >= shapes.head_dim)
+                .or_else(|| Fused::new(shapes, adapter)),
         }
     }
 }
@@ -185,8 +188,8 @@ pub struct Fused {
     pub rows: usize,
 }
 
-/// Registers of a multiprocessor, and the most of one thread. No interface tells them; these are NVIDIA's, and others' are no fewer
-/// in bytes for as many threads.
+/// Registers of a multiprocessor, and the most of one thread. No interface tells them; these are NVIDIA's. Where there are fewer, R
+/// is spilled: slow, but right.
 const REGISTERS: (usize, usize) = (65536, 255);
 
 /// Registers of a thread beside its weights and sums: states, gates, what it carries, and where.

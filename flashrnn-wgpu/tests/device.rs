@@ -1,9 +1,12 @@
 //! What conformance does not reach: long sequences, views, the caller's device, and errors.
 
-use flashrnn_core::{Backend, Dtype, Elman, Error, Gru, Len, Lstm, Plan, Problem, Save, Slstm, f16};
+use flashrnn_core::{
+    Backend, Dtype, Element, Elman, Error, Gru, Len, Lstm, Plan, Problem, Save, Slstm, bf16, f16,
+};
 use flashrnn_testsuite::run::{How, Pass};
-use flashrnn_testsuite::{Case, Results, Tensors, errors, measure, run};
-use flashrnn_wgpu::{View, Wgpu, testing};
+use flashrnn_testsuite::{Case, Results, Tensors, compare, errors, measure, run};
+use flashrnn_wgpu::testing::{self, Fused};
+use flashrnn_wgpu::{Family, View, Wgpu};
 
 /// The largest error of a tensor against the f64 reference.
 fn largest(got: &Results, want: &Results) -> f64 {
@@ -26,19 +29,55 @@ fn long_sequences_stay_exact() {
     check!(Elman, Gru, Lstm, Slstm);
 }
 
-/// More steps than one compute pass holds, in both passes.
+/// More steps than one compute pass or one dispatch of a fused kernel holds, in both passes.
 #[test]
 fn many_passes() {
     let Some(wgpu) = testing::wgpu() else { return };
-    for save in [Save::Gates, Save::Recompute] {
-        let problem = Problem { save, ..Problem::new(1, 2500, 1, 3) };
-        let tensors = Tensors { lengths: true, resets: true, ..Tensors::PLAIN };
-        let case = Case::random::<_, f32, f32>(&Lstm, &problem, tensors, 4).unwrap();
-        let got = run::<_, _, f32, f32>(&wgpu, &Lstm, &case).unwrap();
-        for measured in measure(&Lstm, &case, Dtype::F32, &got).unwrap() {
-            assert!(measured.passes(), "{save:?}: {measured:?}");
+    for family in [Family::Fused, Family::Alternating] {
+        let wgpu = wgpu.clone().with_family(family);
+        for save in [Save::Gates, Save::Recompute] {
+            let problem = Problem { save, ..Problem::new(1, 2500, 1, 3) };
+            let tensors = Tensors { lengths: true, resets: true, ..Tensors::PLAIN };
+            let case = Case::random::<_, f32, f32>(&Lstm, &problem, tensors, 4).unwrap();
+            let got = run::<_, _, f32, f32>(&wgpu, &Lstm, &case).unwrap();
+            for measured in measure(&Lstm, &case, Dtype::F32, &got).unwrap() {
+                assert!(measured.passes(), "{family:?}, {save:?}: {measured:?}");
+            }
         }
     }
+}
+
+/// Fused kernels of several rows and larger heads, which a CPU's driver does not get otherwise, against the alternating ones and the
+/// reference; and each with lengths, resets, s0 and clips.
+#[test]
+fn fused_tiles() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    let alternating = wgpu.clone().with_family(Family::Alternating);
+    macro_rules! check {
+        ($cell:expr, $t:ty, $head_dim:literal, $units:literal, $split:literal, $rows:literal) => {{
+            let problem = Problem {
+                forward_clip: Some(0.5),
+                recurrent_grad_clip: Some(0.1),
+                reverse: true,
+                ..Problem::new(5, 9, 2, $head_dim)
+            };
+            let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
+            let fused = Fused { units: $units, split: $split, rows: $rows };
+            let case = Case::random::<_, $t, $t>(&$cell, &problem, tensors, 5).unwrap();
+            let got = run::<_, _, $t, $t>(&testing::with_fused(wgpu.clone(), fused), &$cell, &case).unwrap();
+            for measured in measure(&$cell, &case, <$t>::DTYPE, &got).unwrap() {
+                assert!(measured.passes(), "{fused:?}: {measured:?}");
+            }
+            let want = run::<_, _, $t, $t>(&alternating, &$cell, &case).unwrap();
+            for measured in compare(&$cell, &case, <$t>::DTYPE, &got, &want).unwrap() {
+                assert!(measured.passes(), "{fused:?} against alternating: {measured:?}");
+            }
+        }};
+    }
+    check!(Gru, f32, 16, 16, 4, 2);
+    check!(Lstm, f16, 15, 16, 4, 4);
+    check!(Elman, f32, 31, 32, 2, 2);
+    check!(Slstm, bf16, 16, 16, 2, 1);
 }
 
 #[test]

@@ -5,9 +5,12 @@ use flashrnn_core::{Cell, Dtype, Elman, Gru, Lstm, Problem, Shapes, Slstm};
 use flashrnn_testsuite::cells::{Autonomous, Leaky, Twin};
 use flashrnn_wgpu::programs::{self, Common, Program};
 use flashrnn_wgpu::testing::{Adapter, Fused};
+use naga::AddressSpace;
+use naga::proc::Layouter;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
-fn check(name: &str, program: &Program) {
+/// The bytes of workgroup memory that a valid program takes.
+fn check(name: &str, program: &Program) -> usize {
     let source = &program.source;
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
@@ -20,6 +23,10 @@ fn check(name: &str, program: &Program) {
         let [x, y, z] = entry.workgroup_size;
         assert!(x * y * z <= 256, "{name}");
     }
+    let mut layouter = Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+    let of_workgroup = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
+    of_workgroup.map(|(_, variable)| layouter[variable.ty].size as usize).sum()
 }
 
 /// Sizes, functions and shapes of a cell.
@@ -61,8 +68,9 @@ fn every_shader_is_valid() {
                 for head_dim in [1, 30, 300] {
                     let shapes = Shapes { head_dim, ..shapes.clone() };
                     let words = head_dim % 2 == 0;
-                    check("forward_step", &common.forward_step(&shapes, adapter.workgroup_bytes, words));
-                    check("backward_step", &common.backward_step(&shapes, adapter.workgroup_bytes, words));
+                    let least = adapter.workgroup_bytes;
+                    assert!(check("forward_step", &common.forward_step(&shapes, least, words)) <= least);
+                    assert!(check("backward_step", &common.backward_step(&shapes, least, words)) <= least);
                 }
                 check("gates_again", &common.gates_again());
                 check("gradients", &common.gradients());
@@ -71,8 +79,11 @@ fn every_shader_is_valid() {
                 for (batch, head_dim) in [(1, 1), (1, 32), (64, 33), (128, 16), (256, 64)] {
                     let shapes = Shapes { batch, head_dim, ..shapes.clone() };
                     let fused = Fused::new(&shapes, adapter).unwrap();
-                    check("fused_forward", &common.fused_forward(fused, &shapes, head_dim % 2 == 0));
-                    check("fused_backward", &common.fused_backward(fused, &shapes, head_dim % 2 == 0));
+                    let bytes = [
+                        check("fused_forward", &common.fused_forward(fused, &shapes, head_dim % 2 == 0)),
+                        check("fused_backward", &common.fused_backward(fused, &shapes, head_dim % 2 == 0)),
+                    ];
+                    assert_eq!(bytes, fused.workgroup_bytes(&shapes), "what select.rs computes");
                 }
             }
         }
