@@ -4,20 +4,16 @@
 fn widen_f32(bits: u32) -> f32 { return bitcast<f32>(bits); }
 fn narrow_f32(x: f32) -> u32 { return bitcast<u32>(x); }
 
+// Two neighbours as they lie in memory, as `fetch2_` gives them: 16-bit elements are both in the first word.
+fn widen2_f32(bits: vec2u) -> vec2f { return bitcast<vec2f>(bits); }
+fn widen2_bf16(bits: vec2u) -> vec2f { return vec2f(bitcast<f32>(bits.x << 16u), bitcast<f32>(bits.x & 0xffff0000u)); }
+
 fn widen_bf16(bits: u32) -> f32 { return bitcast<f32>(bits << 16u); }
 
 fn narrow_bf16(x: f32) -> u32 {
     let bits = bitcast<u32>(x);
     if (bits & 0x7fffffffu) > 0x7f800000u { return (bits >> 16u) | 0x40u; }
     return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
-}
-
-fn widen_f16(bits: u32) -> f32 {
-    let sign = (bits & 0x8000u) << 16u;
-    let magnitude = bits & 0x7fffu;
-    if magnitude < 0x400u { return bitcast<f32>(bitcast<u32>(f32(magnitude) * 5.9604644775390625e-8f) | sign); }
-    let exponent = select(0x38000000u, 0x70000000u, magnitude >= 0x7c00u);
-    return bitcast<f32>(((magnitude << 13u) + exponent) | sign);
 }
 
 fn narrow_f16(x: f32) -> u32 {

@@ -60,10 +60,12 @@ fn forward_step(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_inde
     for (var first = 0u; first < RECURRENT; first += AT_ONCE) {
         add_up(place, thread, sums, first);
         if place.exists && goes_on && !reset {
-            for (var i = 0u; i < min(AT_ONCE, RECURRENT - first); i++) {
-                gates0[first + i] += added(place, place.unit - place.unit0, i);
-                gates1[first + i] += added(place, place.unit - place.unit0 + 1u, i);
+            //@ for $gate in 0..RECURRENT
+            if first <= $gateu && $gateu < first + AT_ONCE {
+                gates0[$gate] += added(place, place.unit - place.unit0, $gateu - first);
+                gates1[$gate] += added(place, place.unit - place.unit0 + 1u, $gateu - first);
             }
+            //@ end
         }
     }
     if !place.exists { return; }

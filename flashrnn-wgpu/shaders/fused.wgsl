@@ -1,15 +1,18 @@
-// What the fused kernels share: which thread does what.
+// What the fused kernels share: which thread does what, and a thread's weights.
 //
 // A workgroup has one head and ROWS rows of the batch, and runs up to STEPS steps of them. A head's D units are padded to UNITS with
 // zeros. Its UNITS * SPLIT threads
-// - multiply: each holds lines of R in registers, DEPTH of k of each,
+// - multiply: each has LINES lines of R, DEPTH of k of each, in CHUNKS chunks of OF_CHUNK along k: the first KEPT in registers, and
+//   the others are read again at every step (fused_product.wgsl),
 // - compute the cell: the first UNITS * ROWS of them, a unit of a row each,
 // - carry tensors in and out: two neighbouring units of a row each, the rows of TURNS tensors at a time.
 
 const DEPTH = UNITS / SPLIT;
+const OF_CHUNK = DEPTH / CHUNKS;
+const STREAMED = CHUNKS - KEPT;
 const PAIRS = UNITS / 2u;
 const TURNS = 2u * SPLIT / ROWS;
-// Places between parts of k, so that they begin in different banks.
+// Places between chunks, so that parts of k begin in different banks.
 const BETWEEN = 4u;
 
 // A unit of a row, the first of two.
@@ -31,8 +34,17 @@ fn role_of(line: u32, unit: u32, head: u32, row0: u32) -> Role {
     return Role(line, row, unit, head * params.head_dim + unit, length, exists, exists && unit + 1u < params.head_dim);
 }
 
-// R of a head, 0 beyond its units.
-fn weight(gate: u32, head: u32, unit: u32, k: u32) -> f32 {
-    let value = weights[line_of_r(gate, head, unit) + k / 4u][k % 4u];
-    return select(0.0f, value, unit < params.head_dim && k < params.head_dim);
+// What R h, or R transposed dg, is made of, rounded to T and as f32: by part of k, row and chunk.
+var<workgroup> x_now: array<array<f32, OF_CHUNK + BETWEEN>, X_PARTS * ROWS * CHUNKS>;
+
+fn set_x(part: u32, line: u32, k: u32, x: f32) { x_now[(part * ROWS + line) * CHUNKS + k / OF_CHUNK][k % OF_CHUNK] = x; }
+fn get_x(part: u32, line: u32, k: u32) -> f32 { return x_now[(part * ROWS + line) * CHUNKS + k / OF_CHUNK][k % OF_CHUNK]; }
+
+// Where the pieces of the kernels of the two passes begin.
+fn forward_pieces() -> u32 { return plain_pieces(); }
+fn backward_pieces() -> u32 { return plain_pieces() + params.heads * PIECES_OF_HEAD; }
+
+// A piece of a thread's line of R: `first` is the thread's first one.
+fn piece_at(first: u32, chunk: u32, group: u32, line: u32) -> vec4u {
+    return weights[first + ((chunk * GROUPS + group) * LINES + line) * MULTIPLIERS];
 }

@@ -2,7 +2,7 @@
 // step 0 comes one more, -1, which gives d_s0; `done` counts the steps there were before one.
 //
 // A step has two phases, with a barrier before each:
-//   1. all threads: their part of the product of dg of the step after with R transposed, of TILE units, k in one gate; dg of the
+//   1. all threads: their part of the product of dg of the step after with R transposed, of LINES units, k in one gate; dg of the
 //      step after goes to memory; what this step needs, asked for a step ago, to workgroup memory; the next one's is asked for.
 //   2. those that compute: the sum of the parts, and the cell's derivative, which gives this step's dg.
 //
@@ -13,48 +13,60 @@
 const BEFORE = GATES;
 const D_STATES = GATES + STATES;
 const INPUTS = GATES + 2u * STATES;
+const X_PARTS = GATES * SPLIT;
 
-// [G, SPLIT][ROWS, DEPTH]: dg rounded to T, by part of k; no product reads the gates that are not recurrent.
-var<workgroup> dg_now: array<array<f32, ROWS * DEPTH + BETWEEN>, GATES * SPLIT>;
+// `x_now` is dg, [G, SPLIT] parts of it; no product reads the gates that are not recurrent.
 var<workgroup> parts: array<array<array<f32, UNITS>, ROWS>, RECURRENT * SPLIT>;
 var<workgroup> inputs: array<array<array<f32, UNITS>, ROWS>, INPUTS>;
 
-// One of the inputs of a step.
-fn load_input(role: Role, i: u32, done: u32) -> vec2f {
+// One of the inputs of a step, as it lies in memory, and whether as f32.
+struct Asked {
+    bits: vec2u,
+    wide: bool,
+}
+
+fn ask_input(role: Role, i: u32, done: u32) -> Asked {
     let step = params.time - 1u - done;
-    if i >= INPUTS || done >= min(params.end_step, params.time) || step >= role.length { return vec2f(); }
+    if i >= INPUTS || done >= min(params.end_step, params.time) || step >= role.length { return Asked(); }
     let token = step_token(role.row, role.length, step);
     let stride = tokens() * units();
     if i < BEFORE {
         if !RECOMPUTED && kept_wide(WIDE_GATES, i) {
-            return load2_wide((countOneBits(WIDE) + rank(WIDE_GATES, i)) * stride + token * units() + role.place);
+            return Asked(fetch2_wide((countOneBits(WIDE) + rank(WIDE_GATES, i)) * stride + token * units() + role.place), true);
         }
-        return load2_gates((gates_row(token, role.row, step) * GATES + i) * units() + role.place);
+        return Asked(fetch2_gates((gates_row(token, role.row, step) * GATES + i) * units() + role.place), RECOMPUTED);
     }
     if i >= D_STATES {
         let s = i - D_STATES;
-        if s >= params.d_states_count { return vec2f(); }
-        return load2_d_states(s * stride + token * units() + role.place);
+        if s >= params.d_states_count { return Asked(); }
+        return Asked(fetch2_d_states(s * stride + token * units() + role.place), false);
     }
     let s = i - BEFORE;
     if step == 0u {
-        if params.has_s0 == 0u { return vec2f(); }
+        if params.has_s0 == 0u { return Asked(); }
         let at = params.s0_at + state_at(s, role.row, role.place);
-        return vec2f(work_f32(at), work_f32(at + 1u));
+        return Asked(vec2u(work[at], work[at + 1u]), true);
     }
     let before = step_token(role.row, role.length, step - 1u) * units() + role.place;
-    if kept_wide(WIDE, s) { return load2_wide(rank(WIDE, s) * stride + before); }
-    return load2_states(s * stride + before);
+    if kept_wide(WIDE, s) { return Asked(fetch2_wide(rank(WIDE, s) * stride + before), true); }
+    return Asked(fetch2_states(s * stride + before), false);
+}
+
+fn put_input(role: Role, i: u32, asked: Asked) {
+    if i >= INPUTS { return; }
+    var x = bitcast<vec2f>(asked.bits);
+    if !asked.wide { x = widen2(asked.bits); }
+    inputs[i][role.line][role.unit] = x.x;
+    inputs[i][role.line][role.unit + 1u] = x.y;
 }
 
 // dg of a step to memory.
 fn store_outputs(role: Role, turn: u32, done: u32) {
     if !role.exists { return; }
     let token = step_token(role.row, role.length, params.time - 1u - done);
-    let at = role.line * DEPTH + role.unit % DEPTH;
     for (var gate = turn; gate < GATES; gate += TURNS) {
         let part = gate * SPLIT + role.unit / DEPTH;
-        let dg = vec2f(dg_now[part][at], dg_now[part][at + 1u]);
+        let dg = vec2f(get_x(part, role.line, role.unit % DEPTH), get_x(part, role.line, role.unit % DEPTH + 1u));
         if gate < INNER {
             let inner = params.inner_at + (token * INNER + gate) * units() + role.place;
             work[inner] = bitcast<u32>(dg.x);
@@ -74,14 +86,12 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
     let begin = params.first_step + at_step.index * STEPS;
     let steps = min(STEPS, params.end_step - begin);
 
-    let column = thread % (UNITS / TILE);
-    let part = thread / (UNITS / TILE);
+    let column = thread % (UNITS / LINES);
+    let part = thread / (UNITS / LINES);
     let multiplies = part < RECURRENT * SPLIT;
-    //@ for $tile in 0..TILE
-    //@ for $k in 0..DEPTH
-    let w$tile_$k = weight(part / SPLIT, head, part % SPLIT * DEPTH + $ku, column + $tileu * (UNITS / TILE));
-    //@ end
-    //@ end
+    let first_piece = backward_pieces() + head * PIECES_OF_HEAD + select(0u, thread, multiplies);
+    var backwards = begin % 2u == 0u;
+    //@ weights
     let carries = role_of(thread / PAIRS % ROWS, thread % PAIRS * 2u, head, row0);
     let turn = thread / PAIRS / ROWS;
     let unit = thread % UNITS;
@@ -94,12 +104,12 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
         carried[$s] = work_f32(params.carried_at + state_at($su, computes.row, computes.place));
         //@ end
         //@ for $gate in 0..RECURRENT
-        dg_now[$gateu * SPLIT + unit / DEPTH][line * DEPTH + unit % DEPTH] =
-            work_f32(params.exchange_at + (computes.row * RECURRENT + $gateu) * units() + computes.place);
+        set_x($gateu * SPLIT + unit / DEPTH, line, unit % DEPTH,
+              work_f32(params.exchange_at + (computes.row * RECURRENT + $gateu) * units() + computes.place));
         //@ end
     }
     //@ for $i in 0..LOADS
-    var input$i = vec2f();
+    var input$i = Asked();
     //@ end
     var reset_next = is_reset(computes.row, computes.length, params.time - begin);
     var reset_after = false;
@@ -112,28 +122,19 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
         workgroupBarrier();
         if round > 1u && done <= params.time { store_outputs(carries, turn, done - 1u); }
         if round > steps { break; }
+        backwards = done % 2u != 0u;
         if multiplies {
+            let x_first = part * ROWS * CHUNKS;
+            //@ product
             //@ for $row in 0..ROWS
-            //@ for $tile in 0..TILE
-            var sum$tile_$row = 0.0f;
-            //@ end
-            //@ for $k in 0..DEPTH
-            let dg$row_$k = dg_now[part][$rowu * DEPTH + $ku];
-            //@ for $tile in 0..TILE
-            sum$tile_$row += w$tile_$k * dg$row_$k;
-            //@ end
-            //@ end
-            //@ for $tile in 0..TILE
-            parts[part][$row][column + $tileu * (UNITS / TILE)] = sum$tile_$row;
+            //@ for $line in 0..LINES
+            parts[part][$row][column + $lineu * (UNITS / LINES)] = sum$line_$row;
             //@ end
             //@ end
         }
         //@ for $i in 0..LOADS
-        if turn + $iu * TURNS < INPUTS {
-            inputs[turn + $iu * TURNS][carries.line][carries.unit] = input$i.x;
-            inputs[turn + $iu * TURNS][carries.line][carries.unit + 1u] = input$i.y;
-        }
-        input$i = load_input(carries, turn + $iu * TURNS, done + 1u);
+        put_input(carries, turn + $iu * TURNS, input$i);
+        input$i = ask_input(carries, turn + $iu * TURNS, done + 1u);
         //@ end
         let reset = reset_next;
         reset_next = done + 1u < params.time && is_reset(computes.row, computes.length, step - 1u);
@@ -186,7 +187,7 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
             } else {
                 // Beyond a row's length dg is zero.
                 //@ for $gate in 0..GATES
-                dg_now[$gateu * SPLIT + unit / DEPTH][line * DEPTH + unit % DEPTH] = rounded(result.dg[$gate]);
+                set_x($gateu * SPLIT + unit / DEPTH, line, unit % DEPTH, rounded(result.dg[$gate]));
                 //@ end
             }
         }
@@ -198,7 +199,7 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
         //@ end
         //@ for $gate in 0..RECURRENT
         work[params.exchange_at + (computes.row * RECURRENT + $gateu) * units() + computes.place] =
-            bitcast<u32>(dg_now[$gateu * SPLIT + unit / DEPTH][line * DEPTH + unit % DEPTH]);
+            bitcast<u32>(get_x($gateu * SPLIT + unit / DEPTH, line, unit % DEPTH));
         //@ end
     }
 }

@@ -1,23 +1,35 @@
 // Up to STEPS steps of the forward pass, one dispatch: R stays in registers, h in workgroup memory. Threads: fused.wgsl.
 //
 // A step has two phases, with a barrier before each:
-//   1. all threads: their part of R h, of all gates of a unit; the outputs of the step before go to memory; wx of this step, which
-//      was asked for a step ago, to workgroup memory; wx of the next is asked for.
+//   1. all threads: their part of R h, of all gates of a unit; the outputs of the step before go to memory; wx of a step, which was
+//      asked for a step ago, to workgroup memory; wx of the next is asked for.
 //   2. those that compute: the sum of the parts, and the cell.
+// Where a thread has its whole sum (SHARED is 0) there is no barrier between the two. What a step writes then lies beside what it
+// reads, in the other of two BUFFERS, and wx is AHEAD by a step.
 //
 // The states are carried in `work` at `carried_at`, [S, B, N, D], from dispatch to dispatch in place.
 
-// [SPLIT][ROWS, DEPTH]: h rounded to T, by part of k.
-var<workgroup> h_now: array<array<f32, ROWS * DEPTH + BETWEEN>, SPLIT>;
-var<workgroup> parts: array<array<array<array<f32, UNITS>, ROWS>, RECURRENT>, SPLIT>;
-var<workgroup> inputs: array<array<array<f32, UNITS>, ROWS>, max(EXTERNAL, 1u)>;
-var<workgroup> outputs: array<array<array<f32, UNITS>, ROWS>, STATES + GATES>;
+const OUTPUTS = STATES + GATES;
+const X_PARTS = BUFFERS * SPLIT;
 
-// One of wx's gates at a step.
-fn load_input(role: Role, gate: u32, step: u32) -> vec2f {
-    if gate >= EXTERNAL || step >= role.length { return vec2f(); }
+//@ for $shared in 0..SHARED
+var<workgroup> parts: array<array<array<array<f32, UNITS>, ROWS>, RECURRENT>, SPLIT>;
+//@ end
+var<workgroup> inputs: array<array<array<f32, UNITS>, ROWS>, BUFFERS * max(EXTERNAL, 1u)>;
+var<workgroup> outputs: array<array<array<f32, UNITS>, ROWS>, BUFFERS * OUTPUTS>;
+
+// One of wx's gates at a step, as it lies in memory.
+fn ask_input(role: Role, gate: u32, step: u32) -> vec2u {
+    if gate >= EXTERNAL || step >= role.length { return vec2u(); }
     let token = step_token(role.row, role.length, step);
-    return load2_wx((token * EXTERNAL + gate) * units() + role.place);
+    return fetch2_wx((token * EXTERNAL + gate) * units() + role.place);
+}
+
+fn put_input(role: Role, gate: u32, step: u32, asked: vec2u) {
+    if gate >= EXTERNAL { return; }
+    let x = widen2(asked);
+    inputs[step % BUFFERS * EXTERNAL + gate][role.line][role.unit] = x.x;
+    inputs[step % BUFFERS * EXTERNAL + gate][role.line][role.unit + 1u] = x.y;
 }
 
 // `outputs` of a step to memory.
@@ -26,9 +38,10 @@ fn store_outputs(role: Role, turn: u32, step: u32) {
     let token = step_token(role.row, role.length, step);
     let written = token * units() + role.place;
     let states = select(1u, STATES, params.has_states != 0u);
-    let all = select(states, STATES + GATES, params.saves_gates != 0u);
+    let all = select(states, OUTPUTS, params.saves_gates != 0u);
     for (var i = turn; i < all; i += TURNS) {
-        let value = vec2f(outputs[i][role.line][role.unit], outputs[i][role.line][role.unit + 1u]);
+        let of_step = step % BUFFERS * OUTPUTS + i;
+        let value = vec2f(outputs[of_step][role.line][role.unit], outputs[of_step][role.line][role.unit + 1u]);
         if i >= STATES {
             store2_gates((token * GATES + i - STATES) * units() + role.place, value, role.both);
         } else {
@@ -45,15 +58,13 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
     let row0 = group / params.heads * ROWS;
     if row0 >= params.batch { return; }
     let begin = params.first_step + at_step.index * STEPS;
-    let steps = min(STEPS, params.end_step - begin);
+    let end = min(begin + STEPS, params.end_step);
 
     let unit = thread % UNITS;
     let part = thread / UNITS;
-    //@ for $gate in 0..RECURRENT
-    //@ for $k in 0..DEPTH
-    let w$gate_$k = weight($gateu, head, unit, part * DEPTH + $ku);
-    //@ end
-    //@ end
+    let first_piece = forward_pieces() + head * PIECES_OF_HEAD + thread;
+    var backwards = begin % 2u != 0u;
+    //@ weights
     let carries = role_of(thread / PAIRS % ROWS, thread % PAIRS * 2u, head, row0);
     let turn = thread / PAIRS / ROWS;
     let computes = role_of(part, unit, head, row0);
@@ -66,45 +77,40 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
         //@ for $s in 0..STATES
         states[$s] = work_f32(params.carried_at + state_at($su, computes.row, computes.place));
         //@ end
-        h_now[unit / DEPTH][part * DEPTH + unit % DEPTH] = rounded(states[0]);
+        set_x(begin % BUFFERS * SPLIT + unit / DEPTH, part, unit % DEPTH, rounded(states[0]));
     }
     //@ for $i in 0..LOADS
-    var input$i = vec2f();
+    var input$i = ask_input(carries, turn + $iu * TURNS, begin);
+    //@ for $ahead in 0..AHEAD
+    put_input(carries, turn + $iu * TURNS, begin, input$i);
+    input$i = ask_input(carries, turn + $iu * TURNS, begin + 1u);
     //@ end
-    var reset_next = false;
+    //@ end
+    var reset = is_reset(computes.row, computes.length, begin);
 
-    // Round 0 only asks for the first step's inputs, and the last one stores the last step's outputs.
-    for (var round = 0u; ; round++) {
-        let step = begin + round - 1u;
+    // The last round only stores the last step's outputs.
+    for (var step = begin; ; step++) {
         workgroupBarrier();
-        if round > 1u { store_outputs(carries, turn, step - 1u); }
-        if round > steps { break; }
-        //@ for $row in 0..ROWS
-        //@ for $gate in 0..RECURRENT
-        var sum$gate_$row = 0.0f;
-        //@ end
-        //@ for $k in 0..DEPTH
-        let h$row_$k = h_now[part][$rowu * DEPTH + $ku];
-        //@ for $gate in 0..RECURRENT
-        sum$gate_$row += w$gate_$k * h$row_$k;
-        //@ end
-        //@ end
-        //@ for $gate in 0..RECURRENT
-        parts[part][$gate][$row][unit] = sum$gate_$row;
-        //@ end
-        //@ end
+        if step > begin { store_outputs(carries, turn, step - 1u); }
+        if step >= end { break; }
+        backwards = step % 2u != 0u;
+        let x_first = (step % BUFFERS * SPLIT + part) * ROWS * CHUNKS;
+        //@ product
         //@ for $i in 0..LOADS
-        if turn + $iu * TURNS < EXTERNAL {
-            inputs[turn + $iu * TURNS][carries.line][carries.unit] = input$i.x;
-            inputs[turn + $iu * TURNS][carries.line][carries.unit + 1u] = input$i.y;
-        }
-        input$i = load_input(carries, turn + $iu * TURNS, step + 1u);
+        put_input(carries, turn + $iu * TURNS, step + AHEAD, input$i);
+        input$i = ask_input(carries, turn + $iu * TURNS, step + AHEAD + 1u);
         //@ end
-        let reset = reset_next;
-        reset_next = is_reset(computes.row, computes.length, step + 1u);
+        let reset_next = is_reset(computes.row, computes.length, step + 1u);
 
+        //@ for $shared in 0..SHARED
+        //@ for $row in 0..ROWS
+        //@ for $line in 0..LINES
+        parts[part][$line][$row][unit] = sum$line_$row;
+        //@ end
+        //@ end
         workgroupBarrier();
-        if round > 0u && computes.exists {
+        //@ end
+        if computes.exists {
             var gates: array<f32, GATES>;
             var next: array<f32, STATES>;
             if step < computes.length {
@@ -112,31 +118,38 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
                 gates[$gate] = bias$gate;
                 //@ end
                 //@ for $gate in INNER..GATES
-                gates[$gate] += inputs[$gateu - INNER][part][unit];
+                gates[$gate] += inputs[step % BUFFERS * EXTERNAL + $gateu - INNER][part][unit];
                 //@ end
                 var before: array<f32, STATES>;
                 if !reset {
                     before = states;
                     //@ for $gate in 0..RECURRENT
+                    //@ for $own in SHARED..1
+                    gates[$gate] += sum$gate_0;
+                    //@ end
+                    //@ for $shared in 0..SHARED
                     var product$gate = 0.0f;
                     //@ for $part in 0..SPLIT
                     product$gate += parts[$part][$gate][part][unit];
                     //@ end
                     gates[$gate] += product$gate;
                     //@ end
+                    //@ end
                 }
                 next = cell_forward(before, gates);
                 if params.clips_forward != 0u { next[0] = real_clamp(next[0], params.forward_clip); }
                 states = next;
-                h_now[unit / DEPTH][part * DEPTH + unit % DEPTH] = rounded(next[0]);
             }
+            // A row that has ended keeps its state.
+            set_x((step + 1u) % BUFFERS * SPLIT + unit / DEPTH, part, unit % DEPTH, rounded(states[0]));
             // Beyond a row's length the outputs are zeros.
+            let of_step = step % BUFFERS * OUTPUTS;
             //@ for $s in 0..STATES
-            outputs[$s][part][unit] = next[$s];
+            outputs[of_step + $su][part][unit] = next[$s];
             //@ end
             if params.saves_gates != 0u {
                 //@ for $gate in 0..GATES
-                outputs[STATES + $gateu][part][unit] = gates[$gate];
+                outputs[of_step + STATES + $gateu][part][unit] = gates[$gate];
                 //@ end
             }
             if params.saves_wide != 0u {
@@ -152,6 +165,7 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
                 //@ end
             }
         }
+        reset = reset_next;
     }
     if computes.exists {
         //@ for $s in 0..STATES

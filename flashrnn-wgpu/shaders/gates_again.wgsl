@@ -41,7 +41,7 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
             for (var gate = 0u; gate < RECURRENT; gate++) {
                 var weight = 0.0f;
                 if k < params.head_dim && unit < params.head_dim {
-                    weight = weights[line_of_r(gate, head, unit) + k / 4u][k % 4u];
+                    weight = bitcast<f32>(weights[line_of_r(gate, head, unit) + k / 4u][k % 4u]);
                 }
                 tile_r[(gate * 16u + line) * (CHUNK + 1u) + i % CHUNK] = weight;
             }

@@ -7,23 +7,36 @@ fn load_dg(token: u32, gate: u32, place: u32) -> f32 {
 }
 
 // dg of 4 units of a token, and h before it: 0 beyond the head and the part.
-fn four_dg(token: u32, end: u32, gate: u32, place: u32, unit: u32) -> vec4f {
-    var dg = vec4f();
-    if token >= end { return dg; }
-    for (var j = 0u; j < 4u; j++) {
-        if unit + j < params.head_dim { dg[j] = load_dg(token, gate, place + unit + j); }
+fn two_dg(token: u32, gate: u32, place: u32, unit: u32) -> vec2f {
+    if unit >= params.head_dim { return vec2f(); }
+    var dg: vec2f;
+    if gate < INNER {
+        dg = load2_work(params.inner_at + (token * INNER + gate) * units() + place + unit);
+    } else {
+        dg = load2_d_wx((token * EXTERNAL + gate - INNER) * units() + place + unit);
     }
-    return dg;
+    return select(vec2f(dg.x, 0.0f), dg, unit + 1u < params.head_dim);
+}
+
+fn four_dg(token: u32, end: u32, gate: u32, place: u32, unit: u32) -> vec4f {
+    if token >= end { return vec4f(); }
+    return vec4f(two_dg(token, gate, place, unit), two_dg(token, gate, place, unit + 2u));
+}
+
+fn two_h(previous: Previous, place: u32, unit: u32) -> vec2f {
+    if unit >= params.head_dim { return vec2f(); }
+    let h = previous_h2(previous, place + unit);
+    return select(vec2f(h.x, 0.0f), h, unit + 1u < params.head_dim);
 }
 
 fn four_h(token: u32, end: u32, place: u32, unit: u32) -> vec4f {
-    var h = vec4f();
-    if token >= end { return h; }
+    if token >= end { return vec4f(); }
     let previous = previous_of(token);
-    for (var j = 0u; j < 4u; j++) {
-        if unit + j < params.head_dim { h[j] = previous_h(previous, place + unit + j); }
-    }
-    return h;
+    return vec4f(two_h(previous, place, unit), two_h(previous, place, unit + 2u));
+}
+
+fn put_partial(matrix: u32, out: u32, in: u32, sum: f32) {
+    if out < params.head_dim && in < params.head_dim { partial[(matrix * params.head_dim + out) * params.head_dim + in] = sum; }
 }
 
 // 16 tokens by 64 units, in fours.
@@ -48,7 +61,9 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
     let end = min(first + params.part_tokens, tokens());
     let place = head * params.head_dim;
 
-    var sum: array<vec4f, 4>;
+    //@ for $i in 0..4
+    var sum$i = vec4f();
+    //@ end
     var dg = four_dg(first + local.y, end, gate, place, out0 + local.x * 4u);
     var h = four_h(first + local.y, end, place, in0 + local.x * 4u);
     for (var token0 = first; token0 < end; token0 += 16u) {
@@ -58,24 +73,20 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
         workgroupBarrier();
         dg = four_dg(token0 + 16u + local.y, end, gate, place, out0 + local.x * 4u);
         h = four_h(token0 + 16u + local.y, end, place, in0 + local.x * 4u);
-        for (var k = 0u; k < 16u; k++) {
-            let outs = tile_dg[k * 16u + local.y];
-            let ins = tile_h[k * 16u + local.x];
-            sum[0] += outs.x * ins;
-            sum[1] += outs.y * ins;
-            sum[2] += outs.z * ins;
-            sum[3] += outs.w * ins;
-        }
+        //@ for $k in 0..16
+        let outs$k = tile_dg[$ku * 16u + local.y];
+        let ins$k = tile_h[$ku * 16u + local.x];
+        sum0 += outs$k.x * ins$k;
+        sum1 += outs$k.y * ins$k;
+        sum2 += outs$k.z * ins$k;
+        sum3 += outs$k.w * ins$k;
+        //@ end
     }
-    for (var i = 0u; i < 4u; i++) {
-        let out = out0 + local.y * 4u + i;
-        for (var j = 0u; j < 4u; j++) {
-            let in = in0 + local.x * 4u + j;
-            if out < params.head_dim && in < params.head_dim {
-                partial[(matrix * params.head_dim + out) * params.head_dim + in] = sum[i][j];
-            }
-        }
-    }
+    //@ for $i in 0..4
+    //@ for $j in 0..4
+    put_partial(matrix, out0 + local.y * 4u + $iu, in0 + local.x * 4u + $ju, sum$i[$j]);
+    //@ end
+    //@ end
 }
 
 // partial [parts, G, N, D]: sums of dg. An invocation has one column of one part.

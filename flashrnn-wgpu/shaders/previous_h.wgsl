@@ -21,3 +21,13 @@ fn previous_h(previous: Previous, place: u32) -> f32 {
     if previous.first { return rounded(work_f32(params.s0_at + state_at(0u, previous.at, place))); }
     return load_states(previous.at * units() + place);
 }
+
+// Of two neighbours.
+fn previous_h2(previous: Previous, place: u32) -> vec2f {
+    if !previous.exists { return vec2f(); }
+    if previous.first {
+        let s0 = load2_work(params.s0_at + state_at(0u, previous.at, place));
+        return vec2f(rounded(s0.x), rounded(s0.y));
+    }
+    return load2_states(previous.at * units() + place);
+}

@@ -52,15 +52,16 @@ fn place_of(id: vec3u, thread: u32) -> Place {
 // A piece of `weights`, where it is within its line.
 fn piece_of(line: u32, exists: bool, piece: u32, count: u32) -> vec4f {
     if !exists || piece >= count { return vec4f(); }
-    return weights[line + piece];
+    return bitcast<vec4f>(weights[line + piece]);
 }
 
 // A piece of a line of `work` of D numbers.
 fn piece_of_work(line: u32, piece: u32) -> vec4f {
+    let k = piece * 4u;
     var x = vec4f();
-    for (var j = 0u; j < 4u; j++) {
-        if piece * 4u + j < params.head_dim { x[j] = work_f32(line + piece * 4u + j); }
-    }
+    //@ for $j in 0..4
+    if k + $ju < params.head_dim { x[$j] = work_f32(line + k + $ju); }
+    //@ end
     return x;
 }
 
@@ -115,11 +116,12 @@ fn product(place: Place, thread: u32) -> array<vec4f, LINES> {
 
 // Brings the sums of lines `first` to `first + AT_ONCE - 1` of every thread to memory, in ADDERS parts: `added` adds those.
 fn add_up(place: Place, thread: u32, sums: array<vec4f, LINES>, first: u32) {
-    var of_line = sums;
     workgroupBarrier();
-    for (var i = 0u; i < min(AT_ONCE, LINES - first); i++) {
-        memory[place.part * SUMS + (place.lines * AT_ONCE + i) * 4u + place.rows] = of_line[first + i];
+    //@ for $line in 0..LINES
+    if first <= $lineu && $lineu < first + AT_ONCE {
+        memory[place.part * SUMS + (place.lines * AT_ONCE + $lineu - first) * 4u + place.rows] = sums[$line];
     }
+    //@ end
     workgroupBarrier();
     if thread < SUMS * ADDERS {
         let part = thread / SUMS * (PARTS / ADDERS);

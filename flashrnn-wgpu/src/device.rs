@@ -153,6 +153,7 @@ pub(crate) struct Device {
     /// Where pipelines are kept between processes; set with the first kernel.
     pub cache: OnceLock<Option<Cache>>,
     long_loops: OnceLock<bool>,
+    unpacks: OnceLock<bool>,
     failures: Arc<Mutex<Option<Error>>>,
     /// Why nothing more can be done, once the device is lost.
     pub lost: Arc<OnceLock<Error>>,
@@ -212,6 +213,7 @@ impl Device {
             kernels: Mutex::default(),
             cache: OnceLock::new(),
             long_loops: OnceLock::new(),
+            unpacks: OnceLock::new(),
             failures,
             lost: Arc::default(),
             #[cfg(test)]
@@ -246,6 +248,14 @@ impl Device {
         match self.long_loops.get() {
             Some(&known) => Ok(known),
             None => probe::long_loops(self).map(|found| *self.long_loops.get_or_init(|| found)),
+        }
+    }
+
+    /// Whether the driver's own conversion of f16 is exact. The first time, it waits for the device.
+    pub fn unpacks(&self) -> Result<bool> {
+        match self.unpacks.get() {
+            Some(&known) => Ok(known),
+            None => probe::unpacks(self).map(|found| *self.unpacks.get_or_init(|| found)),
         }
     }
 

@@ -89,7 +89,8 @@ pub(crate) struct Engine {
     forward_steps: Arc<Kernel>,
     /// The most steps of the backward pass at a time: all, or those whose gates are computed again together.
     pub gates_steps: usize,
-    pub pack: Arc<Kernel>,
+    pack: Arc<Kernel>,
+    pack_fused: Option<Arc<Kernel>>,
     common: Common,
     /// Compiled by the first backward pass: inference needs none of it.
     backward: OnceLock<BackwardKernels>,
@@ -115,7 +116,8 @@ impl Engine {
         problem: &Problem,
         shapes: &Shapes,
     ) -> Result<Self> {
-        check_limits(device.most_bytes(), shapes, problem, T::DTYPE)?;
+        let fused = choice.fused(shapes, device.adapter(), T::DTYPE != Dtype::F32);
+        check_limits(device.most_bytes(), shapes, problem, T::DTYPE, fused)?;
         check_loops(shapes, || device.long_loops())?;
         let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
         let chunk = select::chunk(shapes.recurrent, workgroup).ok_or_else(|| {
@@ -125,8 +127,9 @@ impl Engine {
             )
         })?;
         let recompute = problem.save == Save::Recompute;
-        let common = Common { sizes, functions, element: T::DTYPE, weight: W::DTYPE, chunk, recompute };
-        let fused = choice.fused(shapes, device.adapter());
+        let unpacks = T::DTYPE == Dtype::F16 && device.unpacks()?;
+        let common =
+            Common { sizes, functions, element: T::DTYPE, weight: W::DTYPE, unpacks, chunk, recompute };
         if fused.is_none() && choice.family == Family::Fused {
             let why = "R does not fit the registers of a workgroup, or a step its memory";
             return Err(unsupported("fused kernels for this problem".into(), why.into()));
@@ -144,6 +147,9 @@ impl Engine {
                 }
             },
             pack: Kernel::get(device, &common.pack(), "pack")?,
+            pack_fused: fused
+                .map(|fused| Kernel::get(device, &common.pack_fused(fused, shapes), "pack_fused"))
+                .transpose()?,
             common,
             backward: OnceLock::new(),
             step_memory: Mutex::default(),
@@ -173,7 +179,8 @@ impl Engine {
 
     /// The kernel of the time steps, for tensors that begin where `params` says.
     pub fn forward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
-        if (params.h_first | params.states_first | params.gates_first).is_multiple_of(2) {
+        let firsts = params.wx_first | params.h_first | params.states_first | params.gates_first;
+        if firsts.is_multiple_of(2) {
             return Ok(self.forward_steps.clone());
         }
         forward_steps(&self.device, &self.common, self.fused, &self.shapes, false)
@@ -181,7 +188,8 @@ impl Engine {
 
     /// Of the backward pass.
     pub fn backward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
-        if params.d_wx_first.is_multiple_of(2) {
+        let firsts = params.states_first | params.gates_first | params.d_states_first | params.d_wx_first;
+        if firsts.is_multiple_of(2) {
             return Ok(self.backward_kernels()?.steps.clone());
         }
         backward_steps(&self.device, &self.common, self.fused, &self.shapes, false)
@@ -259,8 +267,8 @@ impl Engine {
     }
 
     fn pack<W: Element>(&self, r: View<'_, W>, b: View<'_, W>) -> Result<WgpuWeights> {
-        let pieces = select::packed(&self.shapes);
-        let packed = self.device.alloc::<f32>(4 * pieces)?;
+        let [plain, fused] = select::packed(&self.shapes, self.fused, self.common.narrow());
+        let packed = self.device.alloc::<u32>(4 * (plain + fused))?;
         self.device.scope(0, || {
             let mut params = self.params();
             let bound = [
@@ -269,7 +277,10 @@ impl Engine {
                 Bound::whole(&packed.buffer),
             ];
             let mut call = Call::new(&self.device);
-            call.run(&self.pack, &params, &bound, pieces.div_ceil(64));
+            call.run(&self.pack, &params, &bound, plain.div_ceil(64));
+            if let Some(pack_fused) = &self.pack_fused {
+                call.run(pack_fused, &params, &bound, fused.div_ceil(64));
+            }
             call.submit();
             Ok(())
         })?;
@@ -313,14 +324,20 @@ fn backward_steps(
 }
 
 /// Refuses what the device's bindings can't hold.
-fn check_limits(most: u64, shapes: &Shapes, problem: &Problem, element: Dtype) -> Result<()> {
+fn check_limits(
+    most: u64,
+    shapes: &Shapes,
+    problem: &Problem,
+    element: Dtype,
+    fused: Option<Fused>,
+) -> Result<()> {
     if shapes.recurrent == 0 {
         return Err(unsupported(
             "a cell without recurrent gates".into(),
             "nothing of it is a recurrence".into(),
         ));
     }
-    for (what, bytes) in bound_sizes(shapes, problem.save, element) {
+    for (what, bytes) in bound_sizes(shapes, problem.save, element, fused) {
         if bytes > most.into() {
             let what = format!("{what} of {bytes} bytes");
             return Err(unsupported(what, format!("the device binds at most {most} bytes")));
@@ -339,7 +356,12 @@ fn check_loops(shapes: &Shapes, long_loops: impl FnOnce() -> Result<bool>) -> Re
 }
 
 /// The largest of what is bound, in bytes; wx, h and their gradients are no larger. `element` is T.
-fn bound_sizes(shapes: &Shapes, save: Save, element: Dtype) -> [(&'static str, u128); 8] {
+fn bound_sizes(
+    shapes: &Shapes,
+    save: Save,
+    element: Dtype,
+    fused: Option<Fused>,
+) -> [(&'static str, u128); 8] {
     let narrow = element != Dtype::F32;
     let bytes = if narrow { 2 } else { 4 };
     let (units, batch, time) = (shapes.units() as u128, shapes.batch as u128, shapes.time as u128);
@@ -363,7 +385,7 @@ fn bound_sizes(shapes: &Shapes, save: Save, element: Dtype) -> [(&'static str, u
         ("states", states * step * bytes),
         ("gates", gates_bytes),
         ("wide states and gates", wide as u128 * step * 4),
-        ("weights", 16 * select::packed(shapes) as u128),
+        ("weights", 16 * select::packed(shapes, fused, narrow).iter().sum::<usize>() as u128),
         ("parts of d_r", partial(shapes.r().iter().product(), weight_round) * 4),
         ("parts of d_b", partial(shapes.b().iter().product(), bias_round) * 4),
         ("the forward pass's working memory", (rows + 2 * state) * 4),
@@ -385,9 +407,9 @@ pub struct WgpuPlan<T: Element, W: Element> {
     weights: PhantomData<fn() -> (T, W)>,
 }
 
-/// R rounded to `T`, R transposed and b as f32, in the form of shaders/weights.wgsl.
+/// R rounded to `T`, R transposed and b, in the form of shaders/weights.wgsl.
 pub struct WgpuWeights {
-    pub(crate) packed: Buffer<f32>,
+    pub(crate) packed: Buffer<u32>,
 }
 
 impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
@@ -451,7 +473,7 @@ mod tests {
             (&recompute, Dtype::F16, 2),
         ] {
             let shapes = problem.shapes::<Lstm>().unwrap();
-            let check = |most| check_limits(most, &shapes, problem, element);
+            let check = |most| check_limits(most, &shapes, problem, element, None);
             assert_eq!(check(bytes << 25), Ok(()));
             assert!(
                 matches!(check((bytes << 25) - 1), Err(Error::Unsupported { what, .. }) if what.starts_with("gates of"))

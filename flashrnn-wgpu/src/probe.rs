@@ -1,6 +1,6 @@
-//! Whether the driver runs long loops to their end.
+//! What a driver does that WGSL does not promise: whether it runs long loops to their end, and converts f16 exactly.
 
-use flashrnn_core::Result;
+use flashrnn_core::{Error, Result};
 
 use crate::call::Params;
 use crate::device::Device;
@@ -24,6 +24,23 @@ pub fn long_loops(device: &Device) -> Result<bool> {
     Ok(device.download(result.view())? == [expected(ROUNDS)])
 }
 
+/// Whether the driver's own conversion of f16 gives every number as it is: it may make zeros of the smallest.
+pub fn unpacks(device: &Device) -> Result<bool> {
+    let kernel = match Kernel::get(device, &programs::unpacks(), "unpacks") {
+        // Not every device has it.
+        Err(Error::Compile { .. }) => return Ok(false),
+        kernel => kernel?,
+    };
+    let result = device.alloc::<u32>(1)?;
+    device.scope(0, || {
+        let mut call = Call::new(device);
+        call.run(&kernel, &Params::default(), &[Bound::whole(&result.buffer)], (1 << 16) / 128);
+        call.submit();
+        Ok(())
+    })?;
+    Ok(device.download(result.view())? == [0])
+}
+
 /// What `probe.wgsl` gives after so many rounds.
 fn expected(rounds: u32) -> u32 {
     (0..rounds).fold(1, |mut value: u32, _| {
@@ -44,5 +61,12 @@ mod tests {
         assert!(wgpu.device.long_loops().unwrap());
         // A driver that ended it would be found out.
         assert_ne!(expected(ROUNDS), expected(65_535));
+    }
+
+    /// So on all drivers that these tests have run on. Where it is not, f16 is converted by hand, and nothing tests the other way.
+    #[test]
+    fn the_driver_converts_f16_exactly() {
+        let Some(wgpu) = testing::wgpu() else { return };
+        assert!(wgpu.device.unpacks().unwrap());
     }
 }

@@ -8,6 +8,7 @@ use crate::unroll::unroll;
 const PARAMS: &str = include_str!("../shaders/params.wgsl");
 const MATH: &str = include_str!("../shaders/math.wgsl");
 const ELEMENT: &str = include_str!("../shaders/element.wgsl");
+const WIDEN_F16: &str = include_str!("../shaders/widen_f16.wgsl");
 const ROUNDED: &str = include_str!("../shaders/rounded.wgsl");
 const OPERATOR: &str = include_str!("../shaders/operator.wgsl");
 const PREVIOUS_H: &str = include_str!("../shaders/previous_h.wgsl");
@@ -28,7 +29,7 @@ pub struct Tensor {
 enum Kind {
     /// Elements behind `load_` and `store_` functions.
     Elements(Dtype),
-    /// Elements that are written in pairs, each a word if they have 16 bits.
+    /// Elements that are read or written in pairs, each a word if they have 16 bits.
     Pairs(Dtype),
     /// An array of this WGSL type.
     Plain(&'static str),
@@ -43,9 +44,9 @@ impl Tensor {
         Self { name, written: true, kind: Kind::Elements(dtype) }
     }
 
-    /// Written by a kernel of the time steps.
-    fn pairs(name: &'static str, dtype: Dtype, words: bool) -> Self {
-        Self { name, written: true, kind: if words { Kind::Pairs(dtype) } else { Kind::Elements(dtype) } }
+    /// Of a kernel of the time steps.
+    fn pairs(name: &'static str, written: bool, dtype: Dtype, words: bool) -> Self {
+        Self { name, written, kind: if words { Kind::Pairs(dtype) } else { Kind::Elements(dtype) } }
     }
 
     fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
@@ -59,14 +60,14 @@ impl Tensor {
                 format!("@group(0) @binding({binding}) var<storage, {access}> {}: array<{of}>;\n", self.name)
             }
             Kind::Elements(dtype) | Kind::Pairs(dtype) => {
-                let template = match (self.written, dtype) {
-                    (true, Dtype::F16 | Dtype::Bf16) if matches!(self.kind, Kind::Pairs(_)) => {
-                        include_str!("../shaders/write_16_pairs.wgsl")
-                    }
-                    (false, Dtype::F32) => include_str!("../shaders/read_32.wgsl"),
-                    (false, _) => include_str!("../shaders/read_16.wgsl"),
-                    (true, Dtype::F32) => include_str!("../shaders/write_32.wgsl"),
-                    (true, _) => include_str!("../shaders/write_16.wgsl"),
+                let pairs = matches!(self.kind, Kind::Pairs(_));
+                let template = match (self.written, dtype, pairs) {
+                    (false, Dtype::F32, _) => include_str!("../shaders/read_32.wgsl"),
+                    (false, _, false) => include_str!("../shaders/read_16.wgsl"),
+                    (false, _, true) => include_str!("../shaders/read_16_pairs.wgsl"),
+                    (true, Dtype::F32, _) => include_str!("../shaders/write_32.wgsl"),
+                    (true, _, false) => include_str!("../shaders/write_16.wgsl"),
+                    (true, _, true) => include_str!("../shaders/write_16_pairs.wgsl"),
                 };
                 template
                     .replace("TENSOR", self.name)
@@ -95,6 +96,8 @@ pub struct Common {
     pub element: Dtype,
     /// W
     pub weight: Dtype,
+    /// Whether the driver's own conversion of f16 is exact.
+    pub unpacks: bool,
     /// Elements of k in a tile.
     pub chunk: usize,
     /// Whether the backward pass computes the gates again.
@@ -106,10 +109,11 @@ impl Common {
         let mut source = format!(
             "const CHUNK = {}u;\nconst GROUPS_X = {GROUPS_X}u;\nconst NARROW = {};\n\n",
             self.chunk,
-            self.element != Dtype::F32,
+            self.narrow(),
         );
         let rounded = ROUNDED.replace("FORMAT", &self.element.to_string());
-        for text in [PARAMS, ELEMENT, &rounded, &self.sizes] {
+        let widen = if self.unpacks { include_str!("../shaders/widen_f16_built_in.wgsl") } else { WIDEN_F16 };
+        for text in [PARAMS, ELEMENT, widen, &rounded, &self.sizes] {
             source.push_str(text);
             source.push('\n');
         }
@@ -123,8 +127,13 @@ impl Common {
         Program { source, tensors }
     }
 
+    /// Whether T has 16 bits.
+    pub(crate) fn narrow(&self) -> bool {
+        self.element != Dtype::F32
+    }
+
     fn weights() -> Tensor {
-        Tensor::plain("weights", false, "vec4f")
+        Tensor::plain("weights", false, "vec4u")
     }
 
     fn work() -> Tensor {
@@ -151,11 +160,11 @@ impl Common {
         let t = self.element;
         vec![
             Self::weights(),
-            Tensor::read("wx", t),
+            Tensor::pairs("wx", false, t, words),
             Self::work(),
-            Tensor::pairs("h", t, words),
-            Tensor::pairs("states", t, words),
-            Tensor::pairs("gates", t, words),
+            Tensor::pairs("h", true, t, words),
+            Tensor::pairs("states", true, t, words),
+            Tensor::pairs("gates", true, t, words),
             Tensor::write("wide", Dtype::F32),
         ]
     }
@@ -165,12 +174,12 @@ impl Common {
         let t = self.element;
         vec![
             Self::weights(),
-            Tensor::read("states", t),
-            Tensor::read("gates", self.gates()),
+            Tensor::pairs("states", false, t, words),
+            Tensor::pairs("gates", false, self.gates(), words),
             Tensor::read("wide", Dtype::F32),
-            Tensor::read("d_states", t),
+            Tensor::pairs("d_states", false, t, words),
             Self::work(),
-            Tensor::pairs("d_wx", t, words),
+            Tensor::pairs("d_wx", true, t, words),
         ]
     }
 
@@ -228,7 +237,8 @@ impl Common {
             Self::work(),
             Tensor::plain("partial", true, "f32"),
         ];
-        self.program(tensors, &[OPERATOR, PREVIOUS_H, include_str!("../shaders/gradients.wgsl")])
+        let gradients = unroll(include_str!("../shaders/gradients.wgsl"), &[]);
+        self.program(tensors, &[OPERATOR, PREVIOUS_H, &gradients])
     }
 
     pub fn reduce(&self) -> Program {
@@ -237,13 +247,27 @@ impl Common {
     }
 
     pub fn pack(&self) -> Program {
+        self.pack_with(&[include_str!("../shaders/pack.wgsl")])
+    }
+
+    /// A kernel that packs weights.
+    pub(crate) fn pack_with(&self, files: &[&str]) -> Program {
         let tensors = vec![
             Tensor::read("r", self.weight),
             Tensor::read("b", self.weight),
-            Tensor::plain("weights", true, "vec4f"),
+            Tensor::plain("weights", true, "vec4u"),
         ];
-        self.program(tensors, &[WEIGHTS, include_str!("../shaders/pack.wgsl")])
+        self.program(tensors, &[&[WEIGHTS], files].concat())
     }
+}
+
+/// What tells whether the driver's conversion of f16 is exact.
+pub fn unpacks() -> Program {
+    let tensors = vec![Tensor::plain("result", true, "atomic<u32>")];
+    let mut source = format!("const GROUPS_X = {GROUPS_X}u;\n\n{PARAMS}\n{WIDEN_F16}\n");
+    source.push_str(&tensors[0].declaration(2));
+    source.push_str(include_str!("../shaders/unpacks.wgsl"));
+    Program { source, tensors }
 }
 
 /// What tells whether the driver runs long loops to their end.

@@ -23,10 +23,12 @@ pub fn chunk(recurrent: usize, workgroup_bytes: usize) -> Option<usize> {
         .find(|chunk| (recurrent + 1) * 16 * (chunk + 1) * size_of::<f32>() <= workgroup_bytes)
 }
 
-/// The pieces, of 4 numbers, of the packed weights.
-pub fn packed(shapes: &Shapes) -> usize {
+/// The pieces, of 4 words, of the packed weights: those that every plan has, and those of the fused kernels.
+pub fn packed(shapes: &Shapes, fused: Option<Fused>, narrow: bool) -> [usize; 2] {
     let lines = shapes.recurrent * shapes.heads * shapes.head_dim;
-    2 * lines * shapes.head_dim.div_ceil(4) + (shapes.gates * shapes.heads * shapes.head_dim).div_ceil(4)
+    let plain =
+        2 * lines * shapes.head_dim.div_ceil(4) + (shapes.gates * shapes.heads * shapes.head_dim).div_ceil(4);
+    [plain, fused.map_or(0, |fused| 2 * shapes.heads * fused.pieces(shapes, narrow))]
 }
 
 /// How a kernel of one step computes its product: 256 threads have 8 units of a head and 16 rows. The names are those of
@@ -151,13 +153,13 @@ pub struct Choice {
 
 impl Choice {
     /// The fused kernels for a problem, or `None` for the alternating ones.
-    pub fn fused(self, shapes: &Shapes, adapter: Adapter) -> Option<Fused> {
+    pub fn fused(self, shapes: &Shapes, adapter: Adapter, narrow: bool) -> Option<Fused> {
         match self.family {
             Family::Alternating => None,
             Family::Auto | Family::Fused => self
                 .fused
                 .filter(|fused| fused.units >= shapes.head_dim)
-                .or_else(|| Fused::new(shapes, adapter)),
+                .or_else(|| Fused::new(shapes, adapter, narrow)),
         }
     }
 }
@@ -186,6 +188,30 @@ pub struct Fused {
     pub split: usize,
     /// Rows of the batch.
     pub rows: usize,
+    /// Registers of a thread for its weights and sums: weights that find no room are read again at every step.
+    pub registers: usize,
+}
+
+/// What a thread of a fused kernel has of R: lines along k, in chunks. The names are those of shaders/fused.wgsl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lines {
+    /// Lines: forward the gates of a unit, backward some units.
+    pub lines: usize,
+    /// Threads that have lines.
+    pub threads: usize,
+    /// Pieces of each line in a chunk.
+    pub groups: usize,
+    /// Chunks.
+    pub chunks: usize,
+    /// Chunks that stay in registers; the others are read again at every step.
+    pub kept: usize,
+    /// 16-bit weights are f32 in registers.
+    pub wide: bool,
+}
+
+/// Numbers along k in a piece of weights, 4 words.
+pub fn piece(narrow: bool) -> usize {
+    if narrow { 8 } else { 4 }
 }
 
 /// Registers of a multiprocessor, and the most of one thread. No interface tells them; these are NVIDIA's. Where there are fewer, R
@@ -194,6 +220,12 @@ const REGISTERS: (usize, usize) = (65536, 255);
 
 /// Registers of a thread beside its weights and sums: states, gates, what it carries, and where.
 const OTHER_REGISTERS: usize = 64;
+
+/// Pieces that a thread reads at a time where not all weights are in registers.
+const PIECES_AT_ONCE: usize = 8;
+
+/// The most bytes of R, of a head, that are read at every step; beyond, a dispatch a step is faster.
+const MOST_STREAMED: usize = 1 << 20;
 
 /// As many workgroups keep a GPU busy; with fewer, a workgroup has fewer rows.
 const ENOUGH_GROUPS: usize = 64;
@@ -219,37 +251,87 @@ impl Fused {
         shapes.recurrent.next_power_of_two()
     }
 
+    /// Whether the forward kernel has what a step reads and what it writes apart: with whole sums, no barrier lies between.
+    pub fn buffers(self) -> usize {
+        if self.split == 1 { 2 } else { 1 }
+    }
+
+    /// Pieces of R of a head.
+    pub fn pieces(self, shapes: &Shapes, narrow: bool) -> usize {
+        self.depth() / piece(narrow) * shapes.recurrent * self.threads()
+    }
+
+    /// Of the forward kernel.
+    pub fn forward(self, shapes: &Shapes, narrow: bool) -> Lines {
+        self.lines(shapes.recurrent, self.threads(), narrow)
+    }
+
+    /// Of the backward kernel.
+    pub fn backward(self, shapes: &Shapes, narrow: bool) -> Lines {
+        let tile = self.tile(shapes);
+        self.lines(tile, shapes.recurrent * self.threads() / tile, narrow)
+    }
+
+    fn lines(self, lines: usize, threads: usize, narrow: bool) -> Lines {
+        let pieces = self.depth() / piece(narrow);
+        let groups = (1..=pieces)
+            .rev()
+            .find(|groups| {
+                pieces.is_multiple_of(*groups) && (groups * lines <= PIECES_AT_ONCE || *groups == 1)
+            })
+            .unwrap_or(1);
+        let chunks = pieces / groups;
+        let room = self.registers.saturating_sub(lines * self.rows);
+        let chunk = 4 * groups * lines;
+        let (kept, wide) = if narrow && 2 * chunk * chunks <= room {
+            (chunks, true)
+        } else if chunk * chunks <= room {
+            (chunks, false)
+        } else {
+            // Beside what is in use and what is asked for.
+            (room.saturating_sub(2 * chunk) / chunk, false)
+        };
+        Lines { lines, threads, groups, chunks, kept, wide }
+    }
+
     /// Workgroups of a dispatch.
     pub fn groups(self, shapes: &Shapes) -> usize {
         shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
     /// Bytes of workgroup memory of the forward and of the backward kernel.
-    pub fn workgroup_bytes(self, shapes: &Shapes) -> [usize; 2] {
+    pub fn workgroup_bytes(self, shapes: &Shapes, narrow: bool) -> [usize; 2] {
         let Shapes { recurrent, external, states, gates, .. } = *shapes;
-        let forward = 1 + self.split * recurrent + external.max(1) + states + gates;
-        let backward = gates + self.split * recurrent + gates + 2 * states;
-        // BETWEEN of shaders/fused.wgsl.
-        let between = [4 * self.split, 4 * self.split * gates];
-        [0, 1].map(|pass| {
-            ([forward, backward][pass] * self.units * self.rows + between[pass]) * size_of::<f32>()
-        })
+        let shared = if self.split == 1 { 0 } else { self.split * recurrent };
+        let forward = shared + self.buffers() * (external.max(1) + states + gates);
+        let backward = self.split * recurrent + gates + 2 * states;
+        // BETWEEN of shaders/fused.wgsl, for each chunk.
+        let x = |parts, lines: Lines| parts * self.split * (self.depth() + 4 * lines.chunks);
+        let x = [x(self.buffers(), self.forward(shapes, narrow)), x(gates, self.backward(shapes, narrow))];
+        [0, 1].map(|pass| ([forward, backward][pass] * self.units + x[pass]) * self.rows * size_of::<f32>())
     }
 
-    fn fits(self, shapes: &Shapes, adapter: Adapter) -> bool {
-        let tile = self.tile(shapes);
-        let registers = tile * (self.depth() + self.rows) + OTHER_REGISTERS;
+    fn fits(self, shapes: &Shapes, adapter: Adapter, narrow: bool) -> bool {
         self.threads() <= adapter.invocations
             && self.rows <= self.split
-            && tile <= self.units
-            && registers <= (REGISTERS.0 / self.threads()).min(REGISTERS.1)
-            && self.workgroup_bytes(shapes).into_iter().all(|bytes| bytes <= adapter.workgroup_bytes)
+            && self.depth().is_multiple_of(8)
+            && self.tile(shapes) <= self.units
+            && self.workgroup_bytes(shapes, narrow).into_iter().all(|bytes| bytes <= adapter.workgroup_bytes)
     }
 
-    /// The fused kernels for a problem, the same for any T; `None` where R does not fit a workgroup's registers, or a step its
-    /// memory.
-    pub fn new(shapes: &Shapes, adapter: Adapter) -> Option<Self> {
-        let units = [8, 16, 32, 64, 96, 128].into_iter().find(|&units| units >= shapes.head_dim)?;
+    /// Whether no weights are read again at every step.
+    fn keeps_all(self, shapes: &Shapes, narrow: bool) -> bool {
+        [self.forward(shapes, narrow), self.backward(shapes, narrow)]
+            .iter()
+            .all(|lines| lines.kept == lines.chunks)
+    }
+
+    /// The fused kernels for a problem, the same for any T; `None` where a step does not fit a workgroup's memory, or R is too large
+    /// to be read at every step. `narrow`: T has 16 bits.
+    pub fn new(shapes: &Shapes, adapter: Adapter, narrow: bool) -> Option<Self> {
+        let units = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
+            .into_iter()
+            .find(|&units| units >= shapes.head_dim)?;
         let groups = |rows| shapes.heads * shapes.batch.div_ceil(rows);
         let mut wanted = [4, 2].into_iter().find(|&rows| groups(rows) >= ENOUGH_GROUPS).unwrap_or(1);
         // A CPU has no registers for R, and its drivers take seconds to compile what is written out: there the smallest heads
@@ -261,8 +343,18 @@ impl Fused {
             wanted = 1;
         }
         let rows = [4, 2, 1].into_iter().filter(|&rows| rows <= wanted);
-        rows.flat_map(|rows| [4, 2].map(|split| Self { units, split, rows }))
-            .find(|fused| fused.fits(shapes, adapter))
+        let cuts = |splits: [usize; 3]| {
+            let registers = |split: usize| {
+                (REGISTERS.0 / (units * split)).min(REGISTERS.1).saturating_sub(OTHER_REGISTERS)
+            };
+            let cut =
+                move |rows| splits.map(|split| Self { units, split, rows, registers: registers(split) });
+            let cuts = rows.clone().flat_map(cut);
+            cuts.filter(|fused| fused.fits(shapes, adapter, narrow))
+        };
+        let bytes = shapes.recurrent * units * units * if narrow { 2 } else { 4 };
+        let all = cuts([4, 2, 1]).find(|fused| fused.keeps_all(shapes, narrow));
+        all.or_else(|| cuts([2, 1, 4]).find(|_| bytes <= MOST_STREAMED))
     }
 }
 
@@ -278,26 +370,35 @@ mod tests {
     #[test]
     fn fused_where_a_head_fits_a_workgroup() {
         let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
-        let fused = |shapes, adapter| Fused::new(&shapes, adapter);
-        let of = |units, split, rows| Some(Fused { units, split, rows });
-        assert_eq!(fused(lstm(16, 12, 64), H200), of(64, 4, 2));
-        assert_eq!(fused(lstm(16, 12, 64), LEAST), of(64, 4, 2));
-        assert_eq!(fused(lstm(1, 1, 64), H200), of(64, 4, 1));
-        assert_eq!(fused(lstm(256, 12, 64), H200), of(64, 4, 4));
-        assert_eq!(fused(lstm(256, 12, 64), LEAST), of(64, 4, 2));
-        assert_eq!(fused(lstm(16, 12, 33), H200), of(64, 4, 2));
-        assert_eq!(fused(lstm(16, 8, 96), H200), of(96, 4, 2));
-        assert_eq!(fused(lstm(16, 8, 96), LEAST), None);
-        assert_eq!(fused(lstm(16, 6, 128), H200), None);
-        assert_eq!(fused(lstm(16, 1, 256), H200), None);
+        let fused = |shapes: Shapes, adapter, narrow| {
+            let fused = Fused::new(&shapes, adapter, narrow)?;
+            let kept = [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)].map(|lines| {
+                format!("{}{}/{}", if lines.wide { "wide " } else { "" }, lines.kept, lines.chunks)
+            });
+            Some((fused.units, fused.split, fused.rows, kept))
+        };
+        let of = |units, split, rows, kept: [&str; 2]| Some((units, split, rows, kept.map(String::from)));
+        assert_eq!(fused(lstm(16, 12, 64), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 12, 64), H200, true), of(64, 4, 2, ["wide 1/1", "wide 1/1"]));
+        assert_eq!(fused(lstm(16, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(1, 1, 64), H200, false), of(64, 4, 1, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(256, 12, 64), H200, false), of(64, 4, 4, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(256, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 12, 33), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 6, 128), H200, true), of(128, 2, 1, ["4/4", "4/4"]));
+        assert_eq!(fused(lstm(16, 6, 128), LEAST, true), of(128, 2, 1, ["4/4", "4/4"]));
+        assert_eq!(fused(lstm(16, 3, 256), H200, true), of(256, 2, 1, ["0/8", "0/8"]));
+        assert_eq!(fused(lstm(16, 3, 256), H200, false), of(256, 2, 1, ["0/16", "0/16"]));
+        assert_eq!(fused(lstm(16, 3, 256), LEAST, true), None);
+        assert_eq!(fused(lstm(16, 2, 512), H200, true), None);
         let elman = Problem::new(1, 1, 1, 128).shapes::<Elman>().unwrap();
-        assert_eq!(fused(elman.clone(), H200), of(128, 4, 1));
-        assert_eq!(fused(elman, LEAST), of(128, 2, 1));
+        assert_eq!(fused(elman.clone(), H200, false), of(128, 4, 1, ["1/1", "1/1"]));
+        assert_eq!(fused(elman, LEAST, false), of(128, 2, 1, ["2/2", "2/2"]));
         let gru = Problem::new(16, 1, 12, 1).shapes::<Gru>().unwrap();
-        assert_eq!(fused(gru, LEAST), of(8, 4, 2));
+        assert_eq!(fused(gru, LEAST, false), of(8, 1, 1, ["1/1", "1/1"]));
         let cpu = Adapter { cpu: true, ..H200 };
-        assert_eq!(fused(lstm(16, 12, 8), cpu), of(8, 4, 1));
-        assert_eq!(fused(lstm(16, 12, 9), cpu), None);
+        assert_eq!(fused(lstm(16, 12, 8), cpu, false), of(8, 1, 1, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(16, 12, 9), cpu, false), None);
     }
 
     #[test]
@@ -310,18 +411,22 @@ mod tests {
                         [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Slstm>()]
                     {
                         let shapes = shapes.unwrap();
-                        let Some(fused) = Fused::new(&shapes, adapter) else { continue };
-                        assert!(fused.units >= head_dim && fused.threads() <= adapter.invocations);
-                        assert!(
-                            fused
-                                .workgroup_bytes(&shapes)
-                                .iter()
-                                .all(|&bytes| bytes <= adapter.workgroup_bytes)
-                        );
-                        // Whole pairs in a part, and a turn or more.
-                        assert!(
-                            fused.depth().is_multiple_of(2) && fused.turns() * fused.rows == 2 * fused.split
-                        );
+                        for narrow in [false, true] {
+                            let Some(fused) = Fused::new(&shapes, adapter, narrow) else { continue };
+                            assert!(fused.units >= head_dim && fused.threads() <= adapter.invocations);
+                            let bytes = fused.workgroup_bytes(&shapes, narrow);
+                            assert!(bytes.iter().all(|&bytes| bytes <= adapter.workgroup_bytes));
+                            // A turn or more; whole chunks of whole pieces.
+                            assert!(fused.turns() * fused.rows == 2 * fused.split);
+                            for lines in [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)] {
+                                let pieces = fused.depth() / piece(narrow);
+                                assert!(lines.chunks * lines.groups == pieces && lines.kept <= lines.chunks);
+                                assert_eq!(
+                                    fused.pieces(&shapes, narrow),
+                                    pieces * lines.lines * lines.threads
+                                );
+                            }
+                        }
                     }
                 }
             }

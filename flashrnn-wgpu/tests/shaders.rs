@@ -11,10 +11,14 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 /// The bytes of workgroup memory that a valid program takes.
 fn check(name: &str, program: &Program) -> usize {
+    check_with(name, program, Capabilities::empty())
+}
+
+fn check_with(name: &str, program: &Program, capabilities: Capabilities) -> usize {
     let source = &program.source;
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(source)));
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     if let Err(error) = validator.validate(&module) {
         panic!("{name}: {}", error.emit_to_string(source));
     }
@@ -47,6 +51,7 @@ fn every_shader_is_valid() {
         printed(&Autonomous),
     ];
     check("probe", &programs::probe());
+    check_with("unpacks", &programs::unpacks(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
     // What every device has.
     let adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10 };
     for (sizes, functions, shapes) in cells {
@@ -62,6 +67,7 @@ fn every_shader_is_valid() {
                     functions: functions.clone(),
                     element,
                     weight,
+                    unpacks: false,
                     chunk: 32,
                     recompute,
                 };
@@ -78,12 +84,14 @@ fn every_shader_is_valid() {
                 check("pack", &common.pack());
                 for (batch, head_dim) in [(1, 1), (1, 32), (64, 33), (128, 16), (256, 64)] {
                     let shapes = Shapes { batch, head_dim, ..shapes.clone() };
-                    let fused = Fused::new(&shapes, adapter).unwrap();
+                    let narrow = element != Dtype::F32;
+                    let fused = Fused::new(&shapes, adapter, narrow).unwrap();
+                    check("pack_fused", &common.pack_fused(fused, &shapes));
                     let bytes = [
                         check("fused_forward", &common.fused_forward(fused, &shapes, head_dim % 2 == 0)),
                         check("fused_backward", &common.fused_backward(fused, &shapes, head_dim % 2 == 0)),
                     ];
-                    assert_eq!(bytes, fused.workgroup_bytes(&shapes), "what select.rs computes");
+                    assert_eq!(bytes, fused.workgroup_bytes(&shapes, narrow), "what select.rs computes");
                 }
             }
         }

@@ -1,0 +1,38 @@
+// R for the fused kernels, behind the other weights: as their threads read it, so that neighbours read neighbours. A piece has 4
+// words, 4 or 8 numbers of T along k, of one line of one thread, 0 beyond the head: [N, pieces of a line, LINES, threads]. An
+// invocation a piece, first the forward kernel's, then the backward kernel's.
+@compute @workgroup_size(64)
+fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) invocation: u32) {
+    let i = group_index(id) * 64u + invocation;
+    let of_pass = params.heads * PIECES_OF_HEAD;
+    if i >= 2u * of_pass { return; }
+    let backward = i >= of_pass;
+    let head = i % of_pass / PIECES_OF_HEAD;
+    let of_head = i % PIECES_OF_HEAD;
+    let lines = select(RECURRENT, TILE, backward);
+    let threads = PIECES_OF_HEAD / (PIECES_OF_LINE * lines);
+    let thread = of_head % threads;
+    let line = of_head / threads % lines;
+    let k0 = of_head / threads / lines * NUMBERS;
+    // Which threads are those of one part of k, and of it the units or columns.
+    let columns = select(UNITS, UNITS / TILE, backward);
+    let part = thread / columns;
+    let gate = select(line, part / SPLIT, backward);
+    let first = part % SPLIT * DEPTH + k0;
+    let unit = thread % columns + select(0u, line * columns, backward);
+    var numbers: array<u32, NUMBERS>;
+    for (var j = 0u; j < NUMBERS; j++) {
+        let out = select(unit, first + j, backward);
+        let in = select(first + j, unit, backward);
+        var x = 0.0f;
+        if out < params.head_dim && in < params.head_dim {
+            x = load_r(((gate * params.heads + head) * params.head_dim + out) * params.head_dim + in);
+        }
+        numbers[j] = narrow(x);
+    }
+    var piece: vec4u;
+    for (var j = 0u; j < 4u; j++) {
+        if NUMBERS == 8u { piece[j] = numbers[j * 2u % NUMBERS] | (numbers[(j * 2u + 1u) % NUMBERS] << 16u); } else { piece[j] = numbers[j]; }
+    }
+    weights[plain_pieces() + i] = piece;
+}
