@@ -1,15 +1,14 @@
-// What the fused kernels share: which thread does what, and a thread's weights.
+// What the fused kernels share: which thread does what, and the weights.
 //
 // A workgroup has one head and ROWS rows of the batch, and runs up to STEPS steps of them. A head's D units are padded to UNITS with
 // zeros. Its UNITS * SPLIT threads
-// - multiply: each has LINES lines of R, DEPTH of k of each, in CHUNKS chunks of OF_CHUNK along k: the first KEPT in registers, and
-//   the others are read again at every step (fused_product.wgsl),
+// - multiply: MULTIPLIERS of them have LINES lines of R each, DEPTH of k of each, in CHUNKS chunks of OF_CHUNK along k: the first KEPT
+//   in registers, and the STREAMED others are read again at every step (fused_product.wgsl),
 // - compute the cell: the first UNITS * ROWS of them, a unit of a row each,
 // - carry tensors in and out: two neighbouring units of a row each, the rows of TURNS tensors at a time.
 
 const DEPTH = UNITS / SPLIT;
 const OF_CHUNK = DEPTH / CHUNKS;
-const STREAMED = CHUNKS - KEPT;
 const PAIRS = UNITS / 2u;
 const TURNS = 2u * SPLIT / ROWS;
 // Places between chunks, so that parts of k begin in different banks.
@@ -34,13 +33,16 @@ fn role_of(line: u32, unit: u32, head: u32, row0: u32) -> Role {
     return Role(line, row, unit, head * params.head_dim + unit, length, exists, exists && unit + 1u < params.head_dim);
 }
 
-// What R h, or R transposed dg, is made of, rounded to T and as f32: by part of k, row and chunk.
-var<workgroup> x_now: array<array<f32, OF_CHUNK + BETWEEN>, X_PARTS * ROWS * CHUNKS>;
+// What the lines multiply, h or dg, rounded to T and as f32: OPERANDS of them, each by part of k, row and chunk.
+var<workgroup> x_now: array<array<f32, OF_CHUNK + BETWEEN>, OPERANDS * SPLIT * ROWS * CHUNKS>;
 
-fn set_x(part: u32, line: u32, k: u32, x: f32) { x_now[(part * ROWS + line) * CHUNKS + k / OF_CHUNK][k % OF_CHUNK] = x; }
-fn get_x(part: u32, line: u32, k: u32) -> f32 { return x_now[(part * ROWS + line) * CHUNKS + k / OF_CHUNK][k % OF_CHUNK]; }
+fn chunk_of(operand: u32, line: u32, unit: u32) -> u32 {
+    return ((operand * SPLIT + unit / DEPTH) * ROWS + line) * CHUNKS + unit % DEPTH / OF_CHUNK;
+}
+fn set_x(operand: u32, line: u32, unit: u32, x: f32) { x_now[chunk_of(operand, line, unit)][unit % OF_CHUNK] = x; }
+fn get_x(operand: u32, line: u32, unit: u32) -> f32 { return x_now[chunk_of(operand, line, unit)][unit % OF_CHUNK]; }
 
-// Where the pieces of the kernels of the two passes begin.
+// Where the pieces of R of the kernels of the two passes begin.
 fn forward_pieces() -> u32 { return plain_pieces(); }
 fn backward_pieces() -> u32 { return plain_pieces() + params.heads * PIECES_OF_HEAD; }
 

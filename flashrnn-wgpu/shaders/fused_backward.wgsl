@@ -13,10 +13,16 @@
 const BEFORE = GATES;
 const D_STATES = GATES + STATES;
 const INPUTS = GATES + 2u * STATES;
-const X_PARTS = GATES * SPLIT;
+// dg of each gate; no product reads those of the gates that are not recurrent.
+const OPERANDS = GATES;
 
-// `x_now` is dg, [G, SPLIT] parts of it; no product reads the gates that are not recurrent.
-var<workgroup> parts: array<array<array<f32, UNITS>, ROWS>, RECURRENT * SPLIT>;
+var<workgroup> parts: array<array<array<f32, UNITS>, ROWS>, PARTS>;
+
+// A thread has a part of k of one gate, of LINES units that lie a column apart.
+fn part_of(thread: u32) -> u32 { return thread / (UNITS / LINES); }
+fn set_part(thread: u32, i: u32, line: u32, x: f32) {
+    parts[part_of(thread)][line][thread % (UNITS / LINES) + i * (UNITS / LINES)] = x;
+}
 var<workgroup> inputs: array<array<array<f32, UNITS>, ROWS>, INPUTS>;
 
 // One of the inputs of a step, as it lies in memory, and whether as f32.
@@ -65,8 +71,7 @@ fn store_outputs(role: Role, turn: u32, done: u32) {
     if !role.exists { return; }
     let token = step_token(role.row, role.length, params.time - 1u - done);
     for (var gate = turn; gate < GATES; gate += TURNS) {
-        let part = gate * SPLIT + role.unit / DEPTH;
-        let dg = vec2f(get_x(part, role.line, role.unit % DEPTH), get_x(part, role.line, role.unit % DEPTH + 1u));
+        let dg = vec2f(get_x(gate, role.line, role.unit), get_x(gate, role.line, role.unit + 1u));
         if gate < INNER {
             let inner = params.inner_at + (token * INNER + gate) * units() + role.place;
             work[inner] = bitcast<u32>(dg.x);
@@ -82,15 +87,10 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
     let group = group_index(id);
     let head = group % params.heads;
     let row0 = group / params.heads * ROWS;
-    if row0 >= params.batch { return; }
     let begin = params.first_step + at_step.index * STEPS;
     let steps = min(STEPS, params.end_step - begin);
 
-    let column = thread % (UNITS / LINES);
-    let part = thread / (UNITS / LINES);
-    let multiplies = part < RECURRENT * SPLIT;
-    let first_piece = backward_pieces() + head * PIECES_OF_HEAD + select(0u, thread, multiplies);
-    var backwards = begin % 2u == 0u;
+    let of_pass = backward_pieces();
     //@ weights
     let carries = role_of(thread / PAIRS % ROWS, thread % PAIRS * 2u, head, row0);
     let turn = thread / PAIRS / ROWS;
@@ -104,7 +104,7 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
         carried[$s] = work_f32(params.carried_at + state_at($su, computes.row, computes.place));
         //@ end
         //@ for $gate in 0..RECURRENT
-        set_x($gateu * SPLIT + unit / DEPTH, line, unit % DEPTH,
+        set_x($gateu, line, unit,
               work_f32(params.exchange_at + (computes.row * RECURRENT + $gateu) * units() + computes.place));
         //@ end
     }
@@ -122,20 +122,13 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
         workgroupBarrier();
         if round > 1u && done <= params.time { store_outputs(carries, turn, done - 1u); }
         if round > steps { break; }
-        backwards = done % 2u != 0u;
-        if multiplies {
-            let x_first = part * ROWS * CHUNKS;
-            //@ product
-            //@ for $row in 0..ROWS
-            //@ for $line in 0..LINES
-            parts[part][$row][column + $lineu * (UNITS / LINES)] = sum$line_$row;
-            //@ end
-            //@ end
-        }
         //@ for $i in 0..LOADS
         put_input(carries, turn + $iu * TURNS, input$i);
         input$i = ask_input(carries, turn + $iu * TURNS, done + 1u);
         //@ end
+        let backwards = done % 2u != 0u;
+        let operand = 0u;
+        //@ product
         let reset = reset_next;
         reset_next = done + 1u < params.time && is_reset(computes.row, computes.length, step - 1u);
 
@@ -187,7 +180,7 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
             } else {
                 // Beyond a row's length dg is zero.
                 //@ for $gate in 0..GATES
-                set_x($gateu * SPLIT + unit / DEPTH, line, unit % DEPTH, rounded(result.dg[$gate]));
+                set_x($gateu, line, unit, rounded(result.dg[$gate]));
                 //@ end
             }
         }
@@ -199,7 +192,7 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
         //@ end
         //@ for $gate in 0..RECURRENT
         work[params.exchange_at + (computes.row * RECURRENT + $gateu) * units() + computes.place] =
-            bitcast<u32>(get_x($gateu * SPLIT + unit / DEPTH, line, unit % DEPTH));
+            bitcast<u32>(get_x($gateu, line, unit));
         //@ end
     }
 }

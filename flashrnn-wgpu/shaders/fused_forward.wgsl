@@ -10,10 +10,15 @@
 // The states are carried in `work` at `carried_at`, [S, B, N, D], from dispatch to dispatch in place.
 
 const OUTPUTS = STATES + GATES;
-const X_PARTS = BUFFERS * SPLIT;
+const OPERANDS = BUFFERS;
+
+// A thread has a part of k of all gates of a unit.
+fn part_of(thread: u32) -> u32 { return thread / UNITS; }
 
 //@ for $shared in 0..SHARED
-var<workgroup> parts: array<array<array<array<f32, UNITS>, ROWS>, RECURRENT>, SPLIT>;
+var<workgroup> parts: array<array<array<f32, UNITS>, ROWS>, SPLIT * RECURRENT>;
+
+fn set_part(thread: u32, gate: u32, line: u32, x: f32) { parts[part_of(thread) * RECURRENT + gate][line][thread % UNITS] = x; }
 //@ end
 var<workgroup> inputs: array<array<array<f32, UNITS>, ROWS>, BUFFERS * max(EXTERNAL, 1u)>;
 var<workgroup> outputs: array<array<array<f32, UNITS>, ROWS>, BUFFERS * OUTPUTS>;
@@ -56,18 +61,16 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
     let group = group_index(id);
     let head = group % params.heads;
     let row0 = group / params.heads * ROWS;
-    if row0 >= params.batch { return; }
     let begin = params.first_step + at_step.index * STEPS;
     let end = min(begin + STEPS, params.end_step);
 
     let unit = thread % UNITS;
-    let part = thread / UNITS;
-    let first_piece = forward_pieces() + head * PIECES_OF_HEAD + thread;
-    var backwards = begin % 2u != 0u;
+    let line = thread / UNITS;
+    let of_pass = forward_pieces();
     //@ weights
     let carries = role_of(thread / PAIRS % ROWS, thread % PAIRS * 2u, head, row0);
     let turn = thread / PAIRS / ROWS;
-    let computes = role_of(part, unit, head, row0);
+    let computes = role_of(line, unit, head, row0);
 
     //@ for $gate in 0..GATES
     let bias$gate = bias($gateu, computes.place);
@@ -77,7 +80,7 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
         //@ for $s in 0..STATES
         states[$s] = work_f32(params.carried_at + state_at($su, computes.row, computes.place));
         //@ end
-        set_x(begin % BUFFERS * SPLIT + unit / DEPTH, part, unit % DEPTH, rounded(states[0]));
+        set_x(begin % BUFFERS, line, unit, rounded(states[0]));
     }
     //@ for $i in 0..LOADS
     var input$i = ask_input(carries, turn + $iu * TURNS, begin);
@@ -93,21 +96,16 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
         workgroupBarrier();
         if step > begin { store_outputs(carries, turn, step - 1u); }
         if step >= end { break; }
-        backwards = step % 2u != 0u;
-        let x_first = (step % BUFFERS * SPLIT + part) * ROWS * CHUNKS;
-        //@ product
         //@ for $i in 0..LOADS
         put_input(carries, turn + $iu * TURNS, step + AHEAD, input$i);
         input$i = ask_input(carries, turn + $iu * TURNS, step + AHEAD + 1u);
         //@ end
+        let backwards = step % 2u != 0u;
+        let operand = step % BUFFERS;
+        //@ product
         let reset_next = is_reset(computes.row, computes.length, step + 1u);
 
         //@ for $shared in 0..SHARED
-        //@ for $row in 0..ROWS
-        //@ for $line in 0..LINES
-        parts[part][$line][$row][unit] = sum$line_$row;
-        //@ end
-        //@ end
         workgroupBarrier();
         //@ end
         if computes.exists {
@@ -118,7 +116,7 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
                 gates[$gate] = bias$gate;
                 //@ end
                 //@ for $gate in INNER..GATES
-                gates[$gate] += inputs[step % BUFFERS * EXTERNAL + $gateu - INNER][part][unit];
+                gates[$gate] += inputs[step % BUFFERS * EXTERNAL + $gateu - INNER][line][unit];
                 //@ end
                 var before: array<f32, STATES>;
                 if !reset {
@@ -129,8 +127,8 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
                     //@ end
                     //@ for $shared in 0..SHARED
                     var product$gate = 0.0f;
-                    //@ for $part in 0..SPLIT
-                    product$gate += parts[$part][$gate][part][unit];
+                    //@ for $part in 0..PARTS
+                    product$gate += parts[$partu * RECURRENT + $gateu][line][unit];
                     //@ end
                     gates[$gate] += product$gate;
                     //@ end
@@ -141,15 +139,15 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
                 states = next;
             }
             // A row that has ended keeps its state.
-            set_x((step + 1u) % BUFFERS * SPLIT + unit / DEPTH, part, unit % DEPTH, rounded(states[0]));
+            set_x((step + 1u) % BUFFERS, line, unit, rounded(states[0]));
             // Beyond a row's length the outputs are zeros.
             let of_step = step % BUFFERS * OUTPUTS;
             //@ for $s in 0..STATES
-            outputs[of_step + $su][part][unit] = next[$s];
+            outputs[of_step + $su][line][unit] = next[$s];
             //@ end
             if params.saves_gates != 0u {
                 //@ for $gate in 0..GATES
-                outputs[of_step + STATES + $gateu][part][unit] = gates[$gate];
+                outputs[of_step + STATES + $gateu][line][unit] = gates[$gate];
                 //@ end
             }
             if params.saves_wide != 0u {

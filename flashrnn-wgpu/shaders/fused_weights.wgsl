@@ -1,11 +1,9 @@
-    // The weights in registers, and the first of those that are read again.
+    // The weights that stay in registers.
+    let first_piece = of_pass + head * PIECES_OF_HEAD + min(thread, MULTIPLIERS - 1u);
+    //@ for $chunk in 0..KEPT
     //@ for $group in 0..GROUPS
     //@ for $line in 0..LINES
-    //@ for $chunk in 0..KEPT
     let w$chunk_$group_$line = kept(piece_at(first_piece, $chunku, $groupu, $lineu));
-    //@ end
-    //@ for $stream in 0..STREAMS
-    var next$group_$line = piece_at(first_piece, select(KEPT, CHUNKS - 1u, backwards), $groupu, $lineu);
     //@ end
     //@ end
     //@ end

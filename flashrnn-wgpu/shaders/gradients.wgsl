@@ -39,19 +39,20 @@ fn put_partial(matrix: u32, out: u32, in: u32, sum: f32) {
     if out < params.head_dim && in < params.head_dim { partial[(matrix * params.head_dim + out) * params.head_dim + in] = sum; }
 }
 
-// 16 tokens by 64 units, in fours.
-var<workgroup> tile_dg: array<vec4f, 256>;
-var<workgroup> tile_h: array<vec4f, 256>;
+// 16 tokens by 64 FOURS units, in fours.
+var<workgroup> tile_dg: array<vec4f, 256u * FOURS>;
+var<workgroup> tile_h: array<vec4f, 256u * FOURS>;
 
-// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has 64 x 64 (out, in) of one gate, head and part, an invocation
-// 4 x 4. In a round it brings 4 units of one token of each to workgroup memory, asked for a round ahead.
+// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has (64 FOURS)^2 (out, in) of one gate, head and part, an invocation
+// FOURS^2 times 4 x 4, 64 apart. In a round it brings FOURS times 4 units of one token of each to workgroup memory, asked for a round
+// ahead.
 @compute @workgroup_size(16, 16)
 fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
                    @builtin(local_invocation_index) thread: u32) {
-    let tiles = (params.head_dim + 63u) / 64u;
+    let tiles = (params.head_dim + 64u * FOURS - 1u) / (64u * FOURS);
     let group = group_index(id);
-    let in0 = group % tiles * 64u;
-    let out0 = group / tiles % tiles * 64u;
+    let in0 = group % tiles * 64u * FOURS;
+    let out0 = group / tiles % tiles * 64u * FOURS;
     let matrix = group / tiles / tiles;  // (part * Gr + gate) * N + head
     let head = matrix % params.heads;
     let gate = matrix / params.heads % RECURRENT;
@@ -61,30 +62,49 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
     let end = min(first + params.part_tokens, tokens());
     let place = head * params.head_dim;
 
+    //@ for $a in 0..FOURS
+    //@ for $b in 0..FOURS
     //@ for $i in 0..4
-    var sum$i = vec4f();
+    var sum$a$b$i = vec4f();
     //@ end
-    var dg = four_dg(first + local.y, end, gate, place, out0 + local.x * 4u);
-    var h = four_h(first + local.y, end, place, in0 + local.x * 4u);
+    //@ end
+    var dg$a = four_dg(first + local.y, end, gate, place, out0 + ($au * 16u + local.x) * 4u);
+    var h$a = four_h(first + local.y, end, place, in0 + ($au * 16u + local.x) * 4u);
+    //@ end
     for (var token0 = first; token0 < end; token0 += 16u) {
         workgroupBarrier();
-        tile_dg[thread] = dg;
-        tile_h[thread] = h;
+        //@ for $a in 0..FOURS
+        tile_dg[$au * 256u + thread] = dg$a;
+        tile_h[$au * 256u + thread] = h$a;
+        //@ end
         workgroupBarrier();
-        dg = four_dg(token0 + 16u + local.y, end, gate, place, out0 + local.x * 4u);
-        h = four_h(token0 + 16u + local.y, end, place, in0 + local.x * 4u);
+        //@ for $a in 0..FOURS
+        dg$a = four_dg(token0 + 16u + local.y, end, gate, place, out0 + ($au * 16u + local.x) * 4u);
+        h$a = four_h(token0 + 16u + local.y, end, place, in0 + ($au * 16u + local.x) * 4u);
+        //@ end
         //@ for $k in 0..16
-        let outs$k = tile_dg[$ku * 16u + local.y];
-        let ins$k = tile_h[$ku * 16u + local.x];
-        sum0 += outs$k.x * ins$k;
-        sum1 += outs$k.y * ins$k;
-        sum2 += outs$k.z * ins$k;
-        sum3 += outs$k.w * ins$k;
+        {
+            //@ for $a in 0..FOURS
+            let outs$a = tile_dg[$au * 256u + $ku * 16u + local.y];
+            let ins$a = tile_h[$au * 256u + $ku * 16u + local.x];
+            //@ end
+            //@ for $a in 0..FOURS
+            //@ for $b in 0..FOURS
+            //@ for $i in 0..4
+            sum$a$b$i += outs$a[$i] * ins$b;
+            //@ end
+            //@ end
+            //@ end
+        }
         //@ end
     }
+    //@ for $a in 0..FOURS
+    //@ for $b in 0..FOURS
     //@ for $i in 0..4
     //@ for $j in 0..4
-    put_partial(matrix, out0 + local.y * 4u + $iu, in0 + local.x * 4u + $ju, sum$i[$j]);
+    put_partial(matrix, out0 + ($au * 16u + local.y) * 4u + $iu, in0 + ($bu * 16u + local.x) * 4u + $ju, sum$a$b$i[$j]);
+    //@ end
+    //@ end
     //@ end
     //@ end
 }

@@ -5,7 +5,7 @@ use flashrnn_core::{Backward, Element, Len, Result};
 use crate::call::{Layout, Params};
 use crate::device::Wgpu;
 use crate::kernel::{Bound, Call};
-use crate::memory::{Buffer, View};
+use crate::memory::View;
 use crate::plan::Engine;
 use crate::select;
 
@@ -31,7 +31,7 @@ impl Engine {
             accumulate: call.accumulate.into(),
             ..self.params()
         };
-        let work = self.device.alloc::<u32>(layout.words)?.buffer;
+        let work = self.pool.words(&self.device, layout.words)?;
         let mut commands = Call::new(&self.device);
         if let Some(s0) = call.s0 {
             commands.copy_in("s0", s0, &work, params.s0_at)?;
@@ -61,10 +61,10 @@ impl Engine {
             None => None,
             Some(kernel) => {
                 let step = shapes.gates * shapes.batch * units;
-                Some((kernel, self.device.alloc::<f32>(self.gates_steps * step)?))
+                Some((kernel, self.pool.words(&self.device, self.gates_steps * step)?))
             }
         };
-        let gates = Bound::whole(again.as_ref().map_or(&saved.gates.buffer, |(_, gates)| &gates.buffer));
+        let gates = Bound::whole(again.as_ref().map_or(&saved.gates.buffer, |(_, gates)| gates));
         let wide = View::<f32>::of(&saved.wide.buffer, 0, saved.wide.len)?;
         let wide = self.bind(Some(wide).filter(|wide| wide.len() > 0), false, 2, &mut params.wide_first);
         let d_wx = Some(call.d_wx.0).filter(|d_wx| d_wx.len() > 0);
@@ -86,7 +86,7 @@ impl Engine {
                 ..params
             };
             if let Some((kernel, gates)) = &again {
-                let bound = [weights, wx, states, Bound::whole(&work), Bound::whole(&gates.buffer)];
+                let bound = [weights, wx, states, Bound::whole(&work), Bound::whole(gates)];
                 commands.run(kernel, &params, &bound, self.tiles(part.len() * shapes.batch));
             }
             // Step -1 gives d_s0.
@@ -97,8 +97,13 @@ impl Engine {
             commands.copy_out(&work, params.d_s0_at, d_s0.0);
         }
 
+        let even = (params.states_first | params.d_wx_first).is_multiple_of(2);
+        let (weight_gradient, width) = match &kernels.matrix_gradient {
+            Some((kernel, width)) if even => (kernel, *width),
+            _ => (&kernels.weight_gradient, 64 * select::gradient_fours(shapes.head_dim)),
+        };
         let sums = [
-            (&kernels.weight_gradient, call.d_r, shapes.r().iter().product::<usize>()),
+            (weight_gradient, call.d_r, shapes.r().iter().product::<usize>()),
             (&kernels.bias_gradient, call.d_b, shapes.b().iter().product::<usize>()),
         ];
         for (i, (kernel, out, columns)) in sums.into_iter().enumerate() {
@@ -110,19 +115,20 @@ impl Engine {
                 row_length: columns as u32,
                 ..params
             };
-            let partial: Buffer<f32> = self.device.alloc(parts * columns)?;
+            let partial = self.pool.words(&self.device, parts * columns)?;
             let mut first = 0;
             let d_wx = self.bind(d_wx, false, 4, &mut first);
-            let bound = [states, d_wx, Bound::whole(&work), Bound::whole(&partial.buffer)];
-            let tiles = shapes.head_dim.div_ceil(64);
+            let bound = [states, d_wx, Bound::whole(&work), Bound::whole(&partial)];
             let groups = match i {
-                0 => parts * shapes.recurrent * shapes.heads * tiles * tiles,
+                0 => {
+                    let tiles = shapes.head_dim.div_ceil(width);
+                    parts * shapes.recurrent * shapes.heads * tiles * tiles
+                }
                 _ => (parts * columns).div_ceil(64),
             };
             commands.run(kernel, &params, &bound, groups);
             let mut params = params;
-            let bound =
-                [Bound::whole(&partial.buffer), self.bind(Some(out.0), true, 0, &mut params.out_first)];
+            let bound = [Bound::whole(&partial), self.bind(Some(out.0), true, 0, &mut params.out_first)];
             commands.run(&kernels.reduce, &params, &bound, columns.div_ceil(64));
         }
         commands.submit();

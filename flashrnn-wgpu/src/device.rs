@@ -37,6 +37,22 @@ fn describe(info: &wgpu::AdapterInfo) -> String {
     format!("{} ({:?}, {:?})", info.name, info.device_type, info.backend)
 }
 
+/// What the kernels with cooperative matrices need.
+const MATRICES: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::SUBGROUP);
+
+/// Whether there are cooperative matrices of 16 x 16, f16 in and f32 out, in subgroups of 32.
+fn has_matrices(adapter: &wgpu::Adapter) -> bool {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let info = adapter.get_info();
+    adapter.features().contains(MATRICES)
+        && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
+        && adapter.cooperative_matrix_properties().iter().any(|of| {
+            (of.m_size, of.n_size, of.k_size) == (16, 16, 16) && (of.ab_type, of.cr_type) == (F16, F32)
+        })
+}
+
 fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
 }
@@ -54,7 +70,8 @@ fn preference(kind: wgpu::DeviceType) -> u32 {
 
 impl Wgpu {
     /// The first of the best adapters: discrete GPUs, then integrated ones. Drivers that run on the CPU are taken only where the
-    /// environment variable `FLASHRNN_WGPU_CPU` is set and not `0`.
+    /// environment variable `FLASHRNN_WGPU_CPU` is set and not `0`. With `FLASHRNN_WGPU_MATRIX`, gradients of R in f16 are made by
+    /// cooperative matrices where the adapter has them, an experimental part of wgpu.
     ///
     /// # Errors
     /// [`Error::Device`] where there is no adapter, or none opens.
@@ -82,10 +99,19 @@ impl Wgpu {
             return Err(Error::Device(format!("wgpu: {none} (adapters found: {found})")));
         };
         let info = adapter.get_info();
+        let wanted = std::env::var_os("FLASHRNN_WGPU_MATRIX").is_some_and(|value| value != "0");
+        let (matrices, experimental_features) = if wanted && has_matrices(adapter) {
+            #[allow(unsafe_code)]
+            // SAFETY: whoever set the variable has read that this part of wgpu may have bugs.
+            (MATRICES, unsafe { wgpu::ExperimentalFeatures::enabled() })
+        } else {
+            (wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled())
+        };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("flashrnn"),
             required_limits: adapter.limits(),
-            required_features: adapter.features() & wgpu::Features::PIPELINE_CACHE,
+            required_features: adapter.features() & wgpu::Features::PIPELINE_CACHE | matrices,
+            experimental_features,
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -96,7 +122,10 @@ impl Wgpu {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             lock(&kept).get_or_insert_with(|| failure(error, 0));
         }));
-        let device = Device::new(device, queue, describe(&info), failures);
+        let device = Device {
+            matrices: !matrices.is_empty(),
+            ..Device::new(device, queue, describe(&info), failures)
+        };
         let lost = device.lost.clone();
         device.device.set_device_lost_callback(move |reason, message| {
             let why = format!("wgpu: the device is lost: {reason:?} {message}");
@@ -152,6 +181,8 @@ pub(crate) struct Device {
     pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
     /// Where pipelines are kept between processes; set with the first kernel.
     pub cache: OnceLock<Option<Cache>>,
+    /// It was opened with what the kernels with cooperative matrices need.
+    matrices: bool,
     long_loops: OnceLock<bool>,
     unpacks: OnceLock<bool>,
     failures: Arc<Mutex<Option<Error>>>,
@@ -208,6 +239,7 @@ impl Device {
             queue,
             name,
             limits,
+            matrices: false,
             absent,
             steps,
             kernels: Mutex::default(),
@@ -234,6 +266,7 @@ impl Device {
             invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
                 as usize,
             workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,
+            matrix: self.matrices,
         }
     }
 

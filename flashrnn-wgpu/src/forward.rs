@@ -39,10 +39,11 @@ impl Engine {
             carried_at: layout.add(2 * state),
             ..self.params()
         };
-        let work = self.device.alloc::<u32>(layout.words)?.buffer;
+        let work = self.pool.words(&self.device, layout.words)?;
         let mut commands = Call::new(&self.device);
-        if let Some(s0) = s0 {
-            commands.copy_in("s0", s0, &work, params.carried_at)?;
+        match s0 {
+            Some(s0) => commands.copy_in("s0", s0, &work, params.carried_at)?,
+            None => commands.clear(&work, params.carried_at, state),
         }
         if let Some(lengths) = lengths {
             commands.copy_in("lengths", lengths, &work, params.lengths_at)?;

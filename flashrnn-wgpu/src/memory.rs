@@ -1,9 +1,12 @@
 //! Device memory: our own ([`Buffer`]), and parts of it or of the caller's ([`View`], [`ViewMut`]).
 
 use std::marker::PhantomData;
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::Mutex;
 
 use flashrnn_core::{Error, Len, Result};
+
+use crate::device::{Device, lock};
 
 /// Owned device memory for `len` elements, with room to a multiple of 16 bytes.
 pub struct Buffer<P> {
@@ -104,5 +107,43 @@ impl<'a, P> ViewMut<'a, P> {
 impl<P> Len for ViewMut<'_, P> {
     fn len(&self) -> usize {
         self.0.len
+    }
+}
+
+/// Memory that a plan's calls work in, call after call: making it anew takes a driver longer than many a call runs.
+#[derive(Default)]
+pub(crate) struct Pool(Mutex<Vec<wgpu::Buffer>>);
+
+impl Pool {
+    /// Memory of so many words, of which nobody knows what they hold. What the call that has it enqueues goes before what the next one
+    /// does.
+    pub fn words(&self, device: &Device, words: usize) -> Result<Scratch<'_>> {
+        let mut free = lock(&self.0);
+        let fits = |buffer: &wgpu::Buffer| buffer.size() / 4 == words.next_multiple_of(4).max(4) as u64;
+        if let Some(i) = free.iter().position(fits) {
+            return Ok(Scratch { buffer: free.swap_remove(i), pool: self });
+        }
+        drop(free);
+        Ok(Scratch { buffer: device.alloc::<u32>(words)?.buffer, pool: self })
+    }
+}
+
+/// A buffer of a [`Pool`], which goes back to it.
+pub(crate) struct Scratch<'a> {
+    buffer: wgpu::Buffer,
+    pool: &'a Pool,
+}
+
+impl Deref for Scratch<'_> {
+    type Target = wgpu::Buffer;
+
+    fn deref(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        lock(&self.pool.0).push(self.buffer.clone());
     }
 }

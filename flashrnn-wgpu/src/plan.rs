@@ -14,7 +14,7 @@ use crate::call::Params;
 use crate::device::{Device, Wgpu};
 use crate::forward::StepMemory;
 use crate::kernel::{Bound, Call, Kernel};
-use crate::memory::{Buffer, View, ViewMut};
+use crate::memory::{Buffer, Pool, View, ViewMut};
 use crate::programs::Common;
 use crate::select::{self, Family, Fused};
 
@@ -94,6 +94,8 @@ pub(crate) struct Engine {
     common: Common,
     /// Compiled by the first backward pass: inference needs none of it.
     backward: OnceLock<BackwardKernels>,
+    /// What the passes work in.
+    pub pool: Pool,
     /// Made by the first step.
     pub step_memory: Mutex<Option<StepMemory>>,
 }
@@ -105,6 +107,8 @@ pub(crate) struct BackwardKernels {
     /// With [`Save::Recompute`].
     pub gates_again: Option<Arc<Kernel>>,
     pub weight_gradient: Arc<Kernel>,
+    /// By cooperative matrices, and how wide its tiles are; for tensors that begin at an even element.
+    pub matrix_gradient: Option<(Arc<Kernel>, usize)>,
     pub bias_gradient: Arc<Kernel>,
     pub reduce: Arc<Kernel>,
 }
@@ -116,7 +120,7 @@ impl Engine {
         problem: &Problem,
         shapes: &Shapes,
     ) -> Result<Self> {
-        let fused = choice.fused(shapes, device.adapter(), T::DTYPE != Dtype::F32);
+        let fused = choice.fused(shapes, device.adapter(), T::DTYPE);
         check_limits(device.most_bytes(), shapes, problem, T::DTYPE, fused)?;
         check_loops(shapes, || device.long_loops())?;
         let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
@@ -152,6 +156,7 @@ impl Engine {
                 .transpose()?,
             common,
             backward: OnceLock::new(),
+            pool: Pool::default(),
             step_memory: Mutex::default(),
         })
     }
@@ -162,7 +167,8 @@ impl Engine {
             return Ok(kernels);
         }
         let (device, common) = (&self.device, &self.common);
-        let gradients = common.gradients();
+        let width = select::matrix_width(self.shapes.head_dim, common.element, device.adapter());
+        let gradients = common.gradients(select::gradient_fours(self.shapes.head_dim));
         let kernels = BackwardKernels {
             steps: backward_steps(device, common, self.fused, &self.shapes, even(&self.shapes))?,
             gates_again: common
@@ -170,6 +176,12 @@ impl Engine {
                 .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
                 .transpose()?,
             weight_gradient: Kernel::get(device, &gradients, "weight_gradient")?,
+            matrix_gradient: match width {
+                Some(width) => {
+                    Some((Kernel::get(device, &common.matrix_gradient(width), "weight_gradient")?, width))
+                }
+                None => None,
+            },
             bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
             reduce: Kernel::get(device, &common.reduce(), "reduce")?,
         };

@@ -49,7 +49,7 @@ impl Tensor {
         Self { name, written, kind: if words { Kind::Pairs(dtype) } else { Kind::Elements(dtype) } }
     }
 
-    fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
+    pub(crate) fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
         Self { name, written, kind: Kind::Plain(of) }
     }
 
@@ -229,7 +229,8 @@ impl Common {
         self.program(tensors, &[OPERATOR, WEIGHTS, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")])
     }
 
-    pub fn gradients(&self) -> Program {
+    /// The gradients of R and b; `fours`: of [`select::gradient_fours`].
+    pub fn gradients(&self, fours: usize) -> Program {
         let t = self.element;
         let tensors = vec![
             Tensor::read("states", t),
@@ -237,8 +238,26 @@ impl Common {
             Self::work(),
             Tensor::plain("partial", true, "f32"),
         ];
-        let gradients = unroll(include_str!("../shaders/gradients.wgsl"), &[]);
-        self.program(tensors, &[OPERATOR, PREVIOUS_H, &gradients])
+        let gradients = unroll(include_str!("../shaders/gradients.wgsl"), &[("FOURS", fours)]);
+        let fours = format!("const FOURS = {fours}u;\n");
+        self.program(tensors, &[OPERATOR, PREVIOUS_H, &fours, &gradients])
+    }
+
+    /// The gradient of R by cooperative matrices; `width`: of [`select::matrix_width`].
+    pub fn matrix_gradient(&self, width: usize) -> Program {
+        let t = self.element;
+        let tensors = vec![
+            Tensor::pairs("states", false, t, true),
+            Tensor::pairs("d_wx", false, t, true),
+            Self::work(),
+            Tensor::plain("partial", true, "f32"),
+        ];
+        let sizes = [("OUTS", width / 64), ("INS", width / 32), ("PAIRS", width / 16)];
+        let gradients = unroll(include_str!("../shaders/gradients_matrix.wgsl"), &sizes);
+        let width = format!("const WIDTH = {width}u;\n");
+        let mut program = self.program(tensors, &[OPERATOR, PREVIOUS_H, &width, &gradients]);
+        program.source.insert_str(0, "enable f16;\nenable wgpu_cooperative_matrix;\n\n");
+        program
     }
 
     pub fn reduce(&self) -> Program {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use flashrnn_core::Shapes;
+use flashrnn_core::{Dtype, Shapes};
 
 /// The most workgroups along one dimension that every device takes.
 pub const GROUPS_X: usize = 65535;
@@ -28,7 +28,7 @@ pub fn packed(shapes: &Shapes, fused: Option<Fused>, narrow: bool) -> [usize; 2]
     let lines = shapes.recurrent * shapes.heads * shapes.head_dim;
     let plain =
         2 * lines * shapes.head_dim.div_ceil(4) + (shapes.gates * shapes.heads * shapes.head_dim).div_ceil(4);
-    [plain, fused.map_or(0, |fused| 2 * shapes.heads * fused.pieces(shapes, narrow))]
+    [plain, fused.map_or(0, |fused| 2 * shapes.heads * fused.pieces(shapes, piece(narrow)))]
 }
 
 /// How a kernel of one step computes its product: 256 threads have 8 units of a head and 16 rows. The names are those of
@@ -112,6 +112,20 @@ pub fn parts(tokens: usize, columns: usize, round: usize) -> (usize, usize) {
 /// The tokens of a round of `weight_gradient` and of `bias_gradient`.
 pub const GRADIENT_ROUNDS: [usize; 2] = [16, 1];
 
+/// How many fours of units, along each side of a tile, an invocation of `weight_gradient` has: tiles are 64 times as wide.
+pub fn gradient_fours(head_dim: usize) -> usize {
+    if head_dim > 64 { 2 } else { 1 }
+}
+
+/// The side of a tile of the gradient of R by cooperative matrices, or `None` where it is not made by them.
+pub fn matrix_width(head_dim: usize, element: Dtype, adapter: Adapter) -> Option<usize> {
+    let fits = |width: &usize| {
+        let bytes = 2 * 32 * (width + 8) * size_of::<u16>();
+        head_dim.is_multiple_of(*width) && bytes <= adapter.workgroup_bytes && adapter.invocations >= 256
+    };
+    [128, 64].into_iter().filter(|_| adapter.matrix && element == Dtype::F16).find(fits)
+}
+
 /// The elements that gates computed again take, unless one step takes more.
 const MOST_GATES: usize = 1 << 24;
 
@@ -153,13 +167,13 @@ pub struct Choice {
 
 impl Choice {
     /// The fused kernels for a problem, or `None` for the alternating ones.
-    pub fn fused(self, shapes: &Shapes, adapter: Adapter, narrow: bool) -> Option<Fused> {
+    pub fn fused(self, shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Fused> {
         match self.family {
             Family::Alternating => None,
             Family::Auto | Family::Fused => self
                 .fused
                 .filter(|fused| fused.units >= shapes.head_dim)
-                .or_else(|| Fused::new(shapes, adapter, narrow)),
+                .or_else(|| Fused::new(shapes, adapter, element)),
         }
     }
 }
@@ -173,6 +187,8 @@ pub struct Adapter {
     pub invocations: usize,
     /// Bytes of workgroup memory that a workgroup may have.
     pub workgroup_bytes: usize,
+    /// There are cooperative matrices of 16 x 16, f16 in and f32 out, in subgroups of 32.
+    pub matrix: bool,
 }
 
 /// The most time steps of one dispatch of a fused kernel: a few milliseconds on a GPU, so that no watchdog ends it, and no loop
@@ -219,13 +235,13 @@ pub fn piece(narrow: bool) -> usize {
 const REGISTERS: (usize, usize) = (65536, 255);
 
 /// Registers of a thread beside its weights and sums: states, gates, what it carries, and where.
-const OTHER_REGISTERS: usize = 64;
+const OTHER_REGISTERS: usize = 40;
 
-/// Pieces that a thread reads at a time where not all weights are in registers.
-const PIECES_AT_ONCE: usize = 8;
+/// Weights of a thread in a chunk: so many are read at a time where not all are in registers.
+const CHUNK_WEIGHTS: usize = 64;
 
 /// The most bytes of R, of a head, that are read at every step; beyond, a dispatch a step is faster.
-const MOST_STREAMED: usize = 1 << 20;
+const MOST_STREAMED: usize = 5 << 18;
 
 /// As many workgroups keep a GPU busy; with fewer, a workgroup has fewer rows.
 const ENOUGH_GROUPS: usize = 64;
@@ -256,9 +272,9 @@ impl Fused {
         if self.split == 1 { 2 } else { 1 }
     }
 
-    /// Pieces of R of a head.
-    pub fn pieces(self, shapes: &Shapes, narrow: bool) -> usize {
-        self.depth() / piece(narrow) * shapes.recurrent * self.threads()
+    /// Pieces, of so many numbers, of R of a head.
+    pub fn pieces(self, shapes: &Shapes, piece: usize) -> usize {
+        self.units / piece * shapes.recurrent * self.units
     }
 
     /// Of the forward kernel.
@@ -277,7 +293,8 @@ impl Fused {
         let groups = (1..=pieces)
             .rev()
             .find(|groups| {
-                pieces.is_multiple_of(*groups) && (groups * lines <= PIECES_AT_ONCE || *groups == 1)
+                let weights = groups * lines * piece(narrow);
+                pieces.is_multiple_of(*groups) && (weights <= CHUNK_WEIGHTS || *groups == 1)
             })
             .unwrap_or(1);
         let chunks = pieces / groups;
@@ -288,8 +305,8 @@ impl Fused {
         } else if chunk * chunks <= room {
             (chunks, false)
         } else {
-            // Beside what is in use and what is asked for.
-            (room.saturating_sub(2 * chunk) / chunk, false)
+            // Beside what was read of the next.
+            (room.saturating_sub(chunk / 2) / chunk, false)
         };
         Lines { lines, threads, groups, chunks, kept, wide }
     }
@@ -302,7 +319,7 @@ impl Fused {
     /// Bytes of workgroup memory of the forward and of the backward kernel.
     pub fn workgroup_bytes(self, shapes: &Shapes, narrow: bool) -> [usize; 2] {
         let Shapes { recurrent, external, states, gates, .. } = *shapes;
-        let shared = if self.split == 1 { 0 } else { self.split * recurrent };
+        let shared = if self.split > 1 { self.split * recurrent } else { 0 };
         let forward = shared + self.buffers() * (external.max(1) + states + gates);
         let backward = self.split * recurrent + gates + 2 * states;
         // BETWEEN of shaders/fused.wgsl, for each chunk.
@@ -327,8 +344,9 @@ impl Fused {
     }
 
     /// The fused kernels for a problem, the same for any T; `None` where a step does not fit a workgroup's memory, or R is too large
-    /// to be read at every step. `narrow`: T has 16 bits.
-    pub fn new(shapes: &Shapes, adapter: Adapter, narrow: bool) -> Option<Self> {
+    /// to be read at every step. `element`: T.
+    pub fn new(shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Self> {
+        let narrow = element != Dtype::F32;
         let units = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
             .into_iter()
             .find(|&units| units >= shapes.head_dim)?;
@@ -344,17 +362,20 @@ impl Fused {
         }
         let rows = [4, 2, 1].into_iter().filter(|&rows| rows <= wanted);
         let cuts = |splits: [usize; 3]| {
-            let registers = |split: usize| {
-                (REGISTERS.0 / (units * split)).min(REGISTERS.1).saturating_sub(OTHER_REGISTERS)
+            let cut = move |rows| {
+                splits.map(|split| {
+                    let threads = units * split;
+                    let registers = (REGISTERS.0 / threads).min(REGISTERS.1).saturating_sub(OTHER_REGISTERS);
+                    Self { units, split, rows, registers }
+                })
             };
-            let cut =
-                move |rows| splits.map(|split| Self { units, split, rows, registers: registers(split) });
-            let cuts = rows.clone().flat_map(cut);
-            cuts.filter(|fused| fused.fits(shapes, adapter, narrow))
+            rows.clone().flat_map(cut).filter(|fused| fused.fits(shapes, adapter, narrow))
         };
         let bytes = shapes.recurrent * units * units * if narrow { 2 } else { 4 };
         let all = cuts([4, 2, 1]).find(|fused| fused.keeps_all(shapes, narrow));
-        all.or_else(|| cuts([2, 1, 4]).find(|_| bytes <= MOST_STREAMED))
+        // With conversions to compute, more threads; without, more weights in registers.
+        let splits = if narrow { [2, 1, 4] } else { [1, 2, 4] };
+        all.or_else(|| cuts(splits).find(|_| bytes <= MOST_STREAMED))
     }
 }
 
@@ -363,37 +384,40 @@ mod tests {
     use super::*;
     use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
 
-    const H200: Adapter = Adapter { cpu: false, invocations: 1024, workgroup_bytes: 48 << 10 };
+    const H200: Adapter = Adapter { cpu: false, invocations: 1024, workgroup_bytes: 48 << 10, matrix: false };
     /// What every device has.
-    const LEAST: Adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10 };
+    const LEAST: Adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10, matrix: false };
 
     #[test]
     fn fused_where_a_head_fits_a_workgroup() {
         let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
         let fused = |shapes: Shapes, adapter, narrow| {
-            let fused = Fused::new(&shapes, adapter, narrow)?;
+            let element = if narrow { Dtype::Bf16 } else { Dtype::F32 };
+            let fused = Fused::new(&shapes, adapter, element)?;
             let kept = [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)].map(|lines| {
                 format!("{}{}/{}", if lines.wide { "wide " } else { "" }, lines.kept, lines.chunks)
             });
             Some((fused.units, fused.split, fused.rows, kept))
         };
         let of = |units, split, rows, kept: [&str; 2]| Some((units, split, rows, kept.map(String::from)));
-        assert_eq!(fused(lstm(16, 12, 64), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 12, 64), H200, false), of(64, 4, 2, ["1/1", "1/1"]));
         assert_eq!(fused(lstm(16, 12, 64), H200, true), of(64, 4, 2, ["wide 1/1", "wide 1/1"]));
-        assert_eq!(fused(lstm(16, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
-        assert_eq!(fused(lstm(1, 1, 64), H200, false), of(64, 4, 1, ["2/2", "2/2"]));
-        assert_eq!(fused(lstm(256, 12, 64), H200, false), of(64, 4, 4, ["2/2", "2/2"]));
-        assert_eq!(fused(lstm(256, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
-        assert_eq!(fused(lstm(16, 12, 33), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
-        assert_eq!(fused(lstm(16, 6, 128), H200, true), of(128, 2, 1, ["4/4", "4/4"]));
+        assert_eq!(fused(lstm(16, 12, 64), LEAST, false), of(64, 4, 2, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(1, 1, 64), H200, false), of(64, 4, 1, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(256, 12, 64), H200, false), of(64, 4, 4, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(256, 12, 64), LEAST, false), of(64, 4, 2, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(16, 12, 33), H200, false), of(64, 4, 2, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(16, 6, 128), H200, true), of(128, 4, 1, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(16, 6, 128), LEAST, true), of(128, 2, 1, ["4/4", "4/4"]));
-        assert_eq!(fused(lstm(16, 3, 256), H200, true), of(256, 2, 1, ["0/8", "0/8"]));
-        assert_eq!(fused(lstm(16, 3, 256), H200, false), of(256, 2, 1, ["0/16", "0/16"]));
+        assert_eq!(fused(lstm(16, 3, 256), H200, true), of(256, 2, 1, ["2/8", "2/8"]));
+        assert_eq!(fused(lstm(16, 3, 256), H200, false), of(256, 1, 1, ["2/16", "2/16"]));
         assert_eq!(fused(lstm(16, 3, 256), LEAST, true), None);
+        assert_eq!(fused(lstm(16, 3, 384), H200, true), of(384, 2, 1, ["0/12", "0/12"]));
+        assert_eq!(fused(lstm(16, 3, 384), H200, false), None);
         assert_eq!(fused(lstm(16, 2, 512), H200, true), None);
         let elman = Problem::new(1, 1, 1, 128).shapes::<Elman>().unwrap();
         assert_eq!(fused(elman.clone(), H200, false), of(128, 4, 1, ["1/1", "1/1"]));
-        assert_eq!(fused(elman, LEAST, false), of(128, 2, 1, ["2/2", "2/2"]));
+        assert_eq!(fused(elman, LEAST, false), of(128, 2, 1, ["1/1", "1/1"]));
         let gru = Problem::new(16, 1, 12, 1).shapes::<Gru>().unwrap();
         assert_eq!(fused(gru, LEAST, false), of(8, 1, 1, ["1/1", "1/1"]));
         let cpu = Adapter { cpu: true, ..H200 };
@@ -411,8 +435,9 @@ mod tests {
                         [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Slstm>()]
                     {
                         let shapes = shapes.unwrap();
-                        for narrow in [false, true] {
-                            let Some(fused) = Fused::new(&shapes, adapter, narrow) else { continue };
+                        for element in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+                            let narrow = element != Dtype::F32;
+                            let Some(fused) = Fused::new(&shapes, adapter, element) else { continue };
                             assert!(fused.units >= head_dim && fused.threads() <= adapter.invocations);
                             let bytes = fused.workgroup_bytes(&shapes, narrow);
                             assert!(bytes.iter().all(|&bytes| bytes <= adapter.workgroup_bytes));
@@ -421,10 +446,8 @@ mod tests {
                             for lines in [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)] {
                                 let pieces = fused.depth() / piece(narrow);
                                 assert!(lines.chunks * lines.groups == pieces && lines.kept <= lines.chunks);
-                                assert_eq!(
-                                    fused.pieces(&shapes, narrow),
-                                    pieces * lines.lines * lines.threads
-                                );
+                                let all = pieces * lines.lines * lines.threads;
+                                assert_eq!(fused.pieces(&shapes, piece(narrow)), all);
                             }
                         }
                     }
@@ -460,6 +483,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn matrices_where_there_are_some() {
+        let adapter = Adapter { matrix: true, ..H200 };
+        let width = |head_dim, element| matrix_width(head_dim, element, adapter);
+        assert_eq!([64, 128, 192, 256].map(|d| width(d, Dtype::F16)), [64, 128, 64, 128].map(Some));
+        assert_eq!([1, 32, 96, 100].map(|d| width(d, Dtype::F16)), [None; 4]);
+        assert_eq!([Dtype::F32, Dtype::Bf16].map(|element| width(64, element)), [None; 2]);
+        assert_eq!(matrix_width(64, Dtype::F16, H200), None);
+        assert_eq!(matrix_width(128, Dtype::F16, Adapter { workgroup_bytes: 16 << 10, ..adapter }), Some(64));
     }
 
     #[test]

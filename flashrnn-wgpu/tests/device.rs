@@ -56,7 +56,7 @@ fn fused_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
     let alternating = wgpu.clone().with_family(Family::Alternating);
     macro_rules! check {
-        ($cell:expr, $t:ty, $head_dim:literal, $units:literal, $split:literal, $rows:literal, $registers:literal) => {{
+        ($cell:expr, $t:ty, $head_dim:literal, $fused:expr) => {{
             let problem = Problem {
                 forward_clip: Some(0.5),
                 recurrent_grad_clip: Some(0.1),
@@ -64,7 +64,7 @@ fn fused_tiles() {
                 ..Problem::new(5, 9, 2, $head_dim)
             };
             let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
-            let fused = Fused { units: $units, split: $split, rows: $rows, registers: $registers };
+            let fused: Fused = $fused;
             let case = Case::random::<_, $t, $t>(&$cell, &problem, tensors, 5).unwrap();
             let got = run::<_, _, $t, $t>(&testing::with_fused(wgpu.clone(), fused), &$cell, &case).unwrap();
             for measured in measure(&$cell, &case, <$t>::DTYPE, &got).unwrap() {
@@ -76,11 +76,31 @@ fn fused_tiles() {
             }
         }};
     }
-    check!(Gru, f32, 16, 16, 2, 2, 191);
-    check!(Elman, f16, 31, 32, 4, 4, 191);
-    check!(Lstm, bf16, 30, 32, 1, 1, 68);
-    check!(Gru, f32, 31, 32, 1, 1, 80);
-    check!(Slstm, f16, 32, 32, 2, 2, 0);
+    let of = |units, split, rows, registers| Fused { units, split, rows, registers };
+    check!(Gru, f32, 16, of(16, 2, 2, 191));
+    check!(Elman, f16, 31, of(32, 4, 4, 191));
+    check!(Lstm, bf16, 30, of(32, 1, 1, 68));
+    check!(Gru, f32, 31, of(32, 1, 1, 80));
+    check!(Slstm, f16, 32, of(32, 2, 2, 0));
+}
+
+/// Heads whose gradient of R cooperative matrices give where there are some; in several parts and rounds.
+#[test]
+fn gradients_of_whole_tiles() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    macro_rules! check {
+        ($cell:expr, $head_dim:literal) => {{
+            let problem = Problem { reverse: true, ..Problem::new(3, 101, 2, $head_dim) };
+            let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
+            let case = Case::random::<_, f16, f16>(&$cell, &problem, tensors, 6).unwrap();
+            let got = run::<_, _, f16, f16>(&wgpu, &$cell, &case).unwrap();
+            for measured in measure(&$cell, &case, Dtype::F16, &got).unwrap() {
+                assert!(measured.passes(), "{} units: {measured:?}", $head_dim);
+            }
+        }};
+    }
+    check!(Gru, 64);
+    check!(Lstm, 128);
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn every_shader_is_valid() {
     check("probe", &programs::probe());
     check_with("unpacks", &programs::unpacks(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
     // What every device has.
-    let adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10 };
+    let adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10, matrix: false };
     for (sizes, functions, shapes) in cells {
         for (element, weight) in [
             (Dtype::F32, Dtype::F32),
@@ -79,13 +79,22 @@ fn every_shader_is_valid() {
                     assert!(check("backward_step", &common.backward_step(&shapes, least, words)) <= least);
                 }
                 check("gates_again", &common.gates_again());
-                check("gradients", &common.gradients());
+                assert!(check("gradients", &common.gradients(1)) <= adapter.workgroup_bytes);
+                assert!(check("gradients", &common.gradients(2)) <= adapter.workgroup_bytes);
+                for width in [64, 128] {
+                    let needs = Capabilities::SHADER_FLOAT16
+                        | Capabilities::SUBGROUP
+                        | Capabilities::COOPERATIVE_MATRIX;
+                    if element == Dtype::F16 {
+                        check_with("matrix_gradient", &common.matrix_gradient(width), needs);
+                    }
+                }
                 check("reduce", &common.reduce());
                 check("pack", &common.pack());
                 for (batch, head_dim) in [(1, 1), (1, 32), (64, 33), (128, 16), (256, 64)] {
                     let shapes = Shapes { batch, head_dim, ..shapes.clone() };
                     let narrow = element != Dtype::F32;
-                    let fused = Fused::new(&shapes, adapter, narrow).unwrap();
+                    let fused = Fused::new(&shapes, adapter, element).unwrap();
                     check("pack_fused", &common.pack_fused(fused, &shapes));
                     let bytes = [
                         check("fused_forward", &common.fused_forward(fused, &shapes, head_dim % 2 == 0)),

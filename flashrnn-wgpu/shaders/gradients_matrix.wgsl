@@ -1,0 +1,103 @@
+// d_r in parts, as gradients.wgsl has it, by cooperative matrices of 16 x 16, f16 in and f32 out; D is a multiple of WIDTH.
+//
+// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has WIDTH x WIDTH (out, in) of one gate, head and part, a subgroup of
+// 32 has OUTS x INS matrices of them. In a round, 8 invocations bring WIDTH units of a token of each to workgroup memory, asked for a
+// round ahead.
+
+const ROUND = 32u;
+const OUTS = WIDTH / 64u;
+const INS = WIDTH / 32u;
+// Two neighbours, PAIRS times, of an invocation.
+const PAIRS = WIDTH / 16u;
+const STRIDE = WIDTH + 8u;
+
+var<workgroup> tile_dg: array<f16, ROUND * STRIDE>;
+var<workgroup> tile_h: array<f16, ROUND * STRIDE>;
+
+// dg of two units of a token, as T has it.
+fn dg_bits(token: u32, gate: u32, place: u32) -> u32 {
+    if gate >= INNER { return fetch2_d_wx((token * EXTERNAL + gate - INNER) * units() + place).x; }
+    let dg = load2_work(params.inner_at + (token * INNER + gate) * units() + place);
+    return narrow(dg.x) | (narrow(dg.y) << 16u);
+}
+
+// h before a token's step.
+fn h_bits(previous: Previous, place: u32) -> u32 {
+    if !previous.exists { return 0u; }
+    if !previous.first { return fetch2_states(previous.at * units() + place).x; }
+    let s0 = load2_work(params.s0_at + state_at(0u, previous.at, place));
+    return narrow(s0.x) | (narrow(s0.y) << 16u);
+}
+
+@compute @workgroup_size(256)
+fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32,
+                   @builtin(subgroup_id) subgroup: u32) {
+    let tiles = params.head_dim / WIDTH;
+    // Those beyond do the last one's work again: no invocation may leave before the others.
+    let group = min(group_index(id), params.parts * RECURRENT * params.heads * tiles * tiles - 1u);
+    let in0 = group % tiles * WIDTH;
+    let out0 = group / tiles % tiles * WIDTH;
+    let matrix = group / tiles / tiles;  // (part * Gr + gate) * N + head
+    let head = matrix % params.heads;
+    let gate = matrix / params.heads % RECURRENT;
+    let first = matrix / params.heads / RECURRENT * params.part_tokens;
+    let end = min(first + params.part_tokens, tokens());
+    let line = thread / 8u;
+    let of_line = thread % 8u * 2u;
+    let place = head * params.head_dim + of_line;
+
+    //@ for $o in 0..OUTS
+    //@ for $i in 0..INS
+    var sum$o_$i: coop_mat16x16<f32, C>;
+    //@ end
+    //@ end
+    //@ for $pair in 0..PAIRS
+    var dg$pair = 0u;
+    var h$pair = 0u;
+    //@ end
+    // Round 0 only asks.
+    for (var done = 0u; done < params.part_tokens + ROUND; done += ROUND) {
+        workgroupBarrier();
+        //@ for $pair in 0..PAIRS
+        let two_dg$pair = widen2(vec2u(dg$pair, 0u));
+        let two_h$pair = widen2(vec2u(h$pair, 0u));
+        tile_dg[line * STRIDE + of_line + $pairu * 16u] = f16(two_dg$pair.x);
+        tile_dg[line * STRIDE + of_line + $pairu * 16u + 1u] = f16(two_dg$pair.y);
+        tile_h[line * STRIDE + of_line + $pairu * 16u] = f16(two_h$pair.x);
+        tile_h[line * STRIDE + of_line + $pairu * 16u + 1u] = f16(two_h$pair.y);
+        dg$pair = 0u;
+        h$pair = 0u;
+        //@ end
+        workgroupBarrier();
+        let token = first + done + line;
+        if token < end {
+            let previous = previous_of(token);
+            //@ for $pair in 0..PAIRS
+            dg$pair = dg_bits(token, gate, place + out0 + $pairu * 16u);
+            h$pair = h_bits(previous, place + in0 + $pairu * 16u);
+            //@ end
+        }
+        //@ for $k in 0..2
+        //@ for $o in 0..OUTS
+        let a$k_$o = coopLoad<coop_mat16x16<f16, A>>(
+            &tile_dg[$ku * 16u * STRIDE + (subgroup % 4u * OUTS + $ou) * 16u], STRIDE);
+        //@ end
+        //@ for $i in 0..INS
+        let b$k_$i = coopLoadT<coop_mat16x16<f16, B>>(
+            &tile_h[$ku * 16u * STRIDE + (subgroup / 4u * INS + $iu) * 16u], STRIDE);
+        //@ for $o in 0..OUTS
+        sum$o_$i = coopMultiplyAdd(a$k_$o, b$k_$i, sum$o_$i);
+        //@ end
+        //@ end
+        //@ end
+    }
+    // Where it goes has a name, for naga takes no longer expressions there.
+    let line_of_r = params.head_dim;
+    let corner = (matrix * line_of_r + out0 + subgroup % 4u * OUTS * 16u) * line_of_r + in0 + subgroup / 4u * INS * 16u;
+    //@ for $o in 0..OUTS
+    //@ for $i in 0..INS
+    let at$o_$i = corner + $ou * 16u * line_of_r + $iu * 16u;
+    coopStoreT(sum$o_$i, &partial[at$o_$i], line_of_r);
+    //@ end
+    //@ end
+}
