@@ -230,18 +230,18 @@ pub fn piece(narrow: bool) -> usize {
     if narrow { 8 } else { 4 }
 }
 
-/// Registers of a multiprocessor, and the most of one thread. No interface tells them; these are NVIDIA's. Where there are fewer, R
-/// is spilled: slow, but right.
+/// Registers of a multiprocessor, and the most of one thread, of which a quarter is for other things than weights and sums. No interface
+/// tells them; these are NVIDIA's. Where there are fewer, R is spilled: slow, but right.
 const REGISTERS: (usize, usize) = (65536, 255);
 
-/// Registers of a thread beside its weights and sums: states, gates, what it carries, and where.
-const OTHER_REGISTERS: usize = 40;
-
-/// Weights of a thread in a chunk: so many are read at a time where not all are in registers.
-const CHUNK_WEIGHTS: usize = 64;
+/// Pieces of a thread in a chunk: so many are read at a time where not all are in registers.
+const PIECES_AT_ONCE: usize = 8;
 
 /// The most bytes of R, of a head, that are read at every step; beyond, a dispatch a step is faster.
 const MOST_STREAMED: usize = 5 << 18;
+
+/// The most threads of a workgroup that reads R at every step, f32 and 16-bit: with more they have no registers for what is under way.
+const MOST_STREAMING: [usize; 2] = [256, 512];
 
 /// As many workgroups keep a GPU busy; with fewer, a workgroup has fewer rows.
 const ENOUGH_GROUPS: usize = 64;
@@ -293,8 +293,7 @@ impl Fused {
         let groups = (1..=pieces)
             .rev()
             .find(|groups| {
-                let weights = groups * lines * piece(narrow);
-                pieces.is_multiple_of(*groups) && (weights <= CHUNK_WEIGHTS || *groups == 1)
+                pieces.is_multiple_of(*groups) && (groups * lines <= PIECES_AT_ONCE || *groups == 1)
             })
             .unwrap_or(1);
         let chunks = pieces / groups;
@@ -305,7 +304,7 @@ impl Fused {
         } else if chunk * chunks <= room {
             (chunks, false)
         } else {
-            // Beside what was read of the next.
+            // Beside half a chunk that was read.
             (room.saturating_sub(chunk / 2) / chunk, false)
         };
         Lines { lines, threads, groups, chunks, kept, wide }
@@ -365,7 +364,7 @@ impl Fused {
             let cut = move |rows| {
                 splits.map(|split| {
                     let threads = units * split;
-                    let registers = (REGISTERS.0 / threads).min(REGISTERS.1).saturating_sub(OTHER_REGISTERS);
+                    let registers = (REGISTERS.0 / threads).min(REGISTERS.1) / 4 * 3;
                     Self { units, split, rows, registers }
                 })
             };
@@ -373,9 +372,8 @@ impl Fused {
         };
         let bytes = shapes.recurrent * units * units * if narrow { 2 } else { 4 };
         let all = cuts([4, 2, 1]).find(|fused| fused.keeps_all(shapes, narrow));
-        // With conversions to compute, more threads; without, more weights in registers.
-        let splits = if narrow { [2, 1, 4] } else { [1, 2, 4] };
-        all.or_else(|| cuts(splits).find(|_| bytes <= MOST_STREAMED))
+        let most = MOST_STREAMING[usize::from(narrow)];
+        all.or_else(|| cuts([4, 2, 1]).find(|fused| bytes <= MOST_STREAMED && fused.threads() <= most))
     }
 }
 
@@ -400,24 +398,24 @@ mod tests {
             Some((fused.units, fused.split, fused.rows, kept))
         };
         let of = |units, split, rows, kept: [&str; 2]| Some((units, split, rows, kept.map(String::from)));
-        assert_eq!(fused(lstm(16, 12, 64), H200, false), of(64, 4, 2, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(16, 12, 64), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(16, 12, 64), H200, true), of(64, 4, 2, ["wide 1/1", "wide 1/1"]));
-        assert_eq!(fused(lstm(16, 12, 64), LEAST, false), of(64, 4, 2, ["1/1", "1/1"]));
-        assert_eq!(fused(lstm(1, 1, 64), H200, false), of(64, 4, 1, ["1/1", "1/1"]));
-        assert_eq!(fused(lstm(256, 12, 64), H200, false), of(64, 4, 4, ["1/1", "1/1"]));
-        assert_eq!(fused(lstm(256, 12, 64), LEAST, false), of(64, 4, 2, ["1/1", "1/1"]));
-        assert_eq!(fused(lstm(16, 12, 33), H200, false), of(64, 4, 2, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(16, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(1, 1, 64), H200, false), of(64, 4, 1, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(256, 12, 64), H200, false), of(64, 4, 4, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(256, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 12, 33), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(16, 6, 128), H200, true), of(128, 4, 1, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(16, 6, 128), LEAST, true), of(128, 2, 1, ["4/4", "4/4"]));
         assert_eq!(fused(lstm(16, 3, 256), H200, true), of(256, 2, 1, ["2/8", "2/8"]));
-        assert_eq!(fused(lstm(16, 3, 256), H200, false), of(256, 1, 1, ["2/16", "2/16"]));
+        assert_eq!(fused(lstm(16, 3, 256), H200, false), of(256, 1, 1, ["5/32", "5/32"]));
         assert_eq!(fused(lstm(16, 3, 256), LEAST, true), None);
-        assert_eq!(fused(lstm(16, 3, 384), H200, true), of(384, 2, 1, ["0/12", "0/12"]));
+        assert_eq!(fused(lstm(16, 3, 384), H200, true), of(384, 1, 1, ["3/24", "3/24"]));
         assert_eq!(fused(lstm(16, 3, 384), H200, false), None);
         assert_eq!(fused(lstm(16, 2, 512), H200, true), None);
         let elman = Problem::new(1, 1, 1, 128).shapes::<Elman>().unwrap();
         assert_eq!(fused(elman.clone(), H200, false), of(128, 4, 1, ["1/1", "1/1"]));
-        assert_eq!(fused(elman, LEAST, false), of(128, 2, 1, ["1/1", "1/1"]));
+        assert_eq!(fused(elman, LEAST, false), of(128, 2, 1, ["2/2", "2/2"]));
         let gru = Problem::new(16, 1, 12, 1).shapes::<Gru>().unwrap();
         assert_eq!(fused(gru, LEAST, false), of(8, 1, 1, ["1/1", "1/1"]));
         let cpu = Adapter { cpu: true, ..H200 };
