@@ -46,6 +46,8 @@ else
     [ $# -gt 0 ] || set -- $(ls tests)
     for test in "$@"; do
         run "tests/$test" --nocapture
+        # Where there are cooperative matrices, with them too.
+        [ "$test" != flashrnn-wgpu.device ] || run env FLASHRNN_WGPU_MATRIX=1 "tests/$test" --nocapture
     done
 fi
 
