@@ -1,4 +1,4 @@
-// Up to STEPS steps of the backward pass, one dispatch: R stays in registers, dg in workgroup memory. Threads: fused.wgsl. After
+// Up to STEPS steps of the backward pass, one dispatch: dg in workgroup memory. Threads and weights: fused.wgsl. After
 // step 0 comes one more, -1, which gives d_s0; `done` counts the steps there were before one.
 //
 // A step has two phases, with a barrier before each:

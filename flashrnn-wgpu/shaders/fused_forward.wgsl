@@ -1,4 +1,4 @@
-// Up to STEPS steps of the forward pass, one dispatch: R stays in registers, h in workgroup memory. Threads: fused.wgsl.
+// Up to STEPS steps of the forward pass, one dispatch: h in workgroup memory. Threads and weights: fused.wgsl.
 //
 // A step has two phases, with a barrier before each:
 //   1. all threads: their part of R h, of all gates of a unit; the outputs of the step before go to memory; wx of a step, which was

@@ -413,6 +413,10 @@ fn bound_sizes(
 }
 
 /// A problem made ready to run on a device of wgpu's.
+///
+/// It keeps the memory that its calls work in, from the first call on. For backward passes that is up to 64 MiB of partial sums (or
+/// one part of them, if that is more), the gradients of the gates that take no external input, in f32, and with
+/// [`Save::Recompute`] up to 64 MiB of gates.
 pub struct WgpuPlan<T: Element, W: Element> {
     wgpu: Wgpu,
     engine: Engine,
