@@ -82,21 +82,23 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
         dg$a = four_dg(token0 + 16u + local.y, end, gate, place, out0 + ($au * 16u + local.x) * 4u);
         h$a = four_h(token0 + 16u + local.y, end, place, in0 + ($au * 16u + local.x) * 4u);
         //@ end
-        //@ for $k in 0..16
-        {
-            //@ for $a in 0..FOURS
-            let outs$a = tile_dg[$au * 256u + $ku * 16u + local.y];
-            let ins$a = tile_h[$au * 256u + $ku * 16u + local.x];
-            //@ end
-            //@ for $a in 0..FOURS
-            //@ for $b in 0..FOURS
-            //@ for $i in 0..4
-            sum$a$b$i += outs$a[$i] * ins$b;
-            //@ end
-            //@ end
+        for (var k0 = 0u; k0 < 16u; k0 += AT_ONCE) {
+            //@ for $k in 0..AT_ONCE
+            {
+                //@ for $a in 0..FOURS
+                let outs$a = tile_dg[$au * 256u + (k0 + $ku) * 16u + local.y];
+                let ins$a = tile_h[$au * 256u + (k0 + $ku) * 16u + local.x];
+                //@ end
+                //@ for $a in 0..FOURS
+                //@ for $b in 0..FOURS
+                //@ for $i in 0..4
+                sum$a$b$i += outs$a[$i] * ins$b;
+                //@ end
+                //@ end
+                //@ end
+            }
             //@ end
         }
-        //@ end
     }
     //@ for $a in 0..FOURS
     //@ for $b in 0..FOURS

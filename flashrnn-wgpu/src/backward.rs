@@ -7,7 +7,7 @@ use crate::device::Wgpu;
 use crate::kernel::{Bound, Call};
 use crate::memory::View;
 use crate::plan::Engine;
-use crate::select;
+use crate::select::{self, Gradient};
 
 impl Engine {
     pub(crate) fn backward<T: Element, W: Element>(&self, call: Backward<'_, Wgpu, T, W>) -> Result<()> {
@@ -100,7 +100,7 @@ impl Engine {
         let even = (params.states_first | params.d_wx_first).is_multiple_of(2);
         let (weight_gradient, width) = match &kernels.matrix_gradient {
             Some((kernel, width)) if even => (kernel, *width),
-            _ => (&kernels.weight_gradient, 64 * select::gradient_fours(shapes.head_dim)),
+            _ => (&kernels.weight_gradient, Gradient::new(shapes.head_dim, self.device.adapter()).width()),
         };
         let sums = [
             (weight_gradient, call.d_r, shapes.r().iter().product::<usize>()),

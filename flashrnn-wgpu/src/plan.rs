@@ -16,7 +16,7 @@ use crate::forward::StepMemory;
 use crate::kernel::{Bound, Call, Kernel};
 use crate::memory::{Buffer, Pool, View, ViewMut};
 use crate::programs::Common;
-use crate::select::{self, Family, Fused};
+use crate::select::{self, Family, Fused, Gradient};
 
 impl Backend for Wgpu {
     type Buffer<P: Pod + Send + Sync> = Buffer<P>;
@@ -168,7 +168,7 @@ impl Engine {
         }
         let (device, common) = (&self.device, &self.common);
         let width = select::matrix_width(self.shapes.head_dim, common.element, device.adapter());
-        let gradients = common.gradients(select::gradient_fours(self.shapes.head_dim));
+        let gradients = common.gradients(Gradient::new(self.shapes.head_dim, device.adapter()));
         let kernels = BackwardKernels {
             steps: backward_steps(device, common, self.fused, &self.shapes, even(&self.shapes))?,
             gates_again: common

@@ -2,7 +2,7 @@
 
 use flashrnn_core::{Dtype, Shapes};
 
-use crate::select::{GROUPS_X, Tile};
+use crate::select::{GROUPS_X, Gradient, Tile};
 use crate::unroll::unroll;
 
 const PARAMS: &str = include_str!("../shaders/params.wgsl");
@@ -229,8 +229,8 @@ impl Common {
         self.program(tensors, &[OPERATOR, WEIGHTS, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")])
     }
 
-    /// The gradients of R and b; `fours`: of [`select::gradient_fours`].
-    pub fn gradients(&self, fours: usize) -> Program {
+    /// The gradients of R and b.
+    pub fn gradients(&self, Gradient { fours, at_once }: Gradient) -> Program {
         let t = self.element;
         let tensors = vec![
             Tensor::read("states", t),
@@ -238,9 +238,10 @@ impl Common {
             Self::work(),
             Tensor::plain("partial", true, "f32"),
         ];
-        let gradients = unroll(include_str!("../shaders/gradients.wgsl"), &[("FOURS", fours)]);
-        let fours = format!("const FOURS = {fours}u;\n");
-        self.program(tensors, &[OPERATOR, PREVIOUS_H, &fours, &gradients])
+        let sizes = [("FOURS", fours), ("AT_ONCE", at_once)];
+        let gradients = unroll(include_str!("../shaders/gradients.wgsl"), &sizes);
+        let constants = format!("const FOURS = {fours}u;\nconst AT_ONCE = {at_once}u;\n");
+        self.program(tensors, &[OPERATOR, PREVIOUS_H, &constants, &gradients])
     }
 
     /// The gradient of R by cooperative matrices; `width`: of [`select::matrix_width`].

@@ -112,9 +112,28 @@ pub fn parts(tokens: usize, columns: usize, round: usize) -> (usize, usize) {
 /// The tokens of a round of `weight_gradient` and of `bias_gradient`.
 pub const GRADIENT_ROUNDS: [usize; 2] = [16, 1];
 
-/// How many fours of units, along each side of a tile, an invocation of `weight_gradient` has: tiles are 64 times as wide.
-pub fn gradient_fours(head_dim: usize) -> usize {
-    if head_dim > 64 { 2 } else { 1 }
+/// How `weight_gradient` computes its product. The names are those of shaders/gradients.wgsl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gradient {
+    /// Fours of units of an invocation, along each side of a tile.
+    pub fours: usize,
+    /// Tokens whose products are written out.
+    pub at_once: usize,
+}
+
+impl Gradient {
+    /// For heads of so many units. A CPU's drivers take seconds to compile what is written out.
+    pub fn new(head_dim: usize, adapter: Adapter) -> Self {
+        match (adapter.cpu, head_dim > 64) {
+            (true, _) => Self { fours: 1, at_once: 1 },
+            (false, wide) => Self { fours: if wide { 2 } else { 1 }, at_once: 16 },
+        }
+    }
+
+    /// The side of a tile.
+    pub fn width(self) -> usize {
+        64 * self.fours
+    }
 }
 
 /// The side of a tile of the gradient of R by cooperative matrices, or `None` where it is not made by them.

@@ -4,7 +4,7 @@
 use crate::Wgpu;
 use crate::select::Choice;
 
-pub use crate::select::{Adapter, Fused};
+pub use crate::select::{Adapter, Fused, Gradient};
 
 /// The same device, with plans of these fused kernels, whatever would be chosen.
 #[must_use]

@@ -4,7 +4,7 @@ use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{Cell, Dtype, Elman, Gru, Lstm, Problem, Shapes, Slstm};
 use flashrnn_testsuite::cells::{Autonomous, Leaky, Twin};
 use flashrnn_wgpu::programs::{self, Common, Program};
-use flashrnn_wgpu::testing::{Adapter, Fused};
+use flashrnn_wgpu::testing::{Adapter, Fused, Gradient};
 use naga::AddressSpace;
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -79,8 +79,10 @@ fn every_shader_is_valid() {
                     assert!(check("backward_step", &common.backward_step(&shapes, least, words)) <= least);
                 }
                 check("gates_again", &common.gates_again());
-                assert!(check("gradients", &common.gradients(1)) <= adapter.workgroup_bytes);
-                assert!(check("gradients", &common.gradients(2)) <= adapter.workgroup_bytes);
+                for (cpu, head_dim) in [(true, 1), (false, 1), (false, 65)] {
+                    let gradients = common.gradients(Gradient::new(head_dim, Adapter { cpu, ..adapter }));
+                    assert!(check("gradients", &gradients) <= adapter.workgroup_bytes);
+                }
                 for width in [64, 128] {
                     let needs = Capabilities::SHADER_FLOAT16
                         | Capabilities::SUBGROUP
