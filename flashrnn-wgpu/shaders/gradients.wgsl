@@ -6,7 +6,7 @@ fn load_dg(token: u32, gate: u32, place: u32) -> f32 {
     return load_d_wx((token * EXTERNAL + gate - INNER) * units() + place);
 }
 
-// dg of 4 units of a token, and h before it: 0 beyond the head and the part.
+// dg of 2 and of 4 units of a token, and h before it: 0 beyond the head and the part.
 fn two_dg(token: u32, gate: u32, place: u32, unit: u32) -> vec2f {
     if unit >= params.head_dim { return vec2f(); }
     var dg: vec2f;

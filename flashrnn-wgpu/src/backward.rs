@@ -7,7 +7,7 @@ use crate::device::Wgpu;
 use crate::kernel::{Bound, Call};
 use crate::memory::View;
 use crate::plan::Engine;
-use crate::select::{self, Gradient};
+use crate::select;
 
 impl Engine {
     pub(crate) fn backward<T: Element, W: Element>(&self, call: Backward<'_, Wgpu, T, W>) -> Result<()> {
@@ -97,13 +97,9 @@ impl Engine {
             commands.copy_out(&work, params.d_s0_at, d_s0.0);
         }
 
-        let even = (params.states_first | params.d_wx_first).is_multiple_of(2);
-        let (weight_gradient, width) = match &kernels.matrix_gradient {
-            Some((kernel, width)) if even => (kernel, *width),
-            _ => (&kernels.weight_gradient, Gradient::new(shapes.head_dim, self.device.adapter()).width()),
-        };
+        let (weight_gradient, width) = self.weight_gradient(&params)?;
         let sums = [
-            (weight_gradient, call.d_r, shapes.r().iter().product::<usize>()),
+            (&weight_gradient, call.d_r, shapes.r().iter().product::<usize>()),
             (&kernels.bias_gradient, call.d_b, shapes.b().iter().product::<usize>()),
         ];
         for (i, (kernel, out, columns)) in sums.into_iter().enumerate() {

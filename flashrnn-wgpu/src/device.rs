@@ -278,17 +278,18 @@ impl Device {
 
     /// Whether the driver runs long loops to their end. The first time, it waits for the device.
     pub fn long_loops(&self) -> Result<bool> {
-        match self.long_loops.get() {
-            Some(&known) => Ok(known),
-            None => probe::long_loops(self).map(|found| *self.long_loops.get_or_init(|| found)),
-        }
+        self.known(&self.long_loops, probe::long_loops)
     }
 
     /// Whether the driver's own conversion of f16 is exact. The first time, it waits for the device.
     pub fn unpacks(&self) -> Result<bool> {
-        match self.unpacks.get() {
+        self.known(&self.unpacks, probe::unpacks)
+    }
+
+    fn known(&self, answer: &OnceLock<bool>, find: fn(&Self) -> Result<bool>) -> Result<bool> {
+        match answer.get() {
             Some(&known) => Ok(known),
-            None => probe::unpacks(self).map(|found| *self.unpacks.get_or_init(|| found)),
+            None => find(self).map(|found| *answer.get_or_init(|| found)),
         }
     }
 

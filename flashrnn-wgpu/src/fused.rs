@@ -2,7 +2,7 @@
 
 use flashrnn_core::{Dtype, Shapes};
 
-use crate::programs::{Common, Program, Tensor};
+use crate::programs::{Common, Program, Tensor, declared};
 use crate::select::{self, FUSED_STEPS, Fused, Lines};
 use crate::unroll::unroll;
 
@@ -44,8 +44,6 @@ impl Common {
             ("BUFFERS", buffers),
             ("AHEAD", buffers - 1),
         ];
-        let constants: String =
-            sizes.iter().map(|(name, size)| format!("const {name} = {size}u;\n")).collect();
         let of_text = [
             ("STATES", shapes.states),
             ("GATES", shapes.gates),
@@ -67,7 +65,7 @@ impl Common {
             .replace("    //@ weights\n", include_str!("../shaders/fused_weights.wgsl"))
             .replace("        //@ product\n", include_str!("../shaders/fused_product.wgsl"));
         let kernel = unroll(&[kept, &file].concat(), &[&sizes[..], &of_text].concat());
-        self.of_cell(pass.tensors, &[&constants, FUSED, &pieces, &kernel])
+        self.of_cell(pass.tensors, &[&declared(&sizes), FUSED, &pieces, &kernel])
     }
 
     /// The forward pass's time steps.
@@ -108,8 +106,6 @@ impl Common {
             ("PIECES_OF_LINE", fused.depth() / piece),
             ("PIECES_OF_HEAD", fused.pieces(shapes, piece)),
         ];
-        let constants: String =
-            sizes.iter().map(|(name, size)| format!("const {name} = {size}u;\n")).collect();
-        self.pack_with(&[&constants, include_str!("../shaders/pack_fused.wgsl")])
+        self.pack_with(&[&declared(&sizes), include_str!("../shaders/pack_fused.wgsl")])
     }
 }

@@ -106,9 +106,8 @@ pub(crate) struct BackwardKernels {
     steps: Arc<Kernel>,
     /// With [`Save::Recompute`].
     pub gates_again: Option<Arc<Kernel>>,
-    pub weight_gradient: Arc<Kernel>,
-    /// By cooperative matrices, and how wide its tiles are; for tensors that begin at an even element.
-    pub matrix_gradient: Option<(Arc<Kernel>, usize)>,
+    /// And how wide its tiles are; for tensors that begin at an even element.
+    weight_gradient: (Arc<Kernel>, usize),
     pub bias_gradient: Arc<Kernel>,
     pub reduce: Arc<Kernel>,
 }
@@ -135,7 +134,7 @@ impl Engine {
         let common =
             Common { sizes, functions, element: T::DTYPE, weight: W::DTYPE, unpacks, chunk, recompute };
         if fused.is_none() && choice.family == Family::Fused {
-            let why = "R does not fit the registers of a workgroup, or a step its memory";
+            let why = "R is too large for a workgroup, or a step for its memory";
             return Err(unsupported("fused kernels for this problem".into(), why.into()));
         }
         Ok(Self {
@@ -143,7 +142,7 @@ impl Engine {
             problem: problem.clone(),
             shapes: shapes.clone(),
             fused,
-            forward_steps: forward_steps(device, &common, fused, shapes, even(shapes))?,
+            forward_steps: steps(device, &common, fused, shapes, Pass::Forward, even(shapes))?,
             gates_steps: match problem.save {
                 Save::Gates => shapes.time,
                 Save::Recompute => {
@@ -167,21 +166,14 @@ impl Engine {
             return Ok(kernels);
         }
         let (device, common) = (&self.device, &self.common);
-        let width = select::matrix_width(self.shapes.head_dim, common.element, device.adapter());
         let gradients = common.gradients(Gradient::new(self.shapes.head_dim, device.adapter()));
         let kernels = BackwardKernels {
-            steps: backward_steps(device, common, self.fused, &self.shapes, even(&self.shapes))?,
+            steps: steps(device, common, self.fused, &self.shapes, Pass::Backward, even(&self.shapes))?,
             gates_again: common
                 .recompute
                 .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
                 .transpose()?,
-            weight_gradient: Kernel::get(device, &gradients, "weight_gradient")?,
-            matrix_gradient: match width {
-                Some(width) => {
-                    Some((Kernel::get(device, &common.matrix_gradient(width), "weight_gradient")?, width))
-                }
-                None => None,
-            },
+            weight_gradient: weight_gradient(device, common, self.shapes.head_dim, true)?,
             bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
             reduce: Kernel::get(device, &common.reduce(), "reduce")?,
         };
@@ -195,7 +187,7 @@ impl Engine {
         if firsts.is_multiple_of(2) {
             return Ok(self.forward_steps.clone());
         }
-        forward_steps(&self.device, &self.common, self.fused, &self.shapes, false)
+        steps(&self.device, &self.common, self.fused, &self.shapes, Pass::Forward, false)
     }
 
     /// Of the backward pass.
@@ -204,7 +196,15 @@ impl Engine {
         if firsts.is_multiple_of(2) {
             return Ok(self.backward_kernels()?.steps.clone());
         }
-        backward_steps(&self.device, &self.common, self.fused, &self.shapes, false)
+        steps(&self.device, &self.common, self.fused, &self.shapes, Pass::Backward, false)
+    }
+
+    /// The kernel of the gradient of R, and how wide its tiles are.
+    pub fn weight_gradient(&self, params: &Params) -> Result<(Arc<Kernel>, usize)> {
+        if (params.states_first | params.d_wx_first).is_multiple_of(2) {
+            return Ok(self.backward_kernels()?.weight_gradient.clone());
+        }
+        weight_gradient(&self.device, &self.common, self.shapes.head_dim, false)
     }
 
     /// Keeps what was compiled for the next process.
@@ -305,34 +305,48 @@ fn even(shapes: &Shapes) -> bool {
     shapes.head_dim.is_multiple_of(2)
 }
 
-/// The kernel of the time steps; `words`: what it writes is whole words.
-fn forward_steps(
-    device: &Device,
-    common: &Common,
-    fused: Option<Fused>,
-    shapes: &Shapes,
-    words: bool,
-) -> Result<Arc<Kernel>> {
-    let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
-    match fused {
-        None => Kernel::get(device, &common.forward_step(shapes, workgroup, words), "forward_step"),
-        Some(fused) => Kernel::get(device, &common.fused_forward(fused, shapes, words), "fused_forward"),
-    }
+/// A pass through time.
+#[derive(Clone, Copy)]
+enum Pass {
+    Forward,
+    Backward,
 }
 
-/// Of the backward pass.
-fn backward_steps(
+/// The kernel of a pass's time steps; `words`: tensors begin so that pairs of 16-bit units are whole words.
+fn steps(
     device: &Device,
     common: &Common,
     fused: Option<Fused>,
     shapes: &Shapes,
+    pass: Pass,
     words: bool,
 ) -> Result<Arc<Kernel>> {
     let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
-    match fused {
-        None => Kernel::get(device, &common.backward_step(shapes, workgroup, words), "backward_step"),
-        Some(fused) => Kernel::get(device, &common.fused_backward(fused, shapes, words), "fused_backward"),
-    }
+    let (program, name) = match (pass, fused) {
+        (Pass::Forward, None) => (common.forward_step(shapes, workgroup, words), "forward_step"),
+        (Pass::Forward, Some(fused)) => (common.fused_forward(fused, shapes, words), "fused_forward"),
+        (Pass::Backward, None) => (common.backward_step(shapes, workgroup, words), "backward_step"),
+        (Pass::Backward, Some(fused)) => (common.fused_backward(fused, shapes, words), "fused_backward"),
+    };
+    Kernel::get(device, &program, name)
+}
+
+/// The kernel of the gradient of R, and how wide its tiles are; `words`: tensors begin at an even element.
+fn weight_gradient(
+    device: &Device,
+    common: &Common,
+    head_dim: usize,
+    words: bool,
+) -> Result<(Arc<Kernel>, usize)> {
+    let adapter = device.adapter();
+    let (program, width) = match select::matrix_width(head_dim, common.element, adapter).filter(|_| words) {
+        Some(width) => (common.matrix_gradient(width), width),
+        None => {
+            let gradient = Gradient::new(head_dim, adapter);
+            (common.gradients(gradient), gradient.width())
+        }
+    };
+    Ok((Kernel::get(device, &program, "weight_gradient")?, width))
 }
 
 /// Refuses what the device's bindings can't hold.

@@ -13,32 +13,29 @@ const ROUNDS: u32 = 70_000;
 /// Whether the driver runs a loop of [`ROUNDS`] to its end.
 pub fn long_loops(device: &Device) -> Result<bool> {
     let kernel = Kernel::get(device, &programs::probe(), "probe")?;
-    let result = device.alloc::<u32>(1)?;
-    device.scope(0, || {
-        let params = Params { time: ROUNDS, ..Params::default() };
-        let mut call = Call::new(device);
-        call.run(&kernel, &params, &[Bound::whole(&result.buffer)], 1);
-        call.submit();
-        Ok(())
-    })?;
-    Ok(device.download(result.view())? == [expected(ROUNDS)])
+    let params = Params { time: ROUNDS, ..Params::default() };
+    Ok(result(device, &kernel, &params, 1)? == expected(ROUNDS))
 }
 
 /// Whether the driver's own conversion of f16 gives every number as it is: it may make zeros of the smallest.
 pub fn unpacks(device: &Device) -> Result<bool> {
-    let kernel = match Kernel::get(device, &programs::unpacks(), "unpacks") {
+    match Kernel::get(device, &programs::unpacks(), "unpacks") {
         // Not every device has it.
-        Err(Error::Compile { .. }) => return Ok(false),
-        kernel => kernel?,
-    };
-    let result = device.alloc::<u32>(1)?;
+        Err(Error::Compile { .. }) => Ok(false),
+        kernel => Ok(result(device, &*kernel?, &Params::default(), (1 << 16) / 128)? == 0),
+    }
+}
+
+/// The word that a kernel gives.
+fn result(device: &Device, kernel: &Kernel, params: &Params, groups: usize) -> Result<u32> {
+    let word = device.alloc::<u32>(1)?;
     device.scope(0, || {
         let mut call = Call::new(device);
-        call.run(&kernel, &Params::default(), &[Bound::whole(&result.buffer)], (1 << 16) / 128);
+        call.run(kernel, params, &[Bound::whole(&word.buffer)], groups);
         call.submit();
         Ok(())
     })?;
-    Ok(device.download(result.view())? == [0])
+    Ok(device.download(word.view())?[0])
 }
 
 /// What `probe.wgsl` gives after so many rounds.

@@ -49,7 +49,7 @@ impl Tensor {
         Self { name, written, kind: if words { Kind::Pairs(dtype) } else { Kind::Elements(dtype) } }
     }
 
-    pub(crate) fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
+    fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
         Self { name, written, kind: Kind::Plain(of) }
     }
 
@@ -76,6 +76,11 @@ impl Tensor {
             }
         }
     }
+}
+
+/// Sizes as constants of a shader.
+pub(crate) fn declared(sizes: &[(&str, usize)]) -> String {
+    sizes.iter().map(|(name, size)| format!("const {name} = {size}u;\n")).collect()
 }
 
 /// A shader's text, and the storage buffers it takes after the two uniform ones.
@@ -201,9 +206,7 @@ impl Common {
             ("INNER", shapes.inner()),
         ];
         let text = unroll(&format!("{STEP}\n{file}"), &[&constants[..], &of_text].concat());
-        let constants: String =
-            constants.iter().map(|(name, size)| format!("const {name} = {size}u;\n")).collect();
-        self.of_cell(tensors, &[&constants, &text])
+        self.of_cell(tensors, &[&declared(&constants), &text])
     }
 
     pub fn forward_step(&self, shapes: &Shapes, workgroup_bytes: usize, words: bool) -> Program {
@@ -240,8 +243,7 @@ impl Common {
         ];
         let sizes = [("FOURS", fours), ("AT_ONCE", at_once)];
         let gradients = unroll(include_str!("../shaders/gradients.wgsl"), &sizes);
-        let constants = format!("const FOURS = {fours}u;\nconst AT_ONCE = {at_once}u;\n");
-        self.program(tensors, &[OPERATOR, PREVIOUS_H, &constants, &gradients])
+        self.program(tensors, &[OPERATOR, PREVIOUS_H, &declared(&sizes), &gradients])
     }
 
     /// The gradient of R by cooperative matrices; `width`: of [`select::matrix_width`].
@@ -255,7 +257,7 @@ impl Common {
         ];
         let sizes = [("OUTS", width / 64), ("INS", width / 32), ("PAIRS", width / 16)];
         let gradients = unroll(include_str!("../shaders/gradients_matrix.wgsl"), &sizes);
-        let width = format!("const WIDTH = {width}u;\n");
+        let width = declared(&[("WIDTH", width)]);
         let mut program = self.program(tensors, &[OPERATOR, PREVIOUS_H, &width, &gradients]);
         program.source.insert_str(0, "enable f16;\nenable wgpu_cooperative_matrix;\n\n");
         program
@@ -283,18 +285,23 @@ impl Common {
 
 /// What tells whether the driver's conversion of f16 is exact.
 pub fn unpacks() -> Program {
-    let tensors = vec![Tensor::plain("result", true, "atomic<u32>")];
-    let mut source = format!("const GROUPS_X = {GROUPS_X}u;\n\n{PARAMS}\n{WIDEN_F16}\n");
-    source.push_str(&tensors[0].declaration(2));
-    source.push_str(include_str!("../shaders/unpacks.wgsl"));
-    Program { source, tensors }
+    probing("atomic<u32>", &[WIDEN_F16], include_str!("../shaders/unpacks.wgsl"))
 }
 
 /// What tells whether the driver runs long loops to their end.
 pub fn probe() -> Program {
-    let tensors = vec![Tensor::plain("result", true, "u32")];
-    let mut source = format!("const GROUPS_X = {GROUPS_X}u;\n\n{PARAMS}\n");
+    probing("u32", &[], include_str!("../shaders/probe.wgsl"))
+}
+
+/// A kernel whose result, of this WGSL type, tells of the driver.
+fn probing(result: &'static str, files: &[&str], kernel: &str) -> Program {
+    let tensors = vec![Tensor::plain("result", true, result)];
+    let mut source = format!("const GROUPS_X = {GROUPS_X}u;\n\n");
+    for text in [&[PARAMS], files].concat() {
+        source.push_str(text);
+        source.push('\n');
+    }
     source.push_str(&tensors[0].declaration(2));
-    source.push_str(include_str!("../shaders/probe.wgsl"));
+    source.push_str(kernel);
     Program { source, tensors }
 }
