@@ -68,7 +68,7 @@ impl<T: Element> BackwardCall<'_, T, T::Wide> {
                 V::prefetch(gates.as_ptr().wrapping_add(layout.place(k, token) + column));
             }
             let (external, position) = layout.position(k, token);
-            V::prefetch_write(if external { self.d_wx } else { self.d_inner }.at(position + column, 0));
+            V::prefetch(if external { self.d_wx } else { self.d_inner }.at(position + column, 0));
         }
         if let Some(d_states) = self.d_states {
             V::prefetch(d_states.as_ptr().wrapping_add(token * units + column));

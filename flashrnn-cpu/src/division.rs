@@ -30,8 +30,11 @@ pub(crate) struct Work {
 const MOST_ROWS: usize = 64;
 /// Fewer rows leave the product waiting for loads.
 const LEAST_ROWS: usize = 4;
-/// A matrix up to this size stays in a core's second-level cache beside the rows' own data.
-const CACHED: usize = 512 << 10;
+/// A thread goes through a head's matrix of up to this size alone at each step, from its core's second-level cache and in part
+/// from the third; larger ones are shared out.
+pub(crate) const WHOLE: usize = 1 << 20;
+/// Matrices of heads that go through time together stay in a core's second-level cache up to this size of all of them.
+const BUNDLE: usize = 512 << 10;
 /// Cycles of work a member must have in a step to be worth the signals between members.
 const LEAST_SHARE: usize = 3000;
 
@@ -45,10 +48,10 @@ impl Division {
             let tasks = w.heads * tiles;
             tasks.is_multiple_of(w.threads) || tasks >= 4 * w.threads
         };
-        if w.matrix <= CACHED
+        if w.matrix <= WHOLE
             && let Some(tiles) = (least..=most).find(|&tiles| even(tiles))
         {
-            let fits = (CACHED / w.matrix.max(1)).clamp(1, w.heads);
+            let fits = (BUNDLE / w.matrix.max(1)).clamp(1, w.heads);
             let together = |&n: &usize| {
                 let bundles = w.heads / n * tiles;
                 w.heads.is_multiple_of(n) && (bundles.is_multiple_of(w.threads) || bundles >= 4 * w.threads)
@@ -85,12 +88,13 @@ mod tests {
         assert_eq!(lstm(2, 16, 12, 64), Division { tiles: 1, team: 1, bundle: 6 });
         assert_eq!(lstm(2, 16, 1, 64), Division { tiles: 2, team: 1, bundle: 1 });
         assert_eq!(lstm(8, 16, 12, 64), Division { tiles: 2, team: 1, bundle: 3 });
+        assert_eq!(lstm(2, 16, 3, 256), Division { tiles: 2, team: 1, bundle: 1 });
     }
 
     #[test]
     fn large_heads_are_shared() {
         assert_eq!(lstm(2, 1, 1, 512), Division { tiles: 1, team: 2, bundle: 1 });
-        assert_eq!(lstm(2, 16, 3, 256), Division { tiles: 1, team: 2, bundle: 1 });
+        assert_eq!(lstm(2, 16, 3, 512), Division { tiles: 1, team: 2, bundle: 1 });
         assert_eq!(lstm(16, 64, 1, 1024), Division { tiles: 1, team: 16, bundle: 1 });
     }
 

@@ -10,7 +10,7 @@ use crate::compiled::Blocks;
 use crate::division::{Division, Work};
 use crate::forward::{self, ForwardBlock, ForwardCall, ForwardRoom};
 use crate::gather::Steps;
-use crate::memory::{Shared, filled};
+use crate::memory::{Aligned, Shared, filled};
 use crate::product::Panels;
 use crate::recompute::Recompute;
 use crate::simd::Vector;
@@ -46,7 +46,7 @@ struct StepRoom<S> {
     /// The batch, with one step each.
     rows: Vec<Row>,
     data: ForwardRoom<S>,
-    scratch: Vec<S>,
+    scratch: Aligned<S>,
 }
 
 impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
@@ -56,7 +56,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
             cell,
             problem: problem.clone(),
             shapes: shapes.clone(),
-            forward: Panels::forward::<V>(shapes.recurrent, shapes.head_dim),
+            forward: Panels::forward::<V>(shapes.recurrent, shapes.head_dim, rayon::current_num_threads()),
             backward: Panels::backward::<V>(shapes.recurrent, shapes.head_dim),
             step_shapes: Shapes { time: 1, ..shapes.clone() },
             step_rooms: Mutex::default(),
@@ -110,8 +110,8 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
         // r [Gr, N, D_out, D_in]: a gate's units are rows, apart by D.
         let row = |head, gate, unit, k| (((gate * heads + head) * d + unit) * d + k, d);
         let forward = self.forward.pack(heads, r, row)?;
-        let mut bias = filled(T::Wide::default(), b.len())?;
-        bias.copy_from_slice(b);
+        let mut bias = Aligned::new(b.len())?;
+        bias.as_mut_slice().copy_from_slice(b);
         Ok(CpuWeights { forward, backward: OnceLock::new(), b: bias })
     }
 
@@ -126,7 +126,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             forward_clip: self.problem.forward_clip,
             panels: self.forward,
             packed: call.weights.forward.as_slice(),
-            b: &call.weights.b,
+            b: call.weights.b.as_slice(),
             wx: call.wx,
             s0: call.s0,
             h: call.h.map(Shared::new),
@@ -178,7 +178,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
                 time,
                 panels: self.forward,
                 packed: call.weights.forward.as_slice(),
-                b: &call.weights.b,
+                b: call.weights.b.as_slice(),
                 wx,
                 states: call.states,
                 s0: call.s0,
@@ -260,7 +260,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             None => StepRoom {
                 rows: sorted_rows(&self.step_shapes, None)?,
                 data: ForwardRoom::new(&self.forward, self.shapes.states, self.shapes.batch)?,
-                scratch: filled(T::Wide::default(), Self::scratch(&self.forward))?,
+                scratch: Aligned::new(Self::scratch(&self.forward))?,
             },
         };
         let args = ForwardCall {
@@ -268,7 +268,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             forward_clip: self.problem.forward_clip,
             panels: self.forward,
             packed: call.weights.forward.as_slice(),
-            b: &call.weights.b,
+            b: call.weights.b.as_slice(),
             wx: call.wx,
             s0: None,
             h: call.h.map(Shared::new),
@@ -283,7 +283,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             unsafe { forward::begin(&ForwardCall { s0: Some(&*call.state), ..args }, &task) };
             let args = ForwardCall { last: Some(Shared::new(&mut *call.state)), ..args };
             for block in 0..self.forward.blocks() {
-                self.forward_block(&args, &task, 0, block, &mut room.scratch);
+                self.forward_block(&args, &task, 0, block, room.scratch.as_mut_slice());
             }
         }
         lock().push(room);

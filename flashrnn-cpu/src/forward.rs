@@ -55,20 +55,20 @@ impl<T: Element> ForwardCall<'_, T, T::Wide> {
         let layout = GateLayout::new(shapes);
         if let Some(gates) = self.gates {
             for k in 0..shapes.gates {
-                V::prefetch_write(gates.at(layout.place(k, token) + column, 0));
+                V::prefetch(gates.at(layout.place(k, token) + column, 0));
             }
         }
         if let Some(states) = self.states {
             for k in 0..shapes.states {
-                V::prefetch_write(states.at((k * tokens + token) * units + column, 0));
+                V::prefetch(states.at((k * tokens + token) * units + column, 0));
             }
         }
         if let Some(h) = self.h {
-            V::prefetch_write(h.at(token * units + column, 0));
+            V::prefetch(h.at(token * units + column, 0));
         }
         if let Some(states) = self.wide {
             for i in 0..wide {
-                V::prefetch_write(states.at((i * tokens + token) * units + column, 0));
+                V::prefetch(states.at((i * tokens + token) * units + column, 0));
             }
         }
     }

@@ -123,7 +123,7 @@ impl Backend for Cpu {
             let why = "weights have the tensors' type, or f32 beside 16-bit tensors".into();
             return Err(Error::Unsupported { backend: "cpu", what, why });
         }
-        let kernel = compiled::kernel::<T, C>(cell, problem, &shapes, self.level)?;
+        let kernel = self.install(|| compiled::kernel::<T, C>(cell, problem, &shapes, self.level))?;
         Ok(CpuPlan {
             cpu: self.clone(),
             problem: problem.clone(),
@@ -155,7 +155,7 @@ pub struct CpuWeights<S> {
     pub(crate) forward: Aligned<S>,
     pub(crate) backward: OnceLock<Aligned<S>>,
     /// `[G, N, D]`
-    pub(crate) b: Vec<S>,
+    pub(crate) b: Aligned<S>,
 }
 
 impl<S> CpuWeights<S> {

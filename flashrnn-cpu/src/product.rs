@@ -19,6 +19,7 @@ use std::ops::Range;
 use flashrnn_core::{Element, Result};
 use rayon::prelude::*;
 
+use crate::division::WHOLE;
 use crate::memory::{Aligned, at};
 use crate::simd::{For, Op, Simd, Storage};
 
@@ -39,9 +40,11 @@ pub(crate) struct Panels {
 
 impl Panels {
     /// For `R h`: `recurrent` gates a unit, summed over D.
-    pub fn forward<V: Simd>(recurrent: usize, head_dim: usize) -> Self {
-        // At least two vectors, to share what a row costs in each block.
-        let block = (V::PANEL / recurrent).max(2);
+    pub fn forward<V: Simd>(recurrent: usize, head_dim: usize, threads: usize) -> Self {
+        // A few vectors, to share what a row costs in each block; but where threads share a head, each needs a block.
+        let matrix = recurrent * head_dim * head_dim * size_of::<V::Scalar>();
+        let least = if matrix <= WHOLE { 4 } else { (head_dim / V::LANES / threads).clamp(2, 4) };
+        let block = (V::PANEL / recurrent).max(least);
         Self { depth: head_dim, kinds: recurrent, units: head_dim, block, lanes: V::LANES, panel: V::PANEL }
     }
 

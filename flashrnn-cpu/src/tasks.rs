@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use flashrnn_core::{Result, Shapes};
 
 use crate::division::Division;
-use crate::memory::filled;
+use crate::memory::{Aligned, filled};
 use crate::team::{Team, back_and_forth};
 
 /// A row of the batch.
@@ -124,7 +124,7 @@ pub(crate) fn run<'a, D: Sync, S: bytemuck::Pod + Send + Sync>(
     steps: impl Fn(&Task<'a, D>) -> usize + Sync,
     work: impl Fn(&Task<'a, D>, usize, usize, &mut [S]) + Sync,
 ) -> Result<()> {
-    let room = || filled(S::zeroed(), scratch);
+    let room = || Aligned::<S>::new(scratch);
     // Tasks of the same rows, one step of all of them after the other.
     let alone = |bundle: &[Task<'a, D>], scratch: &mut [S]| {
         let n = bundle.len() * blocks;
@@ -141,9 +141,9 @@ pub(crate) fn run<'a, D: Sync, S: bytemuck::Pod + Send + Sync>(
             tasks.iter().map(|task| Team::new(steps(task), blocks, division.team)).collect();
         // Several teams may work at once, each on every so manieth task.
         let groups = (threads / division.team).clamp(1, tasks.len().max(1));
-        let member = |group: usize, me: usize, mut scratch: Vec<S>| {
+        let member = |group: usize, me: usize, mut scratch: Aligned<S>| {
             for (task, team) in tasks.iter().zip(&teams).skip(group).step_by(groups) {
-                team.join(me, |step, block| work(task, step, block, &mut scratch));
+                team.join(me, |step, block| work(task, step, block, scratch.as_mut_slice()));
             }
         };
         let rooms = (0..groups * division.team).map(|_| room()).collect::<Result<Vec<_>>>()?;
@@ -161,11 +161,11 @@ pub(crate) fn run<'a, D: Sync, S: bytemuck::Pod + Send + Sync>(
         Ok(())
     } else if threads == 1 || tasks.len() == division.bundle {
         let mut scratch = room()?;
-        tasks.chunks(division.bundle).for_each(|bundle| alone(bundle, &mut scratch));
+        tasks.chunks(division.bundle).for_each(|bundle| alone(bundle, scratch.as_mut_slice()));
         Ok(())
     } else {
         tasks.par_chunks(division.bundle).with_max_len(1).try_for_each(|bundle| {
-            alone(bundle, &mut room()?);
+            alone(bundle, room()?.as_mut_slice());
             Ok(())
         })
     }

@@ -20,7 +20,8 @@ fn row_piece(place: Place, row: u32, piece: u32) -> vec4f {
 }
 
 @compute @workgroup_size(256)
-fn forward_step(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
+fn forward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
+    let thread = thread_of(builtins);
     let place = place_of(id, thread);
     if place.row0 >= params.batch { return; }
     let step = params.first_step + at_step.index;

@@ -9,10 +9,11 @@
 const ROUND = PARTS * PIECES;
 // The last two places keep the rows in different banks.
 const ROW = ROUND + 2u;
-// What is summed at a time: AT_ONCE lines of every thread, by 4 rows. ADDERS threads share each.
+// What is summed at a time: AT_ONCE lines of every thread, by 4 rows. Memory gets them in KEPT parts; ADDERS threads share each.
 const SUMS = 256u / PARTS * AT_ONCE;
+const KEPT = PARTS / TOGETHER;
 
-var<workgroup> memory: array<vec4f, max(16u * ROW, 256u * AT_ONCE)>;
+var<workgroup> memory: array<vec4f, max(16u * ROW, SUMS * KEPT)>;
 
 // Which thread does what.
 struct Place {
@@ -66,7 +67,7 @@ fn piece_of_work(line: u32, piece: u32) -> vec4f {
 }
 
 // This thread's part of the sums, its lines by its 4 rows.
-fn product(place: Place, thread: u32) -> array<vec4f, LINES> {
+fn product(place: Place, thread: u32) -> array<vec4f, HELD> {
     //@ for $line in 0..LINES
     var sum$line = vec4f();
     //@ for $i in 0..PIECES
@@ -107,26 +108,28 @@ fn product(place: Place, thread: u32) -> array<vec4f, LINES> {
         //@ end
         //@ end
     }
-    var sums: array<vec4f, LINES>;
+    var sums: array<vec4f, HELD>;
     //@ for $line in 0..LINES
     sums[$line] = sum$line;
     //@ end
     return sums;
 }
 
+// Where a thread's sum of a line lies in memory.
+fn sum_at(place: Place, line: u32) -> u32 {
+    return place.part / TOGETHER * SUMS + (place.lines * AT_ONCE + line) * 4u + place.rows;
+}
+
 // Brings the sums of lines `first` to `first + AT_ONCE - 1` of every thread to memory, in ADDERS parts: `added` adds those.
-fn add_up(place: Place, thread: u32, sums: array<vec4f, LINES>, first: u32) {
+fn add_up(place: Place, thread: u32, sums: array<vec4f, HELD>, first: u32) {
     workgroupBarrier();
-    //@ for $line in 0..LINES
-    if first <= $lineu && $lineu < first + AT_ONCE {
-        memory[place.part * SUMS + (place.lines * AT_ONCE + $lineu - first) * 4u + place.rows] = sums[$line];
-    }
-    //@ end
+    keep(place, sums, first);
     workgroupBarrier();
+    if KEPT == ADDERS { return; }
     if thread < SUMS * ADDERS {
-        let part = thread / SUMS * (PARTS / ADDERS);
+        let part = thread / SUMS * (KEPT / ADDERS);
         var sum = memory[part * SUMS + thread % SUMS];
-        for (var i = 1u; i < PARTS / ADDERS; i++) { sum += memory[(part + i) * SUMS + thread % SUMS]; }
+        for (var i = 1u; i < KEPT / ADDERS; i++) { sum += memory[(part + i) * SUMS + thread % SUMS]; }
         memory[part * SUMS + thread % SUMS] = sum;
     }
     workgroupBarrier();
@@ -137,6 +140,6 @@ fn added(place: Place, lines: u32, i: u32) -> f32 {
     let row = place.row - place.row0;
     let at = (lines * AT_ONCE + i) * 4u + row % 4u;
     var sum = 0.0f;
-    for (var part = 0u; part < PARTS; part += PARTS / ADDERS) { sum += memory[part * SUMS + at][row / 4u]; }
+    for (var part = 0u; part < KEPT; part += KEPT / ADDERS) { sum += memory[part * SUMS + at][row / 4u]; }
     return sum;
 }

@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::memory::{Buffer, View};
 use crate::probe;
-use crate::select::{Adapter, Choice, Family};
+use crate::select::{self, Adapter, Choice, Family};
 
 /// What the buffers of this crate may be used for.
 const USAGES: wgpu::BufferUsages =
@@ -110,7 +110,9 @@ impl Wgpu {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("flashrnn"),
             required_limits: adapter.limits(),
-            required_features: adapter.features() & wgpu::Features::PIPELINE_CACHE | matrices,
+            required_features: adapter.features()
+                & (wgpu::Features::PIPELINE_CACHE | wgpu::Features::SUBGROUP)
+                | matrices,
             experimental_features,
             ..Default::default()
         };
@@ -185,6 +187,7 @@ pub(crate) struct Device {
     matrices: bool,
     long_loops: OnceLock<bool>,
     unpacks: OnceLock<bool>,
+    subgroups: OnceLock<bool>,
     failures: Arc<Mutex<Option<Error>>>,
     /// Why nothing more can be done, once the device is lost.
     pub lost: Arc<OnceLock<Error>>,
@@ -246,6 +249,7 @@ impl Device {
             cache: OnceLock::new(),
             long_loops: OnceLock::new(),
             unpacks: OnceLock::new(),
+            subgroups: OnceLock::new(),
             failures,
             lost: Arc::default(),
             #[cfg(test)]
@@ -267,7 +271,14 @@ impl Device {
                 as usize,
             workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,
             matrix: self.matrices,
+            subgroup: self.subgroup(),
         }
+    }
+
+    fn subgroup(&self) -> usize {
+        let info = self.device.adapter_info();
+        let has = self.device.features().contains(wgpu::Features::SUBGROUP);
+        select::subgroup(has, info.subgroup_min_size, info.subgroup_max_size)
     }
 
     /// The most bytes of a tensor: of what the device takes, what [`Device::memory`] rounds to and shaders can count in a u32.
@@ -284,6 +295,11 @@ impl Device {
     /// Whether the driver's own conversion of f16 is exact. The first time, it waits for the device.
     pub fn unpacks(&self) -> Result<bool> {
         self.known(&self.unpacks, probe::unpacks)
+    }
+
+    /// Whether subgroups are as [`Adapter::subgroup`] says. The first time, it waits for the device.
+    pub fn subgroups(&self) -> Result<bool> {
+        self.known(&self.subgroups, probe::subgroups)
     }
 
     fn known(&self, answer: &OnceLock<bool>, find: fn(&Self) -> Result<bool>) -> Result<bool> {

@@ -16,7 +16,7 @@ use crate::forward::StepMemory;
 use crate::kernel::{Bound, Call, Kernel};
 use crate::memory::{Buffer, Pool, View, ViewMut};
 use crate::programs::Common;
-use crate::select::{self, Family, Fused, Gradient};
+use crate::select::{self, Adapter, Family, Fused, Gradient};
 
 impl Backend for Wgpu {
     type Buffer<P: Pod + Send + Sync> = Buffer<P>;
@@ -119,10 +119,11 @@ impl Engine {
         problem: &Problem,
         shapes: &Shapes,
     ) -> Result<Self> {
-        let fused = choice.fused(shapes, device.adapter(), T::DTYPE);
+        let adapter = device.adapter();
+        let fused = choice.fused(shapes, adapter, T::DTYPE);
         check_limits(device.most_bytes(), shapes, problem, T::DTYPE, fused)?;
         check_loops(shapes, || device.long_loops())?;
-        let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
+        let workgroup = adapter.workgroup_bytes;
         let chunk = select::chunk(shapes.recurrent, workgroup).ok_or_else(|| {
             unsupported(
                 format!("{} recurrent gates", shapes.recurrent),
@@ -131,8 +132,18 @@ impl Engine {
         })?;
         let recompute = problem.save == Save::Recompute;
         let unpacks = T::DTYPE == Dtype::F16 && device.unpacks()?;
-        let common =
-            Common { sizes, functions, element: T::DTYPE, weight: W::DTYPE, unpacks, chunk, recompute };
+        let subgroups = fused.is_none() && choice.subgroups(adapter) && device.subgroups()?;
+        let subgroup = if subgroups { adapter.subgroup } else { 1 };
+        let common = Common {
+            sizes,
+            functions,
+            element: T::DTYPE,
+            weight: W::DTYPE,
+            unpacks,
+            adapter: Adapter { subgroup, ..adapter },
+            chunk,
+            recompute,
+        };
         if fused.is_none() && choice.family == Family::Fused {
             let why = "R is too large for a workgroup, or a step for its memory";
             return Err(unsupported("fused kernels for this problem".into(), why.into()));
@@ -166,7 +177,7 @@ impl Engine {
             return Ok(kernels);
         }
         let (device, common) = (&self.device, &self.common);
-        let gradients = common.gradients(Gradient::new(self.shapes.head_dim, device.adapter()));
+        let gradients = common.gradients(Gradient::new(self.shapes.head_dim, common.adapter));
         let kernels = BackwardKernels {
             steps: steps(device, common, self.fused, &self.shapes, Pass::Backward, even(&self.shapes))?,
             gates_again: common
@@ -321,11 +332,10 @@ fn steps(
     pass: Pass,
     words: bool,
 ) -> Result<Arc<Kernel>> {
-    let workgroup = device.limits.max_compute_workgroup_storage_size as usize;
     let (program, name) = match (pass, fused) {
-        (Pass::Forward, None) => (common.forward_step(shapes, workgroup, words), "forward_step"),
+        (Pass::Forward, None) => (common.forward_step(shapes, words), "forward_step"),
         (Pass::Forward, Some(fused)) => (common.fused_forward(fused, shapes, words), "fused_forward"),
-        (Pass::Backward, None) => (common.backward_step(shapes, workgroup, words), "backward_step"),
+        (Pass::Backward, None) => (common.backward_step(shapes, words), "backward_step"),
         (Pass::Backward, Some(fused)) => (common.fused_backward(fused, shapes, words), "fused_backward"),
     };
     Kernel::get(device, &program, name)
@@ -338,7 +348,7 @@ fn weight_gradient(
     head_dim: usize,
     words: bool,
 ) -> Result<(Arc<Kernel>, usize)> {
-    let adapter = device.adapter();
+    let adapter = common.adapter;
     let (program, width) = match select::matrix_width(head_dim, common.element, adapter).filter(|_| words) {
         Some(width) => (common.matrix_gradient(width), width),
         None => {

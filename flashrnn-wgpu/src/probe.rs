@@ -1,4 +1,4 @@
-//! What a driver does that WGSL does not promise: whether it runs long loops to their end, and converts f16 exactly.
+//! What a driver does that WGSL does not promise: whether it runs long loops to their end, converts f16 exactly, and fills subgroups.
 
 use flashrnn_core::{Error, Result};
 
@@ -14,7 +14,7 @@ const ROUNDS: u32 = 70_000;
 pub fn long_loops(device: &Device) -> Result<bool> {
     let kernel = Kernel::get(device, &programs::probe(), "probe")?;
     let params = Params { time: ROUNDS, ..Params::default() };
-    Ok(result(device, &kernel, &params, 1)? == expected(ROUNDS))
+    Ok(result(device, &kernel, &params, 1)? == [expected(ROUNDS)])
 }
 
 /// Whether the driver's own conversion of f16 gives every number as it is: it may make zeros of the smallest.
@@ -22,20 +22,33 @@ pub fn unpacks(device: &Device) -> Result<bool> {
     match Kernel::get(device, &programs::unpacks(), "unpacks") {
         // Not every device has it.
         Err(Error::Compile { .. }) => Ok(false),
-        kernel => Ok(result(device, &*kernel?, &Params::default(), (1 << 16) / 128)? == 0),
+        kernel => Ok(result(device, &*kernel?, &Params::default(), (1 << 16) / 128)? == [0]),
     }
 }
 
-/// The word that a kernel gives.
-fn result(device: &Device, kernel: &Kernel, params: &Params, groups: usize) -> Result<u32> {
-    let word = device.alloc::<u32>(1)?;
+/// Whether all subgroups have the size that the device says and shuffle as they should.
+pub fn subgroups(device: &Device) -> Result<bool> {
+    let kernel = Kernel::get(device, &programs::subgroups(), "subgroups")?;
+    let params = Params { time: device.adapter().subgroup as u32, ..Params::default() };
+    Ok(result(device, &kernel, &params, 1)? == [u32::MAX; 256 / 32])
+}
+
+/// The words that a kernel gives.
+fn result<const WORDS: usize>(
+    device: &Device,
+    kernel: &Kernel,
+    params: &Params,
+    groups: usize,
+) -> Result<[u32; WORDS]> {
+    let words = device.alloc::<u32>(WORDS)?;
     device.scope(0, || {
         let mut call = Call::new(device);
-        call.run(kernel, params, &[Bound::whole(&word.buffer)], groups);
+        call.run(kernel, params, &[Bound::whole(&words.buffer)], groups);
         call.submit();
         Ok(())
     })?;
-    Ok(device.download(word.view())?[0])
+    let words = device.download(words.view())?;
+    Ok(std::array::from_fn(|i| words[i]))
 }
 
 /// What `probe.wgsl` gives after so many rounds.
@@ -58,6 +71,13 @@ mod tests {
         assert!(wgpu.device.long_loops().unwrap());
         // A driver that ended it would be found out.
         assert_ne!(expected(ROUNDS), expected(65_535));
+    }
+
+    /// So on all drivers that these tests have run on. Where they are not, sums are added up in workgroup memory.
+    #[test]
+    fn subgroups_are_full() {
+        let Some(wgpu) = testing::wgpu() else { return };
+        assert!(wgpu.device.adapter().subgroup == 1 || wgpu.device.subgroups().unwrap());
     }
 
     /// So on all drivers that these tests have run on. Where it is not, f16 is converted by hand, and nothing tests the other way.

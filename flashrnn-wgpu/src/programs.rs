@@ -2,7 +2,7 @@
 
 use flashrnn_core::{Dtype, Shapes};
 
-use crate::select::{GROUPS_X, Gradient, Tile};
+use crate::select::{Adapter, GROUPS_X, Gradient, Tile};
 use crate::unroll::unroll;
 
 const PARAMS: &str = include_str!("../shaders/params.wgsl");
@@ -103,6 +103,8 @@ pub struct Common {
     pub weight: Dtype,
     /// Whether the driver's own conversion of f16 is exact.
     pub unpacks: bool,
+    /// The device, with the subgroups that kernels may rely on.
+    pub adapter: Adapter,
     /// Elements of k in a tile.
     pub chunk: usize,
     /// Whether the backward pass computes the gates again.
@@ -197,25 +199,33 @@ impl Common {
             ("ROUNDS", tile.rounds),
             ("AT_ONCE", tile.at_once),
             ("ADDERS", tile.adders()),
+            ("TOGETHER", tile.together),
+            ("HELD", tile.held()),
+            ("SUBGROUP", self.adapter.subgroup),
         ];
         let of_text = [
             ("LOADS", tile.loads()),
+            ("FOURS", tile.held() / 4),
             ("STATES", shapes.states),
             ("GATES", shapes.gates),
             ("RECURRENT", shapes.recurrent),
             ("INNER", shapes.inner()),
         ];
-        let text = unroll(&format!("{STEP}\n{file}"), &[&constants[..], &of_text].concat());
+        let sums = match tile.together {
+            1 => include_str!("../shaders/sums.wgsl"),
+            _ => include_str!("../shaders/sums_subgroups.wgsl"),
+        };
+        let text = unroll(&[STEP, sums, file].join("\n"), &[&constants[..], &of_text].concat());
         self.of_cell(tensors, &[&declared(&constants), &text])
     }
 
-    pub fn forward_step(&self, shapes: &Shapes, workgroup_bytes: usize, words: bool) -> Program {
-        let tile = Tile::forward(shapes, workgroup_bytes);
+    pub fn forward_step(&self, shapes: &Shapes, words: bool) -> Program {
+        let tile = Tile::forward(shapes, self.adapter);
         self.step(self.forward_tensors(words), shapes, tile, include_str!("../shaders/forward_step.wgsl"))
     }
 
-    pub fn backward_step(&self, shapes: &Shapes, workgroup_bytes: usize, words: bool) -> Program {
-        let tile = Tile::backward(shapes, workgroup_bytes);
+    pub fn backward_step(&self, shapes: &Shapes, words: bool) -> Program {
+        let tile = Tile::backward(shapes, self.adapter);
         let text = [&self.recomputed(), include_str!("../shaders/backward_step.wgsl")].concat();
         self.step(self.backward_tensors(words), shapes, tile, &text)
     }
@@ -286,6 +296,11 @@ impl Common {
 /// What tells whether the driver's conversion of f16 is exact.
 pub fn unpacks() -> Program {
     probing("atomic<u32>", &[WIDEN_F16], include_str!("../shaders/unpacks.wgsl"))
+}
+
+/// What tells whether subgroups are as the kernels of one step need them.
+pub fn subgroups() -> Program {
+    probing("atomic<u32>", &[], include_str!("../shaders/subgroups.wgsl"))
 }
 
 /// What tells whether the driver runs long loops to their end.

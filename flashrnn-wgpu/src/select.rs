@@ -45,6 +45,8 @@ pub struct Tile {
     pub rounds: usize,
     /// Lines whose sums are added up at a time.
     pub at_once: usize,
+    /// Parts of a sum that the threads of a subgroup add up among themselves; 1 where subgroups are not used.
+    pub together: usize,
 }
 
 /// Registers of a thread that hold weights: of this round, and of the next if there is one.
@@ -52,21 +54,22 @@ const WEIGHTS: usize = 128;
 
 impl Tile {
     /// Of the forward pass: a thread has the recurrent gates of a unit.
-    pub fn forward(shapes: &Shapes, workgroup_bytes: usize) -> Self {
-        Self::new(shapes.recurrent, 8, shapes.head_dim.div_ceil(4), workgroup_bytes)
+    pub fn forward(shapes: &Shapes, adapter: Adapter) -> Self {
+        Self::new(shapes.recurrent, 8, shapes.head_dim.div_ceil(4), adapter)
     }
 
     /// Of the backward pass: a thread has 4 units.
-    pub fn backward(shapes: &Shapes, workgroup_bytes: usize) -> Self {
-        Self::new(4, 32, shapes.recurrent * shapes.head_dim.div_ceil(4), workgroup_bytes)
+    pub fn backward(shapes: &Shapes, adapter: Adapter) -> Self {
+        Self::new(4, 32, shapes.recurrent * shapes.head_dim.div_ceil(4), adapter)
     }
 
-    fn new(lines: usize, parts: usize, length: usize, workgroup_bytes: usize) -> Self {
+    fn new(lines: usize, parts: usize, length: usize, adapter: Adapter) -> Self {
+        let Adapter { workgroup_bytes, subgroup, .. } = adapter;
         // Whole loads of 256 threads: 16 rows of at least 16 pieces.
         let least = 16usize.div_ceil(parts);
         let with = |pieces: usize| {
             let rounds = length.div_ceil(parts * pieces);
-            Self { lines, parts, pieces, rounds, at_once: 1 }
+            Self { lines, parts, pieces, rounds, at_once: 1, together: 1 }
         };
         let fits = |tile: &Self| {
             let registers = 4 * tile.lines * tile.pieces * tile.rounds.min(2);
@@ -77,8 +80,16 @@ impl Tile {
         let tile =
             [8, 4, 2, 1].into_iter().filter(|&pieces| least <= pieces && pieces <= most).map(with).find(fits);
         let tile = tile.unwrap_or(with(least));
-        let at_once = (1..=lines).rev().map(|at_once| Self { at_once, ..tile });
-        at_once.into_iter().find(|tile| tile.workgroup_bytes() <= workgroup_bytes).unwrap_or(tile)
+        let fits = |tile: &Self| tile.workgroup_bytes() <= workgroup_bytes;
+        // A part has 4 threads, one beside the other.
+        let together = Self { at_once: lines, together: (subgroup / 4).clamp(1, parts), ..tile };
+        let alone = (1..=lines).rev().map(|at_once| Self { at_once, ..tile });
+        std::iter::once(together).chain(alone).find(fits).unwrap_or(tile)
+    }
+
+    /// Sums of a thread, with those that fill up fours where subgroups add them up.
+    pub fn held(self) -> usize {
+        if self.together == 1 { self.lines } else { self.lines.next_multiple_of(4) }
     }
 
     /// Pieces of the rows that a thread brings to workgroup memory in a round.
@@ -86,15 +97,24 @@ impl Tile {
         16 * self.parts * self.pieces / 256
     }
 
+    /// Sums that are added up at a time, by 4 rows.
+    fn sums(self) -> usize {
+        256 / self.parts * self.at_once
+    }
+
+    /// Parts of a sum in workgroup memory.
+    fn kept(self) -> usize {
+        self.parts / self.together
+    }
+
     /// Threads that share the adding of a sum's parts.
     pub fn adders(self) -> usize {
-        let sums = 256 / self.parts * self.at_once;
-        1 << (256 / sums).clamp(1, self.parts).ilog2()
+        1 << (256 / self.sums()).clamp(1, self.kept()).ilog2()
     }
 
     /// Bytes of workgroup memory.
     pub fn workgroup_bytes(self) -> usize {
-        16 * (16 * (self.parts * self.pieces + 2)).max(256 * self.at_once)
+        16 * (16 * (self.parts * self.pieces + 2)).max(self.sums() * self.kept())
     }
 }
 
@@ -182,9 +202,16 @@ pub struct Choice {
     pub family: Family,
     /// For tests and measurements: in place of what [`Fused::new`] chooses.
     pub fused: Option<Fused>,
+    /// For tests: subgroup operations on a CPU's drivers too.
+    pub subgroups: bool,
 }
 
 impl Choice {
+    /// Whether the kernels of one step use subgroup operations, for which a CPU's drivers take twice as long to compile and to run.
+    pub fn subgroups(self, adapter: Adapter) -> bool {
+        adapter.subgroup > 1 && (self.subgroups || !adapter.cpu)
+    }
+
     /// The fused kernels for a problem, or `None` for the alternating ones.
     pub fn fused(self, shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Fused> {
         match self.family {
@@ -208,6 +235,14 @@ pub struct Adapter {
     pub workgroup_bytes: usize,
     /// There are cooperative matrices of 16 x 16, f16 in and f32 out, in subgroups of 32.
     pub matrix: bool,
+    /// Threads of a subgroup, as [`subgroup`] says.
+    pub subgroup: usize,
+}
+
+/// Threads of a subgroup where its operations may add sums up: all subgroups have this size and are parts of a workgroup of 256. 1
+/// elsewhere. `has`: the device has such operations, on subgroups of `least` to `most` threads.
+pub fn subgroup(has: bool, least: u32, most: u32) -> usize {
+    if has && least == most && [8, 16, 32, 64, 128].contains(&most) { most as usize } else { 1 }
 }
 
 /// The most time steps of one dispatch of a fused kernel: a few milliseconds on a GPU, so that no watchdog ends it, and no loop
@@ -401,9 +436,11 @@ mod tests {
     use super::*;
     use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
 
-    const H200: Adapter = Adapter { cpu: false, invocations: 1024, workgroup_bytes: 48 << 10, matrix: false };
+    const H200: Adapter =
+        Adapter { cpu: false, invocations: 1024, workgroup_bytes: 48 << 10, matrix: false, subgroup: 32 };
     /// What every device has.
-    const LEAST: Adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10, matrix: false };
+    const LEAST: Adapter =
+        Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10, matrix: false, subgroup: 1 };
 
     #[test]
     fn fused_where_a_head_fits_a_workgroup() {
@@ -475,31 +512,65 @@ mod tests {
 
     #[test]
     fn tiles_cover_k_and_fit_workgroup_memory() {
-        let tile = |lines, parts, pieces, rounds, at_once| Tile { lines, parts, pieces, rounds, at_once };
+        let tile = |lines, parts, pieces, rounds, at_once, together| Tile {
+            lines,
+            parts,
+            pieces,
+            rounds,
+            at_once,
+            together,
+        };
         let lstm = Problem::new(16, 1, 3, 256).shapes::<Lstm>().unwrap();
-        assert_eq!(Tile::forward(&lstm, 48 << 10), tile(4, 8, 8, 1, 4));
-        assert_eq!(Tile::forward(&lstm, 16 << 10), tile(4, 8, 4, 2, 4));
-        assert_eq!(Tile::backward(&lstm, 48 << 10), tile(4, 32, 4, 2, 4));
+        let cpu = Adapter { cpu: true, subgroup: 8, ..H200 };
+        assert_eq!(Tile::forward(&lstm, H200), tile(4, 8, 8, 1, 4, 8));
+        assert_eq!(Tile::forward(&lstm, Adapter { subgroup: 1, ..H200 }), tile(4, 8, 8, 1, 4, 1));
+        assert_eq!(Tile::forward(&lstm, LEAST), tile(4, 8, 4, 2, 4, 1));
+        assert_eq!(Tile::forward(&lstm, cpu), tile(4, 8, 8, 1, 4, 2));
+        assert_eq!(Tile::backward(&lstm, H200), tile(4, 32, 4, 2, 4, 8));
+        assert_eq!(Tile::backward(&lstm, Adapter { subgroup: 1, ..H200 }), tile(4, 32, 4, 2, 4, 1));
+        assert_eq!(Tile::backward(&lstm, cpu), tile(4, 32, 4, 2, 4, 2));
+        // So many lines find no room together.
+        let wide = Shapes { recurrent: 12, ..lstm };
+        assert_eq!(Tile::forward(&wide, Adapter { subgroup: 8, ..LEAST }).together, 1);
         for head_dim in 1..=600 {
-            for bytes in [16 << 10, 48 << 10] {
+            for adapter in
+                [LEAST, Adapter { subgroup: 8, ..LEAST }, H200, Adapter { subgroup: 128, ..H200 }, cpu]
+            {
                 let problem = Problem::new(16, 1, 3, head_dim);
                 for shapes in [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Lstm>()] {
                     let shapes = shapes.unwrap();
                     let pieces = head_dim.div_ceil(4);
-                    let tiles = [Tile::forward(&shapes, bytes), Tile::backward(&shapes, bytes)];
+                    let tiles = [Tile::forward(&shapes, adapter), Tile::backward(&shapes, adapter)];
                     for (tile, length) in tiles.into_iter().zip([pieces, shapes.recurrent * pieces]) {
                         let round = tile.parts * tile.pieces;
                         assert!(
                             tile.rounds * round >= length && (tile.rounds - 1) * round < length,
                             "{tile:?}"
                         );
-                        assert!(tile.workgroup_bytes() <= bytes && tile.loads() * 16 == round, "{tile:?}");
-                        let sums = 256 / tile.parts * tile.at_once;
-                        assert!(sums * tile.adders() <= 256 && tile.parts.is_multiple_of(tile.adders()));
+                        assert!(
+                            tile.workgroup_bytes() <= adapter.workgroup_bytes && tile.loads() * 16 == round,
+                            "{tile:?}"
+                        );
+                        assert_eq!(tile.together, (adapter.subgroup / 4).clamp(1, tile.parts));
+                        assert!(tile.sums() * tile.adders() <= 256, "{tile:?}");
+                        assert!(tile.kept().is_multiple_of(tile.adders()), "{tile:?}");
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn subgroups_of_one_size() {
+        assert_eq!([8, 16, 32, 64, 128].map(|size| subgroup(true, size, size)), [8, 16, 32, 64, 128]);
+        assert_eq!([4, 24, 256].map(|size| subgroup(true, size, size)), [1; 3]);
+        assert_eq!([subgroup(true, 32, 64), subgroup(false, 32, 32), subgroup(false, 0, 0)], [1; 3]);
+        let cpu = Adapter { cpu: true, ..H200 };
+        assert_eq!(
+            [H200, LEAST, cpu].map(|adapter| Choice::default().subgroups(adapter)),
+            [true, false, false]
+        );
+        assert!(Choice { subgroups: true, ..Choice::default() }.subgroups(cpu));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! `FLASHRNN_REQUIRE` names `wgpu`.
 
 use crate::Wgpu;
-use crate::select::Choice;
+use crate::select::{Choice, Family};
 
 pub use crate::select::{Adapter, Fused, Gradient};
 
@@ -10,6 +10,13 @@ pub use crate::select::{Adapter, Fused, Gradient};
 #[must_use]
 pub fn with_fused(wgpu: Wgpu, fused: Fused) -> Wgpu {
     Wgpu { choice: Choice { fused: Some(fused), ..wgpu.choice }, ..wgpu }
+}
+
+/// The same device, with plans of kernels of one step that use subgroup operations where there are any.
+#[must_use]
+pub fn with_subgroups(wgpu: Wgpu) -> Wgpu {
+    let choice = Choice { family: Family::Alternating, subgroups: true, ..wgpu.choice };
+    Wgpu { choice, ..wgpu }
 }
 
 /// A device, or a line that says why the test is skipped.

@@ -84,6 +84,27 @@ fn fused_tiles() {
     check!(Slstm, f16, 32, of(32, 2, 2, 0));
 }
 
+/// Sums of a step's product by subgroup operations, which a CPU's driver does not get otherwise, of one, three and four lines.
+#[test]
+fn sums_by_subgroups() {
+    let Some(wgpu) = testing::wgpu() else { return };
+    let wgpu = testing::with_subgroups(wgpu);
+    macro_rules! check {
+        ($cell:expr, $t:ty, $head_dim:literal) => {{
+            let problem = Problem { reverse: true, ..Problem::new(18, 3, 2, $head_dim) };
+            let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
+            let case = Case::random::<_, $t, $t>(&$cell, &problem, tensors, 7).unwrap();
+            let got = run::<_, _, $t, $t>(&wgpu, &$cell, &case).unwrap();
+            for measured in measure(&$cell, &case, <$t>::DTYPE, &got).unwrap() {
+                assert!(measured.passes(), "{} units: {measured:?}", $head_dim);
+            }
+        }};
+    }
+    check!(Elman, f32, 65);
+    check!(Gru, f16, 30);
+    check!(Lstm, f32, 17);
+}
+
 /// Heads whose gradient of R cooperative matrices give where there are some; in several parts and rounds.
 #[test]
 fn gradients_of_whole_tiles() {

@@ -51,9 +51,11 @@ fn every_shader_is_valid() {
         printed(&Autonomous),
     ];
     check("probe", &programs::probe());
+    check_with("subgroups", &programs::subgroups(), Capabilities::SUBGROUP);
     check_with("unpacks", &programs::unpacks(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
     // What every device has.
-    let adapter = Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10, matrix: false };
+    let adapter =
+        Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10, matrix: false, subgroup: 1 };
     for (sizes, functions, shapes) in cells {
         for (element, weight) in [
             (Dtype::F32, Dtype::F32),
@@ -68,6 +70,7 @@ fn every_shader_is_valid() {
                     element,
                     weight,
                     unpacks: false,
+                    adapter,
                     chunk: 32,
                     recompute,
                 };
@@ -75,8 +78,15 @@ fn every_shader_is_valid() {
                     let shapes = Shapes { head_dim, ..shapes.clone() };
                     let words = head_dim % 2 == 0;
                     let least = adapter.workgroup_bytes;
-                    assert!(check("forward_step", &common.forward_step(&shapes, least, words)) <= least);
-                    assert!(check("backward_step", &common.backward_step(&shapes, least, words)) <= least);
+                    for (cpu, subgroup) in [(false, 1), (false, 8), (false, 16), (false, 32), (true, 1)] {
+                        let adapter = Adapter { cpu, subgroup, ..adapter };
+                        let common = Common { adapter, ..common.clone() };
+                        let needs = if subgroup > 1 { Capabilities::SUBGROUP } else { Capabilities::empty() };
+                        let forward = common.forward_step(&shapes, words);
+                        assert!(check_with("forward_step", &forward, needs) <= least);
+                        let backward = common.backward_step(&shapes, words);
+                        assert!(check_with("backward_step", &backward, needs) <= least);
+                    }
                 }
                 check("gates_again", &common.gates_again());
                 for (cpu, head_dim) in [(true, 1), (false, 1), (false, 65)] {

@@ -89,15 +89,8 @@ macro_rules! avx512 {
             #[inline(always)]
             fn prefetch<P>(p: *const P) {
                 intrinsic!({
-                    _mm_prefetch::<_MM_HINT_T0>(p.cast());
-                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(Self::LANES).cast::<i8>().wrapping_sub(1));
-                })
-            }
-            #[inline(always)]
-            fn prefetch_write<P>(p: *const P) {
-                intrinsic!({
-                    _mm_prefetch::<_MM_HINT_ET0>(p.cast());
-                    _mm_prefetch::<_MM_HINT_ET0>(p.wrapping_add(Self::LANES).cast::<i8>().wrapping_sub(1));
+                    _mm_prefetch::<_MM_HINT_T1>(p.cast());
+                    _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(Self::LANES).cast::<i8>().wrapping_sub(1));
                 })
             }
         }

@@ -89,10 +89,8 @@ pub(crate) trait Simd: Real + 'static {
     fn splat(v: Self::Scalar) -> Self;
     /// `self * b + c`, with one rounding where the machine has such an instruction.
     fn mul_add(self, b: Self, c: Self) -> Self;
-    /// Asks for the cache lines of the vector at `p`, which need not be valid.
+    /// Asks for the cache lines of the vector at `p`, which need not be valid, to be brought to the second-level cache.
     fn prefetch<P>(p: *const P);
-    /// The same, for writing.
-    fn prefetch_write<P>(p: *const P);
 }
 
 /// Work that is to be compiled for the vector `V`.

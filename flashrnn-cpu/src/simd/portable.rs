@@ -26,8 +26,6 @@ macro_rules! portable {
             }
             #[inline(always)]
             fn prefetch<P>(_: *const P) {}
-            #[inline(always)]
-            fn prefetch_write<P>(_: *const P) {}
         }
 
         impl<T: Element<Wide = $t>> Storage<T> for $t {
