@@ -77,7 +77,9 @@ mod tests {
     #[test]
     fn subgroups_are_full() {
         let Some(wgpu) = testing::wgpu() else { return };
-        assert!(wgpu.device.adapter().subgroup == 1 || wgpu.device.subgroups().unwrap());
+        let size = wgpu.device.adapter().subgroup;
+        println!("subgroups of {size}");
+        assert!(size == 1 || wgpu.device.subgroups().unwrap());
     }
 
     /// So on all drivers that these tests have run on. Where it is not, f16 is converted by hand, and nothing tests the other way.

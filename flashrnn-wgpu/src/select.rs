@@ -235,12 +235,11 @@ pub struct Adapter {
     pub workgroup_bytes: usize,
     /// There are cooperative matrices of 16 x 16, f16 in and f32 out, in subgroups of 32.
     pub matrix: bool,
-    /// Threads of a subgroup, as [`subgroup`] says.
+    /// Threads of a subgroup where its operations may add sums up, else 1.
     pub subgroup: usize,
 }
 
-/// Threads of a subgroup where its operations may add sums up: all subgroups have this size and are parts of a workgroup of 256. 1
-/// elsewhere. `has`: the device has such operations, on subgroups of `least` to `most` threads.
+/// [`Adapter::subgroup`]: all subgroups must have this size and be parts of a workgroup of 256. `has`: the device has such operations, on subgroups of `least` to `most` threads.
 pub fn subgroup(has: bool, least: u32, most: u32) -> usize {
     if has && least == most && [8, 16, 32, 64, 128].contains(&most) { most as usize } else { 1 }
 }
