@@ -239,7 +239,8 @@ pub struct Adapter {
     pub subgroup: usize,
 }
 
-/// [`Adapter::subgroup`]: all subgroups must have this size and be parts of a workgroup of 256. `has`: the device has such operations, on subgroups of `least` to `most` threads.
+/// [`Adapter::subgroup`]: all subgroups must have this size and be parts of a workgroup of 256. `has`: the device has such operations, on
+/// subgroups of `least` to `most` threads.
 pub fn subgroup(has: bool, least: u32, most: u32) -> usize {
     if has && least == most && [8, 16, 32, 64, 128].contains(&most) { most as usize } else { 1 }
 }

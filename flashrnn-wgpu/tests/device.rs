@@ -84,7 +84,8 @@ fn fused_tiles() {
     check!(Slstm, f16, 32, of(32, 2, 2, 0));
 }
 
-/// Sums of a step's product by subgroup operations, which a CPU's driver does not get otherwise, of one, three and four lines.
+/// Sums of a step's product by subgroup operations, which a CPU's driver does not get otherwise, of one, three and four lines. Mesa's has
+/// subgroups of 8, and with `LP_NATIVE_VECTOR_WIDTH=512` of 16.
 #[test]
 fn sums_by_subgroups() {
     let Some(wgpu) = testing::wgpu() else { return };
