@@ -73,6 +73,8 @@ impl Wgpu {
     /// environment variable `FLASHRNN_WGPU_CPU` is set and not `0`. With `FLASHRNN_WGPU_MATRIX`, gradients of R in f16 are made by
     /// cooperative matrices where the adapter has them, an experimental part of wgpu.
     ///
+    /// Open one and clone it: NVIDIA's driver 580 was seen to hang where threads opened and closed dozens of devices at a time.
+    ///
     /// # Errors
     /// [`Error::Device`] where there is no adapter, or none opens.
     pub fn new() -> Result<Self> {
