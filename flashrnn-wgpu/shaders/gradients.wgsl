@@ -6,46 +6,27 @@ fn load_dg(token: u32, gate: u32, place: u32) -> f32 {
     return load_d_wx((token * EXTERNAL + gate - INNER) * units() + place);
 }
 
-// dg of 2 and of 4 units of a token, and h before it: 0 beyond the head and the part.
-fn two_dg(token: u32, gate: u32, place: u32, unit: u32) -> vec2f {
-    if unit >= params.head_dim { return vec2f(); }
-    var dg: vec2f;
-    if gate < INNER {
-        dg = load2_work(params.inner_at + (token * INNER + gate) * units() + place + unit);
-    } else {
-        dg = load2_d_wx((token * EXTERNAL + gate - INNER) * units() + place + unit);
-    }
-    return select(vec2f(dg.x, 0.0f), dg, unit + 1u < params.head_dim);
-}
-
-fn four_dg(token: u32, end: u32, gate: u32, place: u32, unit: u32) -> vec4f {
-    if token >= end { return vec4f(); }
-    return vec4f(two_dg(token, gate, place, unit), two_dg(token, gate, place, unit + 2u));
-}
-
-fn two_h(previous: Previous, place: u32, unit: u32) -> vec2f {
-    if unit >= params.head_dim { return vec2f(); }
-    let h = previous_h2(previous, place + unit);
-    return select(vec2f(h.x, 0.0f), h, unit + 1u < params.head_dim);
-}
-
-fn four_h(token: u32, end: u32, place: u32, unit: u32) -> vec4f {
-    if token >= end { return vec4f(); }
-    let previous = previous_of(token);
-    return vec4f(two_h(previous, place, unit), two_h(previous, place, unit + 2u));
+// Two units from `unit` on, or 0 beyond the head.
+fn in_head(bits: vec2u, unit: u32) -> vec2f {
+    let two = widen2(bits);
+    return select(vec2f(two.x, 0.0f), two, unit + 1u < params.head_dim);
 }
 
 fn put_partial(matrix: u32, out: u32, in: u32, sum: f32) {
     if out < params.head_dim && in < params.head_dim { partial[(matrix * params.head_dim + out) * params.head_dim + in] = sum; }
 }
 
-// 16 tokens by 64 FOURS units, in fours.
-var<workgroup> tile_dg: array<vec4f, 256u * FOURS>;
-var<workgroup> tile_h: array<vec4f, 256u * FOURS>;
+// The tokens of a round, and the fours of units of a token.
+const ROUND = 16u / FOURS;
+const OF_TOKEN = 16u * FOURS;
+
+// Of two rounds, so that one is read while the next is written.
+var<workgroup> tile_dg: array<vec4f, 512>;
+var<workgroup> tile_h: array<vec4f, 512>;
 
 // partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has (64 FOURS)^2 (out, in) of one gate, head and part, an invocation
-// FOURS^2 times 4 x 4, 64 apart. In a round it brings FOURS times 4 units of one token of each to workgroup memory, asked for a round
-// ahead.
+// FOURS^2 times 4 x 4, 64 apart. In a round it brings 4 units of one token of each to workgroup memory, asked for a round ahead, and
+// until then as they lie in memory, for a conversion would wait for them.
 @compute @workgroup_size(16, 16)
 fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
                    @builtin(local_invocation_index) thread: u32) {
@@ -61,6 +42,9 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
     let first = part * params.part_tokens;
     let end = min(first + params.part_tokens, tokens());
     let place = head * params.head_dim;
+    let line = thread / OF_TOKEN;
+    let out = out0 + thread % OF_TOKEN * 4u;
+    let in = in0 + thread % OF_TOKEN * 4u;
 
     //@ for $a in 0..FOURS
     //@ for $b in 0..FOURS
@@ -68,26 +52,37 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
     var sum$a$b$i = vec4f();
     //@ end
     //@ end
-    var dg$a = four_dg(first + local.y, end, gate, place, out0 + ($au * 16u + local.x) * 4u);
-    var h$a = four_h(first + local.y, end, place, in0 + ($au * 16u + local.x) * 4u);
     //@ end
-    for (var token0 = first; token0 < end; token0 += 16u) {
-        workgroupBarrier();
-        //@ for $a in 0..FOURS
-        tile_dg[$au * 256u + thread] = dg$a;
-        tile_h[$au * 256u + thread] = h$a;
+    //@ for $j in 0..2
+    var dg$j = vec2u();
+    var h$j = vec2u();
+    //@ end
+    var now = 0u;
+    // The first round only asks.
+    for (var token0 = first; token0 < end + ROUND; token0 += ROUND) {
+        //@ for $j in 0..2
+        let two_dg$j = in_head(dg$j, out + 2u * $ju);
+        let two_h$j = in_head(h$j, in + 2u * $ju);
+        dg$j = vec2u();
+        h$j = vec2u();
         //@ end
+        tile_dg[now + thread] = vec4f(two_dg0, two_dg1);
+        tile_h[now + thread] = vec4f(two_h0, two_h1);
         workgroupBarrier();
-        //@ for $a in 0..FOURS
-        dg$a = four_dg(token0 + 16u + local.y, end, gate, place, out0 + ($au * 16u + local.x) * 4u);
-        h$a = four_h(token0 + 16u + local.y, end, place, in0 + ($au * 16u + local.x) * 4u);
-        //@ end
-        for (var k0 = 0u; k0 < 16u; k0 += AT_ONCE) {
+        let token = token0 + line;
+        if token < end {
+            let previous = previous_of(token);
+            //@ for $j in 0..2
+            if out + 2u * $ju < params.head_dim { dg$j = dg_bits(token, gate, place + out + 2u * $ju); }
+            if in + 2u * $ju < params.head_dim { h$j = h_bits(previous, place + in + 2u * $ju); }
+            //@ end
+        }
+        for (var k0 = 0u; k0 < ROUND; k0 += AT_ONCE) {
             //@ for $k in 0..AT_ONCE
             {
                 //@ for $a in 0..FOURS
-                let outs$a = tile_dg[$au * 256u + (k0 + $ku) * 16u + local.y];
-                let ins$a = tile_h[$au * 256u + (k0 + $ku) * 16u + local.x];
+                let outs$a = tile_dg[now + (k0 + $ku) * OF_TOKEN + $au * 16u + local.y];
+                let ins$a = tile_h[now + (k0 + $ku) * OF_TOKEN + $au * 16u + local.x];
                 //@ end
                 //@ for $a in 0..FOURS
                 //@ for $b in 0..FOURS
@@ -99,6 +94,7 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
             }
             //@ end
         }
+        now = 256u - now;
     }
     //@ for $a in 0..FOURS
     //@ for $b in 0..FOURS
@@ -120,6 +116,15 @@ fn bias_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
     let gate = i / units() % GATES;
     let end = min((part + 1u) * params.part_tokens, tokens());
     var sum = 0.0f;
-    for (var token = part * params.part_tokens; token < end; token++) { sum += load_dg(token, gate, i % units()); }
+    var token = part * params.part_tokens;
+    for (; token + 8u <= end; token += 8u) {
+        //@ for $k in 0..8
+        let dg$k = load_dg(token + $ku, gate, i % units());
+        //@ end
+        //@ for $k in 0..8
+        sum += dg$k;
+        //@ end
+    }
+    for (; token < end; token++) { sum += load_dg(token, gate, i % units()); }
     partial[i] = sum;
 }

@@ -14,21 +14,6 @@ const STRIDE = WIDTH + 8u;
 var<workgroup> tile_dg: array<f16, ROUND * STRIDE>;
 var<workgroup> tile_h: array<f16, ROUND * STRIDE>;
 
-// dg of two units of a token, as T has it.
-fn dg_bits(token: u32, gate: u32, place: u32) -> u32 {
-    if gate >= INNER { return fetch2_d_wx((token * EXTERNAL + gate - INNER) * units() + place).x; }
-    let dg = load2_work(params.inner_at + (token * INNER + gate) * units() + place);
-    return narrow(dg.x) | (narrow(dg.y) << 16u);
-}
-
-// h before a token's step.
-fn h_bits(previous: Previous, place: u32) -> u32 {
-    if !previous.exists { return 0u; }
-    if !previous.first { return fetch2_states(previous.at * units() + place).x; }
-    let s0 = load2_work(params.s0_at + state_at(0u, previous.at, place));
-    return narrow(s0.x) | (narrow(s0.y) << 16u);
-}
-
 @compute @workgroup_size(256)
 fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32,
                    @builtin(subgroup_id) subgroup: u32) {
@@ -52,21 +37,21 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
     //@ end
     //@ end
     //@ for $pair in 0..PAIRS
-    var dg$pair = 0u;
-    var h$pair = 0u;
+    var dg$pair = vec2u();
+    var h$pair = vec2u();
     //@ end
     // Round 0 only asks.
     for (var done = 0u; done < params.part_tokens + ROUND; done += ROUND) {
         workgroupBarrier();
         //@ for $pair in 0..PAIRS
-        let two_dg$pair = widen2(vec2u(dg$pair, 0u));
-        let two_h$pair = widen2(vec2u(h$pair, 0u));
+        let two_dg$pair = widen2(dg$pair);
+        let two_h$pair = widen2(h$pair);
         tile_dg[line * STRIDE + of_line + $pairu * 16u] = f16(two_dg$pair.x);
         tile_dg[line * STRIDE + of_line + $pairu * 16u + 1u] = f16(two_dg$pair.y);
         tile_h[line * STRIDE + of_line + $pairu * 16u] = f16(two_h$pair.x);
         tile_h[line * STRIDE + of_line + $pairu * 16u + 1u] = f16(two_h$pair.y);
-        dg$pair = 0u;
-        h$pair = 0u;
+        dg$pair = vec2u();
+        h$pair = vec2u();
         //@ end
         workgroupBarrier();
         let token = first + done + line;

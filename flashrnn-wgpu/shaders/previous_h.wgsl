@@ -6,8 +6,10 @@ struct Previous {
 }
 
 fn previous_of(token: u32) -> Previous {
-    let row = select(token / params.time, token % params.batch, params.time_major != 0u);
-    let position = select(token % params.time, token / params.batch, params.time_major != 0u);
+    let line = select(params.time, params.batch, params.time_major != 0u);
+    let of_line = vec2u(token / line, token % line);
+    let row = select(of_line.x, of_line.y, params.time_major != 0u);
+    let position = select(of_line.y, of_line.x, params.time_major != 0u);
     let length = length_of(row);
     if position >= length { return Previous(); }
     let step = select(position, length - 1u - position, params.reverse != 0u);
@@ -20,14 +22,4 @@ fn previous_h(previous: Previous, place: u32) -> f32 {
     if !previous.exists { return 0.0f; }
     if previous.first { return rounded(work_f32(params.s0_at + state_at(0u, previous.at, place))); }
     return load_states(previous.at * units() + place);
-}
-
-// Of two neighbours.
-fn previous_h2(previous: Previous, place: u32) -> vec2f {
-    if !previous.exists { return vec2f(); }
-    if previous.first {
-        let s0 = load2_work(params.s0_at + state_at(0u, previous.at, place));
-        return vec2f(rounded(s0.x), rounded(s0.y));
-    }
-    return load2_states(previous.at * units() + place);
 }

@@ -177,14 +177,15 @@ impl Engine {
             return Ok(kernels);
         }
         let (device, common) = (&self.device, &self.common);
-        let gradients = common.gradients(Gradient::new(self.shapes.head_dim, common.adapter));
+        let (head_dim, words) = (self.shapes.head_dim, even(&self.shapes));
+        let gradients = common.gradients(Gradient::new(head_dim, common.adapter), words);
         let kernels = BackwardKernels {
-            steps: steps(device, common, self.fused, &self.shapes, Pass::Backward, even(&self.shapes))?,
+            steps: steps(device, common, self.fused, &self.shapes, Pass::Backward, words)?,
             gates_again: common
                 .recompute
                 .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
                 .transpose()?,
-            weight_gradient: weight_gradient(device, common, self.shapes.head_dim, true)?,
+            weight_gradient: weight_gradient(device, common, head_dim, words)?,
             bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
             reduce: Kernel::get(device, &common.reduce(), "reduce")?,
         };
@@ -341,7 +342,7 @@ fn steps(
     Kernel::get(device, &program, name)
 }
 
-/// The kernel of the gradient of R, and how wide its tiles are; `words`: tensors begin at an even element.
+/// The kernel of the gradient of R, and how wide its tiles are; `words`: pairs of 16-bit units are whole words.
 fn weight_gradient(
     device: &Device,
     common: &Common,
@@ -353,7 +354,7 @@ fn weight_gradient(
         Some(width) => (common.matrix_gradient(width), width),
         None => {
             let gradient = Gradient::new(head_dim, adapter);
-            (common.gradients(gradient), gradient.width())
+            (common.gradients(gradient, words), gradient.width())
         }
     };
     Ok((Kernel::get(device, &program, "weight_gradient")?, width))

@@ -12,6 +12,7 @@ const WIDEN_F16: &str = include_str!("../shaders/widen_f16.wgsl");
 const ROUNDED: &str = include_str!("../shaders/rounded.wgsl");
 const OPERATOR: &str = include_str!("../shaders/operator.wgsl");
 const PREVIOUS_H: &str = include_str!("../shaders/previous_h.wgsl");
+const FACTORS: &str = include_str!("../shaders/gradient_factors.wgsl");
 const WEIGHTS: &str = include_str!("../shaders/weights.wgsl");
 const STEP: &str = include_str!("../shaders/step.wgsl");
 
@@ -242,18 +243,18 @@ impl Common {
         self.program(tensors, &[OPERATOR, WEIGHTS, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")])
     }
 
-    /// The gradients of R and b.
-    pub fn gradients(&self, Gradient { fours, at_once }: Gradient) -> Program {
+    /// The gradients of R and b; `words`: pairs of 16-bit units are whole words.
+    pub fn gradients(&self, Gradient { fours, at_once }: Gradient, words: bool) -> Program {
         let t = self.element;
         let tensors = vec![
-            Tensor::read("states", t),
-            Tensor::read("d_wx", t),
+            Tensor::pairs("states", false, t, words),
+            Tensor::pairs("d_wx", false, t, words),
             Self::work(),
             Tensor::plain("partial", true, "f32"),
         ];
         let sizes = [("FOURS", fours), ("AT_ONCE", at_once)];
         let gradients = unroll(include_str!("../shaders/gradients.wgsl"), &sizes);
-        self.program(tensors, &[OPERATOR, PREVIOUS_H, &declared(&sizes), &gradients])
+        self.program(tensors, &[OPERATOR, PREVIOUS_H, FACTORS, &declared(&sizes), &gradients])
     }
 
     /// The gradient of R by cooperative matrices; `width`: of [`select::matrix_width`].
@@ -268,14 +269,14 @@ impl Common {
         let sizes = [("OUTS", width / 64), ("INS", width / 32), ("PAIRS", width / 16)];
         let gradients = unroll(include_str!("../shaders/gradients_matrix.wgsl"), &sizes);
         let width = declared(&[("WIDTH", width)]);
-        let mut program = self.program(tensors, &[OPERATOR, PREVIOUS_H, &width, &gradients]);
+        let mut program = self.program(tensors, &[OPERATOR, PREVIOUS_H, FACTORS, &width, &gradients]);
         program.source.insert_str(0, "enable f16;\nenable wgpu_cooperative_matrix;\n\n");
         program
     }
 
     pub fn reduce(&self) -> Program {
         let tensors = vec![Tensor::plain("partial", false, "f32"), Tensor::write("out", self.weight)];
-        self.program(tensors, &[include_str!("../shaders/reduce.wgsl")])
+        self.program(tensors, &[&unroll(include_str!("../shaders/reduce.wgsl"), &[])])
     }
 
     pub fn pack(&self) -> Program {

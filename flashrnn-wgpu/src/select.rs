@@ -121,16 +121,16 @@ impl Tile {
 /// The elements that partial sums take, unless one part takes more.
 const MOST_PARTIAL: usize = 1 << 24;
 
-/// A sum over tokens in parts: how many, and the tokens of each. `columns` is what one part takes, in elements, and `round` the
-/// tokens that one round of the kernel's loop adds.
-pub fn parts(tokens: usize, columns: usize, round: usize) -> (usize, usize) {
+/// A sum over tokens in parts: how many, and the tokens of each. `columns` is what one part takes, in elements, `round` the tokens that
+/// one round of the kernel's loop adds, and `least` the fewest of a part but the last.
+pub fn parts(tokens: usize, columns: usize, [round, least]: [usize; 2]) -> (usize, usize) {
     let most = (MOST_PARTIAL / columns.max(1)).clamp(1, 64);
-    let length = tokens.div_ceil(most).clamp(256, LONGEST_LOOP * round);
+    let length = tokens.div_ceil(most).clamp(least, LONGEST_LOOP * round);
     (tokens.div_ceil(length), length)
 }
 
-/// The tokens of a round of `weight_gradient` and of `bias_gradient`.
-pub const GRADIENT_ROUNDS: [usize; 2] = [16, 1];
+/// Of `weight_gradient` and of `bias_gradient`: the tokens of a round, and the fewest of a part, whose sums cost memory's time.
+pub const GRADIENT_ROUNDS: [[usize; 2]; 2] = [[8, 512], [1, 256]];
 
 /// How `weight_gradient` computes its product. The names are those of shaders/gradients.wgsl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,10 +144,8 @@ pub struct Gradient {
 impl Gradient {
     /// For heads of so many units. A CPU's drivers take seconds to compile what is written out.
     pub fn new(head_dim: usize, adapter: Adapter) -> Self {
-        match (adapter.cpu, head_dim > 64) {
-            (true, _) => Self { fours: 1, at_once: 1 },
-            (false, wide) => Self { fours: if wide { 2 } else { 1 }, at_once: 16 },
-        }
+        let fours = if !adapter.cpu && head_dim > 64 { 2 } else { 1 };
+        Self { fours, at_once: if adapter.cpu { 1 } else { 16 / fours } }
     }
 
     /// The side of a tile.
@@ -602,7 +600,7 @@ mod tests {
                 for round in GRADIENT_ROUNDS {
                     let (parts, length) = parts(tokens, columns, round);
                     assert!(parts * length >= tokens && (parts == 0 || (parts - 1) * length < tokens));
-                    assert!(length <= LONGEST_LOOP * round);
+                    assert!(length <= LONGEST_LOOP * round[0]);
                 }
             }
         }

@@ -89,8 +89,11 @@ fn every_shader_is_valid() {
                     }
                 }
                 check("gates_again", &common.gates_again());
-                for (cpu, head_dim) in [(true, 1), (false, 1), (false, 65)] {
-                    let gradients = common.gradients(Gradient::new(head_dim, Adapter { cpu, ..adapter }));
+                for (cpu, head_dim) in
+                    [(true, 1), (true, 64), (false, 1), (false, 2), (false, 64), (false, 65), (false, 128)]
+                {
+                    let gradient = Gradient::new(head_dim, Adapter { cpu, ..adapter });
+                    let gradients = common.gradients(gradient, head_dim % 2 == 0);
                     assert!(check("gradients", &gradients) <= adapter.workgroup_bytes);
                 }
                 for width in [64, 128] {
