@@ -119,7 +119,7 @@ impl Engine {
         problem: &Problem,
         shapes: &Shapes,
     ) -> Result<Self> {
-        let adapter = device.adapter();
+        let adapter = choice.adapter(device.adapter());
         let fused = choice.fused(shapes, adapter, T::DTYPE);
         check_limits(device.most_bytes(), shapes, problem, T::DTYPE, fused)?;
         check_loops(shapes, || device.long_loops())?;
@@ -132,7 +132,7 @@ impl Engine {
         })?;
         let recompute = problem.save == Save::Recompute;
         let unpacks = T::DTYPE == Dtype::F16 && device.unpacks()?;
-        let subgroups = fused.is_none() && choice.subgroups(adapter) && device.subgroups()?;
+        let subgroups = fused.is_none() && adapter.subgroups() && device.subgroups()?;
         let subgroup = if subgroups { adapter.subgroup } else { 1 };
         let common = Common {
             sizes,
@@ -148,12 +148,13 @@ impl Engine {
             let why = "R is too large for a workgroup, or a step for its memory";
             return Err(unsupported("fused kernels for this problem".into(), why.into()));
         }
+        let words = adapter.words(shapes.head_dim);
         Ok(Self {
             device: device.clone(),
             problem: problem.clone(),
             shapes: shapes.clone(),
             fused,
-            forward_steps: steps(device, &common, fused, shapes, Pass::Forward, even(shapes))?,
+            forward_steps: steps(device, &common, fused, shapes, Pass::Forward, words)?,
             gates_steps: match problem.save {
                 Save::Gates => shapes.time,
                 Save::Recompute => {
@@ -177,7 +178,8 @@ impl Engine {
             return Ok(kernels);
         }
         let (device, common) = (&self.device, &self.common);
-        let (head_dim, words) = (self.shapes.head_dim, even(&self.shapes));
+        let head_dim = self.shapes.head_dim;
+        let words = common.adapter.words(head_dim);
         let gradients = common.gradients(Gradient::new(head_dim, common.adapter), words);
         let kernels = BackwardKernels {
             steps: steps(device, common, self.fused, &self.shapes, Pass::Backward, words)?,
@@ -310,11 +312,6 @@ impl Engine {
         })?;
         Ok(WgpuWeights { packed })
     }
-}
-
-/// Whether every pair of units of every tensor that begins at an even element does so too.
-fn even(shapes: &Shapes) -> bool {
-    shapes.head_dim.is_multiple_of(2)
 }
 
 /// A pass through time.

@@ -191,8 +191,8 @@ impl Common {
         ]
     }
 
-    /// A kernel of one step, loops written out.
-    fn step(&self, tensors: Vec<Tensor>, shapes: &Shapes, tile: Tile, file: &str) -> Program {
+    /// A kernel of one step, loops written out; `length`: the pieces of a line of weights, in WGSL.
+    fn step(&self, tensors: Vec<Tensor>, shapes: &Shapes, tile: Tile, length: &str, file: &str) -> Program {
         let constants = [
             ("LINES", tile.lines),
             ("PARTS", tile.parts),
@@ -217,18 +217,23 @@ impl Common {
             _ => include_str!("../shaders/sums_subgroups.wgsl"),
         };
         let text = unroll(&[STEP, sums, file].join("\n"), &[&constants[..], &of_text].concat());
+        let text = match tile.rounds {
+            0 => text.replace("ROUNDS", &format!("(({length} + ROUND - 1u) / ROUND)")),
+            _ => text,
+        };
         self.of_cell(tensors, &[&declared(&constants), &text])
     }
 
     pub fn forward_step(&self, shapes: &Shapes, words: bool) -> Program {
         let tile = Tile::forward(shapes, self.adapter);
-        self.step(self.forward_tensors(words), shapes, tile, include_str!("../shaders/forward_step.wgsl"))
+        let file = include_str!("../shaders/forward_step.wgsl");
+        self.step(self.forward_tensors(words), shapes, tile, "pieces()", file)
     }
 
     pub fn backward_step(&self, shapes: &Shapes, words: bool) -> Program {
         let tile = Tile::backward(shapes, self.adapter);
         let text = [&self.recomputed(), include_str!("../shaders/backward_step.wgsl")].concat();
-        self.step(self.backward_tensors(words), shapes, tile, &text)
+        self.step(self.backward_tensors(words), shapes, tile, "RECURRENT * pieces()", &text)
     }
 
     pub fn gates_again(&self) -> Program {

@@ -41,7 +41,7 @@ pub struct Tile {
     pub parts: usize,
     /// Pieces of each line that a thread has in registers.
     pub pieces: usize,
-    /// How often workgroup memory is filled.
+    /// How often workgroup memory is filled; 0: the kernel counts, for it serves heads of all sizes.
     pub rounds: usize,
     /// Lines whose sums are added up at a time.
     pub at_once: usize,
@@ -68,7 +68,7 @@ impl Tile {
         // Whole loads of 256 threads: 16 rows of at least 16 pieces.
         let least = 16usize.div_ceil(parts);
         let with = |pieces: usize| {
-            let rounds = length.div_ceil(parts * pieces);
+            let rounds = if adapter.cpu { 0 } else { length.div_ceil(parts * pieces) };
             Self { lines, parts, pieces, rounds, at_once: 1, together: 1 }
         };
         let fits = |tile: &Self| {
@@ -76,7 +76,7 @@ impl Tile {
             registers <= WEIGHTS && tile.workgroup_bytes() <= workgroup_bytes
         };
         // No more than one round needs.
-        let most = length.div_ceil(parts).next_power_of_two();
+        let most = if adapter.cpu { least } else { length.div_ceil(parts).next_power_of_two() };
         let tile =
             [8, 4, 2, 1].into_iter().filter(|&pieces| least <= pieces && pieces <= most).map(with).find(fits);
         let tile = tile.unwrap_or(with(least));
@@ -200,14 +200,14 @@ pub struct Choice {
     pub family: Family,
     /// For tests and measurements: in place of what [`Fused::new`] chooses.
     pub fused: Option<Fused>,
-    /// For tests: subgroup operations on a CPU's drivers too.
-    pub subgroups: bool,
+    /// For tests: on a CPU's drivers too, the kernels that only GPUs get otherwise.
+    pub as_on_gpus: bool,
 }
 
 impl Choice {
-    /// Whether the kernels of one step use subgroup operations, for which a CPU's drivers take twice as long to compile and to run.
-    pub fn subgroups(self, adapter: Adapter) -> bool {
-        adapter.subgroup > 1 && (self.subgroups || !adapter.cpu)
+    /// What kernels are chosen for.
+    pub fn adapter(self, adapter: Adapter) -> Adapter {
+        Adapter { cpu: adapter.cpu && !self.as_on_gpus, ..adapter }
     }
 
     /// The fused kernels for a problem, or `None` for the alternating ones.
@@ -235,6 +235,20 @@ pub struct Adapter {
     pub matrix: bool,
     /// Threads of a subgroup where its operations may add sums up, else 1.
     pub subgroup: usize,
+}
+
+/// A CPU's drivers compile a kernel for seconds, so that they have fewer and shorter ones.
+impl Adapter {
+    /// Whether the kernels of one step use subgroup operations. A CPU's drivers would take twice as long to run them, too.
+    pub fn subgroups(self) -> bool {
+        self.subgroup > 1 && !self.cpu
+    }
+
+    /// Whether there are kernels for heads of this size whose pairs of 16-bit units are whole words, as they are in tensors that begin at
+    /// an even element.
+    pub fn words(self, head_dim: usize) -> bool {
+        head_dim.is_multiple_of(2) && !self.cpu
+    }
 }
 
 /// [`Adapter::subgroup`]: all subgroups must have this size and be parts of a workgroup of 256. `has`: the device has such operations, on
@@ -404,9 +418,9 @@ impl Fused {
         let groups = |rows| shapes.heads * shapes.batch.div_ceil(rows);
         let mut wanted = [4, 2].into_iter().find(|&rows| groups(rows) >= ENOUGH_GROUPS).unwrap_or(1);
         // A CPU has no registers for R, and its drivers take seconds to compile what is written out: there the smallest heads
-        // alone are fused, all in one way.
+        // alone are fused, in f32, all in one way.
         if adapter.cpu {
-            if units > 8 {
+            if units > 8 || narrow {
                 return None;
             }
             wanted = 1;
@@ -523,10 +537,10 @@ mod tests {
         assert_eq!(Tile::forward(&lstm, H200), tile(4, 8, 8, 1, 4, 8));
         assert_eq!(Tile::forward(&lstm, Adapter { subgroup: 1, ..H200 }), tile(4, 8, 8, 1, 4, 1));
         assert_eq!(Tile::forward(&lstm, LEAST), tile(4, 8, 4, 2, 4, 1));
-        assert_eq!(Tile::forward(&lstm, cpu), tile(4, 8, 8, 1, 4, 2));
+        assert_eq!(Tile::forward(&lstm, cpu), tile(4, 8, 2, 0, 4, 2));
         assert_eq!(Tile::backward(&lstm, H200), tile(4, 32, 4, 2, 4, 8));
         assert_eq!(Tile::backward(&lstm, Adapter { subgroup: 1, ..H200 }), tile(4, 32, 4, 2, 4, 1));
-        assert_eq!(Tile::backward(&lstm, cpu), tile(4, 32, 4, 2, 4, 2));
+        assert_eq!(Tile::backward(&lstm, cpu), tile(4, 32, 1, 0, 4, 2));
         // So many lines find no room together.
         let wide = Shapes { recurrent: 12, ..lstm };
         assert_eq!(Tile::forward(&wide, Adapter { subgroup: 8, ..LEAST }).together, 1);
@@ -541,10 +555,8 @@ mod tests {
                     let tiles = [Tile::forward(&shapes, adapter), Tile::backward(&shapes, adapter)];
                     for (tile, length) in tiles.into_iter().zip([pieces, shapes.recurrent * pieces]) {
                         let round = tile.parts * tile.pieces;
-                        assert!(
-                            tile.rounds * round >= length && (tile.rounds - 1) * round < length,
-                            "{tile:?}"
-                        );
+                        let covered = tile.rounds * round >= length && (tile.rounds - 1) * round < length;
+                        assert!(if adapter.cpu { tile.rounds == 0 } else { covered }, "{tile:?}");
                         assert!(
                             tile.workgroup_bytes() <= adapter.workgroup_bytes && tile.loads() * 16 == round,
                             "{tile:?}"
@@ -565,10 +577,10 @@ mod tests {
         assert_eq!([subgroup(true, 32, 64), subgroup(false, 32, 32), subgroup(false, 0, 0)], [1; 3]);
         let cpu = Adapter { cpu: true, ..H200 };
         assert_eq!(
-            [H200, LEAST, cpu].map(|adapter| Choice::default().subgroups(adapter)),
+            [H200, LEAST, cpu].map(|adapter| Choice::default().adapter(adapter).subgroups()),
             [true, false, false]
         );
-        assert!(Choice { subgroups: true, ..Choice::default() }.subgroups(cpu));
+        assert!(Choice { as_on_gpus: true, ..Choice::default() }.adapter(cpu).subgroups());
     }
 
     #[test]

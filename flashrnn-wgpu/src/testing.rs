@@ -2,7 +2,7 @@
 //! `FLASHRNN_REQUIRE` names `wgpu`.
 
 use crate::Wgpu;
-use crate::select::{Choice, Family};
+use crate::select::Choice;
 
 pub use crate::select::{Adapter, Fused, Gradient};
 
@@ -12,11 +12,10 @@ pub fn with_fused(wgpu: Wgpu, fused: Fused) -> Wgpu {
     Wgpu { choice: Choice { fused: Some(fused), ..wgpu.choice }, ..wgpu }
 }
 
-/// The same device, with plans of kernels of one step that use subgroup operations where there are any.
+/// The same device, with plans of the kernels that a GPU would get.
 #[must_use]
-pub fn with_subgroups(wgpu: Wgpu) -> Wgpu {
-    let choice = Choice { family: Family::Alternating, subgroups: true, ..wgpu.choice };
-    Wgpu { choice, ..wgpu }
+pub fn as_on_gpus(wgpu: Wgpu) -> Wgpu {
+    Wgpu { choice: Choice { as_on_gpus: true, ..wgpu.choice }, ..wgpu }
 }
 
 /// A device, or a line that says why the test is skipped.

@@ -7,24 +7,29 @@ use std::sync::OnceLock;
 
 use flashrnn_wgpu::{Wgpu, testing};
 
-/// One device for all tests, so that each kernel is compiled once; on the CPU or not.
-fn wgpu(on_cpu: bool) -> Option<Wgpu> {
-    static WGPU: OnceLock<Option<Wgpu>> = OnceLock::new();
-    WGPU.get_or_init(testing::wgpu).clone().filter(|wgpu| wgpu.is_cpu() == on_cpu)
+/// One device for all tests on a GPU, so that each kernel is compiled once, and another. More would not do: where a process opens and
+/// closes dozens from many threads, NVIDIA's driver 580 may hang.
+fn shared<const ANOTHER: usize>() -> Option<Wgpu> {
+    static DEVICES: [OnceLock<Option<Wgpu>>; 2] = [const { OnceLock::new() }; 2];
+    DEVICES[ANOTHER].get_or_init(testing::wgpu).clone()
 }
 
-/// Another device. One as well: where a process opens and closes dozens from many threads, NVIDIA's driver 580 may hang.
-fn another() -> Option<Wgpu> {
-    static WGPU: OnceLock<Option<Wgpu>> = OnceLock::new();
-    WGPU.get_or_init(testing::wgpu).clone()
+fn on_gpu() -> Option<Wgpu> {
+    shared::<0>().filter(|wgpu| !wgpu.is_cpu())
+}
+
+/// On the CPU a device for each test: Mesa's keeps about 150 of our kernels and compiles those again that it dropped, but finds on disk
+/// what another device has compiled.
+fn on_cpu() -> Option<Wgpu> {
+    shared::<0>().filter(Wgpu::is_cpu).and_then(|_| testing::wgpu())
 }
 
 mod on_cpu {
-    flashrnn_testsuite::conformance!(where_found: super::wgpu(true), same_bits_as: [super::another()], skip: []);
+    flashrnn_testsuite::conformance!(where_found: super::on_cpu(), same_bits_as: [super::shared::<1>()], skip: []);
 }
 
 mod on_gpu {
-    flashrnn_testsuite::conformance!(where_found: super::wgpu(false), same_bits_as: [super::another()], skip: [
+    flashrnn_testsuite::conformance!(where_found: super::on_gpu(), same_bits_as: [super::shared::<1>()], skip: [
         ("nan_stays_nan", "WGSL promises nothing of NaN"),
         ("operations_on_denormals", "WGSL promises nothing of what is below the smallest normal number"),
         ("operations_on_special_values", "WGSL promises nothing of infinities, NaN and the sign of a zero"),
@@ -35,7 +40,7 @@ mod on_gpu {
         use flashrnn_wgpu::{Family, Wgpu};
 
         fn alternating() -> Option<Wgpu> {
-            super::super::wgpu(false).map(|wgpu| wgpu.with_family(Family::Alternating))
+            super::super::on_gpu().map(|wgpu| wgpu.with_family(Family::Alternating))
         }
 
         flashrnn_testsuite::conformance!(where_found: alternating(), skip: [

@@ -54,7 +54,8 @@ fn many_passes() {
 #[test]
 fn fused_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
-    let alternating = wgpu.clone().with_family(Family::Alternating);
+    let on_gpus = testing::as_on_gpus(wgpu.clone());
+    let alternating = wgpu.with_family(Family::Alternating);
     macro_rules! check {
         ($cell:expr, $t:ty, $head_dim:literal, $fused:expr) => {{
             let problem = Problem {
@@ -66,7 +67,8 @@ fn fused_tiles() {
             let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
             let fused: Fused = $fused;
             let case = Case::random::<_, $t, $t>(&$cell, &problem, tensors, 5).unwrap();
-            let got = run::<_, _, $t, $t>(&testing::with_fused(wgpu.clone(), fused), &$cell, &case).unwrap();
+            let got =
+                run::<_, _, $t, $t>(&testing::with_fused(on_gpus.clone(), fused), &$cell, &case).unwrap();
             for measured in measure(&$cell, &case, <$t>::DTYPE, &got).unwrap() {
                 assert!(measured.passes(), "{fused:?}: {measured:?}");
             }
@@ -82,17 +84,20 @@ fn fused_tiles() {
     check!(Lstm, bf16, 30, of(32, 1, 1, 68));
     check!(Gru, f32, 31, of(32, 1, 1, 80));
     check!(Slstm, f16, 32, of(32, 2, 2, 0));
+    check!(Lstm, f16, 8, of(8, 1, 1, 191));
+    check!(Gru, bf16, 7, of(8, 1, 1, 191));
 }
 
-/// Sums of a step's product by subgroup operations, which a CPU's driver does not get otherwise, of one, three and four lines. Mesa's has
-/// subgroups of 8, and with `LP_NATIVE_VECTOR_WIDTH=512` of 16.
+/// Kernels of one step that a CPU's driver does not get otherwise: with sums by subgroup operations, of one, three and four lines; pairs
+/// of 16-bit units as whole words; and tiles for heads of one size. Mesa's driver has subgroups of 8, and with
+/// `LP_NATIVE_VECTOR_WIDTH=512` of 16.
 #[test]
-fn sums_by_subgroups() {
+fn kernels_of_gpus() {
     let Some(wgpu) = testing::wgpu() else { return };
-    let wgpu = testing::with_subgroups(wgpu);
+    let wgpu = testing::as_on_gpus(wgpu).with_family(Family::Alternating);
     macro_rules! check {
-        ($cell:expr, $t:ty, $head_dim:literal) => {{
-            let problem = Problem { reverse: true, ..Problem::new(18, 3, 2, $head_dim) };
+        ($cell:expr, $t:ty, $head_dim:literal, $save:expr) => {{
+            let problem = Problem { reverse: true, save: $save, ..Problem::new(18, 3, 2, $head_dim) };
             let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
             let case = Case::random::<_, $t, $t>(&$cell, &problem, tensors, 7).unwrap();
             let got = run::<_, _, $t, $t>(&wgpu, &$cell, &case).unwrap();
@@ -101,9 +106,11 @@ fn sums_by_subgroups() {
             }
         }};
     }
-    check!(Elman, f32, 65);
-    check!(Gru, f16, 30);
-    check!(Lstm, f32, 17);
+    check!(Elman, f32, 65, Save::Gates);
+    check!(Gru, f16, 30, Save::Gates);
+    check!(Lstm, f32, 17, Save::Recompute);
+    check!(Lstm, bf16, 64, Save::Gates);
+    check!(Slstm, bf16, 34, Save::Recompute);
 }
 
 /// Heads whose gradient of R cooperative matrices give where there are some; in several parts and rounds.
