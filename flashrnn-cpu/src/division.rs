@@ -35,8 +35,8 @@ const LEAST_ROWS: usize = 4;
 pub(crate) const WHOLE: usize = 1 << 20;
 /// Matrices of heads that go through time together stay in a core's second-level cache up to this size of all of them.
 const BUNDLE: usize = 512 << 10;
-/// Cycles of work a member must have in a step to be worth the signals between members.
-const LEAST_SHARE: usize = 3000;
+/// Cycles of work a member must have in a step to be worth the signals between members: where two threads take as long as one.
+const LEAST_SHARE: usize = 1100;
 
 impl Division {
     /// Whole tasks for each thread where they come out even and each thread can hold a head's matrix;
@@ -93,6 +93,7 @@ mod tests {
 
     #[test]
     fn large_heads_are_shared() {
+        assert_eq!(lstm(2, 1, 1, 128), Division { tiles: 1, team: 2, bundle: 1 });
         assert_eq!(lstm(2, 1, 1, 512), Division { tiles: 1, team: 2, bundle: 1 });
         assert_eq!(lstm(2, 16, 3, 512), Division { tiles: 1, team: 2, bundle: 1 });
         assert_eq!(lstm(16, 64, 1, 1024), Division { tiles: 1, team: 16, bundle: 1 });
