@@ -4,9 +4,9 @@ use flashrnn_core::{Backward, Element, Len, Result};
 
 use crate::call::{Layout, Params};
 use crate::device::Wgpu;
+use crate::engine::Engine;
 use crate::kernel::{Bound, Call};
 use crate::memory::View;
-use crate::plan::Engine;
 use crate::select;
 
 impl Engine {

@@ -4,9 +4,10 @@ use flashrnn_core::{Element, Forward, Len, Result, Save, Step};
 
 use crate::call::{Layout, Params};
 use crate::device::{Wgpu, lock};
+use crate::engine::Engine;
 use crate::kernel::{Bound, Call, Uniform};
 use crate::memory::View;
-use crate::plan::{Engine, WgpuWeights};
+use crate::plan::WgpuWeights;
 
 /// The tensors of the step kernel.
 struct Tensors<'a, T> {

@@ -9,9 +9,9 @@
 //! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's.
 //! 3. `programs.rs` and, for the kernels of many steps, `fused.rs`: the shader files with a cell and element types;
 //!    `kernel.rs`: pipelines and dispatches; `cache.rs`: pipelines on disk.
-//! 4. `select.rs`: which kernels, and sizes of tiles and parts, chosen by pure functions; `probe.rs`: what the driver must first
-//!    show.
-//! 5. `plan.rs`: from the public interface to the kernels; `forward.rs`, `backward.rs`: the passes, with the arguments of
+//! 4. `select/`: which kernels, and sizes of tiles and parts, chosen by pure functions for what of an adapter decides; `limits.rs`:
+//!    what is refused; `probe.rs`: what the driver must first show.
+//! 5. `plan.rs`: the public interface; `engine.rs`: a plan's kernels; `forward.rs`, `backward.rs`: the passes, with the arguments of
 //!    `call.rs`.
 
 #![deny(unsafe_code)]
@@ -20,9 +20,11 @@ mod backward;
 mod cache;
 mod call;
 mod device;
+mod engine;
 mod forward;
 mod fused;
 mod kernel;
+mod limits;
 mod memory;
 mod plan;
 mod probe;

@@ -1,5 +1,7 @@
 //! What a driver does that WGSL does not promise: whether it runs long loops to their end, converts f16 exactly, and fills subgroups.
 
+use std::sync::Arc;
+
 use flashrnn_core::{Error, Result};
 
 use crate::call::Params;
@@ -19,20 +21,28 @@ pub fn long_loops(device: &Device) -> Result<bool> {
 
 /// Whether the driver's own conversion of f16 gives every number as it is: it may make zeros of the smallest.
 pub fn unpacks(device: &Device) -> Result<bool> {
-    match Kernel::get(device, &programs::unpacks(), "unpacks") {
-        // Not every device has it.
-        Err(Error::Compile { .. }) => Ok(false),
-        kernel => Ok(result(device, &*kernel?, &Params::default(), (1 << 16) / 128)? == [0]),
-    }
+    let kernel = Kernel::get(device, &programs::unpacks(), "unpacks");
+    gives(device, kernel, &Params::default(), (1 << 16) / 128, [0])
 }
 
 /// Whether all subgroups have the size that the device says and shuffle as they should.
 pub fn subgroups(device: &Device) -> Result<bool> {
     let params = Params { time: device.adapter().subgroup as u32, ..Params::default() };
-    match Kernel::get(device, &programs::subgroups(), "subgroups") {
-        // Not every driver that has subgroups compiles it.
+    let kernel = Kernel::get(device, &programs::subgroups(), "subgroups");
+    gives(device, kernel, &params, 1, [u32::MAX; 256 / 32])
+}
+
+/// Whether a kernel gives these words. Not every driver that has what it uses compiles it.
+fn gives<const WORDS: usize>(
+    device: &Device,
+    kernel: Result<Arc<Kernel>>,
+    params: &Params,
+    groups: usize,
+    words: [u32; WORDS],
+) -> Result<bool> {
+    match kernel {
         Err(Error::Compile { .. }) => Ok(false),
-        kernel => Ok(result(device, &*kernel?, &params, 1)? == [u32::MAX; 256 / 32]),
+        kernel => Ok(result(device, &*kernel?, params, groups)? == words),
     }
 }
 

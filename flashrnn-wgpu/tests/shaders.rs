@@ -115,7 +115,11 @@ fn every_shader_is_valid() {
                         check("fused_forward", &common.fused_forward(fused, &shapes, head_dim % 2 == 0)),
                         check("fused_backward", &common.fused_backward(fused, &shapes, head_dim % 2 == 0)),
                     ];
-                    assert_eq!(bytes, fused.workgroup_bytes(&shapes, narrow), "what select.rs computes");
+                    assert_eq!(
+                        bytes,
+                        fused.workgroup_bytes(&shapes, narrow),
+                        "what select/fused.rs computes"
+                    );
                 }
             }
         }

@@ -1,15 +1,17 @@
-//! What the conformance suite does not ask for and a GPU must show: accuracy over long sequences, tensors of more than 2³¹
-//! elements, no memory left behind, the same bits again, several streams at once, the caller's own stream and memory.
+//! What the conformance suite does not ask for and a GPU must show: accuracy over long sequences, no memory left behind, the
+//! caller's own stream and memory; tensors of more than 2³¹ elements (`large.rs`); the same bits again (`same_bits.rs`).
+
+mod large;
+mod same_bits;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use flashrnn_core::{
     Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Plan, Problem, Result, Save, Slstm, bf16,
     f16,
 };
 use flashrnn_cuda::cudarc::driver::{CudaContext, CudaStream};
-use flashrnn_cuda::{Buffer, Cuda, Family, Waits, testing};
+use flashrnn_cuda::{Cuda, Family, Waits, testing};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 
@@ -132,134 +134,6 @@ fn wide_heads_in_clusters_are_as_exact_as_narrow_ones() -> Result<()> {
     Ok(())
 }
 
-/// 2³¹ elements and some more, `[B, T, N, D]` = `[4160, 8192, 1, 64]`.
-const LARGE: [usize; 4] = [4160, 8192, 1, 64];
-
-/// Rows of [`LARGE`]: the first, both sides of 2³¹ elements, the last. As many as a tile of the large batch has, which makes a row's
-/// sums the same.
-const ROWS: [usize; 16] =
-    [0, 1, 2047, 2048, 4000, 4094, 4095, 4096, 4097, 4098, 4099, 4100, 4128, 4157, 4158, 4159];
-
-#[test]
-fn more_than_2_to_the_31_elements_in_one_kernel() -> Result<()> {
-    large::<f16>(Family::Fused)
-}
-
-#[test]
-fn more_than_2_to_the_31_elements_by_a_kernel_a_step() -> Result<()> {
-    large::<f16>(Family::Alternating)
-}
-
-#[test]
-fn more_than_2_to_the_31_elements_of_f32() -> Result<()> {
-    large::<f32>(Family::Auto)
-}
-
-/// Elman forward and backward; the rows named above must have the bits that a small problem of these rows has.
-fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
-    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    let cuda = cuda.with_family(family);
-    let [batch, time, heads, head_dim] = LARGE;
-    let (row, elements) = (time * head_dim, batch * time * head_dim);
-    assert!(elements > 1 << 31);
-    // wx, h in states, gates, d_h, d_wx, and half as much again for what a pass keeps while it runs.
-    let bytes = 15 * elements / 2 * size_of::<T>();
-    let (free, _) = memory(&cuda);
-    if free < bytes {
-        println!("skipped: {} GB of device memory are free, {} needed", free >> 30, bytes >> 30);
-        return Ok(());
-    }
-    let (wx, d_h) = (pattern::<T>(elements, 1.0), pattern::<T>(elements, 0.125));
-    let mut random = Random::new(3);
-    // f32 weights, so that d_b is: a sum over 34 million tokens is beyond f16.
-    let mut values = |n: usize, deviation| -> Vec<f32> {
-        random.normals(n, deviation).into_iter().map(|v| v as f32).collect()
-    };
-    let (r, b) = (values(head_dim * head_dim, 0.125), values(head_dim, 1.0));
-
-    let part = |all: &[T]| ROWS.map(|i| &all[i * row..][..row]).concat();
-    let small = Problem::new(ROWS.len(), time, heads, head_dim);
-    let small = both_passes(&cuda, &small, [&part(&wx), &part(&d_h)], [&r, &b])?;
-    let small_h = cuda.download(small.h.view())?;
-    let small_d_wx = cuda.download(small.d_wx.view())?;
-    drop(small);
-
-    let large = Problem::new(batch, time, heads, head_dim);
-    let large = both_passes(&cuda, &large, [&wx, &d_h], [&r, &b])?;
-    for (i, at) in ROWS.into_iter().enumerate() {
-        for (name, got, want) in [("h", &large.h, &small_h), ("d_wx", &large.d_wx, &small_d_wx)] {
-            let got = cuda.download(got.view().slice(at * row..(at + 1) * row)?)?;
-            let differ = got.iter().zip(&want[i * row..][..row]).filter(|(got, want)| got != want).count();
-            assert_eq!(
-                differ,
-                0,
-                "{}: {name} of row {at} has {differ} of {row} elements of its own",
-                T::DTYPE
-            );
-        }
-    }
-
-    // d_b is the sum of d_wx over all tokens, which nothing else here looks at.
-    let (d_wx, d_b) = (cuda.download(large.d_wx.view())?, cuda.download(large.d_b.view())?);
-    let mut sums = vec![0.0; head_dim];
-    for token in d_wx.chunks_exact(head_dim) {
-        sums.iter_mut().zip(token).for_each(|(sum, d)| *sum += d.to_f64());
-    }
-    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    let off =
-        norm(&mut d_b.iter().zip(&sums).map(|(d, sum)| d.to_f64() - sum)) / norm(&mut sums.iter().copied());
-    println!("{}: d_b off by {off:.1e} from the sum of d_wx", T::DTYPE);
-    // The terms nearly cancel in a sum of 34 million, which f32 adds up in at most 64 parts.
-    assert!(off < 2e-3, "{off}");
-    Ok(())
-}
-
-struct Passes<T> {
-    h: Buffer<T>,
-    d_wx: Buffer<T>,
-    d_b: Buffer<f32>,
-}
-
-fn both_passes<T: Element>(
-    cuda: &Cuda,
-    problem: &Problem,
-    [wx, d_h]: [&[T]; 2],
-    [r, b]: [&[f32]; 2],
-) -> Result<Passes<T>> {
-    let plan = cuda.plan::<T, f32, _>(&Elman, problem)?;
-    let (r, b, wx) = (cuda.upload(r)?, cuda.upload(b)?, cuda.upload(wx)?);
-    let weights = plan.pack(r.view(), b.view())?;
-    let mut h = cuda.alloc::<T>(wx.len())?;
-    let mut saved = plan.saved()?;
-    plan.forward(Forward {
-        states: Some(h.view_mut()),
-        saved: Some(&mut saved),
-        ..Forward::new(wx.view(), &weights)
-    })?;
-    drop(wx);
-    let d_h = cuda.upload(d_h)?;
-    let (mut d_wx, mut d_r) = (cuda.alloc::<T>(h.len())?, cuda.alloc::<f32>(r.len())?);
-    let mut d_b = cuda.alloc::<f32>(b.len())?;
-    plan.backward(Backward {
-        d_h: Some(d_h.view()),
-        d_r: Some(d_r.view_mut()),
-        d_b: Some(d_b.view_mut()),
-        ..Backward::new(&weights, h.view(), &saved, d_wx.view_mut())
-    })?;
-    cuda.synchronize()?;
-    Ok(Passes { h, d_wx, d_b })
-}
-
-/// `len` normal numbers, which repeat after a prime number of them, so that no two rows are the same.
-fn pattern<T: Element>(len: usize, deviation: f64) -> Vec<T> {
-    let base: Vec<T> = Random::new(1).normals(1_000_003, deviation).into_iter().map(T::from_f64).collect();
-    let mut all = Vec::with_capacity(len);
-    while all.len() < len {
-        all.extend_from_slice(&base[..base.len().min(len - all.len())]);
-    }
-    all
-}
-
 /// Free and total bytes on the device.
 fn memory(cuda: &Cuda) -> (usize, usize) {
     cuda.stream().context().mem_get_info().unwrap()
@@ -297,143 +171,6 @@ fn plans_leave_no_memory_behind() -> Result<()> {
     // The driver takes memory in pieces of 2 MiB, a few of which its own affairs may need.
     assert!(free <= free_after + (8 << 20), "memory of the device was left behind");
     Ok(())
-}
-
-/// The results of a few cells and element types.
-fn results(cuda: &Cuda) -> Result<Vec<Results>> {
-    let problem = Problem::new(9, 70, 3, 80);
-    let lstm = Case::random::<Lstm, bf16, bf16>(&Lstm, &problem, Tensors::ALL, 1)?;
-    let gru = Case::random::<Gru, f32, f32>(&Gru, &problem, Tensors::ALL, 2)?;
-    let slstm = Case::random::<Slstm, f16, f32>(&Slstm, &problem, Tensors::ALL, 3)?;
-    Ok(vec![
-        run::<_, _, bf16, bf16>(cuda, &Lstm, &lstm)?,
-        run::<_, _, f32, f32>(cuda, &Gru, &gru)?,
-        run::<_, _, f16, f32>(cuda, &Slstm, &slstm)?,
-    ])
-}
-
-#[test]
-fn the_same_call_gives_the_same_bits_again() -> Result<()> {
-    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    let first = results(&cuda)?;
-    for again in 1..=10 {
-        assert!(results(&cuda)? == first, "run {again} differs from the first");
-    }
-    assert!(results(&Cuda::new()?)? == first, "another stream gives other bits");
-    Ok(())
-}
-
-#[test]
-fn several_streams_at_once_give_the_bits_of_one_alone() -> Result<()> {
-    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    let alone = results(&cuda)?;
-    thread::scope(|scope| {
-        let streams = [Cuda::new()?, Cuda::new()?];
-        let threads = streams.map(|cuda| {
-            let alone = &alone;
-            scope.spawn(move || -> Result<()> {
-                for call in 0..10 {
-                    assert!(results(&cuda)? == *alone, "call {call} differs");
-                }
-                Ok(())
-            })
-        });
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap())
-    })
-}
-
-/// Of heads in a block, in clusters of 3 and of 16, and f32: the fused kernels alone.
-fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
-    let lstm = |head_dim| {
-        Case::random::<Lstm, bf16, bf16>(&Lstm, &Problem::new(5, 25, 2, head_dim), Tensors::ALL, seed)
-    };
-    let gru = Case::random::<Gru, f32, f32>(&Gru, &Problem::new(3, 25, 2, 60), Tensors::PLAIN, seed)?;
-    let slstm = Case::random::<Slstm, f16, f16>(&Slstm, &Problem::new(9, 25, 3, 80), Tensors::PLAIN, seed)?;
-    let mut results = Vec::new();
-    for head_dim in [64, 96, 512] {
-        results.push(run::<_, _, bf16, bf16>(cuda, &Lstm, &lstm(head_dim)?)?);
-    }
-    results.push(run::<_, _, f32, f32>(cuda, &Gru, &gru)?);
-    results.push(run::<_, _, f16, f16>(cuda, &Slstm, &slstm)?);
-    Ok(results)
-}
-
-#[test]
-fn warps_that_wait_at_random_give_the_same_bits() -> Result<()> {
-    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    let cuda = cuda.with_family(Family::Fused);
-    for seed in 1..=3 {
-        let want = fused_results(&cuda, seed)?;
-        for again in 1..=5 {
-            assert!(
-                fused_results(&cuda.clone().with_waits(Waits::Delayed), seed)? == want,
-                "run {again} differs"
-            );
-        }
-    }
-    Ok(())
-}
-
-/// h and d_wx of 10,000 forward and backward passes, on each of two streams at once.
-#[test]
-fn ten_thousand_launches_on_two_streams_give_the_same_bits() -> Result<()> {
-    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    fn passes(cuda: &Cuda, head_dim: usize, launches: usize) -> Result<()> {
-        let problem = Problem::new(5, 12, 2, head_dim);
-        let shapes = problem.shapes::<Lstm>()?;
-        let size = |shape: &[usize]| shape.iter().product::<usize>();
-        let mut random = Random::new(1);
-        let mut values = |shape: &[usize], deviation| -> Vec<bf16> {
-            random.normals(size(shape), deviation).into_iter().map(bf16::from_f64).collect()
-        };
-        let wx = cuda.upload(&values(&shapes.wx(), 1.0))?;
-        let (r, b) = (cuda.upload(&values(&shapes.r(), 0.1))?, cuda.upload(&values(&shapes.b(), 1.0))?);
-        let d_h = cuda.upload(&values(&shapes.h(), 1.0))?;
-        let plan = cuda.plan::<bf16, bf16, _>(&Lstm, &problem)?;
-        let weights = plan.pack(r.view(), b.view())?;
-        let mut states = cuda.alloc::<bf16>(size(&shapes.states()))?;
-        let (mut d_wx, mut saved) = (cuda.alloc::<bf16>(wx.len())?, plan.saved()?);
-        let mut first = None;
-        for launch in 0..launches {
-            plan.forward(Forward {
-                states: Some(states.view_mut()),
-                saved: Some(&mut saved),
-                ..Forward::new(wx.view(), &weights)
-            })?;
-            plan.backward(Backward {
-                d_h: Some(d_h.view()),
-                ..Backward::new(&weights, states.view(), &saved, d_wx.view_mut())
-            })?;
-            let got = (cuda.download(states.view())?, cuda.download(d_wx.view())?);
-            assert!(
-                *first.get_or_insert_with(|| got.clone()) == got,
-                "D {head_dim}: launch {launch} differs"
-            );
-        }
-        Ok(())
-    }
-    thread::scope(|scope| {
-        let streams = [(Cuda::new()?, 64), (Cuda::new()?, 96)];
-        let threads = streams.map(|(cuda, head_dim)| {
-            scope.spawn(move || passes(&cuda.with_family(Family::Fused), head_dim, 10_000))
-        });
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap())?;
-        drop(cuda);
-        Ok(())
-    })
-}
-
-#[test]
-fn one_backend_serves_several_threads() -> Result<()> {
-    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    let alone = results(&cuda)?;
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| results(&cuda))).collect();
-        for thread in threads {
-            assert!(thread.join().unwrap()? == alone, "a thread's results differ");
-        }
-        Ok(())
-    })
 }
 
 #[test]

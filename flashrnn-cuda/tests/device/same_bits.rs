@@ -1,0 +1,147 @@
+//! The same bits again: by another call, another stream, several at once, and whatever warps wait for.
+
+use std::thread;
+
+use flashrnn_core::{Backend, Backward, Forward, Gru, Lstm, Plan, Problem, Result, Slstm, bf16, f16};
+use flashrnn_cuda::{Cuda, Family, Waits};
+use flashrnn_testsuite::random::Random;
+use flashrnn_testsuite::{Case, Results, Tensors, run};
+
+use super::cuda;
+
+/// The results of a few cells and element types.
+fn results(cuda: &Cuda) -> Result<Vec<Results>> {
+    let problem = Problem::new(9, 70, 3, 80);
+    let lstm = Case::random::<Lstm, bf16, bf16>(&Lstm, &problem, Tensors::ALL, 1)?;
+    let gru = Case::random::<Gru, f32, f32>(&Gru, &problem, Tensors::ALL, 2)?;
+    let slstm = Case::random::<Slstm, f16, f32>(&Slstm, &problem, Tensors::ALL, 3)?;
+    Ok(vec![
+        run::<_, _, bf16, bf16>(cuda, &Lstm, &lstm)?,
+        run::<_, _, f32, f32>(cuda, &Gru, &gru)?,
+        run::<_, _, f16, f32>(cuda, &Slstm, &slstm)?,
+    ])
+}
+
+#[test]
+fn the_same_call_gives_the_same_bits_again() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let first = results(&cuda)?;
+    for again in 1..=10 {
+        assert!(results(&cuda)? == first, "run {again} differs from the first");
+    }
+    assert!(results(&Cuda::new()?)? == first, "another stream gives other bits");
+    Ok(())
+}
+
+#[test]
+fn several_streams_at_once_give_the_bits_of_one_alone() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let alone = results(&cuda)?;
+    thread::scope(|scope| {
+        let streams = [Cuda::new()?, Cuda::new()?];
+        let threads = streams.map(|cuda| {
+            let alone = &alone;
+            scope.spawn(move || -> Result<()> {
+                for call in 0..10 {
+                    assert!(results(&cuda)? == *alone, "call {call} differs");
+                }
+                Ok(())
+            })
+        });
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+    })
+}
+
+/// Of heads in a block, in clusters of 3 and of 16, and f32: the fused kernels alone.
+fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
+    let lstm = |head_dim| {
+        Case::random::<Lstm, bf16, bf16>(&Lstm, &Problem::new(5, 25, 2, head_dim), Tensors::ALL, seed)
+    };
+    let gru = Case::random::<Gru, f32, f32>(&Gru, &Problem::new(3, 25, 2, 60), Tensors::PLAIN, seed)?;
+    let slstm = Case::random::<Slstm, f16, f16>(&Slstm, &Problem::new(9, 25, 3, 80), Tensors::PLAIN, seed)?;
+    let mut results = Vec::new();
+    for head_dim in [64, 96, 512] {
+        results.push(run::<_, _, bf16, bf16>(cuda, &Lstm, &lstm(head_dim)?)?);
+    }
+    results.push(run::<_, _, f32, f32>(cuda, &Gru, &gru)?);
+    results.push(run::<_, _, f16, f16>(cuda, &Slstm, &slstm)?);
+    Ok(results)
+}
+
+#[test]
+fn warps_that_wait_at_random_give_the_same_bits() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let cuda = cuda.with_family(Family::Fused);
+    for seed in 1..=3 {
+        let want = fused_results(&cuda, seed)?;
+        for again in 1..=5 {
+            assert!(
+                fused_results(&cuda.clone().with_waits(Waits::Delayed), seed)? == want,
+                "run {again} differs"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// h and d_wx of 10,000 forward and backward passes, on each of two streams at once.
+#[test]
+fn ten_thousand_launches_on_two_streams_give_the_same_bits() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    fn passes(cuda: &Cuda, head_dim: usize, launches: usize) -> Result<()> {
+        let problem = Problem::new(5, 12, 2, head_dim);
+        let shapes = problem.shapes::<Lstm>()?;
+        let size = |shape: &[usize]| shape.iter().product::<usize>();
+        let mut random = Random::new(1);
+        let mut values = |shape: &[usize], deviation| -> Vec<bf16> {
+            random.normals(size(shape), deviation).into_iter().map(bf16::from_f64).collect()
+        };
+        let wx = cuda.upload(&values(&shapes.wx(), 1.0))?;
+        let (r, b) = (cuda.upload(&values(&shapes.r(), 0.1))?, cuda.upload(&values(&shapes.b(), 1.0))?);
+        let d_h = cuda.upload(&values(&shapes.h(), 1.0))?;
+        let plan = cuda.plan::<bf16, bf16, _>(&Lstm, &problem)?;
+        let weights = plan.pack(r.view(), b.view())?;
+        let mut states = cuda.alloc::<bf16>(size(&shapes.states()))?;
+        let (mut d_wx, mut saved) = (cuda.alloc::<bf16>(wx.len())?, plan.saved()?);
+        let mut first = None;
+        for launch in 0..launches {
+            plan.forward(Forward {
+                states: Some(states.view_mut()),
+                saved: Some(&mut saved),
+                ..Forward::new(wx.view(), &weights)
+            })?;
+            plan.backward(Backward {
+                d_h: Some(d_h.view()),
+                ..Backward::new(&weights, states.view(), &saved, d_wx.view_mut())
+            })?;
+            let got = (cuda.download(states.view())?, cuda.download(d_wx.view())?);
+            assert!(
+                *first.get_or_insert_with(|| got.clone()) == got,
+                "D {head_dim}: launch {launch} differs"
+            );
+        }
+        Ok(())
+    }
+    thread::scope(|scope| {
+        let streams = [(Cuda::new()?, 64), (Cuda::new()?, 96)];
+        let threads = streams.map(|(cuda, head_dim)| {
+            scope.spawn(move || passes(&cuda.with_family(Family::Fused), head_dim, 10_000))
+        });
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap())?;
+        drop(cuda);
+        Ok(())
+    })
+}
+
+#[test]
+fn one_backend_serves_several_threads() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let alone = results(&cuda)?;
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| results(&cuda))).collect();
+        for thread in threads {
+            assert!(thread.join().unwrap()? == alone, "a thread's results differ");
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,122 @@
+//! What a device can't hold or run to its end, which plans refuse.
+
+use flashrnn_core::{Dtype, Error, Problem, Result, Save, Shapes};
+
+use crate::select::{self, Fused};
+
+/// The error for what this backend can't do.
+pub fn unsupported(what: String, why: String) -> Error {
+    Error::Unsupported { backend: "wgpu", what, why }
+}
+
+/// Refuses what the device's bindings can't hold.
+pub fn check_limits(
+    most: u64,
+    shapes: &Shapes,
+    problem: &Problem,
+    element: Dtype,
+    fused: Option<Fused>,
+) -> Result<()> {
+    if shapes.recurrent == 0 {
+        return Err(unsupported(
+            "a cell without recurrent gates".into(),
+            "nothing of it is a recurrence".into(),
+        ));
+    }
+    for (what, bytes) in bound_sizes(shapes, problem.save, element, fused) {
+        if bytes > most.into() {
+            let what = format!("{what} of {bytes} bytes");
+            return Err(unsupported(what, format!("the device binds at most {most} bytes")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses products whose loops the driver does not run to their end, which is asked only where they are long.
+pub fn check_loops(shapes: &Shapes, long_loops: impl FnOnce() -> Result<bool>) -> Result<()> {
+    if select::longest_loop(shapes) <= select::LONGEST_LOOP || long_loops()? {
+        return Ok(());
+    }
+    let what = format!("head_dim {} with {} recurrent gates", shapes.head_dim, shapes.recurrent);
+    Err(unsupported(what, "this driver ends long loops before they are done".into()))
+}
+
+/// The largest of what is bound, in bytes; wx, h and their gradients are no larger. `element` is T.
+fn bound_sizes(
+    shapes: &Shapes,
+    save: Save,
+    element: Dtype,
+    fused: Option<Fused>,
+) -> [(&'static str, u128); 8] {
+    let narrow = element != Dtype::F32;
+    let bytes = if narrow { 2 } else { 4 };
+    let (units, batch, time) = (shapes.units() as u128, shapes.batch as u128, shapes.time as u128);
+    let (states, gates) = (shapes.states as u128, shapes.gates as u128);
+    let step = batch * time * units;
+    let state = states * batch * units;
+    let rows = batch + (batch * time).div_ceil(4);
+    let gates_bytes = match save {
+        Save::Gates => gates * step * bytes,
+        Save::Recompute => {
+            let step = gates * batch * units;
+            select::gates_steps(shapes.time, step as usize) as u128 * step * 4
+        }
+    };
+    let wide_gates = if save == Save::Gates { shapes.wide_gates.len() } else { 0 };
+    let wide = if narrow { shapes.wide.len() + wide_gates } else { 0 };
+    let partial =
+        |columns: usize, round| (select::parts(shapes.tokens(), columns, round).0 as u128) * columns as u128;
+    let [weight_round, bias_round] = select::GRADIENT_ROUNDS;
+    [
+        ("states", states * step * bytes),
+        ("gates", gates_bytes),
+        ("wide states and gates", wide as u128 * step * 4),
+        ("weights", 16 * select::packed(shapes, fused, narrow).iter().sum::<usize>() as u128),
+        ("parts of d_r", partial(shapes.r().iter().product(), weight_round) * 4),
+        ("parts of d_b", partial(shapes.b().iter().product(), bias_round) * 4),
+        ("the forward pass's working memory", (rows + 2 * state) * 4),
+        (
+            "the backward pass's working memory",
+            (rows
+                + 4 * state
+                + (2 * shapes.recurrent) as u128 * batch * units
+                + shapes.inner() as u128 * step)
+                * 4,
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use flashrnn_core::Lstm;
+
+    use super::*;
+
+    /// The gates are the largest tensor here: 2^25 elements, or 2^24 in f32 where they are computed again.
+    #[test]
+    fn a_tensor_as_large_as_the_limit_fits() {
+        let gates = Problem::new(32, 1024, 1, 256);
+        let recompute = Problem { save: Save::Recompute, ..gates.clone() };
+        for (problem, element, bytes) in [
+            (&gates, Dtype::F32, 4),
+            (&gates, Dtype::F16, 2),
+            (&gates, Dtype::Bf16, 2),
+            (&recompute, Dtype::F16, 2),
+        ] {
+            let shapes = problem.shapes::<Lstm>().unwrap();
+            let check = |most| check_limits(most, &shapes, problem, element, None);
+            assert_eq!(check(bytes << 25), Ok(()));
+            assert!(
+                matches!(check((bytes << 25) - 1), Err(Error::Unsupported { what, .. }) if what.starts_with("gates of"))
+            );
+        }
+    }
+
+    #[test]
+    fn long_loops_need_a_driver_that_runs_them() {
+        let shapes = |head_dim| Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap();
+        assert_eq!(check_loops(&shapes(32768), || panic!("asked for no reason")), Ok(()));
+        assert_eq!(check_loops(&shapes(32772), || Ok(true)), Ok(()));
+        assert!(matches!(check_loops(&shapes(32772), || Ok(false)), Err(Error::Unsupported { .. })));
+    }
+}

@@ -1,0 +1,266 @@
+//! The fused kernels.
+
+use flashrnn_core::{Dtype, Shapes};
+
+use super::Adapter;
+
+/// The most time steps of one dispatch of a fused kernel: a few milliseconds on a GPU, so that no watchdog ends it, and no loop
+/// longer than [`LONGEST_LOOP`](super::LONGEST_LOOP).
+pub const FUSED_STEPS: usize = 2048;
+
+/// How a workgroup of a fused kernel is cut: it has one head and some rows of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fused {
+    /// Units of the head, D padded with zeros.
+    pub units: usize,
+    /// Parts of k: a workgroup has `units * split` threads.
+    pub split: usize,
+    /// Rows of the batch.
+    pub rows: usize,
+    /// Registers of a thread for its weights and sums: weights that find no room are read again at every step.
+    pub registers: usize,
+}
+
+/// What a thread of a fused kernel has of R: lines along k, in chunks. The names are those of shaders/fused.wgsl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lines {
+    /// Lines: forward the gates of a unit, backward some units.
+    pub lines: usize,
+    /// Threads that have lines.
+    pub threads: usize,
+    /// Pieces of each line in a chunk.
+    pub groups: usize,
+    /// Chunks.
+    pub chunks: usize,
+    /// Chunks that stay in registers; the others are read again at every step.
+    pub kept: usize,
+    /// 16-bit weights are f32 in registers.
+    pub wide: bool,
+}
+
+/// Numbers along k in a piece of weights, 4 words.
+pub fn piece(narrow: bool) -> usize {
+    if narrow { 8 } else { 4 }
+}
+
+/// Registers of a multiprocessor, and the most of one thread, of which a quarter is for other things than weights and sums. No interface
+/// tells them; these are NVIDIA's. Where there are fewer, R is spilled: slow, but right.
+const REGISTERS: (usize, usize) = (65536, 255);
+
+/// Pieces of a thread in a chunk: so many are read at a time where not all are in registers.
+const PIECES_AT_ONCE: usize = 8;
+
+/// The most bytes of R, of a head, that are read at every step; beyond, a dispatch a step is faster.
+const MOST_STREAMED: usize = 5 << 18;
+
+/// The most threads of a workgroup that reads R at every step, f32 and 16-bit: with more they have no registers for what is under way.
+const MOST_STREAMING: [usize; 2] = [256, 512];
+
+/// As many workgroups keep a GPU busy; with fewer, a workgroup has fewer rows.
+const ENOUGH_GROUPS: usize = 64;
+
+impl Fused {
+    /// Threads of a workgroup.
+    pub fn threads(self) -> usize {
+        self.units * self.split
+    }
+
+    /// Elements of k in a part.
+    pub fn depth(self) -> usize {
+        self.units / self.split
+    }
+
+    /// Tensors that the threads carry at a time, each thread two units of a row.
+    pub fn turns(self) -> usize {
+        2 * self.split / self.rows
+    }
+
+    /// Units that a thread of the backward product has, so that all threads hold weights, or nearly all.
+    pub fn tile(self, shapes: &Shapes) -> usize {
+        shapes.recurrent.next_power_of_two()
+    }
+
+    /// Whether the forward kernel has what a step reads and what it writes apart: with whole sums, no barrier lies between.
+    pub fn buffers(self) -> usize {
+        if self.split == 1 { 2 } else { 1 }
+    }
+
+    /// Pieces, of so many numbers, of R of a head.
+    pub fn pieces(self, shapes: &Shapes, piece: usize) -> usize {
+        self.units / piece * shapes.recurrent * self.units
+    }
+
+    /// Of the forward kernel.
+    pub fn forward(self, shapes: &Shapes, narrow: bool) -> Lines {
+        self.lines(shapes.recurrent, self.threads(), narrow)
+    }
+
+    /// Of the backward kernel.
+    pub fn backward(self, shapes: &Shapes, narrow: bool) -> Lines {
+        let tile = self.tile(shapes);
+        self.lines(tile, shapes.recurrent * self.threads() / tile, narrow)
+    }
+
+    fn lines(self, lines: usize, threads: usize, narrow: bool) -> Lines {
+        let pieces = self.depth() / piece(narrow);
+        let groups = (1..=pieces)
+            .rev()
+            .find(|groups| {
+                pieces.is_multiple_of(*groups) && (groups * lines <= PIECES_AT_ONCE || *groups == 1)
+            })
+            .unwrap_or(1);
+        let chunks = pieces / groups;
+        let room = self.registers.saturating_sub(lines * self.rows);
+        let chunk = 4 * groups * lines;
+        let (kept, wide) = if narrow && 2 * chunk * chunks <= room {
+            (chunks, true)
+        } else if chunk * chunks <= room {
+            (chunks, false)
+        } else {
+            // Beside half a chunk that was read.
+            (room.saturating_sub(chunk / 2) / chunk, false)
+        };
+        Lines { lines, threads, groups, chunks, kept, wide }
+    }
+
+    /// Workgroups of a dispatch.
+    pub fn groups(self, shapes: &Shapes) -> usize {
+        shapes.heads * shapes.batch.div_ceil(self.rows)
+    }
+
+    /// Bytes of workgroup memory of the forward and of the backward kernel.
+    pub fn workgroup_bytes(self, shapes: &Shapes, narrow: bool) -> [usize; 2] {
+        let Shapes { recurrent, external, states, gates, .. } = *shapes;
+        let shared = if self.split > 1 { self.split * recurrent } else { 0 };
+        let forward = shared + self.buffers() * (external.max(1) + states + gates);
+        let backward = self.split * recurrent + gates + 2 * states;
+        // BETWEEN of shaders/fused.wgsl, for each chunk.
+        let x = |parts, lines: Lines| parts * self.split * (self.depth() + 4 * lines.chunks);
+        let x = [x(self.buffers(), self.forward(shapes, narrow)), x(gates, self.backward(shapes, narrow))];
+        [0, 1].map(|pass| ([forward, backward][pass] * self.units + x[pass]) * self.rows * size_of::<f32>())
+    }
+
+    fn fits(self, shapes: &Shapes, adapter: Adapter, narrow: bool) -> bool {
+        self.threads() <= adapter.invocations
+            && self.rows <= self.split
+            && self.depth().is_multiple_of(8)
+            && self.tile(shapes) <= self.units
+            && self.workgroup_bytes(shapes, narrow).into_iter().all(|bytes| bytes <= adapter.workgroup_bytes)
+    }
+
+    /// Whether no weights are read again at every step.
+    fn keeps_all(self, shapes: &Shapes, narrow: bool) -> bool {
+        [self.forward(shapes, narrow), self.backward(shapes, narrow)]
+            .iter()
+            .all(|lines| lines.kept == lines.chunks)
+    }
+
+    /// The fused kernels for a problem, the same for any T; `None` where a step does not fit a workgroup's memory, or R is too large
+    /// to be read at every step. `element`: T.
+    pub fn new(shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Self> {
+        let narrow = element != Dtype::F32;
+        let units = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
+            .into_iter()
+            .find(|&units| units >= shapes.head_dim)?;
+        let groups = |rows| shapes.heads * shapes.batch.div_ceil(rows);
+        let mut wanted = [4, 2].into_iter().find(|&rows| groups(rows) >= ENOUGH_GROUPS).unwrap_or(1);
+        // A CPU has no registers for R, and its drivers take seconds to compile what is written out: there the smallest heads
+        // alone are fused, in f32, all in one way.
+        if adapter.cpu {
+            if units > 8 || narrow {
+                return None;
+            }
+            wanted = 1;
+        }
+        let rows = [4, 2, 1].into_iter().filter(|&rows| rows <= wanted);
+        let cuts = |splits: [usize; 3]| {
+            let cut = move |rows| {
+                splits.map(|split| {
+                    let threads = units * split;
+                    let registers = (REGISTERS.0 / threads).min(REGISTERS.1) / 4 * 3;
+                    Self { units, split, rows, registers }
+                })
+            };
+            rows.clone().flat_map(cut).filter(|fused| fused.fits(shapes, adapter, narrow))
+        };
+        let bytes = shapes.recurrent * units * units * if narrow { 2 } else { 4 };
+        let all = cuts([4, 2, 1]).find(|fused| fused.keeps_all(shapes, narrow));
+        let most = MOST_STREAMING[usize::from(narrow)];
+        all.or_else(|| cuts([4, 2, 1]).find(|fused| bytes <= MOST_STREAMED && fused.threads() <= most))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::select::examples::{H200, LEAST};
+    use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
+
+    #[test]
+    fn fused_where_a_head_fits_a_workgroup() {
+        let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
+        let fused = |shapes: Shapes, adapter, narrow| {
+            let element = if narrow { Dtype::Bf16 } else { Dtype::F32 };
+            let fused = Fused::new(&shapes, adapter, element)?;
+            let kept = [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)].map(|lines| {
+                format!("{}{}/{}", if lines.wide { "wide " } else { "" }, lines.kept, lines.chunks)
+            });
+            Some((fused.units, fused.split, fused.rows, kept))
+        };
+        let of = |units, split, rows, kept: [&str; 2]| Some((units, split, rows, kept.map(String::from)));
+        assert_eq!(fused(lstm(16, 12, 64), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 12, 64), H200, true), of(64, 4, 2, ["wide 1/1", "wide 1/1"]));
+        assert_eq!(fused(lstm(16, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(1, 1, 64), H200, false), of(64, 4, 1, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(256, 12, 64), H200, false), of(64, 4, 4, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(256, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 12, 33), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 6, 128), H200, true), of(128, 4, 1, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 6, 128), LEAST, true), of(128, 2, 1, ["4/4", "4/4"]));
+        assert_eq!(fused(lstm(16, 3, 256), H200, true), of(256, 2, 1, ["2/8", "2/8"]));
+        assert_eq!(fused(lstm(16, 3, 256), H200, false), of(256, 1, 1, ["5/32", "5/32"]));
+        assert_eq!(fused(lstm(16, 3, 256), LEAST, true), None);
+        assert_eq!(fused(lstm(16, 3, 384), H200, true), of(384, 1, 1, ["3/24", "3/24"]));
+        assert_eq!(fused(lstm(16, 3, 384), H200, false), None);
+        assert_eq!(fused(lstm(16, 2, 512), H200, true), None);
+        let elman = Problem::new(1, 1, 1, 128).shapes::<Elman>().unwrap();
+        assert_eq!(fused(elman.clone(), H200, false), of(128, 4, 1, ["1/1", "1/1"]));
+        assert_eq!(fused(elman, LEAST, false), of(128, 2, 1, ["2/2", "2/2"]));
+        let gru = Problem::new(16, 1, 12, 1).shapes::<Gru>().unwrap();
+        assert_eq!(fused(gru, LEAST, false), of(8, 1, 1, ["1/1", "1/1"]));
+        let cpu = Adapter { cpu: true, ..H200 };
+        assert_eq!(fused(lstm(16, 12, 8), cpu, false), of(8, 1, 1, ["1/1", "1/1"]));
+        assert_eq!(fused(lstm(16, 12, 9), cpu, false), None);
+    }
+
+    #[test]
+    fn fused_kernels_fit_the_adapter() {
+        for adapter in [H200, LEAST] {
+            for (batch, heads) in [(1, 1), (16, 12), (256, 12)] {
+                for head_dim in 1..=256 {
+                    let problem = Problem::new(batch, 1, heads, head_dim);
+                    for shapes in
+                        [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Slstm>()]
+                    {
+                        let shapes = shapes.unwrap();
+                        for element in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+                            let narrow = element != Dtype::F32;
+                            let Some(fused) = Fused::new(&shapes, adapter, element) else { continue };
+                            assert!(fused.units >= head_dim && fused.threads() <= adapter.invocations);
+                            let bytes = fused.workgroup_bytes(&shapes, narrow);
+                            assert!(bytes.iter().all(|&bytes| bytes <= adapter.workgroup_bytes));
+                            // A turn or more; whole chunks of whole pieces.
+                            assert!(fused.turns() * fused.rows == 2 * fused.split);
+                            for lines in [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)] {
+                                let pieces = fused.depth() / piece(narrow);
+                                assert!(lines.chunks * lines.groups == pieces && lines.kept <= lines.chunks);
+                                let all = pieces * lines.lines * lines.threads;
+                                assert_eq!(fused.pieces(&shapes, piece(narrow)), all);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
