@@ -57,7 +57,7 @@ pub(crate) struct BackwardCall<'a, T, S> {
 }
 
 impl<T: Element> BackwardCall<'_, T, T::Wide> {
-    /// Asks for the cache lines of a vector of units in a step.
+    /// Asks for a cache line of units in a step.
     #[inline(always)]
     fn prefetch<V: Vector<T>>(&self, token: usize, before: Before, column: usize) {
         let shapes = self.time.shapes;
@@ -172,8 +172,8 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, BackwardBlock<
             if let Some(step) = step {
                 for &row in &task.rows[first..end] {
                     let (token, before) = (call.time.token(row, step), call.time.before(row, step));
-                    for vector in call.panels.block_vectors(block) {
-                        call.prefetch::<V>(token, before, task.head * d + vector * V::LANES);
+                    for unit in call.panels.block_lines::<T>(block) {
+                        call.prefetch::<V>(token, before, task.head * d + unit);
                     }
                 }
             }

@@ -15,7 +15,7 @@ use flashrnn_core::{Array, Cell, Element, Real, Result};
 use crate::compiled::With;
 use crate::memory::{Aligned, Shared, at};
 use crate::product::{Panels, Product};
-use crate::simd::{For, Op, Pair, Storage, Vector};
+use crate::simd::{For, LINE, Op, Pair, Storage, Vector};
 use crate::tasks::{Row, Task, Time, active};
 
 /// The tensors of a call, as slices.
@@ -44,7 +44,7 @@ pub(crate) struct ForwardCall<'a, T, S> {
 }
 
 impl<T: Element> ForwardCall<'_, T, T::Wide> {
-    /// Asks for the cache lines of a vector of units in a step.
+    /// Asks for a cache line of units in a step.
     #[inline(always)]
     fn prefetch<V: Vector<T>>(&self, wide: usize, token: usize, column: usize) {
         let shapes = self.time.shapes;
@@ -68,7 +68,9 @@ impl<T: Element> ForwardCall<'_, T, T::Wide> {
         }
         if let Some(states) = self.wide {
             for i in 0..wide {
-                V::prefetch(states.at((i * tokens + token) * units + column, 0));
+                let line = states.at((i * tokens + token) * units + column, 0);
+                V::prefetch(line);
+                V::prefetch(line.wrapping_byte_add(LINE));
             }
         }
     }
@@ -219,8 +221,8 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, ForwardBlock<'
             // What the pointwise stage will touch comes from memory while the product runs.
             for &row in &task.rows[first..end] {
                 let token = call.time.token(row, step);
-                for vector in call.panels.block_vectors(block) {
-                    call.prefetch::<V>(C::WIDE.len(), token, task.head * d + vector * V::LANES);
+                for unit in call.panels.block_lines::<T>(block) {
+                    call.prefetch::<V>(C::WIDE.len(), token, task.head * d + unit);
                 }
             }
             let product = Product {
@@ -277,7 +279,7 @@ struct RowUnits<'a, C: Cell, T: Element> {
 }
 
 impl<C: Cell, T: Element> RowUnits<'_, C, T> {
-    /// The pointwise stage of a block's units, two vectors at a time.
+    /// The pointwise stage of a block's units, two vectors at a time where registers hold them.
     ///
     /// # Safety
     /// No other thread uses these units of the row; `products [vectors, Gr, LANES]` is valid.
@@ -289,7 +291,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     ) {
         let kinds = C::RECURRENT * V::LANES;
         let full = self.call.time.shapes.head_dim / V::LANES;
-        while vectors.start + 2 <= vectors.end.min(full) {
+        while V::PAIRS && vectors.start + 2 <= vectors.end.min(full) {
             let (a, b) = (vectors.start, vectors.start + 1);
             // SAFETY: as promised by the caller.
             unsafe {

@@ -71,7 +71,7 @@ impl<'a, P> Shared<'a, P> {
     /// The address of element `i`, of which `n` follow.
     #[inline(always)]
     pub fn at(self, i: usize, n: usize) -> *mut P {
-        debug_assert!(i + n <= self.len, "{i} + {n} of {}", self.len);
+        check(i, n, self.len);
         self.start.wrapping_add(i)
     }
 
@@ -90,6 +90,21 @@ impl<'a, P> Shared<'a, P> {
 /// The address of element `i`, of which `n` follow.
 #[inline(always)]
 pub(crate) fn at<P>(slice: &[P], i: usize, n: usize) -> *const P {
-    debug_assert!(i + n <= slice.len(), "{i} + {n} of {}", slice.len());
+    check(i, n, slice.len());
     slice.as_ptr().wrapping_add(i)
+}
+
+/// Checks, in debug builds, that `len` elements have an element `i` of which `n` follow.
+#[inline(always)]
+fn check(i: usize, n: usize, len: usize) {
+    if cfg!(debug_assertions) && (n > len || i > len - n) {
+        outside(i, n, len);
+    }
+}
+
+/// Apart from the check, which kernels have by the hundred.
+#[cold]
+#[inline(never)]
+fn outside(i: usize, n: usize, len: usize) -> ! {
+    panic!("{i} + {n} of {len}")
 }

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use crate::division::WHOLE;
 use crate::memory::{Aligned, at};
-use crate::simd::{For, Op, Simd, Storage};
+use crate::simd::{For, LINE, Op, Simd, Storage};
 
 /// How a matrix `[outputs, depth]` is packed. Outputs come as `kinds` groups (gates) of `units`.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +68,13 @@ impl Panels {
     #[inline(always)]
     pub fn block_vectors(&self, block: usize) -> Range<usize> {
         block * self.block..((block + 1) * self.block).min(self.vectors())
+    }
+
+    /// Where cache lines of elements of `P` begin that hold the units of a block.
+    #[inline(always)]
+    pub fn block_lines<P>(&self, block: usize) -> impl Iterator<Item = usize> + use<P> {
+        let Range { start, end } = self.block_vectors(block);
+        (start * self.lanes..(end * self.lanes).min(self.units)).step_by(LINE / size_of::<P>())
     }
 
     /// Elements of a packed head.

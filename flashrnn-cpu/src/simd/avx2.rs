@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use flashrnn_core::{Real, bf16, f16};
 
 use super::math::{self, Bits, intrinsic, real_functions, vector};
-use super::{Op, Simd, Storage};
+use super::{LINE, Op, Simd, Storage};
 
 /// 8 numbers of f32.
 #[derive(Clone, Copy)]
@@ -25,7 +25,7 @@ unsafe fn with_avx2<O: Op>(op: O) -> O::Output {
 
 macro_rules! avx2 {
     ($v:ident, $scalar:ty, $lanes:expr, $register:ty,
-     $add:ident $sub:ident $mul:ident $div:ident $sqrt:ident $set1:ident $fmadd:ident $round:ident $cmp:ident
+     $add:ident $sub:ident $mul:ident $div:ident $sqrt:ident $set1:ident $fmadd:ident $cmp:ident
      $blend:ident $xor:ident $and:ident $andnot:ident $or:ident $load:ident $store:ident $max:ident $min:ident) => {
         vector!($v, $scalar, $lanes, add: $add, sub: $sub, mul: $mul, div: $div);
 
@@ -72,6 +72,7 @@ macro_rules! avx2 {
             const LANES: usize = $lanes;
             const PANEL: usize = 2;
             const ROWS: usize = 6;
+            const PAIRS: bool = false;
             #[inline(always)]
             unsafe fn vectorize<O: Op>(op: O) -> O::Output {
                 // SAFETY: as promised by the caller.
@@ -89,24 +90,14 @@ macro_rules! avx2 {
             fn prefetch<P>(p: *const P) {
                 intrinsic!({
                     _mm_prefetch::<_MM_HINT_T1>(p.cast());
-                    _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(Self::LANES).cast::<i8>().wrapping_sub(1));
+                    _mm_prefetch::<_MM_HINT_T1>(p.cast::<i8>().wrapping_add(LINE - 1));
                 })
             }
         }
 
-        impl Bits for $v {
+        impl $v {
             #[inline(always)]
-            fn round(self) -> Self {
-                intrinsic!(Self($round::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
-            }
-            #[inline(always)]
-            fn scale(self, n: Self) -> Self {
-                // 2^n may not be a normal number, the powers of its halves are.
-                let half = (n * Self::lit(0.5)).round();
-                self * half.power_of_two() * (n - half).power_of_two()
-            }
-            #[inline(always)]
-            fn copysign(self, sign: Self) -> Self {
+            fn with_sign_of(self, sign: Self) -> Self {
                 intrinsic!({
                     let mask = $set1(-0.0);
                     Self($or($andnot(mask, self.0), $and(mask, sign.0)))
@@ -134,38 +125,79 @@ macro_rules! avx2 {
 avx2!(
     F32x8, f32, 8, __m256,
     _mm256_add_ps _mm256_sub_ps _mm256_mul_ps _mm256_div_ps _mm256_sqrt_ps _mm256_set1_ps _mm256_fmadd_ps
-    _mm256_round_ps _mm256_cmp_ps _mm256_blendv_ps _mm256_xor_ps _mm256_and_ps _mm256_andnot_ps _mm256_or_ps
+    _mm256_cmp_ps _mm256_blendv_ps _mm256_xor_ps _mm256_and_ps _mm256_andnot_ps _mm256_or_ps
     _mm256_loadu_ps _mm256_storeu_ps _mm256_max_ps _mm256_min_ps
 );
 
 avx2!(
     F64x4, f64, 4, __m256d,
     _mm256_add_pd _mm256_sub_pd _mm256_mul_pd _mm256_div_pd _mm256_sqrt_pd _mm256_set1_pd _mm256_fmadd_pd
-    _mm256_round_pd _mm256_cmp_pd _mm256_blendv_pd _mm256_xor_pd _mm256_and_pd _mm256_andnot_pd _mm256_or_pd
+    _mm256_cmp_pd _mm256_blendv_pd _mm256_xor_pd _mm256_and_pd _mm256_andnot_pd _mm256_or_pd
     _mm256_loadu_pd _mm256_storeu_pd _mm256_max_pd _mm256_min_pd
 );
 
-impl F32x8 {
-    /// 2^n for whole n in -126..=127.
+impl Bits for F32x8 {
+    /// n in the bits of the exponent.
+    type Exponent = __m256i;
     #[inline(always)]
-    fn power_of_two(self) -> Self {
+    fn doublings(self) -> (Self, __m256i) {
+        // Adding 1.5 · 2^23 rounds to a whole number and leaves it in the lowest bits.
+        let shift = Self::lit(12_582_912.0);
+        let shifted = self.mul_add(Self::lit(std::f64::consts::LOG2_E), shift);
+        let n = intrinsic!(_mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.0)));
+        (shifted - shift, n)
+    }
+    #[inline(always)]
+    fn scale(self, n: __m256i) -> Self {
+        // 2^n may not be a normal number, the powers of its halves are.
+        let (a, b) = intrinsic!({
+            let half = _mm256_and_si256(_mm256_srai_epi32::<1>(n), _mm256_set1_epi32(-1 << 23));
+            (half, _mm256_sub_epi32(n, half))
+        });
+        self * Self::power_of_two(a) * Self::power_of_two(b)
+    }
+    #[inline(always)]
+    fn power_of_two(n: __m256i) -> Self {
+        intrinsic!(Self(_mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23)))))
+    }
+    #[inline(always)]
+    fn copysign(self, sign: Self) -> Self {
+        self.with_sign_of(sign)
+    }
+}
+
+impl Bits for F64x4 {
+    type Exponent = Self;
+    #[inline(always)]
+    fn doublings(self) -> (Self, Self) {
+        let n = (self * Self::lit(std::f64::consts::LOG2_E)).round();
+        (n, n)
+    }
+    #[inline(always)]
+    fn scale(self, n: Self) -> Self {
+        // As above; there is no shift of 64 bits that keeps the sign.
+        let half = (n * Self::lit(0.5)).round();
+        self * Self::power_of_two(half) * Self::power_of_two(n - half)
+    }
+    #[inline(always)]
+    fn power_of_two(n: Self) -> Self {
+        // Adding 1.5 · 2^52 leaves the biased exponent, a whole number, in the lowest bits.
+        const SHIFT: f64 = 6_755_399_441_055_744.0 + 1023.0;
         intrinsic!({
-            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
+            let shifted = _mm256_add_pd(n.0, _mm256_set1_pd(SHIFT));
+            Self(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(shifted))))
         })
+    }
+    #[inline(always)]
+    fn copysign(self, sign: Self) -> Self {
+        self.with_sign_of(sign)
     }
 }
 
 impl F64x4 {
-    /// 2^n for whole n in -1022..=1023.
     #[inline(always)]
-    fn power_of_two(self) -> Self {
-        // Adding 1.5 · 2^52 leaves the biased exponent, a whole number, in the lowest bits.
-        const SHIFT: f64 = 6_755_399_441_055_744.0 + 1023.0;
-        intrinsic!({
-            let shifted = _mm256_add_pd(self.0, _mm256_set1_pd(SHIFT));
-            Self(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(shifted))))
-        })
+    fn round(self) -> Self {
+        intrinsic!(Self(_mm256_round_pd::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use flashrnn_core::{Real, bf16, f16};
 
 use super::math::{self, Bits, intrinsic, real_functions, vector};
-use super::{Op, Simd, Storage};
+use super::{LINE, Op, Simd, Storage};
 
 /// 16 numbers of f32.
 #[derive(Clone, Copy)]
@@ -73,6 +73,7 @@ macro_rules! avx512 {
             const LANES: usize = $lanes;
             const PANEL: usize = 4;
             const ROWS: usize = 6;
+            const PAIRS: bool = true;
             #[inline(always)]
             unsafe fn vectorize<O: Op>(op: O) -> O::Output {
                 // SAFETY: as promised by the caller.
@@ -90,19 +91,26 @@ macro_rules! avx512 {
             fn prefetch<P>(p: *const P) {
                 intrinsic!({
                     _mm_prefetch::<_MM_HINT_T1>(p.cast());
-                    _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(Self::LANES).cast::<i8>().wrapping_sub(1));
+                    _mm_prefetch::<_MM_HINT_T1>(p.cast::<i8>().wrapping_add(LINE - 1));
                 })
             }
         }
 
         impl Bits for $v {
+            type Exponent = Self;
             #[inline(always)]
-            fn round(self) -> Self {
-                intrinsic!(Self($round::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
+            fn doublings(self) -> (Self, Self) {
+                let n = self * Self::lit(std::f64::consts::LOG2_E);
+                let n = intrinsic!(Self($round::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n.0)));
+                (n, n)
             }
             #[inline(always)]
             fn scale(self, n: Self) -> Self {
                 intrinsic!(Self($scale(self.0, n.0)))
+            }
+            #[inline(always)]
+            fn power_of_two(n: Self) -> Self {
+                Self::lit(1.0).scale(n)
             }
             #[inline(always)]
             fn copysign(self, sign: Self) -> Self {

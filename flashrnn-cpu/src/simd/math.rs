@@ -13,10 +13,14 @@ use super::Simd;
 
 /// What the functions need of a vector beyond [`Simd`].
 pub(super) trait Bits: Simd {
-    /// To the nearest integer.
-    fn round(self) -> Self;
-    /// `self * 2^n` for whole `n`, with the rounding, overflow and underflow of a product.
-    fn scale(self, n: Self) -> Self;
+    /// A whole number n as [`Bits::scale`] wants it.
+    type Exponent: Copy;
+    /// The whole number nearest to `self / ln 2`, by its size up to 2000.
+    fn doublings(self) -> (Self, Self::Exponent);
+    /// `self * 2^n`, with the rounding, overflow and underflow of a product.
+    fn scale(self, n: Self::Exponent) -> Self;
+    /// `2^n` for n from 0 to 127.
+    fn power_of_two(n: Self::Exponent) -> Self;
     fn copysign(self, sign: Self) -> Self;
 }
 
@@ -92,14 +96,14 @@ fn polynomial<V: Simd>(x: V, coefficients: &'static [f64]) -> V {
 
 /// n and p of `e^x = 2^n (1 + p)`.
 #[inline(always)]
-fn exp_parts<V: Bits>(x: V) -> (V, V)
+fn exp_parts<V: Bits>(x: V) -> (V::Exponent, V)
 where
     V::Scalar: Constants,
 {
-    let n = (x * V::lit(std::f64::consts::LOG2_E)).round();
+    let (n, exponent) = x.doublings();
     let [high, low] = V::Scalar::LN_2;
     let r = n.mul_add(V::lit(-low), n.mul_add(V::lit(-high), x));
-    (n, (r * r).mul_add(polynomial(r, V::Scalar::Q), r))
+    (exponent, (r * r).mul_add(polynomial(r, V::Scalar::Q), r))
 }
 
 #[inline(always)]
@@ -118,7 +122,7 @@ where
     V::Scalar: Constants,
 {
     let (n, p) = exp_parts((x.abs() + x.abs()).min(V::lit(40.0)));
-    let power = V::lit(1.0).scale(n);
+    let power = V::power_of_two(n);
     p.mul_add(power, power - V::lit(1.0))
 }
 

@@ -63,6 +63,9 @@ impl Level {
     }
 }
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Work to be compiled for an instruction set. `run` must be `#[inline(always)]`.
 pub(crate) trait Op {
     type Output;
@@ -79,6 +82,8 @@ pub(crate) trait Simd: Real + 'static {
     const PANEL: usize;
     /// How many rows of a product share one pass over a panel.
     const ROWS: usize;
+    /// Whether there are registers enough for a cell to compute two vectors at once.
+    const PAIRS: bool;
 
     /// Runs `op` compiled for this instruction set.
     ///
@@ -89,7 +94,7 @@ pub(crate) trait Simd: Real + 'static {
     fn splat(v: Self::Scalar) -> Self;
     /// `self * b + c`, with one rounding where the machine has such an instruction.
     fn mul_add(self, b: Self, c: Self) -> Self;
-    /// Asks for the cache lines of the vector at `p`, which need not be valid, to be brought to the second-level cache.
+    /// Asks for the [`LINE`] bytes at `p`, which need not be valid, to be brought to the second-level cache.
     fn prefetch<P>(p: *const P);
 }
 

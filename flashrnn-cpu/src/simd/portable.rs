@@ -11,6 +11,7 @@ macro_rules! portable {
             const LANES: usize = 1;
             const PANEL: usize = 4;
             const ROWS: usize = 4;
+            const PAIRS: bool = true;
             #[inline(always)]
             unsafe fn vectorize<O: Op>(op: O) -> O::Output {
                 // SAFETY: as promised by the caller; every machine has this instruction set.
