@@ -26,6 +26,8 @@ impl<V: Storage<<V as Simd>::Scalar>, F: Fn(V) -> V> Op for Map<'_, V, F> {
 fn numbers<S: Element>() -> Vec<S> {
     let mut x =
         vec![0.0, -0.0, 1.0, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 88.7, -103.9, 709.7, -745.1];
+    // The NaN whose bits are all set: no arithmetic on bits may carry it over.
+    x.push(f64::from_bits(u64::MAX));
     for i in 0..20_000 {
         let i = f64::from(i);
         x.extend([i / 1000.0 - 10.0, i / 20.0 - 500.0, (i / 20_000.0 - 0.5) / 4.0]);
