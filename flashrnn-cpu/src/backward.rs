@@ -17,7 +17,7 @@ use crate::compiled::With;
 use crate::forward::GateLayout;
 use crate::memory::{Aligned, Shared, at};
 use crate::product::{Panels, Product};
-use crate::simd::{For, Op, Storage, Vector};
+use crate::simd::{For, Op, Storage, Vector, prefetch};
 use crate::tasks::{Before, Row, Task, Time, active};
 
 /// The tensors of a call, as slices.
@@ -59,23 +59,23 @@ pub(crate) struct BackwardCall<'a, T, S> {
 impl<T: Element> BackwardCall<'_, T, T::Wide> {
     /// Asks for a cache line of units in a step.
     #[inline(always)]
-    fn prefetch<V: Vector<T>>(&self, token: usize, before: Before, column: usize) {
+    fn prefetch(&self, token: usize, before: Before, column: usize) {
         let shapes = self.time.shapes;
         let (units, tokens) = (shapes.units(), shapes.tokens());
         let layout = GateLayout::new(shapes);
         for k in 0..shapes.gates {
             if let Some(gates) = self.gates {
-                V::prefetch(gates.as_ptr().wrapping_add(layout.place(k, token) + column));
+                prefetch(gates.as_ptr().wrapping_add(layout.place(k, token) + column));
             }
             let (external, position) = layout.position(k, token);
-            V::prefetch(if external { self.d_wx } else { self.d_inner }.at(position + column, 0));
+            prefetch(if external { self.d_wx } else { self.d_inner }.at(position + column, 0));
         }
         if let Some(d_states) = self.d_states {
-            V::prefetch(d_states.as_ptr().wrapping_add(token * units + column));
+            prefetch(d_states.as_ptr().wrapping_add(token * units + column));
         }
         if let Before::Token(token) = before {
             for k in 0..shapes.states {
-                V::prefetch(self.states.as_ptr().wrapping_add((k * tokens + token) * units + column));
+                prefetch(self.states.as_ptr().wrapping_add((k * tokens + token) * units + column));
             }
         }
     }
@@ -173,7 +173,7 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, BackwardBlock<
                 for &row in &task.rows[first..end] {
                     let (token, before) = (call.time.token(row, step), call.time.before(row, step));
                     for unit in call.panels.block_lines::<T>(block) {
-                        call.prefetch::<V>(token, before, task.head * d + unit);
+                        call.prefetch(token, before, task.head * d + unit);
                     }
                 }
             }

@@ -15,7 +15,7 @@ use flashrnn_core::{Array, Cell, Element, Real, Result};
 use crate::compiled::With;
 use crate::memory::{Aligned, Shared, at};
 use crate::product::{Panels, Product};
-use crate::simd::{For, LINE, Op, Pair, Storage, Vector};
+use crate::simd::{For, LINE, Op, Pair, Storage, Vector, prefetch};
 use crate::tasks::{Row, Task, Time, active};
 
 /// The tensors of a call, as slices.
@@ -46,31 +46,31 @@ pub(crate) struct ForwardCall<'a, T, S> {
 impl<T: Element> ForwardCall<'_, T, T::Wide> {
     /// Asks for a cache line of units in a step.
     #[inline(always)]
-    fn prefetch<V: Vector<T>>(&self, wide: usize, token: usize, column: usize) {
+    fn prefetch(&self, wide: usize, token: usize, column: usize) {
         let shapes = self.time.shapes;
         let (units, tokens) = (shapes.units(), shapes.tokens());
         for k in 0..shapes.external {
-            V::prefetch(self.wx.as_ptr().wrapping_add((token * shapes.external + k) * units + column));
+            prefetch(self.wx.as_ptr().wrapping_add((token * shapes.external + k) * units + column));
         }
         let layout = GateLayout::new(shapes);
         if let Some(gates) = self.gates {
             for k in 0..shapes.gates {
-                V::prefetch(gates.at(layout.place(k, token) + column, 0));
+                prefetch(gates.at(layout.place(k, token) + column, 0));
             }
         }
         if let Some(states) = self.states {
             for k in 0..shapes.states {
-                V::prefetch(states.at((k * tokens + token) * units + column, 0));
+                prefetch(states.at((k * tokens + token) * units + column, 0));
             }
         }
         if let Some(h) = self.h {
-            V::prefetch(h.at(token * units + column, 0));
+            prefetch(h.at(token * units + column, 0));
         }
         if let Some(states) = self.wide {
             for i in 0..wide {
                 let line = states.at((i * tokens + token) * units + column, 0);
-                V::prefetch(line);
-                V::prefetch(line.wrapping_byte_add(LINE));
+                prefetch(line);
+                prefetch(line.wrapping_byte_add(LINE));
             }
         }
     }
@@ -222,7 +222,7 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, ForwardBlock<'
             for &row in &task.rows[first..end] {
                 let token = call.time.token(row, step);
                 for unit in call.panels.block_lines::<T>(block) {
-                    call.prefetch::<V>(C::WIDE.len(), token, task.head * d + unit);
+                    call.prefetch(C::WIDE.len(), token, task.head * d + unit);
                 }
             }
             let product = Product {

@@ -81,7 +81,7 @@ impl<'a, P> Shared<'a, P> {
     /// No other thread touches them while the slice lives.
     #[inline(always)]
     pub unsafe fn slice(self, i: usize, n: usize) -> &'a mut [P] {
-        assert!(i + n <= self.len);
+        assert!(inside(i, n, self.len));
         // SAFETY: within bounds; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(i), n) }
     }
@@ -94,10 +94,16 @@ pub(crate) fn at<P>(slice: &[P], i: usize, n: usize) -> *const P {
     slice.as_ptr().wrapping_add(i)
 }
 
-/// Checks, in debug builds, that `len` elements have an element `i` of which `n` follow.
+/// Whether `len` elements have an element `i` of which `n` follow.
+#[inline(always)]
+fn inside(i: usize, n: usize, len: usize) -> bool {
+    n <= len && i <= len - n
+}
+
+/// Checks it in debug builds.
 #[inline(always)]
 fn check(i: usize, n: usize, len: usize) {
-    if cfg!(debug_assertions) && (n > len || i > len - n) {
+    if cfg!(debug_assertions) && !inside(i, n, len) {
         outside(i, n, len);
     }
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use flashrnn_core::{Real, bf16, f16};
 
 use super::math::{self, Bits, intrinsic, real_functions, vector};
-use super::{LINE, Op, Simd, Storage};
+use super::{Op, Simd, Storage};
 
 /// 16 numbers of f32.
 #[derive(Clone, Copy)]
@@ -86,13 +86,6 @@ macro_rules! avx512 {
             #[inline(always)]
             fn mul_add(self, b: Self, c: Self) -> Self {
                 intrinsic!(Self($fmadd(self.0, b.0, c.0)))
-            }
-            #[inline(always)]
-            fn prefetch<P>(p: *const P) {
-                intrinsic!({
-                    _mm_prefetch::<_MM_HINT_T1>(p.cast());
-                    _mm_prefetch::<_MM_HINT_T1>(p.cast::<i8>().wrapping_add(LINE - 1));
-                })
             }
         }
 

@@ -66,6 +66,20 @@ impl Level {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
+/// Asks for the [`LINE`] bytes at `p`, which need not be valid, to be brought to the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch<P>(p: *const P) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every such machine has the instruction, which no address makes fail.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        _mm_prefetch::<_MM_HINT_T1>(p.cast::<i8>().wrapping_add(LINE - 1));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Work to be compiled for an instruction set. `run` must be `#[inline(always)]`.
 pub(crate) trait Op {
     type Output;
@@ -94,8 +108,6 @@ pub(crate) trait Simd: Real + 'static {
     fn splat(v: Self::Scalar) -> Self;
     /// `self * b + c`, with one rounding where the machine has such an instruction.
     fn mul_add(self, b: Self, c: Self) -> Self;
-    /// Asks for the [`LINE`] bytes at `p`, which need not be valid, to be brought to the second-level cache.
-    fn prefetch<P>(p: *const P);
 }
 
 /// Work that is to be compiled for the vector `V`.

@@ -25,8 +25,6 @@ macro_rules! portable {
             fn mul_add(self, b: Self, c: Self) -> Self {
                 self * b + c
             }
-            #[inline(always)]
-            fn prefetch<P>(_: *const P) {}
         }
 
         impl<T: Element<Wide = $t>> Storage<T> for $t {
