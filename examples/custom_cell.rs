@@ -11,7 +11,7 @@
 //!
 //! Run it with `cargo run --release --example custom_cell`.
 
-use flashrnn::{Backend, Backward, Cell, Cpu, Forward, Plan, Problem, Real, Result};
+use flashrnn::{Backend, Backward, Cell, Cpu, Forward, Gate, Plan, Problem, Real, Result};
 
 #[derive(Clone)]
 struct MinimalGated;
@@ -20,9 +20,7 @@ impl Cell for MinimalGated {
     const NAME: &'static str = "minimal_gated";
     const STATES: &'static [&'static str] = &["h"];
     // n_h takes recurrent input only and n_x external input only, so the first two are recurrent, the last two external.
-    const GATES: &'static [&'static str] = &["n_h", "f", "n_x"];
-    const RECURRENT: usize = 2;
-    const EXTERNAL: usize = 2;
+    const GATES: &'static [Gate] = &[Gate::recurrent("n_h"), Gate::both("f"), Gate::external("n_x")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 3];
 

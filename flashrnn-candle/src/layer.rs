@@ -3,7 +3,7 @@
 use candle_core::{Error, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use flashrnn::cell::Array;
-use flashrnn::{Cell, Cpu, Layout};
+use flashrnn::{Cell, CellSizes, Cpu, Layout};
 
 use crate::torch::{FromTorch, TorchTensors};
 use crate::{Bridge, Optional, Output, Rnn, Weights};
@@ -57,8 +57,8 @@ impl<C: Cell, B: Bridge> RnnLayer<C, B> {
             let bound = 1.0 / (fan_in as f64).sqrt();
             Init::Uniform { lo: -bound, up: bound }
         };
-        let w = vb.get_with_hints((C::EXTERNAL * heads * head_dim, input), "w", uniform(input))?;
-        let r = vb.get_with_hints((C::RECURRENT, heads, head_dim, head_dim), "r", uniform(head_dim))?;
+        let w = vb.get_with_hints((C::GX * heads * head_dim, input), "w", uniform(input))?;
+        let r = vb.get_with_hints((C::GR, heads, head_dim, head_dim), "r", uniform(head_dim))?;
         let bias = |gate: &&str| {
             let value = if *gate == "f" { 1.0 } else { 0.0 };
             vb.get_with_hints((heads, head_dim), &format!("b_{gate}"), Init::Const(value))
@@ -73,21 +73,21 @@ impl<C: Cell, B: Bridge> RnnLayer<C, B> {
     /// Where shapes contradict each other or the cell.
     pub fn from_weights(rnn: Rnn<C, B>, weights: &Weights) -> Result<Self> {
         let Weights { w, r, b } = weights;
-        let gates = <C::Gates<f64> as Array<f64>>::LEN;
+        let gates = C::G;
         let &[recurrent, heads, head_dim, inner] = r.dims() else {
             return Err(Error::msg(format!("r: got shape {:?}, wanted [Gr, N, D_out, D_in]", r.dims())));
         };
-        let consistent = recurrent == C::RECURRENT
+        let consistent = recurrent == C::GR
             && head_dim == inner
             && b.dims() == [gates, heads, head_dim]
-            && matches!(w.dims(), &[rows, _] if rows == C::EXTERNAL * heads * head_dim);
+            && matches!(w.dims(), &[rows, _] if rows == C::GX * heads * head_dim);
         if !consistent {
             let (w, r, b) = (w.dims(), r.dims(), b.dims());
             return Err(Error::msg(format!(
                 "w {w:?}, r {r:?} and b {b:?} don't fit {}: wanted [{}·N·D, I], [{}, N, D, D] and [{gates}, N, D]",
                 C::NAME,
-                C::EXTERNAL,
-                C::RECURRENT,
+                C::GX,
+                C::GR,
             )));
         }
         let b = (0..gates).map(|k| b.get(k)).collect::<Result<_>>()?;
@@ -115,10 +115,10 @@ impl<C: Cell, B: Bridge> RnnLayer<C, B> {
         let (_, heads, head_dim, _) = self.r.dims4()?;
         // One large product: [B·T, I] [I, Gx·N·D]. A matrix of no rows is not one that candle multiplies.
         let wx = match outer * inner {
-            0 => Tensor::zeros((0, C::EXTERNAL * heads * head_dim), x.dtype(), x.device())?,
+            0 => Tensor::zeros((0, C::GX * heads * head_dim), x.dtype(), x.device())?,
             tokens => x.reshape((tokens, input))?.matmul(&self.w.t()?)?,
         };
-        let wx = wx.reshape((outer, inner, C::EXTERNAL, heads, head_dim))?;
+        let wx = wx.reshape((outer, inner, C::GX, heads, head_dim))?;
         self.rnn.forward(&wx, &self.r, &Tensor::stack(&self.b, 0)?, optional)
     }
 
@@ -152,7 +152,7 @@ impl<C: FromTorch, B: Bridge> RnnLayer<C, B> {
         suffix: &str,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let tensors = TorchTensors::find(C::EXTERNAL * hidden, input, hidden, suffix, &vb)?;
+        let tensors = TorchTensors::find(C::GX * hidden, input, hidden, suffix, &vb)?;
         Self::from_weights(rnn, &C::from_torch(&tensors)?)
     }
 }

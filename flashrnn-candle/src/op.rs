@@ -151,7 +151,7 @@ impl<B: Bridge, T: Number, W: Number> CustomOp3 for Op<B, T, W> {
             false => (Some(backend.read(&d_head)), None),
         };
         // With the gates kept, nothing reads wx again.
-        let wx_again = match self.plan.problem().save {
+        let wx_again = match self.plan.problem().options.save {
             Save::Gates => None,
             Save::Recompute => Some(self.input(slice(cpu(&wx_storage)?, wx_layout)?)?),
         };

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
-use flashrnn::{Cell, Cpu, Layout, Plan, Problem, Save, Shapes, bf16, f16};
+use flashrnn::{Cell, Cpu, Layout, Options, Plan, Problem, Save, Shapes, bf16, f16};
 
 use crate::Bridge;
 use crate::op::{Number, Op};
@@ -184,7 +184,7 @@ impl<C: Cell, B: Bridge> Rnn<C, B> {
             Layout::BatchMajor => (outer, inner),
             Layout::TimeMajor => (inner, outer),
         };
-        Ok(Problem {
+        Ok(Problem::new(batch, time, heads, head_dim).with(Options {
             layout: self.layout,
             reverse: self.reverse,
             forward_clip: self.forward_clip,
@@ -192,8 +192,8 @@ impl<C: Cell, B: Bridge> Rnn<C, B> {
             cut_recurrent_grad: self.cut_recurrent_grad,
             tf32: self.tf32,
             save: self.save,
-            ..Problem::new(batch, time, heads, head_dim)
-        })
+            ..Options::default()
+        }))
     }
 }
 

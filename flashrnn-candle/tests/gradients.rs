@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::reference::{self, Inputs, OutputGradients};
-use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Problem, Real, Save, Slstm};
+use flashrnn::{Cell, Elman, Gate, Gru, Layout, Lstm, Options, Problem, Real, Save, Slstm};
 use flashrnn_candle::{Optional, Rnn};
 
 /// Numbers that look random, the same ones every time, in ±scale.
@@ -74,12 +74,12 @@ fn compare<C: Cell>(
     let resets_tensor = Tensor::from_slice(&resets, shapes.resets().as_slice(), &Device::Cpu)?;
 
     let rnn = Rnn {
-        layout: problem.layout,
-        reverse: problem.reverse,
-        forward_clip: problem.forward_clip,
-        recurrent_grad_clip: problem.recurrent_grad_clip,
-        cut_recurrent_grad: problem.cut_recurrent_grad,
-        save: problem.save,
+        layout: problem.options.layout,
+        reverse: problem.options.reverse,
+        forward_clip: problem.options.forward_clip,
+        recurrent_grad_clip: problem.options.recurrent_grad_clip,
+        cut_recurrent_grad: problem.options.cut_recurrent_grad,
+        save: problem.options.save,
         all_states,
         ..Rnn::new(cell.clone())
     };
@@ -166,7 +166,7 @@ fn plain() -> Result<()> {
 fn every_optional_input() -> Result<()> {
     for reverse in [false, true] {
         for options in [[true, false, false], [false, true, false], [false, false, true], [true; 3]] {
-            let problem = Problem { reverse, ..Problem::new(4, 6, 2, 3) };
+            let problem = Problem::new(4, 6, 2, 3).with(Options { reverse, ..Options::default() });
             compare_cells(&problem, options, false, F64)?;
             compare_cells(&problem, options, true, F32)?;
         }
@@ -178,19 +178,19 @@ fn every_optional_input() -> Result<()> {
 fn every_option() -> Result<()> {
     let base = Problem::new(3, 6, 2, 4);
     for problem in [
-        Problem { layout: Layout::TimeMajor, ..base.clone() },
-        Problem { forward_clip: Some(0.3), ..base.clone() },
-        Problem { recurrent_grad_clip: Some(0.2), ..base.clone() },
-        Problem { cut_recurrent_grad: true, ..base.clone() },
-        Problem { save: Save::Recompute, ..base.clone() },
-        Problem {
+        base.with(Options { layout: Layout::TimeMajor, ..base.options }),
+        base.with(Options { forward_clip: Some(0.3), ..base.options }),
+        base.with(Options { recurrent_grad_clip: Some(0.2), ..base.options }),
+        base.with(Options { cut_recurrent_grad: true, ..base.options }),
+        base.with(Options { save: Save::Recompute, ..base.options }),
+        base.with(Options {
             layout: Layout::TimeMajor,
             reverse: true,
             forward_clip: Some(0.4),
             recurrent_grad_clip: Some(0.3),
             save: Save::Recompute,
-            ..base
-        },
+            ..base.options
+        }),
     ] {
         compare_cells(&problem, [true; 3], false, F64)?;
         compare_cells(&problem, [true; 3], true, F64)?;
@@ -221,9 +221,7 @@ struct Leaky {
 impl Cell for Leaky {
     const NAME: &'static str = "leaky";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["g"];
-    const RECURRENT: usize = 1;
-    const EXTERNAL: usize = 1;
+    const GATES: &'static [Gate] = &[Gate::both("g")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 1];
     #[inline(always)]

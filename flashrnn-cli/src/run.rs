@@ -25,7 +25,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use flashrnn::{Backend, Backward, Cell, Element, Forward, Layout, Plan, Problem, Save, Shapes};
+use flashrnn::{
+    Backend, Backward, Cell, CellSizes, Element, Forward, Layout, Options, Plan, Problem, Save, Shapes,
+};
 
 use crate::backend::{Found, with_backend};
 use crate::choice::{BackendName, CellName, DtypeName, KernelName, with_cell, with_dtype};
@@ -112,14 +114,14 @@ fn problem<C: Cell>(args: &Args, input: &Input) -> Result<Problem> {
         let want = if args.time_major { "[T, B, Gx, N, D]" } else { "[B, T, Gx, N, D]" };
         bail!("Wx: got shape {wx:?}, wanted five dimensions, {want}");
     };
-    if external != C::EXTERNAL {
-        bail!("Wx: got shape {wx:?}, wanted {} gates in the third place for {}", C::EXTERNAL, C::NAME);
+    if external != C::GX {
+        bail!("Wx: got shape {wx:?}, wanted {} gates in the third place for {}", C::GX, C::NAME);
     }
     let (layout, batch, time) = match args.time_major {
         true => (Layout::TimeMajor, inner, outer),
         false => (Layout::BatchMajor, outer, inner),
     };
-    Ok(Problem {
+    Ok(Problem::new(batch, time, heads, head_dim).with(Options {
         layout,
         reverse: args.reverse,
         forward_clip: args.forward_clip,
@@ -129,8 +131,8 @@ fn problem<C: Cell>(args: &Args, input: &Input) -> Result<Problem> {
             SaveName::Gates => Save::Gates,
             SaveName::Recompute => Save::Recompute,
         },
-        ..Problem::new(batch, time, heads, head_dim)
-    })
+        ..Options::default()
+    }))
 }
 
 /// The number of steps of each row `[B]`, checked before it narrows to i32.

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
-use flashrnn::{Backend, Cell, Element, Layout, Problem, Save};
+use flashrnn::{Backend, Cell, Element, Layout, Options, Problem, Save};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Measured, Tensors, measure, run, tolerance};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -151,15 +151,15 @@ fn random(random: &mut Random) -> (Problem, Tensors) {
     let time = pick(&[0, 1, 2, 7, 16, 33]);
     let heads = pick(&[1, 1, 2, 3, 5]);
     let head_dim = pick(&[1, 3, 8, 16, 31, 33, 64, 65]);
-    let problem = Problem {
+    let problem = Problem::new(batch, time, heads, head_dim).with(Options {
         layout: if random.chance(0.5) { Layout::TimeMajor } else { Layout::BatchMajor },
         reverse: random.chance(0.5),
         forward_clip: random.chance(0.25).then_some(0.5),
         recurrent_grad_clip: random.chance(0.25).then_some(0.25),
         cut_recurrent_grad: random.chance(0.125),
         save: if random.chance(0.5) { Save::Recompute } else { Save::Gates },
-        ..Problem::new(batch, time, heads, head_dim)
-    };
+        ..Options::default()
+    });
     let tensors = Tensors {
         s0: random.chance(0.5),
         lengths: random.chance(0.5),

@@ -7,7 +7,7 @@ use std::fs;
 
 use common::{Folder, GPUS, Tensor, file, missing, stderr};
 use flashrnn::reference::{self, Inputs, OutputGradients};
-use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Problem, Save, Slstm};
+use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Options, Problem, Save, Slstm};
 use flashrnn_testsuite::{Case, Tensors, tolerance};
 use safetensors::{Dtype, SafeTensors};
 
@@ -55,21 +55,21 @@ fn tensors<C: Cell>(case: &Case) -> Vec<Tensor> {
 fn same_as_reference<C: Cell>(cell: &C, problem: &Problem, tensors_given: Tensors) {
     let case = Case::random::<C, f64, f64>(cell, problem, tensors_given, 5).expect("the problem is good");
     let mut args = vec!["--cell", C::NAME, "--dtype", "f64", "--backward"];
-    if problem.layout == Layout::TimeMajor {
+    if problem.options.layout == Layout::TimeMajor {
         args.push("--time-major");
     }
-    if problem.reverse {
+    if problem.options.reverse {
         args.push("--reverse");
     }
-    if problem.cut_recurrent_grad {
+    if problem.options.cut_recurrent_grad {
         args.push("--cut-recurrent-grad");
     }
-    if problem.save == Save::Recompute {
+    if problem.options.save == Save::Recompute {
         args.extend(["--save", "recompute"]);
     }
-    let clip = problem.forward_clip.map(|v| v.to_string());
+    let clip = problem.options.forward_clip.map(|v| v.to_string());
     args.extend(clip.iter().flat_map(|v| ["--forward-clip", v]));
-    let clip = problem.recurrent_grad_clip.map(|v| v.to_string());
+    let clip = problem.options.recurrent_grad_clip.map(|v| v.to_string());
     args.extend(clip.iter().flat_map(|v| ["--recurrent-grad-clip", v]));
 
     let folder = Folder::new();
@@ -101,20 +101,20 @@ fn all_problems<C: Cell>(cell: &C) {
     let plain = Problem::new(3, 6, 2, 5);
     let problems = [
         plain.clone(),
-        Problem { layout: Layout::TimeMajor, ..plain.clone() },
-        Problem { reverse: true, ..plain.clone() },
-        Problem { forward_clip: Some(0.3), ..plain.clone() },
-        Problem { recurrent_grad_clip: Some(0.1), ..plain.clone() },
-        Problem { cut_recurrent_grad: true, ..plain.clone() },
-        Problem { save: Save::Recompute, ..plain },
-        Problem {
+        plain.with(Options { layout: Layout::TimeMajor, ..plain.options }),
+        plain.with(Options { reverse: true, ..plain.options }),
+        plain.with(Options { forward_clip: Some(0.3), ..plain.options }),
+        plain.with(Options { recurrent_grad_clip: Some(0.1), ..plain.options }),
+        plain.with(Options { cut_recurrent_grad: true, ..plain.options }),
+        plain.with(Options { save: Save::Recompute, ..plain.options }),
+        Problem::new(4, 7, 3, 3).with(Options {
             layout: Layout::TimeMajor,
             reverse: true,
             forward_clip: Some(0.3),
             recurrent_grad_clip: Some(0.1),
             save: Save::Recompute,
-            ..Problem::new(4, 7, 3, 3)
-        },
+            ..Options::default()
+        }),
         Problem::new(2, 0, 1, 4),
         Problem::new(1, 1, 1, 1),
     ];

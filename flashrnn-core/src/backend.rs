@@ -1,8 +1,14 @@
 //! What a backend is: memory, and plans that run the recurrence.
 
+use std::fmt::Debug;
+use std::sync::Arc;
+
 use bytemuck::Pod;
 
-use crate::{Cell, Dtype, Element, Error, Problem, Result, Save, Shapes};
+use crate::{
+    Backward, Cell, Dtype, Element, Error, Forward, Problem, Result, Saved, Shapes, Step, Weights,
+    WeightsLayout,
+};
 
 /// The number of elements a view covers.
 pub trait Len {
@@ -49,6 +55,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type View<'a, P: Pod + Send + Sync>: Copy + Send + Len;
     /// A part borrowed for writing.
     type ViewMut<'a, P: Pod + Send + Sync>: Send + Len;
+    /// R and b in the order in which this backend's kernels read them, for tensors of `T`. Safe code can neither make nor
+    /// copy one but by [`Plan::pack`].
+    type Packed<T: Element>: Send + Sync;
+    /// What that order depends on besides `Gr`, `G`, `N` and `D`: widths of vectors and tiles, the device. Never the batch,
+    /// the time, a cell's own numbers or how many threads there are.
+    type PackedOrder: Clone + Debug + Eq + Send + Sync + 'static;
     /// A problem made ready to run with tensors of `T` and weights of `W`.
     type Plan<T: Element, W: Element>: Plan<T, W, Backend = Self>;
 
@@ -83,6 +95,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// [`Error::Device`] with the first failure of what was enqueued.
     fn synchronize(&self) -> Result<()>;
 
+    /// Gives memory that is kept for later calls, and that no call uses now, back to the system.
+    ///
+    /// # Errors
+    /// [`Error::Device`]
+    fn trim(&self) -> Result<()>;
+
     /// The whole buffer, for reading.
     fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Self::Buffer<P>) -> Self::View<'a, P>;
 
@@ -92,7 +110,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Makes `problem` with `cell` ready to run.
     ///
     /// # Errors
-    /// [`Error::Option`] where the problem makes no sense, [`Error::Unsupported`] where this backend can't do it,
+    /// [`Error::InvalidProblem`] where the problem makes no sense, [`Error::Unsupported`] where this backend can't do it,
     /// [`Error::Compile`] where a kernel fails to compile.
     fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<Self::Plan<T, W>>;
 }
@@ -102,16 +120,21 @@ pub trait Backend: Clone + Send + Sync + 'static {
 pub trait Plan<T: Element, W: Element>: Send + Sync {
     /// The backend this plan runs on.
     type Backend: Backend;
-    /// R and b in the order this plan's kernels read them: packed once, used by many calls.
-    type Weights: Send + Sync;
-
     /// The problem as given to `plan`.
     fn problem(&self) -> &Problem;
 
     /// The shape of every tensor.
     fn shapes(&self) -> &Shapes;
 
-    /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]`.
+    /// How this plan's packed weights are laid out: the key by which calls tell them from another plan's.
+    fn weights_layout(&self) -> &Arc<WeightsLayout<<Self::Backend as Backend>::PackedOrder>>;
+
+    /// Whether this plan's calls take `weights`: those packed by any plan whose layout is equal.
+    fn accepts(&self, weights: &Weights<Self::Backend, T>) -> bool {
+        weights.has_layout(self.weights_layout())
+    }
+
+    /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]`, once for many calls of this plan and of all that accept the result.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::OutOfMemory`]
@@ -119,19 +142,27 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
         &self,
         r: <Self::Backend as Backend>::View<'_, W>,
         b: <Self::Backend as Backend>::View<'_, W>,
-    ) -> Result<Self::Weights>;
+    ) -> Result<Weights<Self::Backend, T>>;
 
-    /// Room for what the forward pass leaves to the backward pass.
+    /// Allocates room for what the forward pass leaves to the backward pass. Its sizes, for memory of the caller's own, are
+    /// [`Shapes::saved`].
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]
     fn saved(&self) -> Result<Saved<Self::Backend, T>>;
 
+    /// The scratch memory that [`Plan::forward`] works in.
+    fn forward_workspace(&self) -> Workspace;
+
+    /// The scratch memory that [`Plan::backward`] works in.
+    fn backward_workspace(&self) -> Workspace;
+
     /// Runs all time steps.
     ///
     /// # Errors
-    /// [`Error::Shape`] and [`Error::Value`] for tensors that don't fit the problem.
-    fn forward(&self, call: Forward<'_, Self::Backend, T, W>) -> Result<()>;
+    /// [`Error::Shape`] and [`Error::Value`] for tensors that don't fit the problem, [`Error::Argument`] for weights that
+    /// this plan does not [accept](Plan::accepts), and for memory of another device.
+    fn forward(&self, call: Forward<'_, Self::Backend, T>) -> Result<()>;
 
     /// Computes the gradients.
     ///
@@ -143,218 +174,22 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
     ///
     /// # Errors
     /// As [`Plan::forward`].
-    fn step(&self, call: Step<'_, Self::Backend, T, W>) -> Result<()>;
+    fn step(&self, call: Step<'_, Self::Backend, T>) -> Result<()>;
 }
 
-/// The packed weights of `B`'s plans.
-pub type Weights<B, T, W> = <<B as Backend>::Plan<T, W> as Plan<T, W>>::Weights;
-
-/// What a forward pass leaves to its backward pass, besides the states. It belongs to the caller, who gives none for
-/// inference. The order of its elements is the backend's own.
-pub struct Saved<B: Backend, T: Element> {
-    /// Gates: `B·T·G·N·D` elements with [`Save::Gates`], none with [`Save::Recompute`].
-    pub gates: B::Buffer<T>,
-    /// [`Cell::WIDE`] states and, with [`Save::Gates`], [`Cell::WIDE_GATES`] in full, where `T` is 16 bits.
-    pub wide: B::Buffer<T::Wide>,
+/// Scratch memory that a pass works in: what it holds afterwards has no meaning. A call that is given none takes it from a pool of
+/// the backend's or the plan's; a call that is given one allocates nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// The size in bytes; 0 where the pass needs none.
+    pub bytes: usize,
+    /// What the address must be a multiple of, a power of two.
+    pub align: usize,
 }
 
-impl<B: Backend, T: Element> Saved<B, T> {
-    /// Allocates what `shapes` and `save` ask for.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`]
-    pub fn new(backend: &B, shapes: &Shapes, save: Save) -> Result<Self> {
-        let [gates, wide] = Self::sizes(shapes, save);
-        Ok(Self { gates: backend.alloc(gates)?, wide: backend.alloc(wide)? })
-    }
-
-    fn sizes(shapes: &Shapes, save: Save) -> [usize; 2] {
-        let step = shapes.tokens() * shapes.units();
-        let gates = if save == Save::Gates { shapes.gates * step } else { 0 };
-        let wide_gates = if save == Save::Gates { shapes.wide_gates.len() } else { 0 };
-        let wide = if size_of::<T>() < size_of::<T::Wide>() { shapes.wide.len() + wide_gates } else { 0 };
-        [gates, wide * step]
-    }
-
-    fn check(&self, backend: &B, shapes: &Shapes, save: Save) -> Result<()> {
-        let [gates, wide] = Self::sizes(shapes, save);
-        Shapes::check("saved.gates", backend.view(&self.gates).len(), &[gates])?;
-        Shapes::check("saved.wide", backend.view(&self.wide).len(), &[wide])
-    }
-}
-
-/// The arguments of [`Plan::forward`].
-pub struct Forward<'a, B: Backend, T: Element, W: Element> {
-    /// `[B, T, Gx, N, D]`, the input pre-activations `W x`.
-    pub wx: B::View<'a, T>,
-    /// R and b, from [`Plan::pack`].
-    pub weights: &'a Weights<B, T, W>,
-    /// `[S, B, N, D]`, the initial state; zeros if absent.
-    pub s0: Option<B::View<'a, T::Wide>>,
-    /// `[B]`: row b has `lengths[b]` steps, 0 to T. Later outputs are zero.
-    pub lengths: Option<B::View<'a, i32>>,
-    /// `[B, T]`: where not 0, the state is zeroed before that step, in processing order.
-    pub resets: Option<B::View<'a, u8>>,
-    /// `[B, T, N, D]`, written: h alone.
-    pub h: Option<B::ViewMut<'a, T>>,
-    /// `[S, B, T, N, D]`, written: every state. The backward pass needs it.
-    pub states: Option<B::ViewMut<'a, T>>,
-    /// `[S, B, N, D]`, written: the state each row ends in.
-    pub last: Option<B::ViewMut<'a, T::Wide>>,
-    /// From [`Plan::saved`], written: what the backward pass needs besides `states`.
-    pub saved: Option<&'a mut Saved<B, T>>,
-}
-
-impl<'a, B: Backend, T: Element, W: Element> Forward<'a, B, T, W> {
-    /// A call with no optional tensor; name those there are by struct update.
-    pub fn new(wx: B::View<'a, T>, weights: &'a Weights<B, T, W>) -> Self {
-        Self {
-            wx,
-            weights,
-            s0: None,
-            lengths: None,
-            resets: None,
-            h: None,
-            states: None,
-            last: None,
-            saved: None,
-        }
-    }
-
-    /// Checks the size of every tensor given.
-    ///
-    /// # Errors
-    /// [`Error::Shape`]
-    pub fn check(&self, backend: &B, shapes: &Shapes, save: Save) -> Result<()> {
-        Shapes::check("wx", self.wx.len(), &shapes.wx())?;
-        check("s0", &self.s0, &shapes.state())?;
-        check("lengths", &self.lengths, &[shapes.batch])?;
-        check("resets", &self.resets, &shapes.resets())?;
-        check("h", &self.h, &shapes.h())?;
-        check("states", &self.states, &shapes.states())?;
-        check("last", &self.last, &shapes.state())?;
-        self.saved.as_ref().map_or(Ok(()), |saved| saved.check(backend, shapes, save))
-    }
-}
-
-/// The arguments of [`Plan::backward`]. Every gradient that is not asked for may be absent.
-pub struct Backward<'a, B: Backend, T: Element, W: Element> {
-    /// The weights of the forward pass.
-    pub weights: &'a Weights<B, T, W>,
-    /// The `states` that the forward pass wrote.
-    pub states: B::View<'a, T>,
-    /// What the forward pass saved.
-    pub saved: &'a Saved<B, T>,
-    /// The `wx` of the forward pass; needed with [`Save::Recompute`] only.
-    pub wx: Option<B::View<'a, T>>,
-    /// The `s0` of the forward pass.
-    pub s0: Option<B::View<'a, T::Wide>>,
-    /// The `lengths` of the forward pass.
-    pub lengths: Option<B::View<'a, i32>>,
-    /// The `resets` of the forward pass.
-    pub resets: Option<B::View<'a, u8>>,
-    /// `[B, T, N, D]`: the gradient of h at every step. Excludes `d_states`.
-    pub d_h: Option<B::View<'a, T>>,
-    /// `[S, B, T, N, D]`: the gradient of every state at every step. Excludes `d_h`.
-    pub d_states: Option<B::View<'a, T>>,
-    /// `[S, B, N, D]`: the gradient of the last state.
-    pub d_last: Option<B::View<'a, T::Wide>>,
-    /// `[B, T, Gx, N, D]`, written. Steps beyond a row's length get 0.
-    pub d_wx: B::ViewMut<'a, T>,
-    /// `[Gr, N, D_out, D_in]`, written, or added to with `accumulate`.
-    pub d_r: Option<B::ViewMut<'a, W>>,
-    /// `[G, N, D]`, written, or added to with `accumulate`.
-    pub d_b: Option<B::ViewMut<'a, W>>,
-    /// `[S, B, N, D]`, written.
-    pub d_s0: Option<B::ViewMut<'a, T::Wide>>,
-    /// Add to `d_r` and `d_b` instead of overwriting them.
-    pub accumulate: bool,
-}
-
-impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
-    /// A call that computes `d_wx` only, from no gradient; name what there is by struct update.
-    pub fn new(
-        weights: &'a Weights<B, T, W>,
-        states: B::View<'a, T>,
-        saved: &'a Saved<B, T>,
-        d_wx: B::ViewMut<'a, T>,
-    ) -> Self {
-        Self {
-            weights,
-            states,
-            saved,
-            wx: None,
-            s0: None,
-            lengths: None,
-            resets: None,
-            d_h: None,
-            d_states: None,
-            d_last: None,
-            d_wx,
-            d_r: None,
-            d_b: None,
-            d_s0: None,
-            accumulate: false,
-        }
-    }
-
-    /// Checks that every tensor needed is there and has its size.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], [`Error::Argument`]
-    pub fn check(&self, backend: &B, shapes: &Shapes, save: Save) -> Result<()> {
-        if save == Save::Recompute && self.wx.is_none() {
-            return Err(Error::Argument {
-                tensor: "wx",
-                why: "needed in the backward pass with Save::Recompute",
-            });
-        }
-        if self.d_h.is_some() && self.d_states.is_some() {
-            return Err(Error::Argument { tensor: "d_h", why: "excludes d_states, whose first part it is" });
-        }
-        Shapes::check("states", self.states.len(), &shapes.states())?;
-        self.saved.check(backend, shapes, save)?;
-        check("wx", &self.wx, &shapes.wx())?;
-        check("s0", &self.s0, &shapes.state())?;
-        check("lengths", &self.lengths, &[shapes.batch])?;
-        check("resets", &self.resets, &shapes.resets())?;
-        check("d_h", &self.d_h, &shapes.h())?;
-        check("d_states", &self.d_states, &shapes.states())?;
-        check("d_last", &self.d_last, &shapes.state())?;
-        Shapes::check("d_wx", self.d_wx.len(), &shapes.wx())?;
-        check("d_r", &self.d_r, &shapes.r())?;
-        check("d_b", &self.d_b, &shapes.b())?;
-        check("d_s0", &self.d_s0, &shapes.state())
-    }
-}
-
-/// The arguments of [`Plan::step`].
-pub struct Step<'a, B: Backend, T: Element, W: Element> {
-    /// `[B, Gx, N, D]`, the input pre-activations of this step.
-    pub wx: B::View<'a, T>,
-    /// R and b, from [`Plan::pack`].
-    pub weights: &'a Weights<B, T, W>,
-    /// `[S, B, N, D]`: the state before the step on entry, after it on return.
-    pub state: B::ViewMut<'a, T::Wide>,
-    /// `[B, N, D]`, written: h, rounded to `T`.
-    pub h: Option<B::ViewMut<'a, T>>,
-}
-
-impl<B: Backend, T: Element, W: Element> Step<'_, B, T, W> {
-    /// Checks the size of every tensor.
-    ///
-    /// # Errors
-    /// [`Error::Shape`]
-    pub fn check(&self, shapes: &Shapes) -> Result<()> {
-        let (batch, heads, head_dim) = (shapes.batch, shapes.heads, shapes.head_dim);
-        Shapes::check("wx", self.wx.len(), &[batch, shapes.external, heads, head_dim])?;
-        Shapes::check("state", self.state.len(), &shapes.state())?;
-        check("h", &self.h, &[batch, heads, head_dim])
-    }
-}
-
-fn check(tensor: &'static str, view: &Option<impl Len>, want: &[usize]) -> Result<()> {
-    view.as_ref().map_or(Ok(()), |view| Shapes::check(tensor, view.len(), want))
+impl Workspace {
+    /// No memory at all.
+    pub const NONE: Self = Self { bytes: 0, align: 1 };
 }
 
 /// Checks lengths that lie in host memory.

@@ -27,8 +27,8 @@ pub enum Error {
         want: String,
     },
     /// A size or an option of the problem makes no sense.
-    #[error("option {option}: got {got}, wanted {want}")]
-    Option {
+    #[error("{option}: got {got}, wanted {want}")]
+    InvalidProblem {
         /// The name of the field.
         option: &'static str,
         /// Its value.
@@ -36,7 +36,8 @@ pub enum Error {
         /// What would do.
         want: &'static str,
     },
-    /// A tensor that this call needs was not given, or two were given that exclude each other.
+    /// A tensor that this call needs was not given, or one was given that it can't take: two that exclude each other,
+    /// weights packed in another layout, memory of another device.
     #[error("{tensor}: {why}")]
     Argument {
         /// The tensor's name in the operator.

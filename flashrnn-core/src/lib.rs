@@ -24,12 +24,14 @@
 //! 2. [`cells`]: Elman, GRU, LSTM, sLSTM.
 //! 3. [`Problem`]: sizes and options; [`Shapes`]: what follows for each tensor.
 //! 4. [`mod@reference`]: the operator as an obvious loop.
-//! 5. [`Backend`] and [`Plan`]: what a backend implements.
+//! 5. [`Backend`] and [`Plan`]: what a backend implements; [`Forward`], [`Backward`], [`Step`]: what its calls are given, with
+//!    [`Weights`] and [`Saved`].
 //! 6. [`trace`]: a cell as a graph and as source code, for backends that compile it.
 
 #![forbid(unsafe_code)]
 
 pub mod backend;
+mod call;
 pub mod cell;
 pub mod cells;
 mod dual;
@@ -38,14 +40,27 @@ mod error;
 mod problem;
 mod real;
 pub mod reference;
+mod saved;
 pub mod trace;
+mod weights;
 
-pub use backend::{Backend, Backward, Forward, Info, Len, Plan, Saved, Step, Weights};
-pub use cell::{Array, Cell, derived_backward};
+pub use backend::{Backend, Info, Len, Plan, Workspace};
+pub use call::{Backward, Forward, Step};
+pub use cell::{Array, Cell, CellSizes, Gate, derived_backward};
 pub use cells::{Elman, Gru, Lstm, Slstm};
 pub use dual::Dual;
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
-pub use problem::{Layout, Problem, Save, Shapes};
+pub use problem::{Layout, Options, Problem, Save, Shapes};
 pub use real::Real;
+pub use saved::{Saved, SavedMut, SavedRef};
+pub use weights::{Weights, WeightsLayout};
+
+/// What most programs use: `use flashrnn::prelude::*`.
+pub mod prelude {
+    pub use crate::{
+        Backend, Backward, Cell, CellSizes, Elman, Error, Forward, Gate, Gru, Layout, Lstm, Options, Plan,
+        Problem, Real, Save, Slstm, Step, bf16, f16,
+    };
+}

@@ -1,7 +1,6 @@
 //! What is to be computed: sizes, layout and options, and the shape of every tensor that follows from them.
 
-use crate::cell::Array;
-use crate::{Cell, Error, Result};
+use crate::{Cell, CellSizes, Error, Result};
 
 /// The order of the batch and time axes in `wx`, `states`, `resets` and their gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -23,20 +22,12 @@ pub enum Save {
     Recompute,
 }
 
-/// One problem: the sizes, the layout and the options of a recurrence.
+/// The options of a recurrence, without its sizes.
 ///
-/// Fields are public; [`Problem::new`] gives the defaults, so that
-/// `Problem { reverse: true, ..Problem::new(b, t, n, d) }` names just what differs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Problem {
-    /// `B`, the number of sequences, at least 1.
-    pub batch: usize,
-    /// `T`, the number of time steps, at least 0.
-    pub time: usize,
-    /// `N`, the number of heads, at least 1.
-    pub heads: usize,
-    /// `D`, the number of units of a head, at least 1.
-    pub head_dim: usize,
+/// Fields are public; `Options { reverse: true, ..Options::default() }` names just what differs from the default,
+/// which is batch-major with every option off.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Options {
     /// The order of the batch and time axes.
     pub layout: Layout,
     /// Time runs backwards, each row from its own end; outputs stay at their positions.
@@ -54,48 +45,64 @@ pub struct Problem {
     pub save: Save,
 }
 
+/// One problem: the sizes and the options of a recurrence.
+///
+/// [`Problem::new`] has every option off; [`Problem::with`] sets them:
+///
+/// ```
+/// use flashrnn_core::{Options, Problem};
+///
+/// let problem = Problem::new(16, 256, 4, 64).with(Options { reverse: true, ..Options::default() });
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// `B`, the number of sequences, at least 0.
+    pub batch: usize,
+    /// `T`, the number of time steps, at least 0.
+    pub time: usize,
+    /// `N`, the number of heads, at least 1.
+    pub heads: usize,
+    /// `D`, the number of units of a head, at least 1.
+    pub head_dim: usize,
+    /// The layout of the tensors and the variations of the operator.
+    pub options: Options,
+}
+
 impl Problem {
-    /// A batch-major problem with every option off.
+    /// Makes a batch-major problem with every option off.
+    #[must_use]
     pub fn new(batch: usize, time: usize, heads: usize, head_dim: usize) -> Self {
-        Self {
-            batch,
-            time,
-            heads,
-            head_dim,
-            layout: Layout::BatchMajor,
-            reverse: false,
-            forward_clip: None,
-            recurrent_grad_clip: None,
-            cut_recurrent_grad: false,
-            tf32: false,
-            save: Save::Gates,
-        }
+        Self { batch, time, heads, head_dim, options: Options::default() }
+    }
+
+    /// Returns a problem of the same sizes with these options.
+    #[must_use]
+    pub fn with(&self, options: Options) -> Self {
+        Self { options, ..self.clone() }
     }
 
     /// Checks the sizes and options, and returns the shape of every tensor for the cell `C`.
     ///
     /// # Errors
-    /// [`Error::Option`] where a size is 0 (except T), a clip is not above 0 or is NaN, a tensor would not fit the
-    /// address space, or the cell's constants contradict each other.
+    /// [`Error::InvalidProblem`] where `heads` or `head_dim` is 0, a clip is not above 0 or is NaN, or a tensor would
+    /// not fit the address space. A cell whose constants contradict each other does not compile ([`CellSizes`]).
     pub fn shapes<C: Cell>(&self) -> Result<Shapes> {
-        let states = <C::State<f64> as Array<f64>>::LEN;
-        let gates = <C::Gates<f64> as Array<f64>>::LEN;
         let shapes = Shapes {
             batch: self.batch,
             time: self.time,
             heads: self.heads,
             head_dim: self.head_dim,
-            states,
-            gates,
-            recurrent: C::RECURRENT,
-            external: C::EXTERNAL,
+            states: C::S,
+            gates: C::G,
+            recurrent: C::GR,
+            external: C::GX,
             wide: C::WIDE,
             wide_gates: C::WIDE_GATES,
             constant: C::CONSTANT,
-            layout: self.layout,
+            layout: self.options.layout,
         };
-        let wrong = |option, got: String, want| Err(Error::Option { option, got, want });
-        for (option, size) in [("batch", self.batch), ("heads", self.heads), ("head_dim", self.head_dim)] {
+        let wrong = |option, got: String, want| Err(Error::InvalidProblem { option, got, want });
+        for (option, size) in [("heads", self.heads), ("head_dim", self.head_dim)] {
             if size == 0 {
                 return wrong(option, "0".into(), "at least 1");
             }
@@ -103,39 +110,16 @@ impl Problem {
         if self.time > i32::MAX as usize {
             return wrong("time", self.time.to_string(), "at most 2147483647");
         }
-        for (option, clip) in
-            [("forward_clip", self.forward_clip), ("recurrent_grad_clip", self.recurrent_grad_clip)]
-        {
+        let Options { forward_clip, recurrent_grad_clip, .. } = self.options;
+        for (option, clip) in [("forward_clip", forward_clip), ("recurrent_grad_clip", recurrent_grad_clip)] {
             match clip {
                 Some(v) if v.is_nan() || v <= 0.0 => return wrong(option, v.to_string(), "a number above 0"),
                 _ => {}
             }
         }
-        let (gr, gx) = (C::RECURRENT, C::EXTERNAL);
-        let consistent = states >= 1
-            && C::STATES.len() == states
-            && C::GATES.len() == gates
-            && (1..=gates).contains(&gr)
-            && gx <= gates
-            && gr + gx >= gates
-            && C::WIDE.iter().chain(C::CONSTANT).all(|&k| k < states)
-            && C::WIDE_GATES.iter().all(|&k| k < gates);
-        if !consistent {
-            return wrong(
-                "cell",
-                format!("{}: {states} states, {gates} gates, {gr} recurrent, {gx} external", C::NAME),
-                "as many names as states and gates, and every gate recurrent or external",
-            );
-        }
-        let fits = |dims: &[usize]| {
-            dims.iter()
-                .try_fold(size_of::<f64>(), |n, &d| n.checked_mul(d))
-                .is_some_and(|n| n <= isize::MAX as usize)
-        };
-        let tokens = [self.batch, self.time.max(1), self.heads, self.head_dim];
-        let largest = [gates.max(states)].into_iter().chain(tokens).collect::<Vec<_>>();
-        if !fits(&largest) || !fits(&[gates, self.heads, self.head_dim, self.head_dim]) {
-            return wrong("sizes", format!("{tokens:?}"), "tensors that fit the address space");
+        if !shapes.fit_the_address_space() {
+            let sizes = [self.batch, self.time, self.heads, self.head_dim];
+            return wrong("sizes", format!("{sizes:?}"), "tensors that fit the address space");
         }
         Ok(shapes)
     }
@@ -182,6 +166,20 @@ pub struct Shapes {
 }
 
 impl Shapes {
+    /// Whether every tensor in f64 fits the address space, with head dimensions rounded up to 64 as the kernels'
+    /// packed and padded forms are, twice over as where a buffer has two halves. So no product of sizes that a
+    /// backend forms for memory of its own overflows. An empty batch counts as one row, no time as one step.
+    fn fit_the_address_space(&self) -> bool {
+        let fits = |dims: &[usize]| {
+            dims.iter()
+                .try_fold(2 * size_of::<f64>(), |bytes, &dim| bytes.checked_mul(dim.max(1)))
+                .is_some_and(|bytes| bytes <= isize::MAX as usize)
+        };
+        let Some(padded) = self.head_dim.checked_next_multiple_of(64) else { return false };
+        fits(&[self.gates + self.states, self.batch, self.time, self.heads, padded])
+            && fits(&[self.gates, self.heads, padded, padded])
+    }
+
     fn outer(&self) -> [usize; 2] {
         match self.layout {
             Layout::BatchMajor => [self.batch, self.time],
@@ -244,6 +242,16 @@ impl Shapes {
             Layout::BatchMajor => b * self.time + t,
             Layout::TimeMajor => t * self.batch + b,
         }
+    }
+
+    /// The sizes of [`Saved`](crate::Saved): elements of `gates` and of `wide`, for tensors of `T`.
+    #[must_use]
+    pub fn saved<T: crate::Element>(&self, save: Save) -> [usize; 2] {
+        let unit_steps = self.tokens() * self.units();
+        let gates = if save == Save::Gates { self.gates * unit_steps } else { 0 };
+        let wide_gates = if save == Save::Gates { self.wide_gates.len() } else { 0 };
+        let wide = if size_of::<T>() < size_of::<T::Wide>() { self.wide.len() + wide_gates } else { 0 };
+        [gates, wide * unit_steps]
     }
 
     /// How many gates take recurrent input only: the first `G - Gx`.

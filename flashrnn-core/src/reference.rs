@@ -60,7 +60,11 @@ pub struct Gradients {
 fn row_steps(problem: &Problem, shapes: &Shapes, x: &Inputs, b: usize) -> Vec<(usize, bool)> {
     let length = x.lengths.as_ref().map_or(problem.time, |lengths| lengths[b] as usize);
     let step = |t| (t, x.resets.as_ref().is_some_and(|resets| resets[shapes.token(b, t)] != 0));
-    if problem.reverse { (0..length).rev().map(step).collect() } else { (0..length).map(step).collect() }
+    if problem.options.reverse {
+        (0..length).rev().map(step).collect()
+    } else {
+        (0..length).map(step).collect()
+    }
 }
 
 fn check(shapes: &Shapes, x: &Inputs) -> Result<()> {
@@ -83,7 +87,7 @@ fn check(shapes: &Shapes, x: &Inputs) -> Result<()> {
 /// The forward pass.
 ///
 /// # Errors
-/// [`Error::Option`](crate::Error::Option), [`Error::Shape`](crate::Error::Shape) and
+/// [`Error::InvalidProblem`](crate::Error::InvalidProblem), [`Error::Shape`](crate::Error::Shape) and
 /// [`Error::Value`](crate::Error::Value) for input that makes no sense.
 pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outputs> {
     let shapes = problem.shapes::<C>()?;
@@ -125,7 +129,7 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
                     }
                     let before = array::<C::State<f64>>(|k| out.last[(k * batch + b) * units + u]);
                     let mut after = cell.forward(before, gates);
-                    if let Some(v) = problem.forward_clip {
+                    if let Some(v) = problem.options.forward_clip {
                         after.as_mut()[0] = clamp(after.as_ref()[0], v);
                     }
                     for (k, &value) in after.as_ref().iter().enumerate() {
@@ -200,7 +204,7 @@ pub fn backward<C: Cell>(
                 let before = array::<C::State<f64>>(|k| previous[k * units + u]);
                 let gates = array::<C::Gates<f64>>(|k| out.gates[(token * g + k) * units + u]);
                 let mut d_after = array::<C::State<f64>>(|k| d_state[k * units + u]);
-                if let Some(v) = problem.forward_clip
+                if let Some(v) = problem.options.forward_clip
                     && cell.forward(before, gates).as_ref()[0].abs() > v
                 {
                     d_after.as_mut()[0] = 0.0;
@@ -229,9 +233,9 @@ pub fn backward<C: Cell>(
                         }
                     }
                 }
-                if !problem.cut_recurrent_grad {
+                if !problem.options.cut_recurrent_grad {
                     for (i, &d_h) in d_h.iter().enumerate() {
-                        let clipped = problem.recurrent_grad_clip.map_or(d_h, |v| clamp(d_h, v));
+                        let clipped = problem.options.recurrent_grad_clip.map_or(d_h, |v| clamp(d_h, v));
                         d_state[n * head_dim + i] += clipped;
                     }
                 }

@@ -1,12 +1,12 @@
 //! What `Problem` accepts and refuses, the shapes that follow, and elements.
 
 use flashrnn_core::{
-    Cell, Element, Elman, Error, Gru, Layout, Lstm, Problem, Real, Shapes, Slstm, bf16, f16,
+    Cell, Element, Elman, Error, Gru, Layout, Lstm, Options, Problem, Shapes, Slstm, bf16, f16,
 };
 
 fn refused<C: Cell>(problem: &Problem) -> Option<&'static str> {
     match problem.shapes::<C>() {
-        Err(Error::Option { option, .. }) => Some(option),
+        Err(Error::InvalidProblem { option, .. }) => Some(option),
         Err(other) => panic!("{problem:?}: {other}"),
         Ok(_) => None,
     }
@@ -16,13 +16,17 @@ fn refused<C: Cell>(problem: &Problem) -> Option<&'static str> {
 fn sizes() {
     let sizes = |b, t, n, d| refused::<Lstm>(&Problem::new(b, t, n, d));
     assert_eq!(sizes(1, 0, 1, 1), None);
-    assert_eq!(sizes(0, 1, 1, 1), Some("batch"));
+    assert_eq!(sizes(0, 1, 1, 1), None);
     assert_eq!(sizes(1, 1, 0, 1), Some("heads"));
     assert_eq!(sizes(1, 1, 1, 0), Some("head_dim"));
     assert_eq!(sizes(1, usize::MAX, 1, 1), Some("time"));
     assert_eq!(sizes(1, 1 << 31, 1, 1), Some("time"));
     assert_eq!(sizes(usize::MAX, 1, 1, 1), Some("sizes"));
     assert_eq!(sizes(1 << 31, 1 << 30, 2, 1), Some("sizes"));
+    // Where there are no tokens, states and products of the other sizes must fit all the same.
+    assert_eq!(sizes(usize::MAX, 0, 1, 1), Some("sizes"));
+    assert_eq!(sizes(0, 1, usize::MAX, 1), Some("sizes"));
+    assert_eq!(sizes(0, 0, 1, usize::MAX), Some("sizes"));
     // wx would fit, r would not.
     assert_eq!(sizes(1, 0, 1, 1 << 31), Some("sizes"));
 }
@@ -30,46 +34,20 @@ fn sizes() {
 #[test]
 fn clips() {
     for v in [0.0, -0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {
-        let forward = Problem { forward_clip: Some(v), ..Problem::new(1, 1, 1, 1) };
+        let forward = Problem::new(1, 1, 1, 1).with(Options { forward_clip: Some(v), ..Options::default() });
         assert_eq!(refused::<Gru>(&forward), Some("forward_clip"), "{v}");
-        let gradient = Problem { recurrent_grad_clip: Some(v), ..Problem::new(1, 1, 1, 1) };
+        let gradient =
+            Problem::new(1, 1, 1, 1).with(Options { recurrent_grad_clip: Some(v), ..Options::default() });
         assert_eq!(refused::<Gru>(&gradient), Some("recurrent_grad_clip"), "{v}");
     }
     for v in [f64::MIN_POSITIVE, 1.0, f64::INFINITY] {
-        let both =
-            Problem { forward_clip: Some(v), recurrent_grad_clip: Some(v), ..Problem::new(1, 1, 1, 1) };
+        let both = Problem::new(1, 1, 1, 1).with(Options {
+            forward_clip: Some(v),
+            recurrent_grad_clip: Some(v),
+            ..Options::default()
+        });
         assert_eq!(refused::<Gru>(&both), None, "{v}");
     }
-}
-
-/// A cell with constants that a test chooses.
-#[derive(Clone)]
-struct Odd<const GR: usize, const GX: usize, const WIDE: usize>;
-
-impl<const GR: usize, const GX: usize, const WIDE: usize> Cell for Odd<GR, GX, WIDE> {
-    const NAME: &'static str = "odd";
-    const STATES: &'static [&'static str] = &["h", "c"];
-    const GATES: &'static [&'static str] = &["a", "b", "c"];
-    const RECURRENT: usize = GR;
-    const EXTERNAL: usize = GX;
-    const WIDE: &'static [usize] = &[WIDE];
-    type State<R: Real> = [R; 2];
-    type Gates<R: Real> = [R; 3];
-    fn forward<R: Real>(&self, state: [R; 2], _: [R; 3]) -> [R; 2] {
-        state
-    }
-}
-
-#[test]
-fn cells_that_contradict_themselves() {
-    let problem = Problem::new(1, 1, 1, 1);
-    assert_eq!(refused::<Odd<2, 2, 0>>(&problem), None);
-    assert_eq!(refused::<Odd<3, 0, 1>>(&problem), None);
-    assert_eq!(refused::<Odd<0, 3, 0>>(&problem), Some("cell"), "nothing recurrent");
-    assert_eq!(refused::<Odd<1, 1, 0>>(&problem), Some("cell"), "gate 1 takes no input");
-    assert_eq!(refused::<Odd<4, 3, 0>>(&problem), Some("cell"), "more recurrent gates than gates");
-    assert_eq!(refused::<Odd<3, 4, 0>>(&problem), Some("cell"), "more external gates than gates");
-    assert_eq!(refused::<Odd<3, 3, 2>>(&problem), Some("cell"), "a wide state that does not exist");
 }
 
 #[test]
@@ -95,7 +73,7 @@ fn shapes_in_both_layouts() {
     assert_eq!(s.resets(), [2, 3]);
     assert_eq!((s.units(), s.tokens(), s.inner(), s.token(1, 2)), (35, 6, 1, 5));
 
-    let time_major = Problem { layout: Layout::TimeMajor, ..problem };
+    let time_major = problem.with(Options { layout: Layout::TimeMajor, ..problem.options });
     let s = time_major.shapes::<Gru>().expect("a good problem");
     assert_eq!(s.wx(), [3, 2, 3, 5, 7]);
     assert_eq!(s.state(), [1, 2, 5, 7]);
@@ -114,10 +92,12 @@ fn errors_name_what_was_wrong_and_what_was_wanted() {
     assert_eq!(error.to_string(), "lengths[2] is 4, wanted 0 to 3");
     let error = flashrnn_core::backend::check_lengths(&[-1], 3).expect_err("a negative length");
     assert_eq!(error.to_string(), "lengths[0] is -1, wanted 0 to 3");
-    let error = Problem { forward_clip: Some(f64::NAN), ..Problem::new(1, 1, 1, 1) }.shapes::<Lstm>();
+    let error = Problem::new(1, 1, 1, 1)
+        .with(Options { forward_clip: Some(f64::NAN), ..Options::default() })
+        .shapes::<Lstm>();
     assert_eq!(
         error.expect_err("a wrong clip").to_string(),
-        "option forward_clip: got NaN, wanted a number above 0"
+        "forward_clip: got NaN, wanted a number above 0"
     );
 }
 

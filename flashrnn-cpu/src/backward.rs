@@ -11,7 +11,7 @@
 //!
 //! As in the forward pass, `d_gates` has two halves, so that a step needs one barrier only.
 
-use flashrnn_core::{Array, Cell, Element, Result};
+use flashrnn_core::{Array, Cell, CellSizes, Element, Result};
 
 use crate::compiled::With;
 use crate::forward::GateLayout;
@@ -252,7 +252,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
         let Self { call, task, row, .. } = *self;
         let shapes = call.time.shapes;
         let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
-        let states = <C::State<f64> as Array<f64>>::LEN;
+        let states = C::S;
         let first = vector * V::LANES;
         let n = if FULL { V::LANES } else { d - first };
         let column = task.head * d + first;
@@ -358,7 +358,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             }
             for (k, &d_gate) in d_gates.as_ref().iter().enumerate() {
                 Storage::<T>::store_n(d_gate, gradient(k), n);
-                if k < C::RECURRENT {
+                if k < C::GR {
                     let position = self.to + self.r * call.panels.depth + k * d + first;
                     Storage::<T::Wide>::store_n(d_gate, task.data.d_gates.at(position, n), n);
                 }

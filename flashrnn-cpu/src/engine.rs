@@ -65,7 +65,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
     }
 
     fn time<'a>(&'a self, resets: Option<&'a [u8]>) -> Time<'a> {
-        Time { shapes: &self.shapes, reverse: self.problem.reverse, resets }
+        Time { shapes: &self.shapes, reverse: self.problem.options.reverse, resets }
     }
 
     fn check_lengths(&self, lengths: Option<&[i32]>) -> Result<()> {
@@ -123,7 +123,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
         };
         let args = ForwardCall {
             time: self.time(call.resets),
-            forward_clip: self.problem.forward_clip,
+            forward_clip: self.problem.options.forward_clip,
             panels: self.forward,
             packed: call.weights.forward.as_slice(),
             b: call.weights.b.as_slice(),
@@ -201,9 +201,9 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
         })?;
         let args = BackwardCall {
             time,
-            forward_clip: self.problem.forward_clip,
-            recurrent_grad_clip: self.problem.recurrent_grad_clip,
-            cut_recurrent_grad: self.problem.cut_recurrent_grad,
+            forward_clip: self.problem.options.forward_clip,
+            recurrent_grad_clip: self.problem.options.recurrent_grad_clip,
+            cut_recurrent_grad: self.problem.options.cut_recurrent_grad,
             panels: self.backward,
             packed: packed.as_slice(),
             states: call.states,
@@ -265,7 +265,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
         };
         let args = ForwardCall {
             time: Time { shapes: &self.step_shapes, reverse: false, resets: None },
-            forward_clip: self.problem.forward_clip,
+            forward_clip: self.problem.options.forward_clip,
             panels: self.forward,
             packed: call.weights.forward.as_slice(),
             b: call.weights.b.as_slice(),

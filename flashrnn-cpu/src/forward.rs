@@ -10,7 +10,7 @@
 //! A reset is carried out by the step before it, which leaves a zero `h` and `state` behind; `h` has two halves, one read
 //! while the other is written, so that a step needs one barrier only.
 
-use flashrnn_core::{Array, Cell, Element, Real, Result};
+use flashrnn_core::{Array, Cell, CellSizes, Element, Real, Result};
 
 use crate::compiled::With;
 use crate::memory::{Aligned, Shared, at};
@@ -94,8 +94,8 @@ impl GateLayout {
     /// The same with the cell's own numbers of gates, which the compiler knows.
     #[inline(always)]
     pub fn of<C: Cell>(shapes: &flashrnn_core::Shapes) -> Self {
-        let gates = <C::Gates<f64> as Array<f64>>::LEN;
-        let (inner, external) = (gates - C::EXTERNAL, C::EXTERNAL);
+        let gates = C::G;
+        let (inner, external) = (gates - C::GX, C::GX);
         Self { units: shapes.units(), inner, external, tokens: shapes.tokens() }
     }
 
@@ -289,7 +289,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
         mut vectors: std::ops::Range<usize>,
         mut products: *const T::Wide,
     ) {
-        let kinds = C::RECURRENT * V::LANES;
+        let kinds = C::GR * V::LANES;
         let full = self.call.time.shapes.head_dim / V::LANES;
         while V::PAIRS && vectors.start + 2 <= vectors.end.min(full) {
             let (a, b) = (vectors.start, vectors.start + 1);
@@ -333,7 +333,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     }
 
     /// How many gates take recurrent input only: the first G - Gx.
-    const INNER: usize = <C::Gates<f64> as Array<f64>>::LEN - C::EXTERNAL;
+    const INNER: usize = C::G - C::GX;
 
     /// The state before the step, and the gates, of a vector of units, `FULL` if it has all its lanes.
     ///
@@ -358,10 +358,10 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             for (k, out) in gates.as_mut().iter_mut().enumerate() {
                 let mut gate = V::load_n(at(call.b, k * units + column, n), n);
                 if k >= Self::INNER {
-                    let position = (token * C::EXTERNAL + k - Self::INNER) * units + column;
+                    let position = (token * C::GX + k - Self::INNER) * units + column;
                     gate = gate + V::load_n(at(call.wx, position, n), n);
                 }
-                if k < C::RECURRENT {
+                if k < C::GR {
                     gate = gate + <V as Storage<T::Wide>>::load(products.add(k * V::LANES));
                 }
                 *out = gate;
@@ -377,7 +377,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     /// Where the task keeps a state of a vector of units.
     #[inline(always)]
     fn carried<V: Vector<T>>(&self, k: usize, vector: usize) -> *mut T::Wide {
-        let states = <C::State<f64> as Array<f64>>::LEN;
+        let states = C::S;
         self.task.data.state.at((self.r * states + k) * self.padded + vector * V::LANES, V::LANES)
     }
 

@@ -39,10 +39,14 @@ impl Cpu {
     /// With a thread pool of its own, of 1 to [`Cpu::MOST_THREADS`] threads.
     ///
     /// # Errors
-    /// [`Error::Option`] for another number, [`Error::Device`] where the threads can't be started.
+    /// [`Error::InvalidProblem`] for another number, [`Error::Device`] where the threads can't be started.
     pub fn with_threads(threads: usize) -> Result<Self> {
         if !(1..=Self::MOST_THREADS).contains(&threads) {
-            return Err(Error::Option { option: "threads", got: threads.to_string(), want: "1 to 1024" });
+            return Err(Error::InvalidProblem {
+                option: "threads",
+                got: threads.to_string(),
+                want: "1 to 1024",
+            });
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Device(format!("could not start {threads} threads: {e}")))?;
@@ -201,18 +205,18 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
     }
 
     fn saved(&self) -> Result<Saved<Cpu, T>> {
-        Saved::new(&self.cpu, &self.shapes, self.problem.save)
+        Saved::new(&self.cpu, &self.shapes, self.problem.options.save)
     }
 
     fn forward(&self, call: Forward<'_, Cpu, T, W>) -> Result<()> {
-        call.check(&self.cpu, &self.shapes, self.problem.save)?;
+        call.check(&self.cpu, &self.shapes, self.problem.options.save)?;
         let Forward { wx, weights, s0, lengths, resets, h, states, last, saved } = call;
         let call = Forward { wx, weights, s0, lengths, resets, h, states, last, saved };
         self.cpu.install(|| self.kernel.forward(call))
     }
 
     fn backward(&self, call: Backward<'_, Cpu, T, W>) -> Result<()> {
-        call.check(&self.cpu, &self.shapes, self.problem.save)?;
+        call.check(&self.cpu, &self.shapes, self.problem.options.save)?;
         let Backward { weights, states, saved, wx, s0, lengths, resets, d_h, d_states, d_last, .. } = call;
         let Backward { d_wx, d_r, d_b, d_s0, accumulate, .. } = call;
         let Shapes { heads, head_dim, .. } = self.shapes;

@@ -1,6 +1,6 @@
 //! The properties that every backend must have, on the CPU: with the machine's best instruction set, and with the others.
 
-use flashrnn_core::{Backend, Cell, Error, Problem, Real};
+use flashrnn_core::{Backend, Cell, Error, Gate, Problem, Real};
 use flashrnn_cpu::{Cpu, Level};
 
 flashrnn_testsuite::conformance!(
@@ -34,9 +34,7 @@ struct Impostor;
 impl Cell for Impostor {
     const NAME: &'static str = "impostor";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["g"];
-    const RECURRENT: usize = 1;
-    const EXTERNAL: usize = 1;
+    const GATES: &'static [Gate] = &[Gate::both("g")];
     const BUILT_IN: bool = true;
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 1];

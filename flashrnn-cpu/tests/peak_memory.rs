@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Plan, Problem, Save, Slstm, bf16,
+    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Options, Plan, Problem, Save, Slstm, bf16,
 };
 use flashrnn_cpu::Cpu;
 
@@ -36,7 +36,10 @@ static COUNTING: Counting = Counting;
 /// Peak over what must be held: wx, R, b, states, the saved gates, and the gradients of h and of everything given.
 fn ratio<C: Cell, T: Element>(cell: &C, save: Save, [batch, time, heads, head_dim]: [usize; 4]) -> f64 {
     let plan = Cpu::new()
-        .plan::<T, T, C>(cell, &Problem { save, ..Problem::new(batch, time, heads, head_dim) })
+        .plan::<T, T, C>(
+            cell,
+            &Problem::new(batch, time, heads, head_dim).with(Options { save, ..Options::default() }),
+        )
         .expect("a good problem");
     let zeros = |dims: &[usize]| vec![T::default(); dims.iter().product()];
     let shapes = plan.shapes();

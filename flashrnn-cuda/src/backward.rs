@@ -54,9 +54,9 @@ impl Engine {
         let arguments = BackwardCall {
             sizes: rows.sizes,
             d_states_count,
-            cut_recurrent_grad: self.problem.cut_recurrent_grad.into(),
-            forward_clip: clip(self.problem.forward_clip),
-            recurrent_grad_clip: clip(self.problem.recurrent_grad_clip),
+            cut_recurrent_grad: self.problem.options.cut_recurrent_grad.into(),
+            forward_clip: clip(self.problem.options.forward_clip),
+            recurrent_grad_clip: clip(self.problem.options.recurrent_grad_clip),
             r: call.weights.backward.ptr(),
             s0: rows.s0,
             lengths: rows.lengths,

@@ -60,7 +60,7 @@ impl Engine {
     /// Enqueues a forward call, with what every one has.
     fn run<T: Element>(&self, weights: &CudaWeights<T>, call: ForwardCall) -> Result<()> {
         let call = ForwardCall {
-            forward_clip: clip(self.problem.forward_clip),
+            forward_clip: clip(self.problem.options.forward_clip),
             r: weights.forward.ptr(),
             b: weights.b.ptr(),
             ..call

@@ -110,7 +110,7 @@ impl Engine {
         let (element, bytes) = (T::DTYPE, size_of::<T>());
         let depth = select::depth(shapes.head_dim, bytes);
         let sizes = sizes(problem, shapes, depth)?;
-        let multiply = Multiply::new(element, problem.tf32);
+        let multiply = Multiply::new(element, problem.options.tf32);
         let (device, loops) = (&cuda.device, &cuda.loops);
         // Each compiles where no cache has it: together, since a user waits for all of them.
         let (family, gpu) = (cuda.family, device.gpu());
@@ -123,8 +123,8 @@ impl Engine {
             let what = "fused kernels for this problem".into();
             return Err(Error::Unsupported { backend: "cuda", what, why: why.into() });
         }
-        let clips = problem.forward_clip.is_some() || problem.recurrent_grad_clip.is_some();
-        let clips = clips || problem.cut_recurrent_grad;
+        let clips = problem.options.forward_clip.is_some() || problem.options.recurrent_grad_clip.is_some();
+        let clips = clips || problem.options.cut_recurrent_grad;
         let uses = Uses { clips, waits: cuda.waits, ..Uses::default() };
         let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
         let (forward, fused_forward, backward, fused_backward, tokens, weights) =
@@ -218,7 +218,7 @@ fn sizes(problem: &Problem, shapes: &Shapes, depth: usize) -> Result<Sizes> {
         head_dim: fits("head_dim", shapes.head_dim)?,
         depth: fits("head_dim", depth)?,
         time_major: (shapes.layout == Layout::TimeMajor).into(),
-        reverse: problem.reverse.into(),
+        reverse: problem.options.reverse.into(),
     })
 }
 
@@ -320,11 +320,11 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     }
 
     fn saved(&self) -> Result<Saved<Cuda, T>> {
-        Saved::new(&self.cuda, &self.engine.shapes, self.engine.problem.save)
+        Saved::new(&self.cuda, &self.engine.shapes, self.engine.problem.options.save)
     }
 
     fn forward(&self, call: Forward<'_, Cuda, T, W>) -> Result<()> {
-        call.check(&self.cuda, &self.engine.shapes, self.engine.problem.save)?;
+        call.check(&self.cuda, &self.engine.shapes, self.engine.problem.options.save)?;
         let device = &self.engine.device;
         call.wx.check("wx", device)?;
         call.weights.check(device)?;
@@ -337,7 +337,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     }
 
     fn backward(&self, call: Backward<'_, Cuda, T, W>) -> Result<()> {
-        call.check(&self.cuda, &self.engine.shapes, self.engine.problem.save)?;
+        call.check(&self.cuda, &self.engine.shapes, self.engine.problem.options.save)?;
         let device = &self.engine.device;
         call.weights.check(device)?;
         call.states.check("states", device)?;
@@ -362,7 +362,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
 
 /// Whether the backward pass computes the gates again.
 pub(crate) fn recompute(problem: &Problem) -> bool {
-    problem.save == Save::Recompute
+    problem.options.save == Save::Recompute
 }
 
 #[cfg(test)]

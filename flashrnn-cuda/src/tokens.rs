@@ -104,7 +104,7 @@ impl Engine {
                 batch,
                 input: self.element,
                 output: Dtype::F32,
-                tf32: self.problem.tf32,
+                tf32: self.problem.options.tf32,
             };
             // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers.
             unsafe { self.device.blas()?.batched(stream, &product)? };

@@ -52,7 +52,7 @@ impl Case {
     /// `wx`, `d_states` are rounded to `T`, `r`, `b` to `W`, and `s0`, `d_last` to `T::Wide`.
     ///
     /// # Errors
-    /// [`Error::Option`](flashrnn_core::Error::Option) for a problem that makes no sense.
+    /// [`Error::InvalidProblem`](flashrnn_core::Error::InvalidProblem) for a problem that makes no sense.
     pub fn random<C: Cell, T: Element, W: Element>(
         cell: &C,
         problem: &Problem,

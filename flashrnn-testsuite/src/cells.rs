@@ -1,6 +1,6 @@
 //! Cells as a user may write them, with `forward` alone: the corners that the built-in cells don't reach.
 
-use flashrnn_core::{Cell, Real};
+use flashrnn_core::{Cell, Gate, Real};
 
 /// A leaky integrator: `h' = h + a (tanh g - h)`. A cell with a parameter.
 #[derive(Clone, Copy, Debug)]
@@ -12,9 +12,7 @@ pub struct Leaky {
 impl Cell for Leaky {
     const NAME: &'static str = "leaky";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["g"];
-    const RECURRENT: usize = 1;
-    const EXTERNAL: usize = 1;
+    const GATES: &'static [Gate] = &[Gate::both("g")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 1];
 
@@ -35,9 +33,8 @@ pub struct Twin;
 impl Cell for Twin {
     const NAME: &'static str = "twin";
     const STATES: &'static [&'static str] = &["h", "c", "a"];
-    const GATES: &'static [&'static str] = &["w", "f", "i", "z", "o"];
-    const RECURRENT: usize = 4;
-    const EXTERNAL: usize = 3;
+    const GATES: &'static [Gate] =
+        &[Gate::recurrent("w"), Gate::recurrent("f"), Gate::both("i"), Gate::both("z"), Gate::external("o")];
     const WIDE: &'static [usize] = &[1, 2];
     type State<R: Real> = [R; 3];
     type Gates<R: Real> = [R; 5];
@@ -61,9 +58,7 @@ pub struct Autonomous;
 impl Cell for Autonomous {
     const NAME: &'static str = "autonomous";
     const STATES: &'static [&'static str] = &["h", "c"];
-    const GATES: &'static [&'static str] = &["u", "v"];
-    const RECURRENT: usize = 2;
-    const EXTERNAL: usize = 0;
+    const GATES: &'static [Gate] = &[Gate::recurrent("u"), Gate::recurrent("v")];
     const CONSTANT: &'static [usize] = &[1];
     type State<R: Real> = [R; 2];
     type Gates<R: Real> = [R; 2];

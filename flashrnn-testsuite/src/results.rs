@@ -1,7 +1,7 @@
 //! Results by tensor name, and how far two of them are apart.
 
 use flashrnn_core::reference;
-use flashrnn_core::{Cell, Dtype, Problem, Result};
+use flashrnn_core::{Cell, Dtype, Options, Problem, Result};
 
 use crate::case::Case;
 use crate::random::Random;
@@ -209,7 +209,9 @@ fn perturbed(case: &Case, roundoff: f64, clip: f64) -> Case {
     nudge(&mut near.inputs.b);
     near.d.d_states.iter_mut().for_each(&mut nudge);
     near.d.d_last.iter_mut().for_each(&mut nudge);
-    near.problem =
-        Problem { forward_clip: case.problem.forward_clip.map(|v| v * clip), ..case.problem.clone() };
+    near.problem = case.problem.with(Options {
+        forward_clip: case.problem.options.forward_clip.map(|v| v * clip),
+        ..case.problem.options
+    });
     near
 }

@@ -119,7 +119,7 @@ impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
         let mut d_s0 = poison::<B, T::Wide>(backend, size(&shapes.state()))?;
         plan.backward(Backward {
             // With Save::Gates a backend must do without it.
-            wx: (plan.problem().save == Save::Recompute).then(|| backend.view(&self.wx)),
+            wx: (plan.problem().options.save == Save::Recompute).then(|| backend.view(&self.wx)),
             s0: self.s0.as_ref().map(|s0| backend.view(s0)),
             lengths: self.lengths.as_ref().map(|lengths| backend.view(lengths)),
             resets: self.resets.as_ref().map(|resets| backend.view(resets)),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use flashrnn_core::{Layout, Problem, Save};
+use flashrnn_core::{Layout, Options, Problem, Save};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -76,15 +76,15 @@ pub fn any_setup(work: usize) -> impl Strategy<Value = Setup> {
             *shrunk = *shrunk * 2 / 3;
         }
         let (time_major, reverse, forward_clip, recurrent_grad_clip, cut_recurrent_grad, recompute) = options;
-        let problem = Problem {
+        let problem = Problem::new(batch, time, heads, head_dim).with(Options {
             layout: if time_major { Layout::TimeMajor } else { Layout::BatchMajor },
             reverse,
             forward_clip,
             recurrent_grad_clip,
             cut_recurrent_grad,
             save: if recompute { Save::Recompute } else { Save::Gates },
-            ..Problem::new(batch, time, heads, head_dim)
-        };
+            ..Options::default()
+        });
         Setup { problem, tensors, seed }
     })
 }

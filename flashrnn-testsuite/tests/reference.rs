@@ -2,7 +2,9 @@
 //! everything else is measured by. No backend takes part.
 
 use flashrnn_core::reference::{self, Gradients, Inputs, OutputGradients};
-use flashrnn_core::{Array, Cell, Elman, Gru, Layout, Lstm, Problem, Result, Slstm, derived_backward};
+use flashrnn_core::{
+    Array, Cell, Elman, Gru, Layout, Lstm, Options, Problem, Result, Slstm, derived_backward,
+};
 use flashrnn_testsuite::cells::{Autonomous, Leaky, Twin};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::results::error;
@@ -45,16 +47,17 @@ fn against_finite_differences<C: Cell>(cell: &C, adapt: impl Fn(&mut Case) -> st
     let mut random = Random::new(1);
     for seed in 0..24 {
         let mut flag = || random.chance(0.5);
-        let problem = Problem {
+        let problem = Problem::new(
+            1 + seed as usize % 3,
+            seed as usize % 7,
+            1 + seed as usize % 2,
+            1 + seed as usize % 4,
+        )
+        .with(Options {
             layout: if flag() { Layout::TimeMajor } else { Layout::BatchMajor },
             reverse: flag(),
-            ..Problem::new(
-                1 + seed as usize % 3,
-                seed as usize % 7,
-                1 + seed as usize % 2,
-                1 + seed as usize % 4,
-            )
-        };
+            ..Options::default()
+        });
         let tensors = Tensors {
             s0: true,
             lengths: flag(),
@@ -134,16 +137,19 @@ fn forward_clip_against_finite_differences() {
     let mut checked = 0;
     for seed in 0..300 {
         let v = 0.3;
-        let problem = Problem { reverse: seed % 2 == 0, ..Problem::new(2, 3, 1, 2) };
-        let clipped = Problem { forward_clip: Some(v), ..problem };
+        let problem = Problem::new(2, 3, 1, 2).with(Options { reverse: seed % 2 == 0, ..Options::default() });
+        let clipped = problem.with(Options { forward_clip: Some(v), ..problem.options });
         let case =
             Case::random::<Lstm, f64, f64>(&Lstm, &clipped, Tensors::ALL, seed).expect("a good problem");
         // Whether any h' is near the edge shows when the edge moves: masks, and so d_wx, change by a jump.
-        let moved =
-            |v| Case { problem: Problem { forward_clip: Some(v), ..clipped.clone() }, ..case.clone() };
+        let moved = |v| Case {
+            problem: clipped.with(Options { forward_clip: Some(v), ..clipped.options }),
+            ..case.clone()
+        };
         let d_wx = |case: &Case| gradients(&Lstm, case).expect("a good case").d_wx;
         let zeros = |d: &[f64]| d.iter().map(|&d| d == 0.0).collect::<Vec<_>>();
-        let unclipped = Case { problem: Problem { forward_clip: None, ..clipped.clone() }, ..case.clone() };
+        let unclipped =
+            Case { problem: clipped.with(Options { forward_clip: None, ..clipped.options }), ..case.clone() };
         let here = d_wx(&case);
         let far = [0.97, 0.98, 0.99, 1.01, 1.02, 1.03]
             .iter()
@@ -165,7 +171,8 @@ fn forward_clip_at_its_edge() {
     let g: f64 = 0.5;
     let h = g.tanh();
     let d_wx = |clip: f64| {
-        let problem = Problem { forward_clip: Some(clip), ..Problem::new(1, 1, 1, 1) };
+        let problem =
+            Problem::new(1, 1, 1, 1).with(Options { forward_clip: Some(clip), ..Options::default() });
         let inputs = Inputs { wx: vec![g], r: vec![0.0], b: vec![0.0], ..Inputs::default() };
         let d = OutputGradients { d_states: Some(vec![1.0]), d_last: None };
         gradients(&Elman, &Case { problem, inputs, d }).expect("a good case").d_wx[0]
@@ -187,8 +194,11 @@ fn recurrent_gradient_clipped_and_cut() {
     let slope = |h: f64| 1.0 - h * h;
     let d_g1 = d_h[1] * slope(h[1]);
     let run = |cut, clip| {
-        let problem =
-            Problem { cut_recurrent_grad: cut, recurrent_grad_clip: clip, ..Problem::new(1, 2, 1, 1) };
+        let problem = Problem::new(1, 2, 1, 1).with(Options {
+            cut_recurrent_grad: cut,
+            recurrent_grad_clip: clip,
+            ..Options::default()
+        });
         let inputs = Inputs { wx: x.to_vec(), r: vec![r], b: vec![0.0], ..Inputs::default() };
         let d = OutputGradients { d_states: Some(d_h.to_vec()), d_last: None };
         gradients(&Elman, &Case { problem, inputs, d }).expect("a good case")

@@ -67,7 +67,7 @@ impl Engine {
                 format!("the workgroup memory holds {workgroup} bytes"),
             )
         })?;
-        let recompute = problem.save == Save::Recompute;
+        let recompute = problem.options.save == Save::Recompute;
         let unpacks = T::DTYPE == Dtype::F16 && device.unpacks()?;
         let subgroups = fused.is_none() && adapter.subgroups() && device.subgroups()?;
         let subgroup = if subgroups { adapter.subgroup } else { 1 };
@@ -92,7 +92,7 @@ impl Engine {
             shapes: shapes.clone(),
             fused,
             forward_steps: steps(device, &common, fused, shapes, Pass::Forward, words)?,
-            gates_steps: match problem.save {
+            gates_steps: match problem.options.save {
                 Save::Gates => shapes.time,
                 Save::Recompute => {
                     select::gates_steps(shapes.time, shapes.gates * shapes.batch * shapes.units())
@@ -175,12 +175,12 @@ impl Engine {
             heads: shapes.heads as u32,
             head_dim: shapes.head_dim as u32,
             time_major: (shapes.layout == Order::TimeMajor).into(),
-            reverse: problem.reverse.into(),
-            clips_forward: problem.forward_clip.is_some_and(f64::is_finite).into(),
-            clips_gradient: problem.recurrent_grad_clip.is_some_and(f64::is_finite).into(),
-            forward_clip: problem.forward_clip.unwrap_or_default() as f32,
-            recurrent_grad_clip: problem.recurrent_grad_clip.unwrap_or_default() as f32,
-            cut_recurrent_grad: problem.cut_recurrent_grad.into(),
+            reverse: problem.options.reverse.into(),
+            clips_forward: problem.options.forward_clip.is_some_and(f64::is_finite).into(),
+            clips_gradient: problem.options.recurrent_grad_clip.is_some_and(f64::is_finite).into(),
+            forward_clip: problem.options.forward_clip.unwrap_or_default() as f32,
+            recurrent_grad_clip: problem.options.recurrent_grad_clip.unwrap_or_default() as f32,
+            cut_recurrent_grad: problem.options.cut_recurrent_grad.into(),
             ..Params::default()
         }
     }

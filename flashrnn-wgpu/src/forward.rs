@@ -57,7 +57,7 @@ impl Engine {
             wx,
             h: h.map(|view| view.0),
             states: states.map(|view| view.0),
-            gates: saved.filter(|_| self.problem.save == Save::Gates).map(|saved| saved.gates.view()),
+            gates: saved.filter(|_| self.problem.options.save == Save::Gates).map(|saved| saved.gates.view()),
             // An f32 here: T is f32 or 16 bits.
             wide: saved
                 .map(|saved| &saved.wide)

@@ -1,6 +1,6 @@
 //! What a device can't hold or run to its end, which plans refuse.
 
-use flashrnn_core::{Dtype, Error, Problem, Result, Save, Shapes};
+use flashrnn_core::{Dtype, Error, Options, Problem, Result, Save, Shapes};
 
 use crate::select::{self, Fused};
 
@@ -23,7 +23,7 @@ pub fn check_limits(
             "nothing of it is a recurrence".into(),
         ));
     }
-    for (what, bytes) in bound_sizes(shapes, problem.save, element, fused) {
+    for (what, bytes) in bound_sizes(shapes, problem.options.save, element, fused) {
         if bytes > most.into() {
             let what = format!("{what} of {bytes} bytes");
             return Err(unsupported(what, format!("the device binds at most {most} bytes")));
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_tensor_as_large_as_the_limit_fits() {
         let gates = Problem::new(32, 1024, 1, 256);
-        let recompute = Problem { save: Save::Recompute, ..gates.clone() };
+        let recompute = gates.with(Options { save: Save::Recompute, ..gates.options });
         for (problem, element, bytes) in [
             (&gates, Dtype::F32, 4),
             (&gates, Dtype::F16, 2),

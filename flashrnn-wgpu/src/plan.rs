@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 use bytemuck::Pod;
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Forward, Info, Len, Plan, Problem, Result, Saved, Shapes, Step,
+    Backend, Backward, Cell, Dtype, Element, Forward, Info, Len, Options, Plan, Problem, Result, Saved,
+    Shapes, Step,
 };
 
 use crate::device::Wgpu;
@@ -104,16 +105,16 @@ impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
     }
 
     fn saved(&self) -> Result<Saved<Wgpu, T>> {
-        Saved::new(&self.wgpu, &self.engine.shapes, self.engine.problem.save)
+        Saved::new(&self.wgpu, &self.engine.shapes, self.engine.problem.options.save)
     }
 
     fn forward(&self, call: Forward<'_, Wgpu, T, W>) -> Result<()> {
-        call.check(&self.wgpu, &self.engine.shapes, self.engine.problem.save)?;
+        call.check(&self.wgpu, &self.engine.shapes, self.engine.problem.options.save)?;
         self.engine.device.scope(0, || self.engine.forward(call))
     }
 
     fn backward(&self, call: Backward<'_, Wgpu, T, W>) -> Result<()> {
-        call.check(&self.wgpu, &self.engine.shapes, self.engine.problem.save)?;
+        call.check(&self.wgpu, &self.engine.shapes, self.engine.problem.options.save)?;
         self.engine.device.scope(0, || self.engine.backward(call))
     }
 
@@ -141,7 +142,12 @@ mod tests {
         for (layout, reverse) in
             [(Order::BatchMajor, false), (Order::BatchMajor, true), (Order::TimeMajor, true)]
         {
-            let problem = Problem { save: Save::Recompute, layout, reverse, ..Problem::new(3, 7, 2, 5) };
+            let problem = Problem::new(3, 7, 2, 5).with(Options {
+                save: Save::Recompute,
+                layout,
+                reverse,
+                ..Options::default()
+            });
             let case = Case::random::<_, f16, f16>(&Slstm, &problem, Tensors::ALL, 5).unwrap();
             let mut plan = wgpu.plan::<f16, f16, _>(&Slstm, &problem).unwrap();
             let pass = Pass::<Wgpu, f16, f16>::forward(&wgpu, &plan, &case).unwrap();

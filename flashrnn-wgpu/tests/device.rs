@@ -1,7 +1,7 @@
 //! What conformance does not reach: long sequences, views, the caller's device, and errors.
 
 use flashrnn_core::{
-    Backend, Dtype, Element, Elman, Error, Gru, Len, Lstm, Plan, Problem, Save, Slstm, bf16, f16,
+    Backend, Dtype, Element, Elman, Error, Gru, Len, Lstm, Options, Plan, Problem, Save, Slstm, bf16, f16,
 };
 use flashrnn_testsuite::run::{How, Pass};
 use flashrnn_testsuite::{Case, Results, Tensors, compare, errors, measure, run};
@@ -38,7 +38,7 @@ fn many_passes() {
     for family in [Family::Fused, Family::Alternating] {
         let wgpu = wgpu.clone().with_family(family);
         for save in [Save::Gates, Save::Recompute] {
-            let problem = Problem { save, ..Problem::new(1, 2500, 1, 3) };
+            let problem = Problem::new(1, 2500, 1, 3).with(Options { save, ..Options::default() });
             let tensors = Tensors { lengths: true, resets: true, ..Tensors::PLAIN };
             let case = Case::random::<_, f32, f32>(&Lstm, &problem, tensors, 4).unwrap();
             let got = run::<_, _, f32, f32>(&wgpu, &Lstm, &case).unwrap();
@@ -58,12 +58,12 @@ fn fused_tiles() {
     let alternating = wgpu.with_family(Family::Alternating);
     macro_rules! check {
         ($cell:expr, $t:ty, $head_dim:literal, $fused:expr) => {{
-            let problem = Problem {
+            let problem = Problem::new(5, 9, 2, $head_dim).with(Options {
                 forward_clip: Some(0.5),
                 recurrent_grad_clip: Some(0.1),
                 reverse: true,
-                ..Problem::new(5, 9, 2, $head_dim)
-            };
+                ..Options::default()
+            });
             let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
             let fused: Fused = $fused;
             let case = Case::random::<_, $t, $t>(&$cell, &problem, tensors, 5).unwrap();
@@ -97,7 +97,11 @@ fn kernels_of_gpus() {
     let wgpu = testing::as_on_gpus(wgpu).with_family(Family::Alternating);
     macro_rules! check {
         ($cell:expr, $t:ty, $head_dim:literal, $save:expr) => {{
-            let problem = Problem { reverse: true, save: $save, ..Problem::new(18, 3, 2, $head_dim) };
+            let problem = Problem::new(18, 3, 2, $head_dim).with(Options {
+                reverse: true,
+                save: $save,
+                ..Options::default()
+            });
             let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
             let case = Case::random::<_, $t, $t>(&$cell, &problem, tensors, 7).unwrap();
             let got = run::<_, _, $t, $t>(&wgpu, &$cell, &case).unwrap();
@@ -119,7 +123,8 @@ fn gradients_of_whole_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
     macro_rules! check {
         ($cell:expr, $head_dim:literal) => {{
-            let problem = Problem { reverse: true, ..Problem::new(3, 101, 2, $head_dim) };
+            let problem =
+                Problem::new(3, 101, 2, $head_dim).with(Options { reverse: true, ..Options::default() });
             let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
             let case = Case::random::<_, f16, f16>(&$cell, &problem, tensors, 6).unwrap();
             let got = run::<_, _, f16, f16>(&wgpu, &$cell, &case).unwrap();

@@ -16,7 +16,7 @@ use burn::nn::{GateController, Linear, LinearConfig, Lstm, LstmConfig};
 use burn::tensor::{Device, DeviceKind, Distribution, Tensor};
 use clap::Parser;
 use flashrnn::wgpu::{Buffer, View, WgpuPlan, WgpuWeights};
-use flashrnn::{Backend, Backward, Forward, Plan, Problem, Saved, Wgpu};
+use flashrnn::{Options, Backend, Backward, Forward, Plan, Problem, Saved, Wgpu};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

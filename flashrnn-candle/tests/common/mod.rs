@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::cell::Array;
-use flashrnn::{Cell, Cpu, Elman, Gru, Lstm, Save, Slstm};
+use flashrnn::{Cell, CellSizes, Cpu, Elman, Gru, Lstm, Save, Slstm};
 use flashrnn_candle::{Bridge, Optional, Output, Rnn};
 
 const SIZES: [usize; 4] = [5, 11, 2, 24]; // B, T, N, D
@@ -13,7 +13,7 @@ struct Variables([Var; 4]);
 impl Variables {
     fn new<C: Cell>(dtype: DType) -> Result<Self> {
         let [batch, time, heads, head_dim] = SIZES;
-        let (recurrent, external) = (C::RECURRENT, C::EXTERNAL);
+        let (recurrent, external) = (C::GR, C::GX);
         // Evenly spread over ±√3 deviations, the same in each run.
         let make = |deviation: f64, shape: &[usize], dtype| -> Result<Var> {
             let len = shape.iter().product::<usize>();
@@ -22,7 +22,7 @@ impl Variables {
             let values: Vec<f64> = (0..len).map(|i| 3_f64.sqrt() * deviation * spread(i)).collect();
             Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
         };
-        let (gates, states) = (C::GATES.len(), <C::State<f64> as Array<f64>>::LEN);
+        let (gates, states) = (C::GATES.len(), C::S);
         // sLSTM admits no random initial state.
         let deviation = if C::NAME == "slstm" { 0.0 } else { 1.0 };
         Ok(Self([

@@ -1,4 +1,4 @@
-use crate::{Cell, Real};
+use crate::{Cell, Gate, Real};
 
 /// The Elman network (Elman 1990; `nn.RNN` of PyTorch with tanh): `h' = tanh g`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -7,9 +7,7 @@ pub struct Elman;
 impl Cell for Elman {
     const NAME: &'static str = "elman";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["g"];
-    const RECURRENT: usize = 1;
-    const EXTERNAL: usize = 1;
+    const GATES: &'static [Gate] = &[Gate::both("g")];
     const BUILT_IN: bool = true;
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 1];

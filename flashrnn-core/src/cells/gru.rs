@@ -1,4 +1,4 @@
-use crate::{Cell, Real};
+use crate::{Cell, Gate, Real};
 
 /// The gated recurrent unit (Cho et al. 2014, in the form of cuDNN and PyTorch's `nn.GRU`, whose reset gate acts on
 /// the recurrent part of the candidate after its bias):
@@ -14,9 +14,8 @@ pub struct Gru;
 impl Cell for Gru {
     const NAME: &'static str = "gru";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["n_h", "r", "z", "n_x"];
-    const RECURRENT: usize = 3;
-    const EXTERNAL: usize = 3;
+    const GATES: &'static [Gate] =
+        &[Gate::recurrent("n_h"), Gate::both("r"), Gate::both("z"), Gate::external("n_x")];
     const BUILT_IN: bool = true;
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 4];

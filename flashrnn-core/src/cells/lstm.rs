@@ -1,4 +1,4 @@
-use crate::{Cell, Real};
+use crate::{Cell, Gate, Real};
 
 /// The long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; PyTorch's
 /// `nn.LSTM`, with `z` for its `g`):
@@ -12,9 +12,7 @@ pub struct Lstm;
 impl Cell for Lstm {
     const NAME: &'static str = "lstm";
     const STATES: &'static [&'static str] = &["h", "c"];
-    const GATES: &'static [&'static str] = &["i", "f", "z", "o"];
-    const RECURRENT: usize = 4;
-    const EXTERNAL: usize = 4;
+    const GATES: &'static [Gate] = &[Gate::both("i"), Gate::both("f"), Gate::both("z"), Gate::both("o")];
     const BUILT_IN: bool = true;
     type State<R: Real> = [R; 2];
     type Gates<R: Real> = [R; 4];

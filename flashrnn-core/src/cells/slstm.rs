@@ -1,4 +1,4 @@
-use crate::{Cell, Real};
+use crate::{Cell, Gate, Real};
 
 /// The scalar LSTM of xLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2), with exponential input gate, a
 /// normaliser `n` and a stabiliser `m`:
@@ -46,9 +46,7 @@ impl<R: Real> Parts<R> {
 impl Cell for Slstm {
     const NAME: &'static str = "slstm";
     const STATES: &'static [&'static str] = &["h", "c", "n", "m"];
-    const GATES: &'static [&'static str] = &["i", "f", "z", "o"];
-    const RECURRENT: usize = 4;
-    const EXTERNAL: usize = 4;
+    const GATES: &'static [Gate] = &[Gate::both("i"), Gate::both("f"), Gate::both("z"), Gate::both("o")];
     const WIDE: &'static [usize] = &[3];
     // Near -90 the numbers of bf16 are 0.5 apart, and i and f come out of exp(i - m') and exp(l - m').
     const WIDE_GATES: &'static [usize] = &[0, 1];

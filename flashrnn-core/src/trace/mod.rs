@@ -32,14 +32,14 @@ pub use function::Function;
 pub use op::{Binary, Id, Op, Unary};
 
 use crate::cell::Array;
-use crate::{Cell, Real, derived_backward};
+use crate::{Cell, Gate, Real, derived_backward};
 
 /// `P`, from the states before a step and the gates to the states after it, named as in [`Cell::STATES`] and
 /// [`Cell::GATES`].
 pub fn forward<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
     let state = inputs::<C::State<Expr>>(&graph, C::STATES, "");
-    let gates = inputs::<C::Gates<Expr>>(&graph, C::GATES, "");
+    let gates = inputs::<C::Gates<Expr>>(&graph, &gate_names::<C>(), "");
     let after = cell.forward(state, gates);
     Function::new(&graph, named(C::STATES, "", after.as_ref()))
 }
@@ -53,7 +53,7 @@ pub fn forward<C: Cell>(cell: &C) -> Function {
 pub fn backward<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
     let state = inputs::<C::State<Expr>>(&graph, C::STATES, "");
-    let gates = inputs::<C::Gates<Expr>>(&graph, C::GATES, "");
+    let gates = inputs::<C::Gates<Expr>>(&graph, &gate_names::<C>(), "");
     let mut d = inputs::<C::State<Expr>>(&graph, C::STATES, "d_");
     hold_constant::<C>(d.as_mut());
 
@@ -63,7 +63,7 @@ pub fn backward<C: Cell>(cell: &C) -> Function {
     let function = |(mut d_state, d_gates): (C::State<_>, C::Gates<_>)| {
         hold_constant::<C>(d_state.as_mut());
         let d_state = named(C::STATES, "d_", d_state.as_ref());
-        Function::new(&graph, d_state.into_iter().chain(named(C::GATES, "d_", d_gates.as_ref())))
+        Function::new(&graph, d_state.into_iter().chain(named(&gate_names::<C>(), "d_", d_gates.as_ref())))
     };
     let written = function(written);
     if overridden {
@@ -99,6 +99,11 @@ fn hold_constant<C: Cell>(d: &mut [Expr<'_>]) {
             *d = Expr::lit(0.0);
         }
     }
+}
+
+/// The names of a cell's gates.
+pub(crate) fn gate_names<C: Cell>() -> Vec<&'static str> {
+    C::GATES.iter().map(Gate::name).collect()
 }
 
 /// A new input for each element of the array `A`.

@@ -1,6 +1,6 @@
 //! The cells that are traced here, beside the built-in ones.
 
-use flashrnn_core::{Cell, Real};
+use flashrnn_core::{Cell, Gate, Real};
 
 /// The cell of `examples/custom_cell.rs`.
 #[derive(Clone)]
@@ -9,9 +9,7 @@ pub struct MinimalGated;
 impl Cell for MinimalGated {
     const NAME: &'static str = "minimal_gated";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["n_h", "f", "n_x"];
-    const RECURRENT: usize = 2;
-    const EXTERNAL: usize = 2;
+    const GATES: &'static [Gate] = &[Gate::recurrent("n_h"), Gate::both("f"), Gate::external("n_x")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 3];
 
@@ -32,9 +30,7 @@ pub struct Leaky {
 impl Cell for Leaky {
     const NAME: &'static str = "leaky";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["g"];
-    const RECURRENT: usize = 1;
-    const EXTERNAL: usize = 1;
+    const GATES: &'static [Gate] = &[Gate::both("g")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 1];
 
@@ -50,9 +46,8 @@ pub struct Everything;
 impl Cell for Everything {
     const NAME: &'static str = "every\nthing */ \\";
     const STATES: &'static [&'static str] = &["h", "class", "α β"];
-    const GATES: &'static [&'static str] = &["h", "x-y", "x y", ""];
-    const RECURRENT: usize = 2;
-    const EXTERNAL: usize = 2;
+    const GATES: &'static [Gate] =
+        &[Gate::recurrent("h"), Gate::recurrent("x-y"), Gate::external("x y"), Gate::external("")];
     const WIDE: &'static [usize] = &[1, 2];
     const CONSTANT: &'static [usize] = &[2];
     type State<R: Real> = [R; 3];
@@ -78,9 +73,7 @@ pub struct Stairs;
 impl Cell for Stairs {
     const NAME: &'static str = "stairs";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["g"];
-    const RECURRENT: usize = 1;
-    const EXTERNAL: usize = 1;
+    const GATES: &'static [Gate] = &[Gate::both("g")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 1];
 
@@ -96,9 +89,7 @@ pub struct Wordy;
 impl Cell for Wordy {
     const NAME: &'static str = "wordy";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["g"];
-    const RECURRENT: usize = 1;
-    const EXTERNAL: usize = 1;
+    const GATES: &'static [Gate] = &[Gate::both("g")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 1];
 
@@ -119,9 +110,7 @@ pub struct Derived<C>(pub C);
 impl<C: Cell> Cell for Derived<C> {
     const NAME: &'static str = C::NAME;
     const STATES: &'static [&'static str] = C::STATES;
-    const GATES: &'static [&'static str] = C::GATES;
-    const RECURRENT: usize = C::RECURRENT;
-    const EXTERNAL: usize = C::EXTERNAL;
+    const GATES: &'static [Gate] = C::GATES;
     const WIDE: &'static [usize] = C::WIDE;
     const WIDE_GATES: &'static [usize] = C::WIDE_GATES;
     const CONSTANT: &'static [usize] = C::CONSTANT;

@@ -2,7 +2,7 @@
 
 use flashrnn_core::cell::Array;
 use flashrnn_core::trace::{Expr, Function, Graph, Op, Unary, backward, forward};
-use flashrnn_core::{Cell, Dual, Elman, Gru, Lstm, Real, Slstm, derived_backward};
+use flashrnn_core::{Cell, CellSizes, Dual, Elman, Gru, Lstm, Real, Slstm, derived_backward};
 
 use crate::cells::{Derived, Everything, Leaky, MinimalGated};
 
@@ -53,7 +53,7 @@ impl Random {
 }
 
 fn sizes<C: Cell>() -> (usize, usize) {
-    (<C::State<f64> as Array<f64>>::LEN, <C::Gates<f64> as Array<f64>>::LEN)
+    (C::S, C::G)
 }
 
 fn array<R: Copy, A: Array<R>>(numbers: &[R]) -> A {

@@ -7,8 +7,8 @@ mod same_bits;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Plan, Problem, Result, Save, Slstm, bf16,
-    f16,
+    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Options, Plan, Problem, Result, Save, Slstm,
+    bf16, f16,
 };
 use flashrnn_cuda::cudarc::driver::{CudaContext, CudaStream};
 use flashrnn_cuda::{Cuda, Family, Waits, testing};
@@ -74,7 +74,11 @@ fn every_kernel_on_a_small_problem() -> Result<()> {
             // sLSTM's last state has discontinuities.
             let tensors = Tensors { d_last: tensors.d_last && C::NAME != "slstm", ..tensors };
             let clip = tensors.lengths.then_some(0.4);
-            let problem = Problem { save, recurrent_grad_clip: clip, ..Problem::new(3, 6, 2, head_dim) };
+            let problem = Problem::new(3, 6, 2, head_dim).with(Options {
+                save,
+                recurrent_grad_clip: clip,
+                ..Options::default()
+            });
             let case = Case::random::<C, T, W>(cell, &problem, tensors, 1)?;
             for family in [Family::Auto, Family::Alternating] {
                 let got = run::<_, C, T, W>(&cuda.clone().with_family(family), cell, &case)?;

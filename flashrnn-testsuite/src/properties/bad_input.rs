@@ -1,6 +1,8 @@
 //! Bad input gives the right error, and never a panic.
 
-use flashrnn_core::{Backend, Backward, Error, Forward, Lstm, Plan, Problem, Result, Save, Saved, Step};
+use flashrnn_core::{
+    Backend, Backward, Error, Forward, Lstm, Options, Plan, Problem, Result, Save, Saved, Step,
+};
 
 use crate::case::{Case, Tensors};
 use crate::run::{run, upload};
@@ -39,8 +41,8 @@ fn clamped_lengths<B: Backend>(backend: &B) -> Failures {
 /// Problems that `plan` must refuse.
 fn problems<B: Backend>(backend: &B) -> Failures {
     let good = Problem::new(2, 3, 2, 4);
-    let clip = |v| Problem { forward_clip: Some(v), ..good.clone() };
-    let grad_clip = |v| Problem { recurrent_grad_clip: Some(v), ..good.clone() };
+    let clip = |v| good.with(Options { forward_clip: Some(v), ..good.options });
+    let grad_clip = |v| good.with(Options { recurrent_grad_clip: Some(v), ..good.options });
     let cases = [
         ("batch", Problem { batch: 0, ..good.clone() }),
         ("heads", Problem { heads: 0, ..good.clone() }),
@@ -58,7 +60,7 @@ fn problems<B: Backend>(backend: &B) -> Failures {
     let mut failures = Failures::new();
     for (want, problem) in cases {
         match backend.plan::<f32, f32, Lstm>(&Lstm, &problem).map(|_| ()) {
-            Err(Error::Option { option, .. }) if option == want => {}
+            Err(Error::InvalidProblem { option, .. }) if option == want => {}
             other => failures.push(format!("{problem:?}: got {other:?}, wanted an error for option {want}")),
         }
     }
@@ -82,7 +84,7 @@ impl Sizes {
 
 /// Calls with one tensor wrong each.
 fn calls<B: Backend>(backend: &B, save: Save) -> Result<Failures> {
-    let problem = Problem { save, ..Problem::new(2, 3, 2, 4) };
+    let problem = Problem::new(2, 3, 2, 4).with(Options { save, ..Options::default() });
     let plan = backend.plan::<f32, f32, Lstm>(&Lstm, &problem)?;
     let (wx, r, b, state, states, h) = (192, 128, 32, 32, 96, 48);
     let mut failures = Failures::new();

@@ -172,7 +172,7 @@ pub fn padding_is_not_read<B: Backend>(suite: &Suite<B>) -> Failures {
                         }
                     }
                 }
-                let first = if case.problem.reverse { length.saturating_sub(1) } else { 0 };
+                let first = if case.problem.options.reverse { length.saturating_sub(1) } else { 0 };
                 let reset = |resets: &Vec<u8>| length > 0 && resets[shapes.token(b, first)] != 0;
                 if let Some(s0) = &mut poisoned.inputs.s0
                     && case.inputs.resets.as_ref().is_some_and(reset)
@@ -214,7 +214,7 @@ pub fn nan_stays_nan<B: Backend>(suite: &Suite<B>) -> Failures {
         Draw { cases: 4, work: 20_000 },
         |setup| {
             setup.problem.time = setup.problem.time.max(2);
-            setup.problem.forward_clip = setup.problem.forward_clip.or(Some(0.5));
+            setup.problem.options.forward_clip = setup.problem.options.forward_clip.or(Some(0.5));
         },
         |subject, case| {
             let shapes = ok(subject.shapes(&case.problem))?;

@@ -1,6 +1,6 @@
 //! Each operation of [`Real`], as the backend compiles it in a cell, against f64.
 
-use flashrnn_core::{Backend, Cell, Dtype, Element, Error, Problem, Real, Result, reference};
+use flashrnn_core::{Backend, Cell, Dtype, Element, Error, Gate, Problem, Real, Result, reference};
 
 use crate::case::{Case, rounded};
 use crate::random::Random;
@@ -78,9 +78,7 @@ struct Probe {
 impl Cell for Probe {
     const NAME: &'static str = "probe";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [&'static str] = &["u", "v"];
-    const RECURRENT: usize = 1;
-    const EXTERNAL: usize = 2;
+    const GATES: &'static [Gate] = &[Gate::both("u"), Gate::external("v")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 2];
 

@@ -1,6 +1,6 @@
 //! The whole operator against the f64 reference, and options that must not change the result.
 
-use flashrnn_core::{Backend, Dtype, Layout, Problem, Save, bf16, f16};
+use flashrnn_core::{Backend, Dtype, Layout, Options, Problem, Save, bf16, f16};
 
 use crate::map::Map;
 use crate::setup::Setup;
@@ -66,10 +66,10 @@ pub fn extreme_inputs<B: Backend>(suite: &Suite<B>) -> Failures {
 pub fn recompute<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
-        |setup| setup.problem.save = Save::Gates,
+        |setup| setup.problem.options.save = Save::Gates,
         |subject, case| {
             let mut other = case.clone();
-            other.problem.save = Save::Recompute;
+            other.problem.options.save = Save::Recompute;
             let want = ok(subject.run(&suite.backend, case))?;
             close(subject, case, &ok(subject.run(&suite.backend, &other))?, &want)
         },
@@ -80,10 +80,11 @@ pub fn recompute<B: Backend>(suite: &Suite<B>) -> Failures {
 pub fn time_major<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
-        |setup| setup.problem.layout = Layout::BatchMajor,
+        |setup| setup.problem.options.layout = Layout::BatchMajor,
         |subject, case| {
             let from = ok(subject.shapes(&case.problem))?;
-            let to = ok(subject.shapes(&Problem { layout: Layout::TimeMajor, ..case.problem.clone() }))?;
+            let to = ok(subject
+                .shapes(&case.problem.with(Options { layout: Layout::TimeMajor, ..case.problem.options })))?;
             let map = Map::new(&from, &to);
             let want = map.results(&ok(subject.run(&suite.backend, case))?);
             let case = map.case(case);

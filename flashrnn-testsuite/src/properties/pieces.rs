@@ -15,7 +15,7 @@ pub fn streaming<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 5, work: 50_000 },
         |setup| {
-            setup.problem.reverse = false;
+            setup.problem.options.reverse = false;
             setup.tensors.lengths = false;
             setup.tensors.resets = false;
         },
@@ -35,7 +35,7 @@ pub fn chunks<B: Backend>(suite: &Suite<B>) -> Failures {
         |subject, case| {
             let time = case.problem.time;
             let mut cuts = vec![0..time / 3, time / 3..time / 3 + time / 2, time / 3 + time / 2..time];
-            if case.problem.reverse {
+            if case.problem.options.reverse {
                 cuts.reverse();
             }
             let want = ok(subject.run(&suite.backend, case))?;
@@ -86,7 +86,7 @@ pub fn resets_start_anew<B: Backend>(suite: &Suite<B>) -> Failures {
                 // The stretches of this row in processing order; a flag lies on the first step of its stretch.
                 let flagged = |t: &usize| resets[shapes.token(row, *t)] != 0;
                 let mut stretches = Vec::new();
-                if case.problem.reverse {
+                if case.problem.options.reverse {
                     let mut end = length;
                     for t in (0..length).rev().filter(flagged) {
                         stretches.push(t + 1..end);

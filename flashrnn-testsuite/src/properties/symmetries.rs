@@ -62,14 +62,14 @@ pub fn heads_one_by_one<B: Backend>(suite: &Suite<B>) -> Failures {
 pub fn reverse_is_flipping<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
-        |setup| setup.problem.reverse = true,
+        |setup| setup.problem.options.reverse = true,
         |subject, case| {
             let shapes = ok(subject.shapes(&case.problem))?;
             let lengths = lengths(case);
             let flip = |b: usize, t: usize| if t < lengths[b] { lengths[b] - 1 - t } else { t };
             let map = Map { step: &flip, ..Map::new(&shapes, &shapes) };
             let mut flipped = map.case(case);
-            flipped.problem.reverse = false;
+            flipped.problem.options.reverse = false;
             let want: Results = map.results(&ok(subject.run(&suite.backend, &flipped))?);
             close(subject, case, &ok(subject.run(&suite.backend, case))?, &want)
         },

@@ -1,7 +1,7 @@
 //! Fixed vectors from PyTorch in float64 with autograd, written by `vectors/generate.py`.
 
 use flashrnn_core::reference::{Inputs, OutputGradients};
-use flashrnn_core::{Backend, Cell, Dtype, Elman, Gru, Lstm, Problem, Slstm};
+use flashrnn_core::{Backend, Cell, Dtype, Elman, Gru, Lstm, Options, Problem, Slstm};
 use safetensors::SafeTensors;
 
 use crate::case::Case;
@@ -64,8 +64,8 @@ fn read<C: Cell>(_: &C, file: &SafeTensors<'_>) -> Result<Case, String> {
     let &[batch, time, _, heads, head_dim] = wx.shape() else {
         return Err("wx has not five dimensions".into());
     };
-    let problem =
-        Problem { reverse: file.tensor("reverse").is_ok(), ..Problem::new(batch, time, heads, head_dim) };
+    let problem = Problem::new(batch, time, heads, head_dim)
+        .with(Options { reverse: file.tensor("reverse").is_ok(), ..Options::default() });
     let shapes = ok(problem.shapes::<C>())?;
     let lengths = file.tensor("lengths").ok().map(|lengths| {
         lengths.data().chunks_exact(4).map(|v| i32::from_le_bytes([v[0], v[1], v[2], v[3]])).collect()

@@ -142,10 +142,10 @@ impl LoopsPlan {
         match self.fault {
             Fault::IgnoreS0 => x.s0 = None,
             Fault::IgnoreResets => x.resets = None,
-            Fault::IgnoreReverse => problem.reverse = false,
-            Fault::IgnoreForwardClip => problem.forward_clip = None,
-            Fault::IgnoreGradClip => problem.recurrent_grad_clip = None,
-            Fault::IgnoreCut => problem.cut_recurrent_grad = false,
+            Fault::IgnoreReverse => problem.options.reverse = false,
+            Fault::IgnoreForwardClip => problem.options.forward_clip = None,
+            Fault::IgnoreGradClip => problem.options.recurrent_grad_clip = None,
+            Fault::IgnoreCut => problem.options.cut_recurrent_grad = false,
             Fault::AcceptWrongLengths => {
                 let time = self.shapes.time as i32;
                 x.lengths.iter_mut().flatten().for_each(|n| *n = (*n).clamp(0, time));
@@ -177,11 +177,11 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
         Ok(LoopsWeights { r: read(r), b: read(b) })
     }
     fn saved(&self) -> Result<Saved<Loops, T>> {
-        Saved::new(&Loops(self.fault), &self.shapes, self.problem.save)
+        Saved::new(&Loops(self.fault), &self.shapes, self.problem.options.save)
     }
 
     fn forward(&self, call: Forward<'_, Loops, T, W>) -> Result<()> {
-        call.check(&Loops(self.fault), &self.shapes, self.problem.save)?;
+        call.check(&Loops(self.fault), &self.shapes, self.problem.options.save)?;
         let (problem, x) = self.given(Inputs {
             wx: read(call.wx),
             r: call.weights.r.clone(),
@@ -192,7 +192,7 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
         })?;
         // Save::Gates leaves wx, which is no longer than the gates: the backward pass runs the reference again.
         if let Some(saved) = call.saved
-            && problem.save == Save::Gates
+            && problem.options.save == Save::Gates
         {
             saved.gates[..call.wx.len()].copy_from_slice(call.wx);
         }
@@ -210,7 +210,7 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
     }
 
     fn backward(&self, call: Backward<'_, Loops, T, W>) -> Result<()> {
-        call.check(&Loops(self.fault), &self.shapes, self.problem.save)?;
+        call.check(&Loops(self.fault), &self.shapes, self.problem.options.save)?;
         let mut wx = call.wx.map_or_else(|| read(&call.saved.gates[..call.d_wx.len()]), read);
         if let Ok(kept) = self.wx.lock()
             && self.fault == Fault::SavedInThePlan

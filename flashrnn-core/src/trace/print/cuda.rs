@@ -1,9 +1,8 @@
 //! A cell as CUDA C++: the struct that kernels take as their pointwise function.
 
 use super::{Language, Parameter, comment, statements};
-use crate::Cell;
-use crate::cell::Array;
-use crate::trace::{Function, backward, forward};
+use crate::trace::{Function, backward, forward, gate_names};
+use crate::{Cell, CellSizes};
 
 /// The text of `struct Cell`: the sizes of `cell`, and its forward and backward function in f32.
 ///
@@ -11,16 +10,16 @@ use crate::trace::{Function, backward, forward};
 /// or gate's index in a bit set is its bit; more than 32 states or gates don't compile. Equal texts are equal
 /// cells: a cell's parameters are literals in the text, exact in f32.
 pub fn cell<C: Cell>(cell: &C) -> String {
-    let states = <C::State<f32> as Array<f32>>::LEN;
-    let gates = <C::Gates<f32> as Array<f32>>::LEN;
-    let (recurrent, external) = (C::RECURRENT, C::EXTERNAL);
+    let (states, gates) = (C::S, C::G);
+    let gate_names = gate_names::<C>();
+    let (recurrent, external) = (C::GR, C::GX);
     let list = |names: &[&str]| comment(&names.join(", "));
     let bits = |indices: &[usize]| {
         let set = indices.iter().filter_map(|&k| 1u32.checked_shl(k as u32)).fold(0, |set, bit| set | bit);
         format!("{set:#x}")
     };
     let of_state = |array| Parameter { array, len: states, elements: C::STATES };
-    let of_gates = |array| Parameter { array, len: gates, elements: C::GATES };
+    let of_gates = |array| Parameter { array, len: gates, elements: &gate_names };
     let (linearize, transposed) = backward(cell).split(states + gates);
     let residuals: Vec<&str> = linearize.outputs().iter().map(|(name, _)| name.as_str()).collect();
     let of_residuals = Parameter { array: "residuals", len: residuals.len(), elements: &residuals };
@@ -52,7 +51,7 @@ struct Cell {{
 ",
         name = comment(C::NAME),
         state_names = list(C::STATES),
-        gate_names = list(C::GATES),
+        gate_names = list(&gate_names),
         wide = bits(C::WIDE),
         wide_gates = bits(C::WIDE_GATES),
         constant = bits(C::CONSTANT),

@@ -1,9 +1,8 @@
 //! A cell as WGSL: the functions that compute shaders call as their pointwise function.
 
 use super::{Language, Parameter, comment, statements};
-use crate::Cell;
-use crate::cell::Array;
-use crate::trace::{Function, backward, forward};
+use crate::trace::{Function, backward, forward, gate_names};
+use crate::{Cell, CellSizes};
 
 /// [`sizes`] and [`functions`] of `cell`.
 pub fn cell<C: Cell>(cell: &C) -> String {
@@ -27,10 +26,10 @@ const WIDE = {wide};
 const WIDE_GATES = {wide_gates};
 const CONSTANT = {constant};
 ",
-        states = <C::State<f32> as Array<f32>>::LEN,
-        gates = <C::Gates<f32> as Array<f32>>::LEN,
-        recurrent = C::RECURRENT,
-        external = C::EXTERNAL,
+        states = C::S,
+        gates = C::G,
+        recurrent = C::GR,
+        external = C::GX,
         wide = bits(C::WIDE),
         wide_gates = bits(C::WIDE_GATES),
         constant = bits(C::CONSTANT),
@@ -42,11 +41,11 @@ const CONSTANT = {constant};
 /// Functions and constants that WGSL lacks are called by names that begin with `real_`, which the shaders define. Equal
 /// texts are equal cells: a cell's parameters are literals in the text, exact in f32.
 pub fn functions<C: Cell>(cell: &C) -> String {
-    let states = <C::State<f32> as Array<f32>>::LEN;
-    let gates = <C::Gates<f32> as Array<f32>>::LEN;
+    let (states, gates) = (C::S, C::G);
+    let gate_names = gate_names::<C>();
     let list = |names: &[&str]| comment(&names.join(", "));
     let of_state = |array| Parameter { array, len: states, elements: C::STATES };
-    let of_gates = |array| Parameter { array, len: gates, elements: C::GATES };
+    let of_gates = |array| Parameter { array, len: gates, elements: &gate_names };
     format!(
         "\
 // Cell `{name}`, printed from its Rust definition.
@@ -72,7 +71,7 @@ fn cell_backward(s: array<f32, {states}>, g: array<f32, {gates}>, d: array<f32, 
 ",
         name = comment(C::NAME),
         state_names = list(C::STATES),
-        gate_names = list(C::GATES),
+        gate_names = list(&gate_names),
         forward = body(&forward(cell), &[of_state("s"), of_gates("g")], &[of_state("next")]),
         backward = body(
             &backward(cell),
