@@ -254,6 +254,13 @@ impl Shapes {
         [gates, wide * unit_steps]
     }
 
+    /// How packed weights of these sizes are laid out, in a backend's `order`.
+    #[must_use]
+    pub fn weights_layout<O>(&self, order: O) -> crate::WeightsLayout<O> {
+        let &Self { recurrent, gates, heads, head_dim, .. } = self;
+        crate::WeightsLayout { recurrent, gates, heads, head_dim, order }
+    }
+
     /// How many gates take recurrent input only: the first `G - Gx`.
     pub fn inner(&self) -> usize {
         self.gates - self.external

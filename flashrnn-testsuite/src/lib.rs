@@ -8,16 +8,16 @@
 //! A failure prints the shrunk case as Rust code, to be pasted into a test:
 //!
 //! ```
-//! use flashrnn_core::{Backend, Element, Gru, Layout, Problem, Result, Save, f16};
+//! use flashrnn_core::{Backend, Element, Gru, Layout, Options, Problem, Result, Save, f16};
 //! use flashrnn_testsuite::{Case, Tensors, measure, run};
 //!
 //! fn reproduce<B: Backend>(backend: B) -> Result<()> {
-//!     let problem = Problem {
+//!     let problem = Problem::new(7, 8, 3, 32).with(Options {
 //!         layout: Layout::BatchMajor,
 //!         reverse: true,
 //!         save: Save::Gates,
-//!         ..Problem::new(7, 8, 3, 32)
-//!     };
+//!         ..Options::default()
+//!     });
 //!     let tensors = Tensors { lengths: true, ..Tensors::PLAIN };
 //!     let seed = 545241204;
 //!     let case = Case::random::<_, f16, f16>(&Gru, &problem, tensors, seed)?;
@@ -76,7 +76,9 @@ macro_rules! conformance {
             bad_input
             batch_permutation
             chunks
+            empty_batch
             extreme_inputs
+            foreign_weights
             gradient_of_h_alone
             head_permutation
             heads_one_by_one
@@ -101,6 +103,7 @@ macro_rules! conformance {
             streaming
             threads_share_a_plan
             time_major
+            workspaces
         }
     };
     (@tests $suite:ident $($property:ident)*) => {

@@ -1,6 +1,6 @@
 //! Moves the rows, heads and steps of a case or of results about: the transformations that the properties compare by.
 
-use flashrnn_core::{Problem, Shapes};
+use flashrnn_core::{Options, Problem, Shapes};
 
 use crate::case::Case;
 use crate::results::Results;
@@ -100,8 +100,7 @@ impl<'a> Map<'a> {
             time: to.time,
             heads: to.heads,
             head_dim: to.head_dim,
-            layout: to.layout,
-            ..case.problem.clone()
+            options: Options { layout: to.layout, ..case.problem.options },
         };
         new.inputs.wx = take(&x.wx, "d_wx");
         new.inputs.r = take(&x.r, "d_r");

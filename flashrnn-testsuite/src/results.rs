@@ -1,7 +1,7 @@
 //! Results by tensor name, and how far two of them are apart.
 
 use flashrnn_core::reference;
-use flashrnn_core::{Cell, Dtype, Options, Problem, Result};
+use flashrnn_core::{Cell, Dtype, Options, Result};
 
 use crate::case::Case;
 use crate::random::Random;

@@ -1,6 +1,8 @@
 //! Runs a case on a backend, every output buffer full of NaN beforehand.
 
-use flashrnn_core::{Backend, Backward, Cell, Element, Forward, Len, Plan, Result, Save, Saved, Weights};
+use flashrnn_core::{
+    Backend, Backward, Cell, Element, Forward, Plan, Result, Save, SavedMut, SavedRef, Weights, Workspace,
+};
 
 use crate::case::Case;
 use crate::results::Results;
@@ -19,15 +21,15 @@ pub fn run<B: Backend, C: Cell, T: Element, W: Element>(
     case: &Case,
 ) -> Result<Results> {
     let plan = backend.plan::<T, W, C>(cell, &case.problem)?;
-    let pass = Pass::<B, T, W>::forward(backend, &plan, case)?;
+    let pass = Pass::<B, T>::forward(backend, &plan, case, How::default())?;
     let mut results = pass.outputs(backend)?;
     results.extend(pass.backward(backend, &plan, case, How::default())?);
     Ok(results)
 }
 
 /// A forward pass that has run, with all that its backward pass needs.
-pub struct Pass<B: Backend, T: Element, W: Element> {
-    weights: Weights<B, T, W>,
+pub struct Pass<B: Backend, T: Element> {
+    weights: Weights<B, T>,
     wx: B::Buffer<T>,
     s0: Option<B::Buffer<T::Wide>>,
     lengths: Option<B::Buffer<i32>>,
@@ -35,32 +37,34 @@ pub struct Pass<B: Backend, T: Element, W: Element> {
     states: B::Buffer<T>,
     h: B::Buffer<T>,
     last: B::Buffer<T::Wide>,
-    saved: Saved<B, T>,
+    /// The gates of [`Saved`](flashrnn_core::Saved), as memory of the caller's own.
+    gates: B::Buffer<T>,
+    /// Its wide part.
+    wide: B::Buffer<T::Wide>,
 }
 
-/// How to call the backward pass.
+/// How to call the passes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct How<'a> {
+    /// Give workspaces of the sizes that the plan asks for, full of NaN.
+    pub workspace: bool,
     /// Give the gradient of h alone, the first part of `d_states`.
     pub h_alone: bool,
     /// Add to these, `d_r` and `d_b`, instead of overwriting NaN.
     pub add_to: Option<(&'a [f64], &'a [f64])>,
 }
 
-impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
+impl<B: Backend, T: Element> Pass<B, T> {
     /// Uploads the inputs of `case`, packs its weights, and runs the forward pass.
     ///
     /// # Errors
     /// Whatever the backend reports.
-    pub fn forward(backend: &B, plan: &B::Plan<T, W>, case: &Case) -> Result<Self> {
+    pub fn forward<W: Element>(backend: &B, plan: &B::Plan<T, W>, case: &Case, how: How<'_>) -> Result<Self> {
         let shapes = plan.shapes();
         let x = &case.inputs;
         let (r, b) = (upload::<B, W>(backend, &x.r)?, upload::<B, W>(backend, &x.b)?);
-        let saved = plan.saved()?;
-        let saved = Saved {
-            gates: poison(backend, backend.view(&saved.gates).len())?,
-            wide: poison(backend, backend.view(&saved.wide).len())?,
-        };
+        let [gates, wide] = shapes.saved::<T>(plan.problem().options.save);
+        let mut workspace = workspace(backend, plan.forward_workspace(), how)?;
         let mut pass = Self {
             weights: plan.pack(backend.view(&r), backend.view(&b))?,
             wx: upload(backend, &x.wx)?,
@@ -70,7 +74,8 @@ impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
             states: poison(backend, shapes.states().iter().product())?,
             h: poison(backend, shapes.h().iter().product())?,
             last: poison(backend, shapes.state().iter().product())?,
-            saved,
+            gates: poison(backend, gates)?,
+            wide: poison(backend, wide)?,
         };
         plan.forward(Forward {
             s0: pass.s0.as_ref().map(|s0| backend.view(s0)),
@@ -79,8 +84,12 @@ impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
             h: Some(backend.view_mut(&mut pass.h)),
             states: Some(backend.view_mut(&mut pass.states)),
             last: Some(backend.view_mut(&mut pass.last)),
-            saved: Some(&mut pass.saved),
-            ..Forward::new(backend.view(&pass.wx), &pass.weights)
+            saved: Some(SavedMut {
+                gates: backend.view_mut(&mut pass.gates),
+                wide: backend.view_mut(&mut pass.wide),
+            }),
+            workspace: workspace.as_mut().map(|workspace| backend.view_mut(workspace)),
+            ..Forward::new(&pass.weights, backend.view(&pass.wx))
         })?;
         Ok(pass)
     }
@@ -101,7 +110,13 @@ impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
     ///
     /// # Errors
     /// Whatever the backend reports.
-    pub fn backward(&self, backend: &B, plan: &B::Plan<T, W>, case: &Case, how: How<'_>) -> Result<Results> {
+    pub fn backward<W: Element>(
+        &self,
+        backend: &B,
+        plan: &B::Plan<T, W>,
+        case: &Case,
+        how: How<'_>,
+    ) -> Result<Results> {
         let shapes = plan.shapes();
         let size = |shape: &[usize]| shape.iter().product::<usize>();
         let all = case.d.d_states.as_deref();
@@ -117,6 +132,8 @@ impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
             Some((d_r, d_b)) => (upload::<B, W>(backend, d_r)?, upload::<B, W>(backend, d_b)?),
         };
         let mut d_s0 = poison::<B, T::Wide>(backend, size(&shapes.state()))?;
+        let saved = SavedRef { gates: backend.view(&self.gates), wide: backend.view(&self.wide) };
+        let mut workspace = workspace(backend, plan.backward_workspace(), how)?;
         plan.backward(Backward {
             // With Save::Gates a backend must do without it.
             wx: (plan.problem().options.save == Save::Recompute).then(|| backend.view(&self.wx)),
@@ -130,12 +147,8 @@ impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
             d_b: Some(backend.view_mut(&mut d_b)),
             d_s0: Some(backend.view_mut(&mut d_s0)),
             accumulate: how.add_to.is_some(),
-            ..Backward::new(
-                &self.weights,
-                backend.view(&self.states),
-                &self.saved,
-                backend.view_mut(&mut d_wx),
-            )
+            workspace: workspace.as_mut().map(|workspace| backend.view_mut(workspace)),
+            ..Backward::new(&self.weights, backend.view(&self.states), saved, backend.view_mut(&mut d_wx))
         })?;
         let mut results = Results::default();
         results.push("d_wx", download(backend, &d_wx)?);
@@ -144,6 +157,12 @@ impl<B: Backend, T: Element, W: Element> Pass<B, T, W> {
         results.push("d_s0", download(backend, &d_s0)?);
         Ok(results)
     }
+}
+
+/// Memory for a pass to work in, every byte set, where `how` asks for it.
+fn workspace<B: Backend>(backend: &B, size: Workspace, how: How<'_>) -> Result<Option<B::Buffer<u8>>> {
+    // The backend's own buffers have every alignment that it asks for.
+    how.workspace.then(|| backend.upload(&vec![0xff; size.bytes])).transpose()
 }
 
 /// A buffer with `values` rounded to `P`.

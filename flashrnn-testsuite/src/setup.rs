@@ -22,22 +22,21 @@ pub struct Setup {
 /// Prints as Rust code.
 impl fmt::Debug for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let p = &self.problem;
+        let Problem { batch, time, heads, head_dim, options } = &self.problem;
         let clip = |v: Option<f64>| match v {
             None => "None".into(),
             Some(v) if v == f64::INFINITY => "Some(f64::INFINITY)".into(),
             Some(v) => format!("Some({v:?})"),
         };
-        writeln!(f, "let problem = Problem {{")?;
-        writeln!(f, "    layout: Layout::{:?},", p.layout)?;
-        writeln!(f, "    reverse: {},", p.reverse)?;
-        writeln!(f, "    forward_clip: {},", clip(p.forward_clip))?;
-        writeln!(f, "    recurrent_grad_clip: {},", clip(p.recurrent_grad_clip))?;
-        writeln!(f, "    cut_recurrent_grad: {},", p.cut_recurrent_grad)?;
-        writeln!(f, "    tf32: {},", p.tf32)?;
-        writeln!(f, "    save: Save::{:?},", p.save)?;
-        writeln!(f, "    ..Problem::new({}, {}, {}, {})", p.batch, p.time, p.heads, p.head_dim)?;
-        writeln!(f, "}};")?;
+        writeln!(f, "let problem = Problem::new({batch}, {time}, {heads}, {head_dim}).with(Options {{")?;
+        writeln!(f, "    layout: Layout::{:?},", options.layout)?;
+        writeln!(f, "    reverse: {},", options.reverse)?;
+        writeln!(f, "    forward_clip: {},", clip(options.forward_clip))?;
+        writeln!(f, "    recurrent_grad_clip: {},", clip(options.recurrent_grad_clip))?;
+        writeln!(f, "    cut_recurrent_grad: {},", options.cut_recurrent_grad)?;
+        writeln!(f, "    tf32: {},", options.tf32)?;
+        writeln!(f, "    save: Save::{:?},", options.save)?;
+        writeln!(f, "}});")?;
         writeln!(f, "let tensors = {:?};", self.tensors)?;
         write!(f, "let seed = {};", self.seed)
     }

@@ -41,7 +41,7 @@ pub trait Subject<B: Backend> {
     /// # Errors
     /// Whatever the backend reports; so for all that follow.
     fn run(&self, backend: &B, case: &Case) -> Result<Results>;
-    /// [`run`] with the backward pass called as `how` says.
+    /// [`run`] with the passes called as `how` says.
     ///
     /// # Errors
     /// Whatever the backend reports.
@@ -144,7 +144,7 @@ impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> 
 
     fn run_how(&self, backend: &B, case: &Case, how: How<'_>) -> Result<Results> {
         let plan = backend.plan::<T, W, C>(&self.cell, &case.problem)?;
-        let pass = Pass::<B, T, W>::forward(backend, &plan, case)?;
+        let pass = Pass::<B, T>::forward(backend, &plan, case, how)?;
         let mut results = pass.outputs(backend)?;
         results.extend(pass.backward(backend, &plan, case, how)?);
         Ok(results)
@@ -155,9 +155,9 @@ impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> 
         let plan = backend.plan::<T, W, C>(&self.cell, &first.problem)?;
         let passes = cases
             .iter()
-            .map(|case| Pass::<B, T, W>::forward(backend, &plan, case))
+            .map(|case| Pass::<B, T>::forward(backend, &plan, case, How::default()))
             .collect::<Result<Vec<_>>>()?;
-        let finish = |(pass, case): (&Pass<B, T, W>, &Case)| {
+        let finish = |(pass, case): (&Pass<B, T>, &Case)| {
             let gradients = pass.backward(backend, &plan, case, How::default())?;
             let mut results = pass.outputs(backend)?;
             results.extend(gradients);
@@ -170,7 +170,7 @@ impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> 
         let Some(first) = cases.first() else { return Ok(Vec::new()) };
         let plan = &backend.plan::<T, W, C>(&self.cell, &first.problem)?;
         let one = |case| {
-            let pass = Pass::<B, T, W>::forward(backend, plan, case)?;
+            let pass = Pass::<B, T>::forward(backend, plan, case, How::default())?;
             let mut results = pass.outputs(backend)?;
             results.extend(pass.backward(backend, plan, case, How::default())?);
             Ok(results)
@@ -234,7 +234,7 @@ impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> 
             s0: s0.as_ref().map(|s0| backend.view(s0)),
             lengths: lengths.as_ref().map(|lengths| backend.view(lengths)),
             resets: resets.as_ref().map(|resets| backend.view(resets)),
-            ..Forward::<B, T, W>::new(backend.view(&wx), &weights)
+            ..Forward::new(&weights, backend.view(&wx))
         };
         plan.forward(Forward { h: Some(backend.view_mut(&mut h)), ..inputs() })?;
         plan.forward(Forward { states: Some(backend.view_mut(&mut states)), ..inputs() })?;

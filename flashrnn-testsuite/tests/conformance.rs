@@ -23,7 +23,7 @@ mod reference {
 #[test]
 fn faults_are_caught() {
     type Property = fn(&Suite<Loops>) -> Failures;
-    let faults: [(Fault, &str, Property); 17] = [
+    let faults: [(Fault, &str, Property); 20] = [
         (Fault::IgnoreS0, "reference", properties::reference),
         (Fault::IgnoreResets, "resets_start_anew", properties::resets_start_anew),
         (Fault::IgnoreReverse, "reverse_is_flipping", properties::reverse_is_flipping),
@@ -39,6 +39,9 @@ fn faults_are_caught() {
         (Fault::ReadPadding, "padding_is_not_read", properties::padding_is_not_read),
         (Fault::RoundTheWeightGradient, "master_weights", properties::master_weights),
         (Fault::AcceptWrongLengths, "bad_input", properties::bad_input),
+        (Fault::AcceptAnyWeights, "foreign_weights", properties::foreign_weights),
+        (Fault::ReadTheWorkspace, "workspaces", properties::workspaces),
+        (Fault::SkipAnEmptyBatch, "empty_batch", properties::empty_batch),
         (Fault::OtherBits, "operations", properties::operations),
         (Fault::OtherBits, "same_bits_on_any_threads", properties::same_bits_on_any_threads),
     ];

@@ -114,7 +114,8 @@ fn custom_cells_against_finite_differences() {
 #[test]
 fn slstm_against_finite_differences() {
     against_finite_differences(&Slstm, |case| {
-        let problem = Problem { time: 3, reverse: false, ..case.problem.clone() };
+        let options = Options { reverse: false, ..case.problem.options };
+        let problem = Problem { time: 3, options, ..case.problem.clone() };
         let tensors = Tensors::default();
         let earlier = Case::random::<Slstm, f64, f64>(&Slstm, &problem, tensors, 77).expect("a good problem");
         let last = reference::forward(&Slstm, &problem, &earlier.inputs).expect("a good case").last;

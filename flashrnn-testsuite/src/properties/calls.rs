@@ -116,6 +116,49 @@ pub fn accumulate<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
+/// An empty batch gives empty tensors, and gradients of R and b that are 0, or add nothing.
+pub fn empty_batch<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 2, work: 1000 },
+        |setup| setup.problem.batch = 0,
+        |subject, case| {
+            let results = ok(subject.run(&suite.backend, case))?;
+            for (name, values) in results.iter() {
+                let right = if ["d_r", "d_b"].contains(&name) {
+                    !values.is_empty() && values.iter().all(|&v| v == 0.0)
+                } else {
+                    values.is_empty()
+                };
+                if !right {
+                    return Err(format!("{name} of an empty batch: {values:?}"));
+                }
+            }
+            let ones = |name| vec![1.0; results.get(name).len()];
+            let (d_r, d_b) = (ones("d_r"), ones("d_b"));
+            let how = How { add_to: Some((&d_r, &d_b)), ..How::default() };
+            let added = ok(subject.run_how(&suite.backend, case, how))?;
+            if added.get("d_r") != d_r || added.get("d_b") != d_b {
+                return Err("an empty batch changed the gradients that it was to add to".into());
+            }
+            let streamed = ok(subject.stream(&suite.backend, case))?;
+            if streamed.get("last").is_empty() { Ok(()) } else { Err("a step of no rows has a state".into()) }
+        },
+    )
+}
+
+/// Passes in workspaces of the caller's, whatever those hold, give the bits of passes in the backend's own memory.
+pub fn workspaces<B: Backend>(suite: &Suite<B>) -> Failures {
+    suite.each(
+        Draw { cases: 4, work: 100_000 },
+        |_| {},
+        |subject, case| {
+            let want = ok(subject.run(&suite.backend, case))?;
+            let how = How { workspace: true, ..How::default() };
+            same_bits(&ok(subject.run_how(&suite.backend, case, how))?, &want)
+        },
+    )
+}
+
 /// The gradient of h alone, `d_h`, means what `d_states` with zeros for the other states means.
 pub fn gradient_of_h_alone<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(

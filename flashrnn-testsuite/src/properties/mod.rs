@@ -7,11 +7,12 @@ mod options;
 mod pieces;
 mod symmetries;
 mod vectors;
+mod weights;
 
 pub use bad_input::bad_input;
 pub use calls::{
-    accumulate, gradient_of_h_alone, inference, interleaved, nan_stays_nan, padding_is_not_read,
-    same_bits_on_any_threads, same_bits_twice, threads_share_a_plan,
+    accumulate, empty_batch, gradient_of_h_alone, inference, interleaved, nan_stays_nan, padding_is_not_read,
+    same_bits_on_any_threads, same_bits_twice, threads_share_a_plan, workspaces,
 };
 pub use operations::{
     operation_gradients, operations, operations_on_denormals, operations_on_special_values,
@@ -20,3 +21,4 @@ pub use options::{extreme_inputs, large_sizes, master_weights, recompute, refere
 pub use pieces::{chunks, lengths_are_rows_alone, resets_start_anew, streaming};
 pub use symmetries::{batch_permutation, head_permutation, heads_one_by_one, reverse_is_flipping};
 pub use vectors::pytorch;
+pub use weights::foreign_weights;

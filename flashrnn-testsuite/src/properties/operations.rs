@@ -5,7 +5,7 @@ use flashrnn_core::{Backend, Cell, Dtype, Element, Error, Gate, Problem, Real, R
 use crate::case::{Case, rounded};
 use crate::random::Random;
 use crate::results::Results;
-use crate::run::{Pass, run};
+use crate::run::{How, Pass, run};
 use crate::suite::{Failures, Suite};
 
 /// The operations, one a variant.
@@ -242,7 +242,7 @@ fn forward_failures<B: Backend, T: Element>(
     let what = format!("{probe:?} in {}", T::DTYPE);
     let forward = || {
         let plan = backend.plan::<T, T, _>(&probe, &case.problem)?;
-        Pass::<B, T, T>::forward(backend, &plan, &case)?.outputs(backend)
+        Pass::<B, T>::forward(backend, &plan, &case, How::default())?.outputs(backend)
     };
     let results = forward().map_err(|error: Error| format!("{what}: {error}"))?;
     let wanted = reference::forward(&probe, &case.problem, &case.inputs)

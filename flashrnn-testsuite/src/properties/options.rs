@@ -1,6 +1,6 @@
 //! The whole operator against the f64 reference, and options that must not change the result.
 
-use flashrnn_core::{Backend, Dtype, Layout, Options, Problem, Save, bf16, f16};
+use flashrnn_core::{Backend, Dtype, Layout, Options, Save, bf16, f16};
 
 use crate::map::Map;
 use crate::setup::Setup;

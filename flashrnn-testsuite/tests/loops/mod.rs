@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use flashrnn_core::reference::{self, Gradients, Inputs, OutputGradients, Outputs};
 use flashrnn_core::{
     Backend, Backward, Cell, Dtype, Element, Forward, Info, Plan, Problem, Result, Save, Saved, Shapes, Step,
-    backend::check_lengths,
+    Weights, WeightsLayout, Workspace, backend::check_lengths,
 };
 
 /// A way to be wrong.
@@ -27,6 +27,9 @@ pub enum Fault {
     ReadPadding,
     RoundTheWeightGradient,
     AcceptWrongLengths,
+    AcceptAnyWeights,
+    ReadTheWorkspace,
+    SkipAnEmptyBatch,
     OtherBits,
 }
 
@@ -39,6 +42,7 @@ pub struct LoopsPlan {
     shapes: Shapes,
     cell: Arc<dyn Run>,
     fault: Fault,
+    layout: Arc<WeightsLayout<()>>,
     /// What [`Fault::SavedInThePlan`] keeps here.
     wx: Mutex<Vec<f64>>,
 }
@@ -84,6 +88,8 @@ impl Backend for Loops {
     type Buffer<P: bytemuck::Pod + Send + Sync> = Vec<P>;
     type View<'a, P: bytemuck::Pod + Send + Sync> = &'a [P];
     type ViewMut<'a, P: bytemuck::Pod + Send + Sync> = &'a mut [P];
+    type Packed<T: Element> = LoopsWeights;
+    type PackedOrder = ();
     type Plan<T: Element, W: Element> = LoopsPlan;
 
     fn info(&self) -> Info {
@@ -102,6 +108,9 @@ impl Backend for Loops {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
+    fn trim(&self) -> Result<()> {
+        Ok(())
+    }
     fn view<'a, P: bytemuck::Pod + Send + Sync>(&self, buffer: &'a Vec<P>) -> &'a [P] {
         buffer
     }
@@ -109,9 +118,17 @@ impl Backend for Loops {
         buffer
     }
     fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<LoopsPlan> {
+        let shapes = problem.shapes::<C>()?;
+        let layout = match self.0 {
+            Fault::AcceptAnyWeights => {
+                WeightsLayout { recurrent: 0, gates: 0, heads: 0, head_dim: 0, order: () }
+            }
+            _ => shapes.weights_layout(()),
+        };
         Ok(LoopsPlan {
             problem: problem.clone(),
-            shapes: problem.shapes::<C>()?,
+            shapes,
+            layout: Arc::new(layout),
             cell: Arc::new(Erased(cell.clone())),
             fault: self.0,
             wx: Mutex::default(),
@@ -163,7 +180,6 @@ impl LoopsPlan {
 
 impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
     type Backend = Loops;
-    type Weights = LoopsWeights;
 
     fn problem(&self) -> &Problem {
         &self.problem
@@ -171,21 +187,31 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
     fn shapes(&self) -> &Shapes {
         &self.shapes
     }
-    fn pack(&self, r: &[W], b: &[W]) -> Result<LoopsWeights> {
+    fn weights_layout(&self) -> &Arc<WeightsLayout<()>> {
+        &self.layout
+    }
+    fn pack(&self, r: &[W], b: &[W]) -> Result<Weights<Loops, T>> {
         Shapes::check("r", r.len(), &self.shapes.r())?;
         Shapes::check("b", b.len(), &self.shapes.b())?;
-        Ok(LoopsWeights { r: read(r), b: read(b) })
+        Ok(Weights::new(self.layout.clone(), LoopsWeights { r: read(r), b: read(b) }))
     }
     fn saved(&self) -> Result<Saved<Loops, T>> {
         Saved::new(&Loops(self.fault), &self.shapes, self.problem.options.save)
     }
 
-    fn forward(&self, call: Forward<'_, Loops, T, W>) -> Result<()> {
-        call.check(&Loops(self.fault), &self.shapes, self.problem.options.save)?;
+    fn forward_workspace(&self) -> Workspace {
+        Workspace { bytes: 3, align: 1 }
+    }
+    fn backward_workspace(&self) -> Workspace {
+        Workspace { bytes: 3, align: 1 }
+    }
+
+    fn forward(&self, call: Forward<'_, Loops, T>) -> Result<()> {
+        call.check::<W>(self)?;
         let (problem, x) = self.given(Inputs {
             wx: read(call.wx),
-            r: call.weights.r.clone(),
-            b: call.weights.b.clone(),
+            r: call.weights.packed().r.clone(),
+            b: call.weights.packed().b.clone(),
             s0: call.s0.map(read),
             lengths: call.lengths.map(<[_]>::to_vec),
             resets: call.resets.map(<[_]>::to_vec),
@@ -210,7 +236,8 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
     }
 
     fn backward(&self, call: Backward<'_, Loops, T, W>) -> Result<()> {
-        call.check(&Loops(self.fault), &self.shapes, self.problem.options.save)?;
+        call.check(self)?;
+        let workspace_counts = self.fault == Fault::ReadTheWorkspace && call.workspace.is_some();
         let mut wx = call.wx.map_or_else(|| read(&call.saved.gates[..call.d_wx.len()]), read);
         if let Ok(kept) = self.wx.lock()
             && self.fault == Fault::SavedInThePlan
@@ -219,8 +246,8 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
         }
         let (problem, x) = self.given(Inputs {
             wx,
-            r: call.weights.r.clone(),
-            b: call.weights.b.clone(),
+            r: call.weights.packed().r.clone(),
+            b: call.weights.packed().b.clone(),
             s0: call.s0.map(read),
             lengths: call.lengths.map(<[_]>::to_vec),
             resets: call.resets.map(<[_]>::to_vec),
@@ -234,6 +261,12 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
         let d_last = call.d_last.map(read).filter(|_| self.fault != Fault::IgnoreDLast);
         let d = OutputGradients { d_states: call.d_states.map(read).or(d_h), d_last };
         let mut grads = self.cell.backward(&problem, &x, &out, &d)?;
+        if workspace_counts {
+            grads.d_wx.iter_mut().for_each(|v| *v *= 1.5);
+        }
+        if self.fault == Fault::SkipAnEmptyBatch && problem.batch == 0 {
+            return Ok(());
+        }
         self.write(call.d_wx, &grads.d_wx);
         for (target, values) in [(call.d_r, &mut grads.d_r), (call.d_b, &mut grads.d_b)] {
             let Some(target) = target else { continue };
@@ -251,13 +284,13 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
         Ok(())
     }
 
-    fn step(&self, call: Step<'_, Loops, T, W>) -> Result<()> {
-        call.check(&self.shapes)?;
+    fn step(&self, call: Step<'_, Loops, T>) -> Result<()> {
+        call.check::<W>(self)?;
         let one = Problem { time: 1, ..self.problem.clone() };
         let x = Inputs {
             wx: read(call.wx),
-            r: call.weights.r.clone(),
-            b: call.weights.b.clone(),
+            r: call.weights.packed().r.clone(),
+            b: call.weights.packed().b.clone(),
             s0: Some(read(call.state)),
             ..Inputs::default()
         };
