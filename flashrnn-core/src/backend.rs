@@ -64,12 +64,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A problem made ready to run with tensors of `T` and weights of `W`.
     type Plan<T: Element, W: Element>: Plan<T, W, Backend = Self>;
 
-    /// Whether calls refuse lengths outside 0 to T with [`Error::Value`]. Where lengths lie on a device, kernels clamp them
-    /// instead.
-    const CHECKS_LENGTHS: bool = true;
-
     /// The name, device and element types.
     fn info(&self) -> Info;
+
+    /// Whether calls refuse lengths outside 0 to T with [`Error::Value`]. Where lengths lie on a device, kernels clamp them
+    /// instead.
+    fn checks_lengths(&self) -> bool {
+        true
+    }
 
     /// A zeroed buffer of `len` elements.
     ///

@@ -26,11 +26,13 @@ impl Backend for Cuda {
     type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
     type Plan<T: Element, W: Element> = CudaPlan<T, W>;
 
-    const CHECKS_LENGTHS: bool = false;
-
     fn info(&self) -> Info {
         let device = format!("{}, {}", self.device.name, self.device.arch);
         Info { name: "cuda", device, dtypes: vec![Dtype::F32, Dtype::Bf16, Dtype::F16] }
+    }
+
+    fn checks_lengths(&self) -> bool {
+        false
     }
 
     fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<P>> {

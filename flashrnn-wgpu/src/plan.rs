@@ -20,11 +20,13 @@ impl Backend for Wgpu {
     type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
     type Plan<T: Element, W: Element> = WgpuPlan<T, W>;
 
-    const CHECKS_LENGTHS: bool = false;
-
     fn info(&self) -> Info {
         let dtypes = vec![Dtype::F32, Dtype::Bf16, Dtype::F16];
         Info { name: "wgpu", device: self.device.name.clone(), dtypes }
+    }
+
+    fn checks_lengths(&self) -> bool {
+        false
     }
 
     fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<P>> {
