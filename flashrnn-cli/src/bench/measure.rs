@@ -3,19 +3,25 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use flashrnn::{Backend, Backward, Cell, Element, Forward, Plan, Problem};
+use clap::ValueEnum;
+use flashrnn::{Backend, Backward, Cell, Element, Forward, Plan, Problem, Step};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 /// What is timed.
-#[derive(Clone, Copy, PartialEq, Serialize)]
+#[derive(Clone, Copy, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
 pub enum Pass {
-    /// Inference.
+    /// Inference: h at every step and the last state.
     Fwd,
     /// A step of training.
     FwdBwd,
+    /// Packing R and b alone.
+    Pack,
+    /// One time step of inference with the state kept, as in streaming.
+    Step,
 }
 
 /// Times `call`, and sorts the times.
@@ -64,7 +70,29 @@ pub fn measure<B: Backend, T: Element, C: Cell>(
             plan.forward(Forward {
                 h: Some(backend.view_mut(&mut h)),
                 last: Some(backend.view_mut(&mut last)),
-                ..Forward::new(backend.view(&wx), &weights)
+                ..Forward::new(&weights, backend.view(&wx))
+            })?;
+            backend.synchronize()
+        });
+    }
+
+    if pass == Pass::Pack {
+        return repeat(budget, || {
+            plan.pack(backend.view(&r), backend.view(&b))?;
+            backend.synchronize()
+        });
+    }
+    if pass == Pass::Step {
+        let rows = shapes.batch * shapes.units();
+        let wx = upload(&[rows, shapes.external], 1.0)?;
+        let mut h = backend.alloc::<T>(rows)?;
+        let weights = plan.pack(backend.view(&r), backend.view(&b))?;
+        return repeat(budget, || {
+            plan.step(Step {
+                weights: &weights,
+                wx: backend.view(&wx),
+                state: backend.view_mut(&mut last),
+                h: Some(backend.view_mut(&mut h)),
             })?;
             backend.synchronize()
         });
@@ -82,15 +110,15 @@ pub fn measure<B: Backend, T: Element, C: Cell>(
         plan.forward(Forward {
             states: Some(backend.view_mut(&mut states)),
             last: Some(backend.view_mut(&mut last)),
-            saved: Some(&mut saved),
-            ..Forward::new(backend.view(&wx), &weights)
+            saved: Some(saved.view_mut()),
+            ..Forward::new(&weights, backend.view(&wx))
         })?;
         plan.backward(Backward {
             d_h: Some(backend.view(&d_h)),
             d_r: Some(backend.view_mut(&mut d_r)),
             d_b: Some(backend.view_mut(&mut d_b)),
             d_s0: Some(backend.view_mut(&mut d_s0)),
-            ..Backward::new(&weights, backend.view(&states), &saved, backend.view_mut(&mut d_wx))
+            ..Backward::new(&weights, backend.view(&states), saved.view(), backend.view_mut(&mut d_wx))
         })?;
         backend.synchronize()
     })

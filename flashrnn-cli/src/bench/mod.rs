@@ -3,6 +3,7 @@
 //! - forward is inference: h at every step and the last state out, weights packed once before, nothing saved.
 //! - forward+backward is a step of training: weights packed, states and gates saved, the gradient of h in, and the
 //!   gradients of wx, R, b and the initial state out.
+//! - pack and step, where they are asked for: the packing of R and b alone, and one call of [`flashrnn::Plan::step`].
 //!
 //! Buffers are allocated before, and the backend is synchronised inside the timed region. Three calls warm up, then calls
 //! are timed until the time is spent, and at least five.
@@ -61,6 +62,9 @@ pub struct Args {
     /// How long to repeat each measurement, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, allow_negative_numbers = true)]
     budget: f64,
+    /// What to time.
+    #[arg(long, value_name = "PASS", value_delimiter = ',', default_value = "fwd,fwdbwd")]
+    passes: Vec<Pass>,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
@@ -126,9 +130,9 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
         )?;
     }
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left")?;
-    let bar = ProgressBar::new(2 * workloads.len() as u64).with_style(style);
+    let bar = ProgressBar::new((args.passes.len() * workloads.len()) as u64).with_style(style);
     for work in workloads {
-        for pass in [Pass::Fwd, Pass::FwdBwd] {
+        for &pass in &args.passes {
             bar.set_message(format!(
                 "{} {}x{}x{}x{}",
                 work.cell, work.batch, work.time, work.heads, work.head_dim
@@ -193,6 +197,8 @@ fn line(work: &Workload, row: &Row) -> String {
     let pass = match row.pass {
         Pass::Fwd => "forward",
         Pass::FwdBwd => "forward+backward",
+        Pass::Pack => "pack",
+        Pass::Step => "step",
     };
     format!("{work}  {pass:<16} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", row.ms, row.q1, row.q3, row.min)
 }
@@ -203,13 +209,13 @@ fn quantile(times: &[Duration], q: f64) -> f64 {
     milliseconds(times.get((q * last as f64).round() as usize).copied().unwrap_or_default())
 }
 
-/// Rounded to a microsecond.
+/// Rounded to ten nanoseconds.
 fn milliseconds(time: Duration) -> f64 {
     round(1e3 * time.as_secs_f64())
 }
 
 fn round(milliseconds: f64) -> f64 {
-    (1e3 * milliseconds).round() / 1e3
+    (1e5 * milliseconds).round() / 1e5
 }
 
 #[cfg(test)]
