@@ -1,12 +1,12 @@
 //! ndarray at the edges: views in, arrays out, for whoever does not want to keep buffers.
 
-use flashrnn_core::{Backend, Backward, Element, Error, Forward, Plan, Result, Saved, Shapes};
+use flashrnn_core::{Backend, Backward, Element, Error, Forward, Plan, Result, Saved, Shapes, Weights};
 use ndarray::{
     Array, Array3, Array4, Array5, ArrayView, ArrayView1, ArrayView2, ArrayView3, ArrayView4, ArrayView5,
     CowArray, Dimension, ShapeBuilder,
 };
 
-use crate::{Cpu, CpuPlan, CpuWeights};
+use crate::{Cpu, CpuPlan};
 
 /// What the forward pass reads, besides the weights. Any strides will do; what is not contiguous is copied. In
 /// time-major problems the first two axes of `wx` and `resets` change places.
@@ -108,7 +108,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::OutOfMemory`]
-    pub fn pack_arrays(&self, r: ArrayView4<'_, W>, b: ArrayView3<'_, W>) -> Result<CpuWeights<T::Wide>> {
+    pub fn pack_arrays(&self, r: ArrayView4<'_, W>, b: ArrayView3<'_, W>) -> Result<Weights<Cpu, T>> {
         let shapes = self.shapes();
         let (r, b) = (standard("r", &r, &shapes.r())?, standard("b", &b, &shapes.b())?);
         self.pack(slice(&r), slice(&b))
@@ -118,7 +118,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     ///
     /// # Errors
     /// As [`Plan::forward`].
-    pub fn forward_arrays(&self, weights: &CpuWeights<T::Wide>, x: &Inputs<'_, T>) -> Result<Outputs<T>> {
+    pub fn forward_arrays(&self, weights: &Weights<Cpu, T>, x: &Inputs<'_, T>) -> Result<Outputs<T>> {
         let x = Standard::new(self.shapes(), x)?;
         let mut states: Array5<T> = zeros!(self.backend(), self.shapes().states())?;
         let mut last: Array4<T::Wide> = zeros!(self.backend(), self.shapes().state())?;
@@ -129,8 +129,8 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
             resets: x.resets.as_ref().map(slice),
             states: states.as_slice_mut(),
             last: last.as_slice_mut(),
-            saved: Some(&mut saved),
-            ..Forward::new(slice(&x.wx), weights)
+            saved: Some(saved.view_mut()),
+            ..Forward::new(weights, slice(&x.wx))
         })?;
         Ok(Outputs { states, last, saved })
     }
@@ -141,7 +141,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     /// As [`Plan::backward`].
     pub fn backward_arrays(
         &self,
-        weights: &CpuWeights<T::Wide>,
+        weights: &Weights<Cpu, T>,
         x: &Inputs<'_, T>,
         outputs: &Outputs<T>,
         d: &OutputGradients<'_, T>,
@@ -166,7 +166,12 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
             d_r: d_r.as_slice_mut(),
             d_b: d_b.as_slice_mut(),
             d_s0: d_s0.as_slice_mut(),
-            ..Backward::new(weights, slice(&states), &outputs.saved, d_wx.as_slice_mut().unwrap_or(&mut []))
+            ..Backward::new(
+                weights,
+                slice(&states),
+                outputs.saved.view(),
+                d_wx.as_slice_mut().unwrap_or(&mut []),
+            )
         })?;
         Ok(Gradients { d_wx, d_r, d_b, d_s0 })
     }

@@ -42,8 +42,9 @@ impl Division {
     /// Whole tasks for each thread where they come out even and each thread can hold a head's matrix;
     /// else a team, whose members each hold a part of the matrix.
     pub fn new(w: Work) -> Self {
-        let least = w.batch.div_ceil(MOST_ROWS).max(1);
-        let most = (w.batch / LEAST_ROWS).max(least);
+        let batch = w.batch.max(1);
+        let least = batch.div_ceil(MOST_ROWS);
+        let most = (batch / LEAST_ROWS).max(least);
         let even = |tiles: usize| {
             let tasks = w.heads * tiles;
             tasks.is_multiple_of(w.threads) || tasks >= 4 * w.threads
@@ -58,13 +59,13 @@ impl Division {
             };
             return Self { tiles, team: 1, bundle: (1..=fits).rev().find(together).unwrap_or(1) };
         }
-        let step = w.batch.div_ceil(least) * w.row_step;
+        let step = batch.div_ceil(least) * w.row_step;
         let team = w.threads.min(w.blocks).min((step / LEAST_SHARE).max(1));
         if team > 1 || w.threads == 1 {
             return Self { tiles: least, team, bundle: 1 };
         }
         // Too little for a team: a task for each thread, if need be of a single row.
-        Self { tiles: w.threads.div_ceil(w.heads).clamp(least, w.batch), team: 1, bundle: 1 }
+        Self { tiles: w.threads.div_ceil(w.heads).clamp(least, batch), team: 1, bundle: 1 }
     }
 }
 

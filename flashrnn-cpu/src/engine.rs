@@ -3,30 +3,32 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use flashrnn_core::{Backward, Element, Forward, Problem, Result, Saved, Shapes, Step};
+use flashrnn_core::{Backward, Element, Forward, Problem, Result, SavedMut, Shapes, Step};
 
+use crate::Cpu;
 use crate::backward::{self, BackwardBlock, BackwardCall, BackwardRoom};
 use crate::compiled::Blocks;
 use crate::division::{Division, Work};
 use crate::forward::{self, ForwardBlock, ForwardCall, ForwardRoom};
 use crate::gather::Steps;
 use crate::memory::{Aligned, Shared, filled};
-use crate::product::Panels;
+use crate::plan::Packed;
+use crate::product::{PackedOrder, Panels};
 use crate::recompute::Recompute;
 use crate::simd::Vector;
 use crate::tasks::{self, Row, Task, Time, sorted_rows};
 use crate::weight_grad::{Part, WeightGrad};
-use crate::{Cpu, CpuWeights};
 
 /// Where a backward pass puts the weight gradients.
 pub(crate) type Sink<'a, S> = &'a (dyn Fn(Part<'_, S>) + Sync);
 
 /// What a plan runs. The weights' element type plays no part: they are packed wide.
 pub(crate) trait Kernel<T: Element>: Send + Sync {
-    fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<CpuWeights<T::Wide>>;
-    fn forward(&self, call: Forward<'_, Cpu, T, T>) -> Result<()>;
+    fn order(&self) -> PackedOrder;
+    fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<Packed<T::Wide>>;
+    fn forward(&self, call: Forward<'_, Cpu, T>) -> Result<()>;
     fn backward(&self, call: Backward<'_, Cpu, T, T>, weight_grads: Option<Sink<'_, T::Wide>>) -> Result<()>;
-    fn step(&self, call: Step<'_, Cpu, T, T>) -> Result<()>;
+    fn step(&self, call: Step<'_, Cpu, T>) -> Result<()>;
 }
 
 /// A problem with a cell, divided up for an instruction set.
@@ -105,35 +107,39 @@ impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
 }
 
 impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
-    fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<CpuWeights<T::Wide>> {
+    fn order(&self) -> PackedOrder {
+        self.forward.order()
+    }
+
+    fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<Packed<T::Wide>> {
         let Shapes { heads, head_dim: d, .. } = self.shapes;
         // r [Gr, N, D_out, D_in]: a gate's units are rows, apart by D.
         let row = |head, gate, unit, k| (((gate * heads + head) * d + unit) * d + k, d);
         let forward = self.forward.pack(heads, r, row)?;
         let mut bias = Aligned::new(b.len())?;
         bias.as_mut_slice().copy_from_slice(b);
-        Ok(CpuWeights { forward, backward: OnceLock::new(), b: bias })
+        Ok(Packed { forward, backward: OnceLock::new(), b: bias })
     }
 
-    fn forward(&self, call: Forward<'_, Cpu, T, T>) -> Result<()> {
+    fn forward(&self, call: Forward<'_, Cpu, T>) -> Result<()> {
         self.check_lengths(call.lengths)?;
         let (gates, wide) = match call.saved {
-            Some(Saved { gates, wide }) => (Some(gates), Some(wide)),
+            Some(SavedMut { gates, wide }) => (Some(gates), Some(wide)),
             None => (None, None),
         };
         let args = ForwardCall {
             time: self.time(call.resets),
             forward_clip: self.problem.options.forward_clip,
             panels: self.forward,
-            packed: call.weights.forward.as_slice(),
-            b: call.weights.b.as_slice(),
+            packed: call.weights.packed().forward.as_slice(),
+            b: call.weights.packed().b.as_slice(),
             wx: call.wx,
             s0: call.s0,
             h: call.h.map(Shared::new),
             states: call.states.map(Shared::new),
             last: call.last.map(Shared::new),
-            gates: gates.filter(|v| !v.is_empty()).map(|v| Shared::new(v)),
-            wide: wide.filter(|v| !v.is_empty()).map(|v| Shared::new(v)),
+            gates: gates.filter(|v| !v.is_empty()).map(Shared::new),
+            wide: wide.filter(|v| !v.is_empty()).map(Shared::new),
         };
         let rows = sorted_rows(&self.shapes, call.lengths)?;
         let division = self.division(self.forward.blocks());
@@ -165,7 +171,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
         let rows = sorted_rows(shapes, call.lengths)?;
         let steps = Steps::new(&rows);
         let mut d_inner = filled(T::default(), shapes.tokens() * shapes.inner() * shapes.units())?;
-        let gates = (!call.saved.gates.is_empty()).then_some(call.saved.gates.as_slice());
+        let gates = (!call.saved.gates.is_empty()).then_some(call.saved.gates);
         // What T is too narrow for: saved by the forward pass, or recomputed in two parts. Empty where T is wide.
         let narrow = size_of::<T>() < size_of::<T::Wide>();
         let step = shapes.tokens() * shapes.units();
@@ -177,8 +183,8 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             let recompute = Recompute {
                 time,
                 panels: self.forward,
-                packed: call.weights.forward.as_slice(),
-                b: call.weights.b.as_slice(),
+                packed: call.weights.packed().forward.as_slice(),
+                b: call.weights.packed().b.as_slice(),
                 wx,
                 states: call.states,
                 s0: call.s0,
@@ -190,14 +196,18 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             // SAFETY: an engine is built only for a level that the machine has.
             unsafe { recompute.run::<V>()? };
         }
-        let packed = call.weights.transposed(|| {
+        let packed = call.weights.packed().transposed(|| {
             let (d, head_len) = (shapes.head_dim, self.forward.len());
             // The term (gate, unit j) of output `unit` is factor k = `unit` of the forward pass's output (gate, j).
-            self.backward.pack(shapes.heads, call.weights.forward.as_slice(), |head, _, unit, term| {
-                let (gate, j) = (term / d, term % d);
-                let (start, step) = self.forward.place(gate, j / V::LANES);
-                (head * head_len + start + unit * step + j % V::LANES, step)
-            })
+            self.backward.pack(
+                shapes.heads,
+                call.weights.packed().forward.as_slice(),
+                |head, _, unit, term| {
+                    let (gate, j) = (term / d, term % d);
+                    let (start, step) = self.forward.place(gate, j / V::LANES);
+                    (head * head_len + start + unit * step + j % V::LANES, step)
+                },
+            )
         })?;
         let args = BackwardCall {
             time,
@@ -252,7 +262,7 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
         Ok(())
     }
 
-    fn step(&self, call: Step<'_, Cpu, T, T>) -> Result<()> {
+    fn step(&self, call: Step<'_, Cpu, T>) -> Result<()> {
         let lock = || self.step_rooms.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let room = lock().pop();
         let mut room = match room {
@@ -267,8 +277,8 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             time: Time { shapes: &self.step_shapes, reverse: false, resets: None },
             forward_clip: self.problem.options.forward_clip,
             panels: self.forward,
-            packed: call.weights.forward.as_slice(),
-            b: call.weights.b.as_slice(),
+            packed: call.weights.packed().forward.as_slice(),
+            b: call.weights.packed().b.as_slice(),
             wx: call.wx,
             s0: None,
             h: call.h.map(Shared::new),

@@ -25,5 +25,6 @@ mod team;
 mod weight_grad;
 
 pub use arrays::{Gradients, Inputs, OutputGradients, Outputs};
-pub use plan::{Cpu, CpuPlan, CpuWeights};
+pub use plan::{Cpu, CpuPlan, Packed};
+pub use product::PackedOrder;
 pub use simd::Level;

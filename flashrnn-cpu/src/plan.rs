@@ -5,12 +5,13 @@ use std::sync::{Arc, OnceLock};
 use bytemuck::Pod;
 use flashrnn_core::{
     Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Real, Result, Saved,
-    Shapes, Step,
+    Shapes, Step, Weights, WeightsLayout, Workspace,
 };
 
 use crate::compiled;
 use crate::engine::{Kernel, Sink};
 use crate::memory::{Aligned, Shared, filled};
+use crate::product::PackedOrder;
 use crate::simd::Level;
 
 /// The CPU backend: threads over heads and batch rows, SIMD within.
@@ -87,6 +88,8 @@ impl Backend for Cpu {
     type Buffer<P: Pod + Send + Sync> = Vec<P>;
     type View<'a, P: Pod + Send + Sync> = &'a [P];
     type ViewMut<'a, P: Pod + Send + Sync> = &'a mut [P];
+    type Packed<T: Element> = Packed<T::Wide>;
+    type PackedOrder = PackedOrder;
     type Plan<T: Element, W: Element> = CpuPlan<T, W>;
 
     fn info(&self) -> Info {
@@ -112,6 +115,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn trim(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Vec<P>) -> &'a [P] {
         buffer
     }
@@ -128,10 +135,13 @@ impl Backend for Cpu {
             return Err(Error::Unsupported { backend: "cpu", what, why });
         }
         let kernel = self.install(|| compiled::kernel::<T, C>(cell, problem, &shapes, self.level))?;
+        let Shapes { recurrent, gates, heads, head_dim, .. } = shapes;
+        let layout = WeightsLayout { recurrent, gates, heads, head_dim, order: kernel.order() };
         Ok(CpuPlan {
             cpu: self.clone(),
             problem: problem.clone(),
             shapes,
+            layout: Arc::new(layout),
             kernel,
             weights: std::marker::PhantomData,
         })
@@ -143,6 +153,7 @@ pub struct CpuPlan<T: Element, W: Element> {
     cpu: Cpu,
     problem: Problem,
     shapes: Shapes,
+    layout: Arc<WeightsLayout<PackedOrder>>,
     kernel: Arc<dyn Kernel<T>>,
     weights: std::marker::PhantomData<fn(W)>,
 }
@@ -155,14 +166,14 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
 }
 
 /// R and b, widened to `S` and packed; R once more in transposed order from the first backward pass on.
-pub struct CpuWeights<S> {
+pub struct Packed<S> {
     pub(crate) forward: Aligned<S>,
     pub(crate) backward: OnceLock<Aligned<S>>,
     /// `[G, N, D]`
     pub(crate) b: Aligned<S>,
 }
 
-impl<S> CpuWeights<S> {
+impl<S> Packed<S> {
     /// R in the order of the backward pass.
     pub(crate) fn transposed(&self, pack: impl FnOnce() -> Result<Aligned<S>>) -> Result<&Aligned<S>> {
         if let Some(packed) = self.backward.get() {
@@ -187,7 +198,6 @@ fn widened<W: Element, S: Element>(x: &[W]) -> Result<std::borrow::Cow<'_, [S]>>
 
 impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
     type Backend = Cpu;
-    type Weights = CpuWeights<T::Wide>;
 
     fn problem(&self) -> &Problem {
         &self.problem
@@ -197,28 +207,39 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
         &self.shapes
     }
 
-    fn pack(&self, r: &[W], b: &[W]) -> Result<CpuWeights<T::Wide>> {
+    fn weights_layout(&self) -> &Arc<WeightsLayout<PackedOrder>> {
+        &self.layout
+    }
+
+    fn pack(&self, r: &[W], b: &[W]) -> Result<Weights<Cpu, T>> {
         Shapes::check("r", r.len(), &self.shapes.r())?;
         Shapes::check("b", b.len(), &self.shapes.b())?;
         let (r, b) = (widened(r)?, widened(b)?);
-        self.cpu.install(|| self.kernel.pack(&r, &b))
+        let packed = self.cpu.install(|| self.kernel.pack(&r, &b))?;
+        Ok(Weights::new(self.layout.clone(), packed))
     }
 
     fn saved(&self) -> Result<Saved<Cpu, T>> {
         Saved::new(&self.cpu, &self.shapes, self.problem.options.save)
     }
 
-    fn forward(&self, call: Forward<'_, Cpu, T, W>) -> Result<()> {
-        call.check(&self.cpu, &self.shapes, self.problem.options.save)?;
-        let Forward { wx, weights, s0, lengths, resets, h, states, last, saved } = call;
-        let call = Forward { wx, weights, s0, lengths, resets, h, states, last, saved };
+    fn forward_workspace(&self) -> Workspace {
+        Workspace::NONE
+    }
+
+    fn backward_workspace(&self) -> Workspace {
+        Workspace::NONE
+    }
+
+    fn forward(&self, call: Forward<'_, Cpu, T>) -> Result<()> {
+        call.check(self)?;
         self.cpu.install(|| self.kernel.forward(call))
     }
 
     fn backward(&self, call: Backward<'_, Cpu, T, W>) -> Result<()> {
-        call.check(&self.cpu, &self.shapes, self.problem.options.save)?;
+        call.check(self)?;
         let Backward { weights, states, saved, wx, s0, lengths, resets, d_h, d_states, d_last, .. } = call;
-        let Backward { d_wx, d_r, d_b, d_s0, accumulate, .. } = call;
+        let Backward { d_wx, d_r, d_b, d_s0, accumulate, workspace, .. } = call;
         let Shapes { heads, head_dim, .. } = self.shapes;
         let wanted = d_r.is_some() || d_b.is_some();
         let (d_r, d_b) = (d_r.map(Shared::new), d_b.map(Shared::new));
@@ -249,14 +270,14 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
             d_b: None,
             d_s0,
             accumulate,
+            workspace,
         };
         self.cpu.install(|| self.kernel.backward(call, wanted.then_some(sink)))
     }
 
-    fn step(&self, call: Step<'_, Cpu, T, W>) -> Result<()> {
-        call.check(&self.shapes)?;
-        let Step { wx, weights, state, h } = call;
-        self.kernel.step(Step { wx, weights, state, h })
+    fn step(&self, call: Step<'_, Cpu, T>) -> Result<()> {
+        call.check(self)?;
+        self.kernel.step(call)
     }
 }
 

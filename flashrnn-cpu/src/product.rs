@@ -1,18 +1,20 @@
 //! The product of a few rows with a head's packed matrix: where the time goes.
 //!
-//! The matrix is cut into vectors of outputs (LANES of them) and packed panel by panel, so that the product reads it
-//! once, in order:
+//! The matrix is cut into vectors of outputs (LANES of them), all gates of one vector of units after the other, and packed
+//! panel by panel, so that the product reads it once, in order:
 //!
 //! ```text
-//! block 0                                   block 1 …
-//! panel 0             panel 1 …             …
-//! k=0: v0 v1 v2 v3 | k=1: v0 v1 v2 v3 | …   (v: a vector of LANES outputs; k: the index that is summed over)
+//! panel 0                                     panel 1 …
+//! k=0: v0 v1 v2 v3 | k=1: v0 v1 v2 v3 | …     k=0: v4 v5 v6 v7 | …
+//! (v: a vector of LANES outputs; k: the index that is summed over)
 //! ```
 //!
-//! A block is the outputs that one thread computes and then needs together: in the forward pass all gates of one or more
-//! vectors of units, in the backward pass a panel's width of units. With ROWS rows at a time, ROWS × PANEL accumulators
-//! stay in registers: per k, PANEL loads and ROWS broadcasts feed ROWS × PANEL multiply-adds. Each output is summed over k
-//! in order by one accumulator, so its bits do not depend on how many rows, blocks or threads there are.
+//! This order depends on LANES and PANEL alone ([`PackedOrder`]). A block is the outputs that one thread computes and then needs
+//! together: in the forward pass all gates of one or more vectors of units, in the backward pass a panel's width of units. Its
+//! size may depend on the number of threads; where it begins or ends within a panel, the product reads a part of each of the
+//! panel's rows. With ROWS rows at a time, ROWS × PANEL accumulators stay in registers: per k, PANEL loads and ROWS broadcasts
+//! feed ROWS × PANEL multiply-adds. Each output is summed over k in order by one accumulator, so its bits do not depend on how
+//! many rows, blocks or threads there are.
 
 use std::ops::Range;
 
@@ -32,10 +34,17 @@ pub(crate) struct Panels {
     pub kinds: usize,
     /// The number of units, D.
     pub units: usize,
-    /// Vectors of units in a block.
+    /// Vectors of units in a block. It plays no part in the order.
     pub block: usize,
     pub lanes: usize,
     pub panel: usize,
+}
+
+/// The order of packed weights: which vectors read them. Two plans with equal orders and sizes share packed weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedOrder {
+    lanes: usize,
+    panel: usize,
 }
 
 impl Panels {
@@ -52,6 +61,11 @@ impl Panels {
     pub fn backward<V: Simd>(recurrent: usize, head_dim: usize) -> Self {
         let depth = recurrent * head_dim;
         Self { depth, kinds: 1, units: head_dim, block: V::PANEL, lanes: V::LANES, panel: V::PANEL }
+    }
+
+    /// What the order of the packed matrix depends on besides its sizes.
+    pub fn order(&self) -> PackedOrder {
+        PackedOrder { lanes: self.lanes, panel: self.panel }
     }
 
     /// The number of vectors that hold the units; the last may be partly empty.
@@ -82,28 +96,30 @@ impl Panels {
         self.vectors() * self.kinds * self.depth * self.lanes
     }
 
-    /// Where a block starts.
-    #[inline(always)]
-    pub fn start(&self, block: usize) -> usize {
-        block * self.block * self.kinds * self.depth * self.lanes
-    }
-
     /// Elements that one row's product with a block has.
     #[inline(always)]
     pub fn outputs(&self) -> usize {
         self.block * self.kinds * self.lanes
     }
 
-    /// Where a kind's vector of units starts in a packed head, and how far it is from one `k` to the next.
+    /// Elements of a panel; the last one may have fewer.
+    pub fn panel_len(&self) -> usize {
+        self.panel * self.depth * self.lanes
+    }
+
+    /// Where the part of a panel from vector `v` of outputs on starts in a packed head, how many vectors it has, and how far
+    /// (in elements) it is from one `k` to the next.
     #[inline(always)]
+    fn part(&self, v: usize) -> (usize, usize, usize) {
+        let (panel, offset) = (v / self.panel, v % self.panel);
+        let width = self.panel.min(self.vectors() * self.kinds - panel * self.panel);
+        (panel * self.panel_len() + offset * self.lanes, width - offset, width * self.lanes)
+    }
+
+    /// Where a kind's vector of units starts in a packed head, and how far it is from one `k` to the next.
     pub fn place(&self, kind: usize, vector: usize) -> (usize, usize) {
-        let block = vector / self.block;
-        let in_block = self.block_vectors(block).len() * self.kinds;
-        let v = (vector % self.block) * self.kinds + kind;
-        let panel = v / self.panel;
-        let width = self.panel.min(in_block - panel * self.panel);
-        let start = self.start(block) + panel * self.panel * self.depth * self.lanes;
-        (start + v % self.panel * self.lanes, width * self.lanes)
+        let (start, _, step) = self.part(vector * self.kinds + kind);
+        (start, step)
     }
 
     /// Packs every head's matrix from `from`, where the factors of term `k` in the outputs of a kind for the units from
@@ -116,33 +132,42 @@ impl Panels {
     ) -> Result<Aligned<S>> {
         let mut packed = Aligned::new(heads * self.len())?;
         let pack_head = |(head, packed): (usize, &mut [S])| {
-            // All blocks but the last have the same size.
-            packed.par_chunks_mut(self.start(1)).enumerate().for_each(|(block, packed)| {
-                for vector in self.block_vectors(block) {
-                    let unit = vector * self.lanes;
-                    let n = self.lanes.min(self.units - unit);
-                    for kind in 0..self.kinds {
-                        let (start, step) = self.place(kind, vector);
-                        let start = start - self.start(block);
-                        // Tiles of a cache line each way: rows of a power of two would else evict each other.
-                        for k0 in (0..self.depth).step_by(16) {
-                            let terms = 16.min(self.depth - k0);
-                            let mut places = [(0, 0); 16];
-                            for (i, place) in places[..terms].iter_mut().enumerate() {
-                                *place = source(head, kind, unit, k0 + i);
-                            }
-                            for lane in 0..n {
-                                for (i, &(first, stride)) in places[..terms].iter().enumerate() {
-                                    packed[start + (k0 + i) * step + lane] = from[first + lane * stride];
-                                }
-                            }
-                        }
-                    }
-                }
+            packed.par_chunks_mut(self.panel_len()).enumerate().for_each(|(panel, packed)| {
+                self.pack_panel(panel, packed, from, |kind, unit, k| source(head, kind, unit, k));
             });
         };
         packed.as_mut_slice().par_chunks_mut(self.len()).enumerate().for_each(pack_head);
         Ok(packed)
+    }
+
+    /// Packs one panel of a head.
+    fn pack_panel<S: Element>(
+        &self,
+        panel: usize,
+        packed: &mut [S],
+        from: &[S],
+        source: impl Fn(usize, usize, usize) -> (usize, usize),
+    ) {
+        let outputs = self.vectors() * self.kinds;
+        for v in panel * self.panel..((panel + 1) * self.panel).min(outputs) {
+            let (kind, unit) = (v % self.kinds, v / self.kinds * self.lanes);
+            let n = self.lanes.min(self.units - unit);
+            let (start, _, step) = self.part(v);
+            let start = start - panel * self.panel_len();
+            // Tiles of a cache line each way: rows of a power of two would else evict each other.
+            for k0 in (0..self.depth).step_by(16) {
+                let terms = 16.min(self.depth - k0);
+                let mut places = [(0, 0); 16];
+                for (i, place) in places[..terms].iter_mut().enumerate() {
+                    *place = source(kind, unit, k0 + i);
+                }
+                for lane in 0..n {
+                    for (i, &(first, stride)) in places[..terms].iter().enumerate() {
+                        packed[start + (k0 + i) * step + lane] = from[first + lane * stride];
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -186,26 +211,32 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, Product<'_, S>>
     #[inline(always)]
     unsafe fn run(self) {
         let Product { panels, block, packed, a, stride, rows, out } = self.work;
-        let vectors = panels.block_vectors(block).len() * panels.kinds;
-        let (depth, step) = (panels.depth, V::PANEL * panels.depth * V::LANES);
-        let mut panel = at(packed, panels.start(block), vectors * depth * V::LANES);
-        for first in (0..vectors).step_by(V::PANEL) {
-            let out = out.wrapping_add(first * V::LANES);
-            let tile = Tile { depth, a, stride, panel, out, out_stride: panels.outputs() };
+        let Range { start, end } = panels.block_vectors(block);
+        let (start, end) = (start * panels.kinds, end * panels.kinds);
+        let mut v = start;
+        while v < end {
+            let (first, width, step) = panels.part(v);
+            let width = width.min(end - v);
+            let panel = at(packed, first, (panels.depth - 1) * step + width * V::LANES);
+            let out = out.wrapping_add((v - start) * V::LANES);
+            let (depth, out_stride) = (panels.depth, panels.outputs());
+            let tile = Tile { depth, a, stride, panel, step, out, out_stride };
             // SAFETY: as promised by the caller of `compute`.
-            unsafe { tile.dispatch::<V>(rows, V::PANEL.min(vectors - first)) };
-            panel = panel.wrapping_add(step);
+            unsafe { tile.dispatch::<V>(rows, width) };
+            v += width;
         }
     }
 }
 
-/// A few rows with one panel.
+/// A few rows with one panel, or with a part of one.
 #[derive(Clone, Copy)]
 struct Tile<S> {
     depth: usize,
     a: *const S,
     stride: usize,
     panel: *const S,
+    /// Elements from one `k` to the next.
+    step: usize,
     out: *mut S,
     out_stride: usize,
 }
@@ -245,7 +276,7 @@ impl<S: Element> Tile<S> {
         for k in 0..self.depth {
             // SAFETY: as promised by the caller of `Product::compute`.
             unsafe {
-                let panel = self.panel.add(k * WIDTH * V::LANES);
+                let panel = self.panel.add(k * self.step);
                 let mut factors = [V::lit(0.0); WIDTH];
                 for (v, factor) in factors.iter_mut().enumerate() {
                     *factor = V::load(panel.add(v * V::LANES));
@@ -272,10 +303,12 @@ mod tests {
     use super::*;
 
     /// `[outputs, depth]` with `outputs = kinds · units`, packed, times one row, against the obvious sum.
-    fn product_is_right(kinds: usize, units: usize, depth: usize, rows: usize) {
-        let panels = Panels { depth, kinds, units, block: 2, lanes: 1, panel: 4 };
+    fn product_is_right(kinds: usize, units: usize, depth: usize, rows: usize, block: usize) {
+        // Packed as for another size of blocks, and read in blocks of this one.
+        let packing = Panels { depth, kinds, units, block: 4, lanes: 1, panel: 4 };
+        let panels = Panels { block, ..packing };
         let matrix: Vec<f64> = (0..kinds * units * depth).map(|i| (i * 37 % 101) as f64 - 50.0).collect();
-        let packed = panels.pack(1, &matrix, |_, kind, unit, k| ((kind * units + unit) * depth + k, depth));
+        let packed = packing.pack(1, &matrix, |_, kind, unit, k| ((kind * units + unit) * depth + k, depth));
         let packed = packed.unwrap();
         let a: Vec<f64> = (0..rows * depth).map(|i| (i * 13 % 17) as f64 - 8.0).collect();
         for block in 0..panels.blocks() {
@@ -304,7 +337,7 @@ mod tests {
         for kinds in 1..=6 {
             for units in [1, 2, 3, 7] {
                 for rows in 1..=6 {
-                    product_is_right(kinds, units, 5, rows);
+                    (1..=4).for_each(|block| product_is_right(kinds, units, 5, rows, block));
                 }
             }
         }
