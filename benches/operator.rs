@@ -25,7 +25,7 @@ fn ours<C: Cell>(c: &mut Criterion, cell: &C) {
     group.sample_size(10);
     for shape @ [batch, time, heads, head_dim] in SHAPES {
         let problem = Problem::new(batch, time, heads, head_dim);
-        let plan = Cpu::new().plan::<f32, f32, C>(cell, &problem).expect("a problem that makes sense");
+        let plan = Cpu::new().plan(cell, &problem).expect("a problem that makes sense");
         let shapes = plan.shapes();
         let len = |dims: &[usize]| dims.iter().product::<usize>();
         let wx = numbers(len(&shapes.wx()), 1.0);
@@ -39,7 +39,7 @@ fn ours<C: Cell>(c: &mut Criterion, cell: &C) {
         let (mut d_wx, mut d_r, mut d_b) = (wx.clone(), r.clone(), b.clone());
         group.bench_function(format!("forward, {}", name(shape)), |bencher| {
             bencher.iter(|| {
-                let call = Forward { h: Some(&mut h[..]), ..Forward::new(&wx[..], &weights) };
+                let call = Forward { h: Some(&mut h[..]), ..Forward::new(&weights, &wx) };
                 plan.forward(call).expect("forward");
             });
         });
@@ -47,15 +47,15 @@ fn ours<C: Cell>(c: &mut Criterion, cell: &C) {
             bencher.iter(|| {
                 plan.forward(Forward {
                     states: Some(&mut states),
-                    saved: Some(&mut saved),
-                    ..Forward::new(&wx[..], &weights)
+                    saved: Some(saved.view_mut()),
+                    ..Forward::new(&weights, &wx)
                 })
                 .expect("forward");
                 plan.backward(Backward {
                     d_h: Some(&d_h),
                     d_r: Some(&mut d_r),
                     d_b: Some(&mut d_b),
-                    ..Backward::new(&weights, &states[..], &saved, &mut d_wx[..])
+                    ..Backward::new(&weights, &states, saved.view(), &mut d_wx)
                 })
                 .expect("backward");
             });

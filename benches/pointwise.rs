@@ -14,7 +14,7 @@ fn cell<C: Cell>(c: &mut Criterion, cell: &C) {
         let cpu =
             Cpu::with_threads(1).and_then(|cpu| cpu.with_level(level)).expect("a level of this machine");
         let problem = Problem::new(batch, time, heads, head_dim);
-        let plan = cpu.plan::<f32, f32, C>(cell, &problem).expect("a problem that makes sense");
+        let plan = cpu.plan(cell, &problem).expect("a problem that makes sense");
         let shapes = plan.shapes();
         let len = |dims: &[usize]| dims.iter().product::<usize>();
         let numbers =
@@ -24,7 +24,7 @@ fn cell<C: Cell>(c: &mut Criterion, cell: &C) {
         let mut h = numbers(len(&shapes.h()));
         group.bench_function(level.name(), |bencher| {
             bencher.iter(|| {
-                let call = Forward { h: Some(&mut h[..]), ..Forward::new(&wx[..], &weights) };
+                let call = Forward { h: Some(&mut h[..]), ..Forward::new(&weights, &wx) };
                 plan.forward(call).expect("forward");
             });
         });

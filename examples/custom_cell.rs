@@ -46,8 +46,7 @@ fn uniform(state: &mut u64) -> f32 {
 
 fn main() -> Result<()> {
     let backend = Cpu::new();
-    let plan =
-        backend.plan::<f32, f32, MinimalGated>(&MinimalGated, &Problem::new(BATCH, TIME, HEADS, HEAD_DIM))?;
+    let plan = backend.plan(&MinimalGated, &Problem::new(BATCH, TIME, HEADS, HEAD_DIM))?;
     let mut seed = 1;
 
     // w: [2, N, D], from one input to the gates f and n_x. r: [2, N, D, D]. b: [3, N, D].
@@ -71,8 +70,8 @@ fn main() -> Result<()> {
         plan.forward(Forward {
             states: Some(&mut states),
             last: Some(&mut last),
-            saved: Some(&mut saved),
-            ..Forward::<Cpu, f32, f32>::new(&wx, &weights)
+            saved: Some(saved.view_mut()),
+            ..Forward::new(&weights, &wx)
         })?;
 
         // The read-out, its squared error over the square of the target, and the gradient of that.
@@ -94,7 +93,7 @@ fn main() -> Result<()> {
             d_last: Some(&d_last),
             d_r: Some(&mut d_r),
             d_b: Some(&mut d_b),
-            ..Backward::<Cpu, f32, f32>::new(&weights, &states, &saved, &mut d_wx)
+            ..Backward::new(&weights, &states, saved.view(), &mut d_wx)
         })?;
         let mut d_w = vec![0.0f32; w.len()];
         for (x, d_wx) in x.iter().zip(d_wx.chunks(w.len())) {

@@ -14,13 +14,13 @@
 //! | `wgpu` | `Wgpu`: any GPU, through WGSL by Vulkan, Metal or DirectX 12 | no |
 //!
 //! ```
-//! use flashrnn::{Backend, Backward, Cpu, Forward, Lstm, Plan, Problem};
+//! use flashrnn::prelude::*;
 //!
 //! # fn main() -> flashrnn::Result<()> {
 //! let (batch, time, heads, head_dim) = (2, 100, 4, 32);
 //! let units = heads * head_dim;
-//! let plan = Cpu::new().plan::<f32, f32, _>(&Lstm, &Problem::new(batch, time, heads, head_dim))?;
-//! let weights = plan.pack(&vec![0.1; 4 * units * head_dim], &vec![0.0; 4 * units])?; // r [Gr, N, D, D], b [G, N, D]
+//! let plan = Cpu::new().plan(&Lstm, &Problem::new(batch, time, heads, head_dim))?;
+//! let weights = plan.pack(&vec![0.1_f32; 4 * units * head_dim], &vec![0.0; 4 * units])?; // r [Gr, N, D, D], b [G, N, D]
 //!
 //! // Training: keep the states and what the backward pass needs.
 //! let wx = vec![0.5; batch * time * 4 * units]; // [B, T, Gx, N, D]
@@ -28,8 +28,8 @@
 //! let mut saved = plan.saved()?;
 //! plan.forward(Forward {
 //!     states: Some(&mut states),
-//!     saved: Some(&mut saved),
-//!     ..Forward::new(&wx[..], &weights)
+//!     saved: Some(saved.view_mut()),
+//!     ..Forward::new(&weights, &wx)
 //! })?;
 //!
 //! // The gradient of the sum of all h.
@@ -38,7 +38,7 @@
 //! plan.backward(Backward {
 //!     d_h: Some(&d_h),
 //!     d_r: Some(&mut d_r),
-//!     ..Backward::new(&weights, &states[..], &saved, &mut d_wx[..])
+//!     ..Backward::new(&weights, &states, saved.view(), &mut d_wx)
 //! })?;
 //! assert!(d_r.iter().all(|d| d.is_finite() && *d != 0.0));
 //! # Ok(())
@@ -53,16 +53,17 @@
 //!
 #![cfg_attr(feature = "cuda", doc = "```no_run")]
 #![cfg_attr(not(feature = "cuda"), doc = "```ignore")]
-//! use flashrnn::{Backend, Cuda, Forward, Lstm, Plan, Problem, bf16};
+//! use flashrnn::Cuda;
+//! use flashrnn::prelude::*;
 //!
 //! # fn main() -> flashrnn::Result<()> {
 //! let cuda = Cuda::new()?;
-//! let plan = cuda.plan::<bf16, bf16, _>(&Lstm, &Problem::new(16, 1024, 12, 64))?;
+//! let plan = cuda.plan(&Lstm, &Problem::new(16, 1024, 12, 64))?;
 //! let wx = cuda.upload(&vec![bf16::ONE; 16 * 1024 * 4 * 12 * 64])?; // [B, T, Gx, N, D]
-//! let (r, b) = (cuda.alloc(4 * 12 * 64 * 64)?, cuda.alloc(4 * 12 * 64)?);
+//! let (r, b) = (cuda.alloc::<bf16>(4 * 12 * 64 * 64)?, cuda.alloc(4 * 12 * 64)?);
 //! let weights = plan.pack(r.view(), b.view())?;
 //! let mut h = cuda.alloc(16 * 1024 * 12 * 64)?; // [B, T, N, D]
-//! plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(wx.view(), &weights) })?; // enqueued
+//! plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(&weights, wx.view()) })?; // enqueued
 //! let h: Vec<bf16> = cuda.download(h.view())?; // waits
 //! # Ok(())
 //! # }
@@ -72,6 +73,11 @@
 //! Start with [`Problem`] (sizes and options) and [`Plan`] (what can be run); write your own [`Cell`] as
 //! `examples/custom_cell.rs` does; call it from candle by the crate `flashrnn-candle`.
 
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+pub mod any;
+
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+pub use any::{AnyBackend, BackendName};
 pub use flashrnn_core::*;
 
 #[cfg(feature = "cpu")]
@@ -86,6 +92,19 @@ pub use flashrnn_cuda::Cuda;
 pub use flashrnn_wgpu as wgpu;
 #[cfg(feature = "wgpu")]
 pub use flashrnn_wgpu::Wgpu;
+
+/// What most programs use: `use flashrnn::prelude::*`.
+pub mod prelude {
+    #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+    pub use crate::AnyBackend;
+    #[cfg(feature = "cpu")]
+    pub use crate::Cpu;
+    #[cfg(feature = "cuda")]
+    pub use crate::Cuda;
+    #[cfg(feature = "wgpu")]
+    pub use crate::Wgpu;
+    pub use flashrnn_core::prelude::*;
+}
 
 /// The README's example, as a test.
 #[cfg(all(doctest, feature = "cpu"))]

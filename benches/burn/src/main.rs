@@ -15,8 +15,8 @@ use burn::module::Param;
 use burn::nn::{GateController, Linear, LinearConfig, Lstm, LstmConfig};
 use burn::tensor::{Device, DeviceKind, Distribution, Tensor};
 use clap::Parser;
-use flashrnn::wgpu::{Buffer, View, WgpuPlan, WgpuWeights};
-use flashrnn::{Options, Backend, Backward, Forward, Plan, Problem, Saved, Wgpu};
+use flashrnn::wgpu::{Buffer, View, WgpuPlan};
+use flashrnn::{Backend, Backward, Forward, Plan, Problem, Saved, Wgpu};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -112,7 +112,7 @@ fn numbers<const N: usize>(tensor: Tensor<N>) -> Result<Vec<f32>> {
 struct Ours {
     wgpu: Wgpu,
     plan: WgpuPlan<f32, f32>,
-    weights: WgpuWeights,
+    weights: flashrnn::Weights<Wgpu, f32>,
     wx: Buffer<f32>,
     h: Buffer<f32>,
     states: Buffer<f32>,
@@ -143,17 +143,17 @@ impl Ours {
     }
 
     fn forward(&mut self) -> Result<()> {
-        let call = Forward::new(self.wx.view(), &self.weights);
+        let call = Forward::new(&self.weights, self.wx.view());
         self.plan.forward(Forward { h: Some(self.h.view_mut()), ..call })?;
         Ok(self.wgpu.synchronize()?)
     }
 
     fn both(&mut self) -> Result<()> {
-        let call = Forward::new(self.wx.view(), &self.weights);
-        let (states, saved) = (Some(self.states.view_mut()), Some(&mut self.saved));
+        let call = Forward::new(&self.weights, self.wx.view());
+        let (states, saved) = (Some(self.states.view_mut()), Some(self.saved.view_mut()));
         self.plan.forward(Forward { states, saved, ..call })?;
         let (d_h, d_r, d_b) = (self.d_h.view(), self.d_r.view_mut(), self.d_b.view_mut());
-        let call = Backward::new(&self.weights, self.states.view(), &self.saved, self.d_wx.view_mut());
+        let call = Backward::new(&self.weights, self.states.view(), self.saved.view(), self.d_wx.view_mut());
         self.plan.backward(Backward { d_h: Some(d_h), d_r: Some(d_r), d_b: Some(d_b), ..call })?;
         Ok(self.wgpu.synchronize()?)
     }
