@@ -162,31 +162,31 @@ impl Fused {
         let units = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
             .into_iter()
             .find(|&units| units >= shapes.head_dim)?;
-        let groups = |rows| shapes.heads * shapes.batch.div_ceil(rows);
-        let mut wanted = [4, 2].into_iter().find(|&rows| groups(rows) >= ENOUGH_GROUPS).unwrap_or(1);
         // A CPU has no registers for R, and its drivers take seconds to compile what is written out: there the smallest heads
         // alone are fused, in f32, all in one way.
-        if adapter.cpu {
-            if units > 8 || narrow {
-                return None;
-            }
-            wanted = 1;
+        if adapter.cpu && (units > 8 || narrow) {
+            return None;
         }
-        let rows = [4, 2, 1].into_iter().filter(|&rows| rows <= wanted);
-        let cuts = |splits: [usize; 3]| {
-            let cut = move |rows| {
-                splits.map(|split| {
-                    let threads = units * split;
-                    let registers = (REGISTERS.0 / threads).min(REGISTERS.1) / 4 * 3;
-                    Self { units, split, rows, registers }
-                })
-            };
-            rows.clone().flat_map(cut).filter(|fused| fused.fits(shapes, adapter, narrow))
+        let cut = |rows, split: usize| {
+            let threads = units * split;
+            let registers = (REGISTERS.0 / threads).min(REGISTERS.1) / 4 * 3;
+            Self { units, split, rows, registers }
         };
+        let fits = |fused: &Self| fused.fits(shapes, adapter, narrow);
+        let keeps_all = |fused: &Self| fits(fused) && fused.keeps_all(shapes, narrow);
         let bytes = shapes.recurrent * units * units * if narrow { 2 } else { 4 };
-        let all = cuts([4, 2, 1]).find(|fused| fused.keeps_all(shapes, narrow));
         let most = MOST_STREAMING[usize::from(narrow)];
-        all.or_else(|| cuts([4, 2, 1]).find(|fused| bytes <= MOST_STREAMED && fused.threads() <= most))
+        let streams = |fused: &Self| fits(fused) && bytes <= MOST_STREAMED && fused.threads() <= most;
+        // One row needs the least, so it decides on the parts of k, which the order of the packed weights depends on: that must
+        // be the same for every batch.
+        let split = |may: &dyn Fn(&Self) -> bool| [4, 2, 1].into_iter().find(|&split| may(&cut(1, split)));
+        let (split, may): (_, &dyn Fn(&Self) -> bool) = match split(&keeps_all) {
+            Some(split) => (split, &keeps_all),
+            None => (split(&streams)?, &streams),
+        };
+        let enough = |rows| shapes.heads * shapes.batch.div_ceil(rows) >= ENOUGH_GROUPS;
+        let several = [4, 2].into_iter().filter(|&rows| !adapter.cpu && enough(rows));
+        several.map(|rows| cut(rows, split)).find(may).or(Some(cut(1, split)))
     }
 }
 
@@ -231,6 +231,23 @@ mod tests {
         let cpu = Adapter { cpu: true, ..H200 };
         assert_eq!(fused(lstm(16, 12, 8), cpu, false), of(8, 1, 1, ["1/1", "1/1"]));
         assert_eq!(fused(lstm(16, 12, 9), cpu, false), None);
+    }
+
+    /// The order of the packed weights depends on units and split, so that one packing serves every batch.
+    #[test]
+    fn no_batch_changes_the_order_of_the_weights() {
+        let cpu = Adapter { cpu: true, ..H200 };
+        for adapter in [H200, LEAST, cpu] {
+            for head_dim in [1, 8, 16, 33, 64, 96, 128, 192, 256, 384, 512, 513] {
+                for element in [Dtype::F32, Dtype::Bf16] {
+                    let order = |batch| {
+                        let shapes = Problem::new(batch, 1, 3, head_dim).shapes::<Slstm>().unwrap();
+                        Fused::new(&shapes, adapter, element).map(|fused| (fused.units, fused.split))
+                    };
+                    assert_eq!([2, 16, 64, 1 << 20].map(order), [order(1); 4], "{head_dim}, {element}");
+                }
+            }
+        }
     }
 
     #[test]
