@@ -1,5 +1,8 @@
-@group(0) @binding(BINDING) var<storage, read> TENSOR: array<u32>;
+@group(0) @binding(BINDING) var<storage, ACCESS> TENSOR: array<u32>;
 fn load_TENSOR(i: u32) -> f32 { return bitcast<f32>(TENSOR[params.TENSOR_first + i]); }
-// Elements i and i + 1, as they lie in memory.
-fn fetch2_TENSOR(i: u32) -> vec2u { return vec2u(TENSOR[params.TENSOR_first + i], TENSOR[params.TENSOR_first + i + 1u]); }
+// Elements i and i + 1, as they lie in memory; beyond the last, whatever is there.
+fn fetch2_TENSOR(i: u32) -> vec2u {
+    let at = params.TENSOR_first + i;
+    return vec2u(TENSOR[at], TENSOR[min(at + 1u, arrayLength(&TENSOR) - 1u)]);
+}
 fn load2_TENSOR(i: u32) -> vec2f { return bitcast<vec2f>(fetch2_TENSOR(i)); }

@@ -1,6 +1,7 @@
 //! The arguments of the kernels, as they read them.
 
 use bytemuck::{Pod, Zeroable};
+use flashrnn_core::Shapes;
 
 /// `Params` of shaders/params.wgsl, where each field's meaning stands. Flags are 0 or 1.
 #[repr(C)]
@@ -58,19 +59,52 @@ pub struct Params {
 
 const _: () = assert!(size_of::<Params>().is_multiple_of(16), "a uniform buffer's size");
 
-/// The parts of `work`, one after another.
-#[derive(Default)]
-pub struct Layout {
-    /// The words so far.
-    pub words: usize,
+impl Params {
+    /// Lays out `work` of a forward pass; returns its words.
+    pub fn lay_out_forward(&mut self, shapes: &Shapes) -> usize {
+        let mut layout = WorkLayout::default();
+        self.lengths_at = layout.add(shapes.batch);
+        self.resets_at = layout.add(shapes.tokens().div_ceil(4));
+        self.carried_at = layout.add(2 * state(shapes));
+        layout.words()
+    }
+
+    /// Lays out `work` of a backward pass; returns its words.
+    pub fn lay_out_backward(&mut self, shapes: &Shapes) -> usize {
+        let (step, state) = (shapes.batch * shapes.units(), state(shapes));
+        let mut layout = WorkLayout::default();
+        self.lengths_at = layout.add(shapes.batch);
+        self.resets_at = layout.add(shapes.tokens().div_ceil(4));
+        self.s0_at = layout.add(state);
+        self.d_last_at = layout.add(state);
+        self.d_s0_at = layout.add(state);
+        self.carried_at = layout.add(state);
+        self.exchange_at = layout.add(2 * shapes.recurrent * step);
+        self.inner_at = layout.add(shapes.inner() * shapes.time * step);
+        layout.words()
+    }
 }
 
-impl Layout {
-    /// Room for `words` 32-bit words: where they begin.
-    pub fn add(&mut self, words: usize) -> u32 {
-        let at = self.words;
-        self.words += words;
+/// The elements of all rows' states at one step.
+pub fn state(shapes: &Shapes) -> usize {
+    shapes.state().iter().product()
+}
+
+/// The parts of `work`, one after another.
+#[derive(Default)]
+struct WorkLayout(usize);
+
+impl WorkLayout {
+    /// Makes room for 32-bit words; returns where they begin.
+    fn add(&mut self, words: usize) -> u32 {
+        let at = self.0;
+        self.0 += words;
         // `plan` refuses what does not fit.
         at as u32
+    }
+
+    /// All words, and one that is read with the last unit of an odd number of them, and thrown away.
+    fn words(self) -> usize {
+        self.0 + 1
     }
 }

@@ -1,22 +1,27 @@
 //! A device and its queue, and how their errors become ours.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak, mpsc};
 
 use bytemuck::Pod;
 use flashrnn_core::{Error, Result};
 
 use crate::cache::Cache;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Uniforms};
 use crate::memory::{Buffer, View};
+use crate::operands;
 use crate::probe;
+use crate::scratch::Pool;
 use crate::select::{self, Adapter, Choice, Family};
 
 /// What the buffers of this crate may be used for.
 const USAGES: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
-/// A device that wgpu found, or the caller's.
+/// A device that wgpu found, or the caller's. Clones share it; buffers, packed weights and plans belong to all clones of one.
 #[derive(Clone)]
 pub struct Wgpu {
     pub(crate) device: Arc<Device>,
@@ -171,8 +176,29 @@ impl Wgpu {
     }
 }
 
+impl fmt::Debug for Wgpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wgpu")
+            .field("device", &self.device.name)
+            .field("family", &self.choice.family)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tells one [`Device`] from another. wgpu's own comparison takes devices of different instances for equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceId(u64);
+
+impl DeviceId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// What a [`Wgpu`] and its plans share.
 pub(crate) struct Device {
+    pub id: DeviceId,
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub name: String,
@@ -183,6 +209,10 @@ pub(crate) struct Device {
     pub steps: wgpu::Buffer,
     /// Kernels by their text and entry point.
     pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+    /// The parameters of kernels.
+    pub uniforms: Uniforms,
+    /// What plans keep for their calls.
+    pools: Mutex<Vec<Weak<Pool>>>,
     /// Where pipelines are kept between processes; set with the first kernel.
     pub cache: OnceLock<Option<Cache>>,
     /// It was opened with what the kernels with cooperative matrices need.
@@ -240,6 +270,7 @@ impl Device {
             (0..STEPS * words).map(|i| if i % words == 0 { (i / words) as u32 } else { 0 }).collect();
         queue.write_buffer(&steps, 0, bytemuck::cast_slice(&contents));
         Self {
+            id: DeviceId::new(),
             device,
             queue,
             name,
@@ -248,6 +279,8 @@ impl Device {
             absent,
             steps,
             kernels: Mutex::default(),
+            uniforms: Uniforms::default(),
+            pools: Mutex::default(),
             cache: OnceLock::new(),
             long_loops: OnceLock::new(),
             unpacks: OnceLock::new(),
@@ -286,7 +319,36 @@ impl Device {
     /// The most bytes of a tensor: of what the device takes, what [`Device::memory`] rounds to and shaders can count in a u32.
     pub fn most_bytes(&self) -> u64 {
         let most = self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size);
-        most.min(1 << 32) / 16 * 16
+        most.min(1 << 32).min(isize::MAX as u64) / 16 * 16
+    }
+
+    /// Whether a kernel can be given these bytes of a buffer: from the alignment before them on.
+    pub fn binds(&self, bytes: &Range<u64>) -> bool {
+        let first = bytes.start / self.alignment() * self.alignment();
+        bytes.end.next_multiple_of(4) - first <= self.limits.max_storage_buffer_binding_size
+    }
+
+    /// What a binding's offset must be a multiple of, in bytes.
+    pub fn alignment(&self) -> u64 {
+        self.limits.min_storage_buffer_offset_alignment.max(4).into()
+    }
+
+    /// A plan's memory for its calls, which [`Device::trim`] reaches while the plan is there.
+    pub fn pool(&self) -> Arc<Pool> {
+        let pool = Arc::new(Pool::default());
+        let mut pools = lock(&self.pools);
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Arc::downgrade(&pool));
+        pool
+    }
+
+    /// Gives back what plans keep for their calls, and waits for the calls that used it: wgpu frees it then.
+    pub fn trim(&self) -> Result<()> {
+        for pool in lock(&self.pools).iter().filter_map(Weak::upgrade) {
+            pool.trim();
+        }
+        self.uniforms.trim();
+        self.wait()
     }
 
     /// Whether the driver runs long loops to their end. The first time, it waits for the device.
@@ -362,7 +424,7 @@ impl Device {
 
     pub fn alloc<P>(&self, len: usize) -> Result<Buffer<P>> {
         let bytes = len.checked_mul(size_of::<P>()).ok_or(Error::OutOfMemory { bytes: usize::MAX })?;
-        Ok(Buffer::new(self.memory(bytes)?, len))
+        Ok(Buffer::new(self.memory(bytes)?, len, self.id))
     }
 
     pub fn upload<P: Pod>(&self, data: &[P]) -> Result<Buffer<P>> {
@@ -382,6 +444,7 @@ impl Device {
     }
 
     pub fn download<P: Pod>(&self, view: View<'_, P>) -> Result<Vec<P>> {
+        operands::check(self, [operands::read("view", Some(view))])?;
         if view.len == 0 {
             return Ok(Vec::new());
         }
@@ -409,13 +472,16 @@ impl Device {
         Ok(bytemuck::allocation::pod_collect_to_vec(&mapped[skipped..skipped + bytes]))
     }
 
-    pub fn synchronize(&self) -> Result<()> {
+    /// Waits for all that was submitted.
+    fn wait(&self) -> Result<()> {
         self.device
             .poll(wgpu::PollType::wait_indefinitely())
             .map_err(|error| Error::Device(format!("wgpu: {error}")))?;
-        match self.lost.get().cloned().or_else(|| lock(&self.failures).take()) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        self.lost.get().cloned().map_or(Ok(()), Err)
+    }
+
+    pub fn synchronize(&self) -> Result<()> {
+        self.wait()?;
+        lock(&self.failures).take().map_or(Ok(()), Err)
     }
 }

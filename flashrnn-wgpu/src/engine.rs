@@ -1,39 +1,41 @@
 //! The engine of a plan: its kernels and sizes, whatever the element types.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
-use flashrnn_core::{Dtype, Element, Layout as Order, Problem, Result, Save, Shapes};
+use flashrnn_core::{Dtype, Element, Layout as Order, Problem, Result, Save, Shapes, WeightsLayout};
 
 use crate::call::Params;
 use crate::device::{Device, Wgpu};
-use crate::forward::StepMemory;
 use crate::kernel::{Bound, Call, Kernel};
-use crate::limits::{check_limits, check_loops, unsupported};
-use crate::memory::{Pool, View};
-use crate::plan::WgpuWeights;
+use crate::limits::{check_limits, check_loops, check_scratch, unsupported};
+use crate::memory::{View, ViewMut};
 use crate::programs::Common;
+use crate::scratch::{self, Pool, Scratch};
 use crate::select::{self, Adapter, Family, Fused, Gradient};
+use crate::weights::{self, PackedOrder};
 
 /// What a plan runs with: the kernels and sizes, whatever the element types.
 pub(crate) struct Engine {
     pub device: Arc<Device>,
     pub problem: Problem,
     pub shapes: Shapes,
+    /// What the kernels were chosen for.
+    pub adapter: Adapter,
     /// `None`: the two kernels of the time steps are the alternating ones.
     pub fused: Option<Fused>,
     /// For tensors that begin at an even element.
     forward_steps: Arc<Kernel>,
     /// The most steps of the backward pass at a time: all, or those whose gates are computed again together.
     pub gates_steps: usize,
-    pack: Arc<Kernel>,
-    pack_fused: Option<Arc<Kernel>>,
-    common: Common,
+    /// Whose packed weights the kernels read.
+    pub layout: Arc<WeightsLayout<PackedOrder>>,
+    pub pack: Arc<Kernel>,
+    pub pack_fused: Option<Arc<Kernel>>,
+    pub common: Common,
     /// Compiled by the first backward pass: inference needs none of it.
     backward: OnceLock<BackwardKernels>,
-    /// What the passes work in.
-    pub pool: Pool,
-    /// Made by the first step.
-    pub step_memory: Mutex<Option<StepMemory>>,
+    /// What calls without a workspace work in.
+    pub pool: Arc<Pool>,
 }
 
 /// The kernels of the backward pass.
@@ -86,10 +88,11 @@ impl Engine {
             return Err(unsupported("fused kernels for this problem".into(), why.into()));
         }
         let words = adapter.words(shapes.head_dim);
-        Ok(Self {
+        let engine = Self {
             device: device.clone(),
             problem: problem.clone(),
             shapes: shapes.clone(),
+            adapter,
             fused,
             forward_steps: steps(device, &common, fused, shapes, Pass::Forward, words)?,
             gates_steps: match problem.options.save {
@@ -98,15 +101,17 @@ impl Engine {
                     select::gates_steps(shapes.time, shapes.gates * shapes.batch * shapes.units())
                 }
             },
+            layout: weights::layout(device, shapes, fused),
             pack: Kernel::get(device, &common.pack(), "pack")?,
             pack_fused: fused
                 .map(|fused| Kernel::get(device, &common.pack_fused(fused, shapes), "pack_fused"))
                 .transpose()?,
             common,
             backward: OnceLock::new(),
-            pool: Pool::default(),
-            step_memory: Mutex::default(),
-        })
+            pool: device.pool(),
+        };
+        check_scratch(device.limits.max_buffer_size, &engine.backward_regions())?;
+        Ok(engine)
     }
 
     /// The kernels of the backward pass.
@@ -135,7 +140,7 @@ impl Engine {
     /// The kernel of the time steps, for tensors that begin where `params` says.
     pub fn forward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
         let firsts = params.wx_first | params.h_first | params.states_first | params.gates_first;
-        if firsts.is_multiple_of(2) {
+        if self.in_words(firsts) {
             return Ok(self.forward_steps.clone());
         }
         steps(&self.device, &self.common, self.fused, &self.shapes, Pass::Forward, false)
@@ -144,15 +149,20 @@ impl Engine {
     /// Of the backward pass.
     pub fn backward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
         let firsts = params.states_first | params.gates_first | params.d_states_first | params.d_wx_first;
-        if firsts.is_multiple_of(2) {
+        if self.in_words(firsts) {
             return Ok(self.backward_kernels()?.steps.clone());
         }
         steps(&self.device, &self.common, self.fused, &self.shapes, Pass::Backward, false)
     }
 
+    /// Whether the kernels for tensors that begin at an even element serve tensors that begin here: f32 is in words anywhere.
+    fn in_words(&self, firsts: u32) -> bool {
+        self.common.element == Dtype::F32 || firsts.is_multiple_of(2)
+    }
+
     /// The kernel of the gradient of R, and how wide its tiles are.
     pub fn weight_gradient(&self, params: &Params) -> Result<(Arc<Kernel>, usize)> {
-        if (params.states_first | params.d_wx_first).is_multiple_of(2) {
+        if self.in_words(params.states_first | params.d_wx_first) {
             return Ok(self.backward_kernels()?.weight_gradient.clone());
         }
         weight_gradient(&self.device, &self.common, self.shapes.head_dim, false)
@@ -193,7 +203,7 @@ impl Engine {
     /// The workgroups of a kernel of the time steps.
     pub fn groups(&self) -> usize {
         match self.fused {
-            None => self.shapes.head_dim.div_ceil(8) * self.shapes.heads * self.shapes.batch.div_ceil(16),
+            None => select::step_groups(&self.shapes),
             Some(fused) => fused.groups(&self.shapes),
         }
     }
@@ -211,7 +221,7 @@ impl Engine {
         commands.run_steps(kernel, &params, bound, self.groups(), steps, of_dispatch);
     }
 
-    /// A tensor bound, or what stands for it where it is absent.
+    /// A tensor bound, or what stands for it where it is absent or empty.
     pub fn bind<'a, P>(
         &'a self,
         view: Option<View<'a, P>>,
@@ -219,7 +229,7 @@ impl Engine {
         slot: u64,
         first: &mut u32,
     ) -> Bound<'a> {
-        match view {
+        match view.filter(|view| view.len > 0) {
             None => Bound::absent(&self.device, written, slot),
             Some(view) => {
                 let (bound, at) = Bound::view(&self.device, view);
@@ -229,26 +239,16 @@ impl Engine {
         }
     }
 
-    /// The weights in the kernels' form.
-    pub fn pack<W: Element>(&self, r: View<'_, W>, b: View<'_, W>) -> Result<WgpuWeights> {
-        let [plain, fused] = select::packed(&self.shapes, self.fused, self.common.narrow());
-        let packed = self.device.alloc::<u32>(4 * (plain + fused))?;
-        self.device.scope(0, || {
-            let mut params = self.params();
-            let bound = [
-                self.bind(Some(r), false, 0, &mut params.r_first),
-                self.bind(Some(b), false, 1, &mut params.b_first),
-                Bound::whole(&packed.buffer),
-            ];
-            let mut call = Call::new(&self.device);
-            call.run(&self.pack, &params, &bound, plain.div_ceil(64));
-            if let Some(pack_fused) = &self.pack_fused {
-                call.run(pack_fused, &params, &bound, fused.div_ceil(64));
-            }
-            call.submit();
-            Ok(())
-        })?;
-        Ok(WgpuWeights { packed })
+    /// The memory that a call works in: the caller's, or some of the plan's own for these regions.
+    pub fn scratch<'a>(
+        &'a self,
+        workspace: Option<ViewMut<'a, u8>>,
+        regions: &[usize],
+    ) -> Result<Scratch<'a>> {
+        match &workspace {
+            Some(workspace) => Scratch::given(workspace),
+            None => self.pool.take(&self.device, scratch::workspace(regions).bytes),
+        }
     }
 }
 

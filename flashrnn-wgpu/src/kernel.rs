@@ -1,7 +1,8 @@
 //! Pipelines, and calls that dispatch them.
 
+use std::collections::HashMap;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use flashrnn_core::{Error, Result};
 
@@ -71,7 +72,7 @@ impl Kernel {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
-        let cache = device.cache.get_or_init(|| Cache::new(wgpu));
+        let cache = device.cache.get_or_init(|| Cache::new(device));
         let pipeline = wgpu.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(name),
             layout: Some(&pipeline_layout),
@@ -97,15 +98,17 @@ impl<'a> Bound<'a> {
         Self { buffer, offset: 0, size: buffer.size() }
     }
 
-    /// The view, and where it begins in what is bound, in elements.
+    /// `bytes` from `offset` on, both as they can be bound.
+    pub fn part(buffer: &'a wgpu::Buffer, offset: u64, bytes: u64) -> Self {
+        Self { buffer, offset, size: bytes.next_multiple_of(4).max(4) }
+    }
+
+    /// The view, which is not empty, and where it begins in what is bound, in elements.
     pub fn view<P>(device: &Device, view: View<'a, P>) -> (Self, u32) {
-        let alignment = u64::from(device.limits.min_storage_buffer_offset_alignment.max(4));
-        let bytes = size_of::<P>().max(1) as u64;
-        let first = view.first as u64 * bytes;
-        let offset = first / alignment * alignment;
-        // An empty view binds one word, which nothing reads.
-        let size = (first + view.len as u64 * bytes - offset).next_multiple_of(4).max(4);
-        (Self { buffer: view.buffer, offset, size }, ((first - offset) / bytes) as u32)
+        let bytes = view.bytes();
+        let offset = bytes.start / device.alignment() * device.alignment();
+        let first = (bytes.start - offset) / size_of::<P>().max(1) as u64;
+        (Self::part(view.buffer, offset, bytes.end - offset), first as u32)
     }
 
     /// What stands for an absent tensor: `written` for one that is written, and which of them.
@@ -123,31 +126,37 @@ impl<'a> Bound<'a> {
     }
 }
 
-/// A kernel's parameters on the device.
-pub(crate) struct Uniform {
-    buffer: wgpu::Buffer,
-    params: Params,
-}
+/// The most parameters that are kept on the device.
+const MOST_UNIFORMS: usize = 256;
 
-impl Uniform {
-    pub fn new(device: &Device, params: Params) -> Self {
+/// Parameters as they lie in memory.
+type Words = [u32; size_of::<Params>() / 4];
+
+/// Kernels' parameters on the device, by what they hold: calls of the same sizes make no new ones. None is ever written again.
+#[derive(Default)]
+pub(crate) struct Uniforms(Mutex<HashMap<Words, wgpu::Buffer>>);
+
+impl Uniforms {
+    fn get(&self, device: &Device, params: Params) -> wgpu::Buffer {
+        let mut kept = lock(&self.0);
+        let words: Words = bytemuck::cast(params);
+        if let Some(buffer) = kept.get(&words) {
+            return buffer.clone();
+        }
+        if kept.len() >= MOST_UNIFORMS {
+            kept.clear();
+        }
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let buffer = device.buffer("params", size_of::<Params>() as u64, usage);
-        let uniform = Self { buffer, params };
-        uniform.write(device);
-        uniform
+        // Written before the lock is released, so before anybody submits what reads it.
+        device.write(&buffer, 0, bytemuck::bytes_of(&params));
+        kept.insert(words, buffer.clone());
+        buffer
     }
 
-    /// Other parameters, for what is submitted from now on. The same ones cost nothing.
-    pub fn set(&mut self, device: &Device, params: Params) {
-        if bytemuck::bytes_of(&self.params) != bytemuck::bytes_of(&params) {
-            self.params = params;
-            self.write(device);
-        }
-    }
-
-    fn write(&self, device: &Device) {
-        device.write(&self.buffer, 0, bytemuck::bytes_of(&self.params));
+    /// Drops all of them.
+    pub fn trim(&self) {
+        lock(&self.0).clear();
     }
 }
 
@@ -167,48 +176,50 @@ impl<'a> Call<'a> {
         self.device.queue.submit([self.encoder.finish()]);
     }
 
-    /// Copies a tensor to `to`, from word `at` on.
+    /// Copies a tensor, where there is one, to `to`, from word `at` on.
     ///
     /// # Errors
     /// [`Error::Argument`] where the view begins or ends amid a word that is not all its buffer's.
     pub fn copy_in<P>(
         &mut self,
         tensor: &'static str,
-        from: View<'_, P>,
-        to: &wgpu::Buffer,
+        from: Option<View<'_, P>>,
+        to: Bound<'_>,
         at: u32,
     ) -> Result<()> {
-        if from.len == 0 {
-            return Ok(());
-        }
-        let (first, bytes) = (from.first * size_of::<P>(), from.len * size_of::<P>());
-        if !first.is_multiple_of(4) || (first + bytes.next_multiple_of(4)) as u64 > from.buffer.size() {
+        let Some(from) = from.filter(|from| from.len > 0) else { return Ok(()) };
+        let bytes = from.bytes();
+        let end = bytes.end.next_multiple_of(4);
+        if !bytes.start.is_multiple_of(4) || end > from.buffer.size() {
             return Err(Error::Argument { tensor, why: "must begin and end at a multiple of 4 bytes" });
         }
-        let size = bytes.next_multiple_of(4) as u64;
-        self.encoder.copy_buffer_to_buffer(from.buffer, first as u64, to, u64::from(at) * 4, size);
+        let to_first = to.offset + u64::from(at) * 4;
+        let size = end - bytes.start;
+        self.encoder.copy_buffer_to_buffer(from.buffer, bytes.start, to.buffer, to_first, size);
         Ok(())
     }
 
-    /// Makes words of `buffer` zeros, from `at` on.
-    pub fn clear(&mut self, buffer: &wgpu::Buffer, at: u32, words: usize) {
+    /// Makes words of `to` zeros, from `at` on.
+    pub fn clear(&mut self, to: Bound<'_>, at: u32, words: usize) {
         if words > 0 {
-            self.encoder.clear_buffer(buffer, u64::from(at) * 4, Some(words as u64 * 4));
+            let first = to.offset + u64::from(at) * 4;
+            self.encoder.clear_buffer(to.buffer, first, Some(words as u64 * 4));
         }
     }
 
-    /// Copies words of `from`, from `at` on, to an f32 tensor.
-    pub fn copy_out(&mut self, from: &wgpu::Buffer, at: u32, to: View<'_, impl Sized>) {
-        let size = (to.len * size_of::<f32>()) as u64;
-        if size > 0 {
-            let first = (to.first * size_of::<f32>()) as u64;
-            self.encoder.copy_buffer_to_buffer(from, u64::from(at) * 4, to.buffer, first, size);
+    /// Copies words of `from`, from `at` on, to a tensor of 4-byte elements.
+    pub fn copy_out<P>(&mut self, from: Bound<'_>, at: u32, to: View<'_, P>) {
+        let bytes = to.bytes();
+        if !bytes.is_empty() {
+            let first = from.offset + u64::from(at) * 4;
+            let size = bytes.end - bytes.start;
+            self.encoder.copy_buffer_to_buffer(from.buffer, first, to.buffer, bytes.start, size);
         }
     }
 
     /// Dispatches a kernel once.
     pub fn run(&mut self, kernel: &Kernel, params: &Params, bound: &[Bound<'_>], groups: usize) {
-        self.run_with(kernel, &Uniform::new(self.device, *params), bound, groups, 1);
+        self.run_with(kernel, *params, bound, groups, 1);
     }
 
     /// Dispatches a kernel for `steps` steps from `params.first_step` on, so many of them a dispatch.
@@ -221,20 +232,23 @@ impl<'a> Call<'a> {
         steps: usize,
         of_dispatch: usize,
     ) {
+        if groups == 0 {
+            return;
+        }
         let end_step = params.first_step + steps as u32;
         let dispatches = steps.div_ceil(of_dispatch);
         for first in (0..dispatches).step_by(STEPS) {
             let first_step = params.first_step + (first * of_dispatch) as u32;
-            let uniform = Uniform::new(self.device, Params { first_step, end_step, ..*params });
-            self.run_with(kernel, &uniform, bound, groups, (dispatches - first).min(STEPS));
+            let params = Params { first_step, end_step, ..*params };
+            self.run_with(kernel, params, bound, groups, (dispatches - first).min(STEPS));
         }
     }
 
-    /// Dispatches a kernel at most [`STEPS`] times, with parameters that are on the device.
-    pub fn run_with(
+    /// Dispatches a kernel at most [`STEPS`] times.
+    fn run_with(
         &mut self,
         kernel: &Kernel,
-        uniform: &Uniform,
+        params: Params,
         bound: &[Bound<'_>],
         groups: usize,
         dispatches: usize,
@@ -244,7 +258,7 @@ impl<'a> Call<'a> {
             return;
         }
         let [x, y, z] = select::dispatch(groups);
-        let group = self.bind(kernel, uniform, bound);
+        let group = self.bind(kernel, params, bound);
         for begin in (0..dispatches).step_by(SUBMITTED) {
             let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some(kernel.name),
@@ -264,14 +278,15 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn bind(&self, kernel: &Kernel, uniform: &Uniform, bound: &[Bound<'_>]) -> wgpu::BindGroup {
+    fn bind(&self, kernel: &Kernel, params: Params, bound: &[Bound<'_>]) -> wgpu::BindGroup {
         let device = self.device;
+        let uniform = device.uniforms.get(device, params);
         let step = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &device.steps,
             offset: 0,
             size: NonZeroU64::new(16),
         });
-        let resources = [Bound::whole(&uniform.buffer).resource(), step]
+        let resources = [Bound::whole(&uniform).resource(), step]
             .into_iter()
             .chain(bound.iter().map(|bound| bound.resource()));
         let entries: Vec<_> = resources

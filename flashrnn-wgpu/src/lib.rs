@@ -6,37 +6,44 @@
 //!
 //! # Reading order
 //! 1. [`Wgpu`] (`device.rs`): an adapter's device and queue, and how their errors become ours.
-//! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's.
+//! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's; `scratch.rs`: what calls work in.
 //! 3. `programs.rs` and, for the kernels of many steps, `fused.rs`: the shader files with a cell and element types;
-//!    `kernel.rs`: pipelines and dispatches; `cache.rs`: pipelines on disk.
-//! 4. `select/`: which kernels, and sizes of tiles and parts, chosen by pure functions for what of an adapter decides; `limits.rs`:
-//!    what is refused; `probe.rs`: what the driver must first show.
-//! 5. `plan.rs`: the public interface; `engine.rs`: a plan's kernels; `forward.rs`, `backward.rs`: the passes, with the arguments of
-//!    `call.rs`.
+//!    `kernel.rs`: pipelines and dispatches; [`cache`] and `disk_cache.rs`: pipelines on disk.
+//! 4. `select/`: which kernels, and sizes of tiles and parts, chosen by pure functions from an adapter's properties;
+//!    [`KernelChoice`] (`choice.rs`): the same for people; `limits.rs`: what is refused; `probe.rs`: what the driver must first show.
+//! 5. `plan.rs`: the public interface, with `operands.rs`, which checks what core can't see; `engine.rs`: a plan's kernels;
+//!    `weights.rs`: R and b as they read them; `forward.rs`, `backward.rs`: the passes, with the arguments of `call.rs`.
 
 #![deny(unsafe_code)]
 
 mod backward;
-mod cache;
+pub mod cache;
 mod call;
+mod choice;
 mod device;
+mod disk_cache;
 mod engine;
 mod forward;
 mod fused;
 mod kernel;
 mod limits;
 mod memory;
+mod operands;
 mod plan;
 mod probe;
 #[doc(hidden)]
 pub mod programs;
+mod scratch;
 mod select;
 #[doc(hidden)]
 pub mod testing;
 mod unroll;
+mod weights;
 
+pub use choice::KernelChoice;
 pub use device::{Wgpu, adapters};
 pub use memory::{Buffer, View, ViewMut};
-pub use plan::{WgpuPlan, WgpuWeights};
+pub use plan::WgpuPlan;
 pub use select::Family;
+pub use weights::{Packed, PackedOrder};
 pub use wgpu;

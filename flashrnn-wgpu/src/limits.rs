@@ -1,7 +1,8 @@
 //! What a device can't hold or run to its end, which plans refuse.
 
-use flashrnn_core::{Dtype, Error, Options, Problem, Result, Save, Shapes};
+use flashrnn_core::{Dtype, Error, Problem, Result, Save, Shapes};
 
+use crate::scratch::workspace;
 use crate::select::{self, Fused};
 
 /// The error for what this backend can't do.
@@ -17,12 +18,6 @@ pub fn check_limits(
     element: Dtype,
     fused: Option<Fused>,
 ) -> Result<()> {
-    if shapes.recurrent == 0 {
-        return Err(unsupported(
-            "a cell without recurrent gates".into(),
-            "nothing of it is a recurrence".into(),
-        ));
-    }
     for (what, bytes) in bound_sizes(shapes, problem.options.save, element, fused) {
         if bytes > most.into() {
             let what = format!("{what} of {bytes} bytes");
@@ -30,6 +25,16 @@ pub fn check_limits(
         }
     }
     Ok(())
+}
+
+/// Refuses scratch memory for these regions where the device has no buffer of its size.
+pub fn check_scratch(largest_buffer: u64, regions: &[usize]) -> Result<()> {
+    let bytes = workspace(regions).bytes;
+    if bytes as u64 <= largest_buffer {
+        return Ok(());
+    }
+    let what = format!("scratch memory of {bytes} bytes");
+    Err(unsupported(what, format!("the device's largest buffer has {largest_buffer} bytes")))
 }
 
 /// Refuses products whose loops the driver does not run to their end, which is asked only where they are long.
@@ -71,16 +76,17 @@ fn bound_sizes(
         ("states", states * step * bytes),
         ("gates", gates_bytes),
         ("wide states and gates", wide as u128 * step * 4),
-        ("weights", 16 * select::packed(shapes, fused, narrow).iter().sum::<usize>() as u128),
+        ("weights", 16 * (select::packed(shapes, fused, narrow).iter().sum::<usize>() as u128 + 1)),
         ("parts of d_r", partial(shapes.r().iter().product(), weight_round) * 4),
         ("parts of d_b", partial(shapes.b().iter().product(), bias_round) * 4),
-        ("the forward pass's working memory", (rows + 2 * state) * 4),
+        ("the forward pass's working memory", (rows + 2 * state + 1) * 4),
         (
             "the backward pass's working memory",
             (rows
                 + 4 * state
                 + (2 * shapes.recurrent) as u128 * batch * units
-                + shapes.inner() as u128 * step)
+                + shapes.inner() as u128 * step
+                + 1)
                 * 4,
         ),
     ]
@@ -88,7 +94,7 @@ fn bound_sizes(
 
 #[cfg(test)]
 mod tests {
-    use flashrnn_core::Lstm;
+    use flashrnn_core::{Lstm, Options};
 
     use super::*;
 

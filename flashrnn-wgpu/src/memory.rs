@@ -1,44 +1,63 @@
 //! Device memory: our own ([`Buffer`]), and parts of it or of the caller's ([`View`], [`ViewMut`]).
 
+use std::fmt;
 use std::marker::PhantomData;
-use std::ops::{Deref, Range};
-use std::sync::Mutex;
+use std::ops::Range;
 
 use flashrnn_core::{Error, Len, Result};
 
-use crate::device::{Device, lock};
+use crate::device::DeviceId;
 
-/// Owned device memory for `len` elements, with room to a multiple of 16 bytes.
+/// Owned device memory for `len` elements, with room to a multiple of 16 bytes. It belongs to the [`Wgpu`](crate::Wgpu) that made
+/// it and to its clones; calls of others refuse it.
 pub struct Buffer<P> {
     pub(crate) buffer: wgpu::Buffer,
-    pub(crate) len: usize,
+    len: usize,
+    device: DeviceId,
     element: PhantomData<fn() -> P>,
 }
 
 impl<P> Buffer<P> {
-    pub(crate) fn new(buffer: wgpu::Buffer, len: usize) -> Self {
-        Self { buffer, len, element: PhantomData }
+    pub(crate) fn new(buffer: wgpu::Buffer, len: usize, device: DeviceId) -> Self {
+        Self { buffer, len, device, element: PhantomData }
     }
 
-    /// The whole buffer, for reading.
+    /// Borrows the whole buffer for reading.
     #[must_use]
     pub fn view(&self) -> View<'_, P> {
-        View { buffer: &self.buffer, first: 0, len: self.len, element: PhantomData }
+        View {
+            buffer: &self.buffer,
+            first: 0,
+            len: self.len,
+            device: Some(self.device),
+            element: PhantomData,
+        }
     }
 
-    /// The whole buffer, for writing.
+    /// Borrows the whole buffer for writing.
     #[must_use]
     pub fn view_mut(&mut self) -> ViewMut<'_, P> {
         ViewMut(self.view())
     }
 }
 
+impl<P> fmt::Debug for Buffer<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
 /// Device memory borrowed for reading.
+///
+/// wgpu lets no kernel read one part of a buffer and write another. So in one call, what is read, what is written and the workspace
+/// must lie in different buffers, and what is written must not overlap. Calls check it ([`Error::Argument`]).
 pub struct View<'a, P> {
     pub(crate) buffer: &'a wgpu::Buffer,
     /// The first element.
     pub(crate) first: usize,
     pub(crate) len: usize,
+    /// Whose the buffer is; `None` where somebody else made it, for wgpu does not tell.
+    pub(crate) device: Option<DeviceId>,
     element: PhantomData<fn() -> P>,
 }
 
@@ -50,21 +69,32 @@ impl<P> Clone for View<'_, P> {
 
 impl<P> Copy for View<'_, P> {}
 
+/// What a buffer that is read must allow.
+const READ: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC);
+
 impl<'a, P> View<'a, P> {
-    /// `len` elements of a buffer that somebody else made, from element `first` on. The buffer's usages must hold `STORAGE`,
-    /// `COPY_SRC` and, where it is written, `COPY_DST`. No call may read and write parts of one buffer.
+    /// Views `len` elements, from element `first` on, of a buffer that somebody else made, on the very device that calls run on:
+    /// wgpu panics where a buffer of another instance is used.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the buffer is too small.
+    /// [`Error::Shape`] where the buffer is too small, [`Error::Argument`] where its usages lack `STORAGE` or `COPY_SRC`, or its size
+    /// is no multiple of 4 bytes.
     pub fn of(buffer: &'a wgpu::Buffer, first: usize, len: usize) -> Result<Self> {
+        let wrong = |why| Err(Error::Argument { tensor: "buffer", why });
+        if !buffer.usage().contains(READ) {
+            return wrong("its usages must hold STORAGE and COPY_SRC");
+        }
+        if !buffer.size().is_multiple_of(4) {
+            return wrong("its size must be a multiple of 4 bytes");
+        }
         let room = usize::try_from(buffer.size()).unwrap_or(usize::MAX) / size_of::<P>().max(1);
         match first.checked_add(len) {
-            Some(end) if end <= room => Ok(Self { buffer, first, len, element: PhantomData }),
+            Some(end) if end <= room => Ok(Self { buffer, first, len, device: None, element: PhantomData }),
             _ => Err(Error::Shape { tensor: "buffer", got: vec![room], want: vec![first, len] }),
         }
     }
 
-    /// The elements in `range`.
+    /// Views the elements in `range`.
     ///
     /// # Errors
     /// [`Error::Shape`] where they are not all in the view.
@@ -75,6 +105,12 @@ impl<'a, P> View<'a, P> {
             Err(Error::Shape { tensor: "view", got: vec![self.len], want: vec![range.start, range.end] })
         }
     }
+
+    /// The bytes of the buffer that are viewed.
+    pub(crate) fn bytes(&self) -> Range<u64> {
+        let size = size_of::<P>() as u64;
+        self.first as u64 * size..(self.first + self.len) as u64 * size
+    }
 }
 
 impl<P> Len for View<'_, P> {
@@ -83,19 +119,28 @@ impl<P> Len for View<'_, P> {
     }
 }
 
-/// Device memory borrowed for writing.
+impl<P> fmt::Debug for View<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("first", &self.first).field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// Device memory borrowed for writing. What [`View`] says of buffers holds for it too.
 pub struct ViewMut<'a, P>(pub(crate) View<'a, P>);
 
 impl<'a, P> ViewMut<'a, P> {
     /// As [`View::of`], for writing.
     ///
     /// # Errors
-    /// As [`View::of`].
+    /// As [`View::of`], and [`Error::Argument`] where the buffer's usages lack `COPY_DST`.
     pub fn of(buffer: &'a wgpu::Buffer, first: usize, len: usize) -> Result<Self> {
+        if !buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
+            return Err(Error::Argument { tensor: "buffer", why: "its usages must hold COPY_DST" });
+        }
         View::of(buffer, first, len).map(Self)
     }
 
-    /// The elements in `range`.
+    /// Views the elements in `range`.
     ///
     /// # Errors
     /// [`Error::Shape`] where they are not all in the view.
@@ -110,40 +155,8 @@ impl<P> Len for ViewMut<'_, P> {
     }
 }
 
-/// Memory that a plan's calls work in, call after call: making it anew takes a driver longer than many a call runs.
-#[derive(Default)]
-pub(crate) struct Pool(Mutex<Vec<wgpu::Buffer>>);
-
-impl Pool {
-    /// Memory of so many words, of which nobody knows what they hold. What the call that has it enqueues goes before what the next one
-    /// does.
-    pub fn words(&self, device: &Device, words: usize) -> Result<Scratch<'_>> {
-        let mut free = lock(&self.0);
-        let fits = |buffer: &wgpu::Buffer| buffer.size() / 4 == words.next_multiple_of(4).max(4) as u64;
-        if let Some(i) = free.iter().position(fits) {
-            return Ok(Scratch { buffer: free.swap_remove(i), pool: self });
-        }
-        drop(free);
-        Ok(Scratch { buffer: device.alloc::<u32>(words)?.buffer, pool: self })
-    }
-}
-
-/// A buffer of a [`Pool`], which goes back to it.
-pub(crate) struct Scratch<'a> {
-    buffer: wgpu::Buffer,
-    pool: &'a Pool,
-}
-
-impl Deref for Scratch<'_> {
-    type Target = wgpu::Buffer;
-
-    fn deref(&self) -> &wgpu::Buffer {
-        &self.buffer
-    }
-}
-
-impl Drop for Scratch<'_> {
-    fn drop(&mut self) {
-        lock(&self.pool.0).push(self.buffer.clone());
+impl<P> fmt::Debug for ViewMut<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ViewMut").field(&self.0).finish()
     }
 }

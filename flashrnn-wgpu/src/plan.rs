@@ -1,23 +1,31 @@
 //! The backend and its plans: the public interface, with its checks.
 
+use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Forward, Info, Len, Options, Plan, Problem, Result, Saved,
-    Shapes, Step,
+    Backend, Backward, Cell, Dtype, Element, Forward, Info, Len, Plan, Problem, Result, Saved, Shapes, Step,
+    Weights, WeightsLayout, Workspace,
 };
 
+use crate::choice::KernelChoice;
 use crate::device::Wgpu;
 use crate::engine::Engine;
 use crate::limits::unsupported;
 use crate::memory::{Buffer, View, ViewMut};
+use crate::operands;
+use crate::scratch::workspace;
+use crate::weights::{Packed, PackedOrder};
 
 impl Backend for Wgpu {
     type Buffer<P: Pod + Send + Sync> = Buffer<P>;
     type View<'a, P: Pod + Send + Sync> = View<'a, P>;
     type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
+    type Packed<T: Element> = Packed<T>;
+    type PackedOrder = PackedOrder;
     type Plan<T: Element, W: Element> = WgpuPlan<T, W>;
 
     fn info(&self) -> Info {
@@ -43,6 +51,12 @@ impl Backend for Wgpu {
 
     fn synchronize(&self) -> Result<()> {
         self.device.synchronize()
+    }
+
+    /// Gives back the scratch memory that plans which are still there keep, on all clones of this handle, and waits for all that was
+    /// enqueued: the driver gets it only then, and may keep some for itself.
+    fn trim(&self) -> Result<()> {
+        self.device.trim()
     }
 
     fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Buffer<P>) -> View<'a, P> {
@@ -74,23 +88,41 @@ impl Backend for Wgpu {
 
 /// A problem made ready to run on a device of wgpu's.
 ///
-/// It keeps the memory that its calls work in, from the first call on. For backward passes that is up to 64 MiB of partial sums (or
-/// one part of them, if that is more), the gradients of the gates that take no external input, in f32, and with
-/// [`Save::Recompute`](flashrnn_core::Save::Recompute) up to 64 MiB of gates.
+/// It keeps the scratch memory of calls that were given no workspace, from the first call on: one piece of
+/// [`Plan::forward_workspace`]'s size or [`Plan::backward_workspace`]'s for each call that was under way at a time. Dropping the plan
+/// gives it back, and so does [`Backend::trim`]. For backward passes that is up to 64 MiB of partial sums (or one part of them, if that
+/// is more), the gradients of the gates that take no external input, in f32, and with [`Save::Recompute`](flashrnn_core::Save::Recompute)
+/// up to 64 MiB of gates.
+///
+/// A workspace, or what [`View::of`] shows, must lie on the plan's device. In one call, what is read, what is written and the workspace
+/// must lie in different buffers ([`View`]).
 pub struct WgpuPlan<T: Element, W: Element> {
     wgpu: Wgpu,
     engine: Engine,
     weights: PhantomData<fn() -> (T, W)>,
 }
 
-/// R rounded to `T`, R transposed and b, in the form of shaders/weights.wgsl.
-pub struct WgpuWeights {
-    pub(crate) packed: Buffer<u32>,
+impl<T: Element, W: Element> WgpuPlan<T, W> {
+    /// Describes the kernels of the forward and of the backward pass's time steps.
+    #[must_use]
+    pub fn kernels(&self) -> [KernelChoice; 2] {
+        let Engine { shapes, fused, adapter, .. } = &self.engine;
+        KernelChoice::of_plan(shapes, T::DTYPE, *fused, *adapter, self.wgpu.choice.family)
+    }
+}
+
+impl<T: Element, W: Element> fmt::Debug for WgpuPlan<T, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WgpuPlan")
+            .field("wgpu", &self.wgpu)
+            .field("problem", &self.engine.problem)
+            .field("dtypes", &(T::DTYPE, W::DTYPE))
+            .finish_non_exhaustive()
+    }
 }
 
 impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
     type Backend = Wgpu;
-    type Weights = WgpuWeights;
 
     fn problem(&self) -> &Problem {
         &self.engine.problem
@@ -100,28 +132,45 @@ impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
         &self.engine.shapes
     }
 
-    fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<WgpuWeights> {
+    fn weights_layout(&self) -> &Arc<WeightsLayout<PackedOrder>> {
+        &self.engine.layout
+    }
+
+    fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<Weights<Wgpu, T>> {
         Shapes::check("r", r.len(), &self.engine.shapes.r())?;
         Shapes::check("b", b.len(), &self.engine.shapes.b())?;
-        self.engine.pack(r, b)
+        let tensors = [operands::read("r", Some(r)), operands::read("b", Some(b))];
+        operands::check(&self.engine.device, tensors)?;
+        Ok(Weights::new(self.engine.layout.clone(), self.engine.pack(r, b)?))
     }
 
     fn saved(&self) -> Result<Saved<Wgpu, T>> {
         Saved::new(&self.wgpu, &self.engine.shapes, self.engine.problem.options.save)
     }
 
-    fn forward(&self, call: Forward<'_, Wgpu, T, W>) -> Result<()> {
-        call.check(&self.wgpu, &self.engine.shapes, self.engine.problem.options.save)?;
+    fn forward_workspace(&self) -> Workspace {
+        workspace(&self.engine.forward_regions())
+    }
+
+    fn backward_workspace(&self) -> Workspace {
+        workspace(&self.engine.backward_regions())
+    }
+
+    fn forward(&self, call: Forward<'_, Wgpu, T>) -> Result<()> {
+        call.check(self)?;
+        operands::check(&self.engine.device, operands::of_forward(&call))?;
         self.engine.device.scope(0, || self.engine.forward(call))
     }
 
     fn backward(&self, call: Backward<'_, Wgpu, T, W>) -> Result<()> {
-        call.check(&self.wgpu, &self.engine.shapes, self.engine.problem.options.save)?;
+        call.check(self)?;
+        operands::check(&self.engine.device, operands::of_backward(&call))?;
         self.engine.device.scope(0, || self.engine.backward(call))
     }
 
-    fn step(&self, call: Step<'_, Wgpu, T, W>) -> Result<()> {
-        call.check(&self.engine.shapes)?;
+    fn step(&self, call: Step<'_, Wgpu, T>) -> Result<()> {
+        call.check(self)?;
+        operands::check(&self.engine.device, operands::of_step(&call))?;
         self.engine.device.scope(0, || self.engine.step(call))
     }
 }
@@ -130,7 +179,7 @@ impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use flashrnn_core::{Layout as Order, Save, Slstm, f16};
+    use flashrnn_core::{Layout as Order, Options, Save, Slstm, f16};
     use flashrnn_testsuite::run::{How, Pass};
     use flashrnn_testsuite::{Case, Results, Tensors};
 
@@ -152,7 +201,7 @@ mod tests {
             });
             let case = Case::random::<_, f16, f16>(&Slstm, &problem, Tensors::ALL, 5).unwrap();
             let mut plan = wgpu.plan::<f16, f16, _>(&Slstm, &problem).unwrap();
-            let pass = Pass::<Wgpu, f16, f16>::forward(&wgpu, &plan, &case).unwrap();
+            let pass = Pass::<Wgpu, f16>::forward(&wgpu, &plan, &case, How::default()).unwrap();
             let mut backward = |steps| -> Results {
                 plan.engine.gates_steps = steps;
                 pass.backward(&wgpu, &plan, &case, How::default()).unwrap()
@@ -174,12 +223,57 @@ mod tests {
         let weights = plan.pack(r.view(), b.view()).unwrap();
         let mut state = wgpu.alloc::<f32>(plan.shapes().state().iter().product()).unwrap();
         let mut step = || {
-            let call = Step { wx: wx.view(), weights: &weights, state: state.view_mut(), h: None };
+            let call = Step { weights: &weights, wx: wx.view(), state: state.view_mut(), h: None };
             plan.step(call).unwrap();
             wgpu.device.buffers_made.load(Ordering::Relaxed)
         };
         let first = step();
         assert!(first > 0);
         assert_eq!([(); 5].map(|()| step()), [first; 5]);
+    }
+
+    /// Calls with a workspace make no buffer, and those without keep theirs until they are trimmed.
+    #[test]
+    fn scratch_memory_is_the_callers_or_kept() {
+        let Some(wgpu) = testing::wgpu() else { return };
+        for save in [Save::Gates, Save::Recompute] {
+            let problem = Problem::new(3, 7, 2, 5).with(Options { save, ..Options::default() });
+            let plan = wgpu.plan::<f32, f32, _>(&Slstm, &problem).unwrap();
+            let ones = |shape: &[usize]| wgpu.upload(&vec![1f32; shape.iter().product()]).unwrap();
+            let (r, b, wx) = (ones(&plan.shapes().r()), ones(&plan.shapes().b()), ones(&plan.shapes().wx()));
+            let (mut d_wx, mut d_r, mut d_b) =
+                (ones(&plan.shapes().wx()), ones(&plan.shapes().r()), ones(&plan.shapes().b()));
+            let mut states = ones(&plan.shapes().states());
+            let mut saved = plan.saved().unwrap();
+            let weights = plan.pack(r.view(), b.view()).unwrap();
+            let bytes = plan.forward_workspace().bytes.max(plan.backward_workspace().bytes);
+            let mut scratch = wgpu.alloc::<u8>(bytes).unwrap();
+            let mut calls = |with: bool| {
+                plan.forward(Forward {
+                    states: Some(states.view_mut()),
+                    saved: Some(saved.view_mut()),
+                    workspace: with.then(|| scratch.view_mut()),
+                    ..Forward::new(&weights, wx.view())
+                })
+                .unwrap();
+                plan.backward(Backward {
+                    wx: Some(wx.view()),
+                    d_r: Some(d_r.view_mut()),
+                    d_b: Some(d_b.view_mut()),
+                    workspace: with.then(|| scratch.view_mut()),
+                    ..Backward::new(&weights, states.view(), saved.view(), d_wx.view_mut())
+                })
+                .unwrap();
+                wgpu.device.buffers_made.load(Ordering::Relaxed)
+            };
+            // The first one makes kernels' parameters.
+            let first = calls(true);
+            assert_eq!(calls(true), first, "{save:?}");
+            let kept = calls(false);
+            assert_eq!(kept, first + 2, "{save:?}: a piece for each pass");
+            assert_eq!(calls(false), kept, "{save:?}");
+            wgpu.trim().unwrap();
+            assert!(calls(false) >= kept + 2, "{save:?}");
+        }
     }
 }

@@ -21,8 +21,10 @@ const STEP: &str = include_str!("../shaders/step.wgsl");
 pub struct Tensor {
     /// Its name in the shaders.
     pub name: &'static str,
-    /// Whether the kernel writes it.
+    /// Whether it is bound for writing.
     pub written: bool,
+    /// Whether it is bound for writing, since its buffer holds something else that is written, but only read.
+    only_read: bool,
     kind: Kind,
 }
 
@@ -38,32 +40,34 @@ enum Kind {
 
 impl Tensor {
     fn read(name: &'static str, dtype: Dtype) -> Self {
-        Self { name, written: false, kind: Kind::Elements(dtype) }
+        Self { name, written: false, only_read: false, kind: Kind::Elements(dtype) }
     }
 
     fn write(name: &'static str, dtype: Dtype) -> Self {
-        Self { name, written: true, kind: Kind::Elements(dtype) }
+        Self { name, written: true, only_read: false, kind: Kind::Elements(dtype) }
     }
 
     /// Of a kernel of the time steps.
     fn pairs(name: &'static str, written: bool, dtype: Dtype, words: bool) -> Self {
-        Self { name, written, kind: if words { Kind::Pairs(dtype) } else { Kind::Elements(dtype) } }
+        let kind = if words { Kind::Pairs(dtype) } else { Kind::Elements(dtype) };
+        Self { name, written, only_read: false, kind }
     }
 
     fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
-        Self { name, written, kind: Kind::Plain(of) }
+        Self { name, written, only_read: false, kind: Kind::Plain(of) }
     }
 
     fn declaration(&self, binding: usize) -> String {
+        let access = if self.written { "read_write" } else { "read" };
         match self.kind {
             Kind::Plain(of) => {
-                let access = if self.written { "read_write" } else { "read" };
                 format!("@group(0) @binding({binding}) var<storage, {access}> {}: array<{of}>;\n", self.name)
             }
             Kind::Elements(dtype) | Kind::Pairs(dtype) => {
                 let pairs = matches!(self.kind, Kind::Pairs(_));
-                let template = match (self.written, dtype, pairs) {
-                    (false, Dtype::F32, _) => include_str!("../shaders/read_32.wgsl"),
+                let template = match (self.written && !self.only_read, dtype, pairs) {
+                    (false, Dtype::F32, false) => include_str!("../shaders/read_32.wgsl"),
+                    (false, Dtype::F32, true) => include_str!("../shaders/read_32_pairs.wgsl"),
                     (false, _, false) => include_str!("../shaders/read_16.wgsl"),
                     (false, _, true) => include_str!("../shaders/read_16_pairs.wgsl"),
                     (true, Dtype::F32, _) => include_str!("../shaders/write_32.wgsl"),
@@ -72,6 +76,7 @@ impl Tensor {
                 };
                 template
                     .replace("TENSOR", self.name)
+                    .replace("ACCESS", access)
                     .replace("FORMAT", &dtype.to_string())
                     .replace("BINDING", &binding.to_string())
             }
@@ -180,11 +185,14 @@ impl Common {
     /// The tensors of a backward kernel.
     pub(crate) fn backward_tensors(&self, words: bool) -> Vec<Tensor> {
         let t = self.element;
+        // Those computed again lie in scratch memory, as `work` does.
+        let gates = Tensor::pairs("gates", false, self.gates(), words);
+        let gates = Tensor { written: self.recompute, only_read: self.recompute, ..gates };
         vec![
             Self::weights(),
             Tensor::pairs("states", false, t, words),
-            Tensor::pairs("gates", false, self.gates(), words),
-            Tensor::read("wide", Dtype::F32),
+            gates,
+            Tensor::pairs("wide", false, Dtype::F32, words),
             Tensor::pairs("d_states", false, t, words),
             Self::work(),
             Tensor::pairs("d_wx", true, t, words),

@@ -10,11 +10,11 @@ mod gradient;
 mod step;
 
 #[cfg(test)]
-use adapter::examples;
+pub(crate) use adapter::examples;
 pub use adapter::{Adapter, subgroup};
 pub use fused::{FUSED_STEPS, Fused, Lines, piece};
 pub use gradient::{GRADIENT_ROUNDS, Gradient, matrix_width, parts};
-pub use step::{Tile, chunk, longest_loop};
+pub use step::{STEP_ROWS, STEP_UNITS, Tile, chunk, longest_loop, step_groups};
 
 /// Which kernels plans use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -4,6 +4,15 @@ use flashrnn_core::Shapes;
 
 use super::Adapter;
 
+/// Units of a head and rows of the batch of a workgroup.
+pub const STEP_UNITS: usize = 8;
+pub const STEP_ROWS: usize = 16;
+
+/// Workgroups of a dispatch of a kernel of one step.
+pub fn step_groups(shapes: &Shapes) -> usize {
+    shapes.head_dim.div_ceil(STEP_UNITS) * shapes.heads * shapes.batch.div_ceil(STEP_ROWS)
+}
+
 /// The most rounds of a kernel's loop: those of the backward pass's product, with the smallest [`chunk`].
 pub fn longest_loop(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(4) * shapes.recurrent
