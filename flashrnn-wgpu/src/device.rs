@@ -143,8 +143,10 @@ impl Wgpu {
         Ok(Self { device: Arc::new(device), choice: Choice::default() })
     }
 
-    /// The caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's, and so does the loss of the
-    /// device: of what it ends, only downloads fail.
+    /// Takes the caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's, and so does the loss of
+    /// the device: of what it ends, only downloads fail.
+    ///
+    /// Call it once and clone the result: two handles made of one device refuse each other's buffers and weights.
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let device = Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default()));
@@ -211,7 +213,7 @@ pub(crate) struct Device {
     pub kernels: Mutex<HashMap<String, Arc<Kernel>>>,
     /// The parameters of kernels.
     pub uniforms: Uniforms,
-    /// What plans keep for their calls.
+    /// Memory that plans keep for their calls.
     pools: Mutex<Vec<Weak<Pool>>>,
     /// Where pipelines are kept between processes; set with the first kernel.
     pub cache: OnceLock<Option<Cache>>,
@@ -297,7 +299,7 @@ impl Device {
         self.limits.min_uniform_buffer_offset_alignment.max(16)
     }
 
-    /// What of it decides which kernels run.
+    /// The properties that drive kernel selection.
     pub fn adapter(&self) -> Adapter {
         let limits = &self.limits;
         Adapter {
@@ -333,7 +335,7 @@ impl Device {
         self.limits.min_storage_buffer_offset_alignment.max(4).into()
     }
 
-    /// A plan's memory for its calls, which [`Device::trim`] reaches while the plan is there.
+    /// Makes a pool for a plan, which [`Device::trim`] reaches as long as the plan exists.
     pub fn pool(&self) -> Arc<Pool> {
         let pool = Arc::new(Pool::default());
         let mut pools = lock(&self.pools);
@@ -342,7 +344,7 @@ impl Device {
         pool
     }
 
-    /// Gives back what plans keep for their calls, and waits for the calls that used it: wgpu frees it then.
+    /// Drops the memory that plans keep for their calls, and waits for the calls that used it: only then does wgpu free it.
     pub fn trim(&self) -> Result<()> {
         for pool in lock(&self.pools).iter().filter_map(Weak::upgrade) {
             pool.trim();

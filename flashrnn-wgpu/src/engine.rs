@@ -221,7 +221,7 @@ impl Engine {
         commands.run_steps(kernel, &params, bound, self.groups(), steps, of_dispatch);
     }
 
-    /// A tensor bound, or what stands for it where it is absent or empty.
+    /// Binds a tensor, or a placeholder where it is absent or empty.
     pub fn bind<'a, P>(
         &'a self,
         view: Option<View<'a, P>>,
@@ -239,7 +239,7 @@ impl Engine {
         }
     }
 
-    /// The memory that a call works in: the caller's, or some of the plan's own for these regions.
+    /// Returns the memory that a call works in: the caller's, or some of the plan's own with room for these regions.
     pub fn scratch<'a>(
         &'a self,
         workspace: Option<ViewMut<'a, u8>>,

@@ -77,7 +77,7 @@ impl Engine {
         Ok(())
     }
 
-    /// What the step kernel is bound to, and its parameters. Empty tensors are as absent ones.
+    /// Binds the tensors of the step kernel, and sets its parameters. An empty tensor counts as absent.
     fn step_tensors<'a, T: Element>(
         &'a self,
         params: &mut Params,
@@ -101,7 +101,7 @@ impl Engine {
         ]
     }
 
-    /// Where in what is carried the states are after so many steps: the fused kernel leaves them in place.
+    /// Offset of the current state in the double buffer after `steps` steps. The fused kernel leaves it in place.
     fn carried_after(&self, steps: usize) -> u32 {
         if self.fused.is_some() { 0 } else { (steps % 2 * state(&self.shapes)) as u32 }
     }

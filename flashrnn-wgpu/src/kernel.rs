@@ -58,8 +58,9 @@ impl Kernel {
             source: wgpu::ShaderSource::Wgsl(program.source.as_str().into()),
         };
         // SAFETY: the shaders are ours, with what is printed of a cell, which is arithmetic without indices. Every index into an array
-        // is below its length whatever the tensors hold, for lengths are clamped; every loop ends; no divisor is zero. Buffers are
-        // bound by sizes that calls have checked, and devices check accesses to them where they can.
+        // is below its length whatever the tensors hold, since lengths are clamped; every loop ends; no divisor is zero. Core has
+        // checked the tensors' sizes and the weights' layout (`Forward::check` and the like); `work` and the packed weights have the
+        // size that `call.rs` and `select::packed` compute. Devices also check accesses to buffers where they can.
         #[allow(unsafe_code)]
         let module =
             unsafe { wgpu.create_shader_module_trusted(module, wgpu::ShaderRuntimeChecks::unchecked()) };
@@ -126,13 +127,14 @@ impl<'a> Bound<'a> {
     }
 }
 
-/// The most parameters that are kept on the device.
-const MOST_UNIFORMS: usize = 256;
+/// Max. number of parameter blocks that are kept on the device.
+const MAX_UNIFORMS: usize = 256;
 
 /// Parameters as they lie in memory.
 type Words = [u32; size_of::<Params>() / 4];
 
-/// Kernels' parameters on the device, by what they hold: calls of the same sizes make no new ones. None is ever written again.
+/// Kernels' parameters on the device, found by their content, so that calls of the same sizes make no new ones. None is ever
+/// written again.
 #[derive(Default)]
 pub(crate) struct Uniforms(Mutex<HashMap<Words, wgpu::Buffer>>);
 
@@ -143,7 +145,7 @@ impl Uniforms {
         if let Some(buffer) = kept.get(&words) {
             return buffer.clone();
         }
-        if kept.len() >= MOST_UNIFORMS {
+        if kept.len() >= MAX_UNIFORMS {
             kept.clear();
         }
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
@@ -199,7 +201,7 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    /// Makes words of `to` zeros, from `at` on.
+    /// Zeroes words of `to`, from `at` on.
     pub fn clear(&mut self, to: Bound<'_>, at: u32, words: usize) {
         if words > 0 {
             let first = to.offset + u64::from(at) * 4;

@@ -11,28 +11,29 @@ use crate::memory::ViewMut;
 /// Where a workspace must begin, and where each region in one begins: the largest alignment of a binding, in bytes.
 const ALIGN: usize = 256;
 
-/// The workspace for regions of so many bytes.
+/// Returns the size and alignment of a workspace with room for regions of these bytes, one after another.
 pub(crate) fn workspace(regions: &[usize]) -> Workspace {
     let bytes = regions.iter().fold(0usize, |sum, &bytes| sum.saturating_add(room(bytes)));
     Workspace { bytes, align: ALIGN }
 }
 
-/// What a region takes. An empty one can be bound too.
+/// Bytes that a region takes: at least [`ALIGN`], so that an empty one can be bound too.
 fn room(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(ALIGN)
 }
 
-/// Memory that a plan keeps for its calls: making it for each takes a driver longer than many a call runs.
+/// Memory that a plan keeps for its calls: allocating it can take a driver longer than a whole call.
 #[derive(Default)]
 pub(crate) struct Pool {
-    /// What no call uses now.
+    /// Buffers that no call uses now.
     free: Mutex<Vec<wgpu::Buffer>>,
     /// The state before and after [`Plan::step`](flashrnn_core::Plan::step). Whoever has it locked enqueues before the next one does.
     pub step: Mutex<Option<wgpu::Buffer>>,
 }
 
 impl Pool {
-    /// Takes memory of so many bytes, with whatever it holds. What the call that has it enqueues runs before what the next one does.
+    /// Takes uninitialised memory of `bytes` bytes. A call enqueues all its work before it gives the memory back, so the work of the
+    /// next one that takes it runs later.
     pub fn take(&self, device: &Device, bytes: usize) -> Result<Scratch<'_>> {
         let mut free = lock(&self.free);
         let found = free.iter().position(|buffer| buffer.size() == bytes as u64);
@@ -42,7 +43,7 @@ impl Pool {
         Ok(Scratch { buffer, first: 0, pool: Some(self) })
     }
 
-    /// Drops what no call uses now.
+    /// Drops the memory that no call uses now.
     pub fn trim(&self) {
         lock(&self.free).clear();
         *lock(&self.step) = None;
@@ -58,7 +59,7 @@ pub(crate) struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    /// The caller's workspace, whose size core has checked.
+    /// Wraps the caller's workspace, whose size core has checked.
     ///
     /// # Errors
     /// [`Error::Argument`] where it does not begin at a multiple of [`ALIGN`].
@@ -72,7 +73,7 @@ impl<'a> Scratch<'a> {
         Ok(Self { buffer: view.buffer.clone(), first: view.first as u64, pool: None })
     }
 
-    /// The regions that [`workspace`] made room for.
+    /// Returns the regions that [`workspace`] made room for.
     pub fn regions<const N: usize>(&self, bytes: [usize; N]) -> [Bound<'_>; N] {
         let mut first = self.first;
         bytes.map(|bytes| {

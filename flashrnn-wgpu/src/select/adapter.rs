@@ -1,6 +1,6 @@
-//! What of an adapter decides.
+//! Adapter properties that drive kernel selection.
 
-/// What of an adapter decides.
+/// Adapter properties that drive kernel selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adapter {
     /// The driver runs on the CPU.
