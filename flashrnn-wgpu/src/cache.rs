@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use flashrnn_core::Result;
+use sha2::{Digest, Sha256};
 
 use crate::device::{Device, lock};
 use crate::disk_cache::{self, DiskCache, Key};
@@ -38,8 +39,8 @@ pub(crate) struct Cache {
     added: AtomicBool,
     disk: DiskCache,
     key: Key,
-    /// What the entry on disk holds, as far as this process knows.
-    kept: Mutex<Option<Vec<u8>>>,
+    /// Checksum of what the entry on disk holds, as far as this process knows.
+    kept: Mutex<Option<[u8; 32]>>,
 }
 
 impl Cache {
@@ -54,11 +55,12 @@ impl Cache {
         }
         let adapter = wgpu::util::pipeline_cache_key(&device.device.adapter_info())?;
         let key = Key::new(&[&[env!("CARGO_PKG_VERSION"), &adapter]]);
-        let kept = disk.read(&key);
-        let pipelines = match pipelines(device, kept.as_deref()) {
-            Err(_) if kept.is_some() => pipelines(device, None),
+        let data = disk.read(&key);
+        let pipelines = match pipelines(device, data.as_deref()) {
+            Err(_) if data.is_some() => pipelines(device, None),
             pipelines => pipelines,
         };
+        let kept = data.as_deref().map(checksum);
         Some(Self {
             pipelines: pipelines.ok()?,
             added: AtomicBool::new(false),
@@ -82,10 +84,15 @@ impl Cache {
         let Some(data) = self.pipelines.get_data() else { return };
         let mut kept = lock(&self.kept);
         // Without a cache everything works, only slower the next time.
-        if kept.as_ref() != Some(&data) && self.disk.write(&self.key, &data).is_ok() {
-            *kept = Some(data);
+        let checksum = Some(checksum(&data));
+        if *kept != checksum && self.disk.write(&self.key, &data).is_ok() {
+            *kept = checksum;
         }
     }
+}
+
+fn checksum(data: &[u8]) -> [u8; 32] {
+    Sha256::digest(data).into()
 }
 
 /// Makes a pipeline cache with `data` in it.
@@ -113,11 +120,11 @@ mod tests {
     use super::*;
     use crate::{Wgpu, testing};
 
-    /// Makes a plan on a device of its own with the cache in `folder`; returns what the driver had from there.
+    /// Makes a plan on a device of its own with the cache in `folder`; returns what was kept there before.
     fn plan(folder: &Path) -> Option<Option<Vec<u8>>> {
         let wgpu: Wgpu = testing::wgpu()?;
         let cache = Cache::new_in(DiskCache::new(folder, EXTENSION), &wgpu.device)?;
-        let had = lock(&cache.kept).clone();
+        let had = cache.disk.read(&cache.key);
         assert!(wgpu.device.cache.set(Some(cache)).is_ok());
         wgpu.plan::<f32, f32, _>(&Gru, &Problem::new(1, 2, 1, 3)).unwrap();
         Some(had)

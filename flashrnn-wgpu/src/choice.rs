@@ -73,12 +73,17 @@ impl KernelChoice {
             cluster: 1,
             why: match family {
                 Family::Alternating => "asked for",
-                _ if adapter.cpu => {
-                    "a driver of the CPU gets fused kernels only in f32 and for up to 8 units"
-                }
-                _ => "R is too large for a workgroup, or a step for its memory",
+                _ => why_not_fused(adapter),
             },
         }
+    }
+}
+
+/// Says why an adapter has no fused kernels for a problem.
+pub(crate) fn why_not_fused(adapter: Adapter) -> &'static str {
+    match adapter.cpu {
+        true => "drivers of the CPU get fused kernels only in f32 and for heads of up to 8 units",
+        false => "R is too large for a workgroup, or a step for its memory",
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use flashrnn_core::{Dtype, Element, Layout as Order, Problem, Result, Save, Shapes, WeightsLayout};
 
 use crate::call::Params;
+use crate::choice::why_not_fused;
 use crate::device::{Device, Wgpu};
 use crate::kernel::{Bound, Call, Kernel};
 use crate::limits::{check_limits, check_loops, check_scratch, unsupported};
@@ -84,8 +85,7 @@ impl Engine {
             recompute,
         };
         if fused.is_none() && choice.family == Family::Fused {
-            let why = "R is too large for a workgroup, or a step for its memory";
-            return Err(unsupported("fused kernels for this problem".into(), why.into()));
+            return Err(unsupported("fused kernels for this problem".into(), why_not_fused(adapter).into()));
         }
         let words = adapter.words(shapes.head_dim);
         let engine = Self {
