@@ -48,9 +48,7 @@ pub(crate) fn layout(
     fused: Option<Fused>,
 ) -> Arc<WeightsLayout<PackedOrder>> {
     let fused = fused.map(|Fused { units, split, .. }| Division { units, split });
-    let order = PackedOrder { device: device.id, fused };
-    let Shapes { recurrent, gates, heads, head_dim, .. } = *shapes;
-    Arc::new(WeightsLayout { recurrent, gates, heads, head_dim, order })
+    Arc::new(shapes.weights_layout(PackedOrder { device: device.id, fused }))
 }
 
 impl Engine {
