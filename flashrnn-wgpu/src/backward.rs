@@ -2,8 +2,8 @@
 
 use flashrnn_core::{Backward, Element, Result, Save};
 
+use crate::backend::Wgpu;
 use crate::call::Params;
-use crate::device::Wgpu;
 use crate::engine::Engine;
 use crate::kernel::{Bound, Call, Kernel};
 use crate::memory::View;

@@ -4,9 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use flashrnn_core::{Dtype, Element, Layout as Order, Problem, Result, Save, Shapes, WeightsLayout};
 
+use crate::backend::Wgpu;
 use crate::call::Params;
 use crate::choice::why_not_fused;
-use crate::device::{Device, Wgpu};
+use crate::device::Device;
 use crate::kernel::{Bound, Call, Kernel};
 use crate::limits::{check_limits, check_loops, check_scratch, unsupported};
 use crate::memory::{View, ViewMut};

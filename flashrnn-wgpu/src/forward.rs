@@ -2,8 +2,9 @@
 
 use flashrnn_core::{Element, Forward, Result, Step};
 
+use crate::backend::Wgpu;
 use crate::call::{Params, state};
-use crate::device::{Wgpu, lock};
+use crate::device::lock;
 use crate::engine::Engine;
 use crate::kernel::{Bound, Call};
 use crate::memory::View;

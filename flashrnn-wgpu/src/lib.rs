@@ -5,7 +5,8 @@
 //! [`Error::Device`](flashrnn_core::Error::Device).
 //!
 //! # Reading order
-//! 1. [`Wgpu`] (`device.rs`): an adapter's device and queue, and how their errors become ours.
+//! 1. [`Wgpu`] (`backend.rs`): an adapter's device and queue, opened or the caller's; `device.rs`: what plans share of them, and how
+//!    their errors become ours.
 //! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's; `scratch.rs`: what calls work in.
 //! 3. `programs.rs` and, for the kernels of many steps, `fused.rs`: the shader files with a cell and element types;
 //!    `kernel.rs`: pipelines and dispatches; [`cache`] and `disk_cache.rs`: pipelines on disk.
@@ -16,6 +17,7 @@
 
 #![deny(unsafe_code)]
 
+mod backend;
 mod backward;
 pub mod cache;
 mod call;
@@ -40,8 +42,8 @@ pub mod testing;
 mod unroll;
 mod weights;
 
+pub use backend::{Wgpu, adapters};
 pub use choice::KernelChoice;
-pub use device::{Wgpu, adapters};
 pub use memory::{Buffer, View, ViewMut};
 pub use plan::WgpuPlan;
 pub use select::Family;

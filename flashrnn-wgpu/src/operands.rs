@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use flashrnn_core::{Backward, Element, Error, Forward, Result, Step};
 
-use crate::device::{Device, DeviceId, Wgpu};
+use crate::backend::Wgpu;
+use crate::device::{Device, DeviceId};
 use crate::memory::{View, ViewMut};
 
 /// What a call does with a tensor.

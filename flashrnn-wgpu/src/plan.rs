@@ -1,90 +1,23 @@
-//! The backend and its plans: the public interface, with its checks.
+//! Plans: the public interface, with its checks.
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use bytemuck::Pod;
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Forward, Info, Len, Plan, Problem, Result, Saved, Shapes, Step,
+    Backend, Backward, Cell, Dtype, Element, Forward, Len, Plan, Problem, Result, Saved, Shapes, Step,
     Weights, WeightsLayout, Workspace,
 };
 
+use crate::backend::Wgpu;
 use crate::choice::KernelChoice;
-use crate::device::Wgpu;
 use crate::engine::Engine;
 use crate::limits::unsupported;
-use crate::memory::{Buffer, View, ViewMut};
+use crate::memory::View;
 use crate::operands;
 use crate::scratch::workspace;
-use crate::weights::{Packed, PackedOrder};
-
-impl Backend for Wgpu {
-    type Buffer<P: Pod + Send + Sync> = Buffer<P>;
-    type View<'a, P: Pod + Send + Sync> = View<'a, P>;
-    type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
-    type Packed<T: Element> = Packed<T>;
-    type PackedOrder = PackedOrder;
-    type Plan<T: Element, W: Element> = WgpuPlan<T, W>;
-
-    fn info(&self) -> Info {
-        let dtypes = vec![Dtype::F32, Dtype::Bf16, Dtype::F16];
-        Info { name: "wgpu", device: self.device.name.clone(), dtypes }
-    }
-
-    fn checks_lengths(&self) -> bool {
-        false
-    }
-
-    fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<P>> {
-        self.device.alloc(len)
-    }
-
-    fn upload<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Buffer<P>> {
-        self.device.upload(data)
-    }
-
-    fn download<P: Pod + Send + Sync>(&self, view: View<'_, P>) -> Result<Vec<P>> {
-        self.device.download(view)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.device.synchronize()
-    }
-
-    /// Gives back the scratch memory that plans which are still there keep, on all clones of this handle, and waits for all that was
-    /// enqueued: the driver gets it only then, and may keep some for itself.
-    fn trim(&self) -> Result<()> {
-        self.device.trim()
-    }
-
-    fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Buffer<P>) -> View<'a, P> {
-        buffer.view()
-    }
-
-    fn view_mut<'a, P: Pod + Send + Sync>(&self, buffer: &'a mut Buffer<P>) -> ViewMut<'a, P> {
-        buffer.view_mut()
-    }
-
-    fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<WgpuPlan<T, W>> {
-        let shapes = problem.shapes::<C>()?;
-        if !self.info().dtypes.contains(&T::DTYPE) {
-            return Err(unsupported(format!("tensors of {}", T::DTYPE), "they are f32, bf16 or f16".into()));
-        }
-        if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
-            let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
-            return Err(unsupported(
-                what,
-                "weights have the tensors' type, or f32 beside 16-bit tensors".into(),
-            ));
-        }
-        let engine =
-            Engine::new::<T, W>(self, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
-        engine.save_pipelines();
-        Ok(WgpuPlan { wgpu: self.clone(), engine, weights: PhantomData })
-    }
-}
+use crate::weights::PackedOrder;
 
 /// A problem made ready to run on a device of wgpu's.
 ///
@@ -103,6 +36,25 @@ pub struct WgpuPlan<T: Element, W: Element> {
 }
 
 impl<T: Element, W: Element> WgpuPlan<T, W> {
+    /// Makes a plan, as [`Backend::plan`] does.
+    pub(crate) fn new<C: Cell>(wgpu: &Wgpu, cell: &C, problem: &Problem) -> Result<Self> {
+        let shapes = problem.shapes::<C>()?;
+        if !wgpu.info().dtypes.contains(&T::DTYPE) {
+            return Err(unsupported(format!("tensors of {}", T::DTYPE), "they are f32, bf16 or f16".into()));
+        }
+        if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
+            let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
+            return Err(unsupported(
+                what,
+                "weights have the tensors' type, or f32 beside 16-bit tensors".into(),
+            ));
+        }
+        let engine =
+            Engine::new::<T, W>(wgpu, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
+        engine.save_pipelines();
+        Ok(Self { wgpu: wgpu.clone(), engine, weights: PhantomData })
+    }
+
     /// Describes the kernels of the forward and of the backward pass's time steps.
     #[must_use]
     pub fn kernels(&self) -> [KernelChoice; 2] {
