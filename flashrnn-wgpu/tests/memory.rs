@@ -2,10 +2,10 @@
 
 use bytemuck::Pod;
 use flashrnn_core::{
-    Backend, Backward, Element, Elman, Error, Forward, Gru, Options, Plan, Problem, Save, SavedMut, SavedRef,
-    Slstm, Step, f16,
+    Backend, Backward, Dtype, Element, Elman, Error, Forward, Gru, Options, Plan, Problem, Save, SavedMut,
+    SavedRef, Slstm, Step, f16,
 };
-use flashrnn_testsuite::{Case, Results, Tensors, run};
+use flashrnn_testsuite::{Case, Results, Tensors, compare, run};
 use flashrnn_wgpu::{Buffer, Family, View, ViewMut, Wgpu, testing};
 use wgpu::BufferUsages as Usages;
 
@@ -135,6 +135,19 @@ fn in_arenas<T: Element>(wgpu: &Wgpu, case: &Case) -> Results {
     results
 }
 
+/// Compares parts of buffers with whole ones. 16-bit tensors that begin at an odd element get kernels of their own, which a GPU's
+/// compiler may round otherwise.
+fn check<T: Element>(wgpu: &Wgpu, problem: &Problem, what: &str) {
+    let case = Case::random::<_, T, T>(&Slstm, problem, Tensors::ALL, 9).unwrap();
+    let (got, want) = (in_arenas::<T>(wgpu, &case), run::<_, _, T, T>(wgpu, &Slstm, &case).unwrap());
+    if wgpu.is_cpu() || T::DTYPE == Dtype::F32 {
+        assert_eq!(got, want, "{what}");
+    }
+    for measured in compare(&Slstm, &case, T::DTYPE, &got, &want).unwrap() {
+        assert!(measured.passes(), "{what}: {measured:?}");
+    }
+}
+
 /// Parts of buffers give what whole buffers give, wherever they begin and end.
 #[test]
 fn tensors_may_be_parts_of_buffers() {
@@ -144,19 +157,9 @@ fn tensors_may_be_parts_of_buffers() {
         let wgpu = wgpu.with_family(family);
         for (head_dim, save) in [(3, Save::Gates), (4, Save::Recompute)] {
             let problem = Problem::new(2, 5, 2, head_dim).with(Options { save, ..Options::default() });
-            let what = format!("{family:?}, {as_on_gpus}, {head_dim} units, {save:?}");
-            let case = Case::random::<_, f32, f32>(&Slstm, &problem, Tensors::ALL, 9).unwrap();
-            assert_eq!(
-                in_arenas::<f32>(&wgpu, &case),
-                run::<_, _, f32, f32>(&wgpu, &Slstm, &case).unwrap(),
-                "f32, {what}"
-            );
-            let case = Case::random::<_, f16, f16>(&Slstm, &problem, Tensors::ALL, 9).unwrap();
-            assert_eq!(
-                in_arenas::<f16>(&wgpu, &case),
-                run::<_, _, f16, f16>(&wgpu, &Slstm, &case).unwrap(),
-                "f16, {what}"
-            );
+            let what = format!("{family:?}, as on GPUs: {as_on_gpus}, {head_dim} units, {save:?}");
+            check::<f32>(&wgpu, &problem, &what);
+            check::<f16>(&wgpu, &problem, &what);
         }
     }
 }
