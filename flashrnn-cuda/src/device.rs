@@ -12,8 +12,9 @@ use flashrnn_core::{Error, Result};
 
 use crate::beside::Beside;
 use crate::blas::Blas;
-use crate::cache::{self, Key};
+use crate::cache;
 use crate::compile::{Arch, Nvrtc, Program};
+use crate::disk_cache::Key;
 use crate::launch::Module;
 use crate::library;
 use crate::memory::Pool;
@@ -212,7 +213,7 @@ impl Device {
     /// The module that `program` compiles to: from memory, from the cache on disk, or compiled now. Where several threads ask
     /// for the same program, one makes it and the others wait for it.
     pub(crate) fn module(&self, program: &Program) -> Result<Arc<Module>> {
-        let key = Key::new(program, self.arch, Nvrtc::get()?);
+        let key = cache::key(program, self.arch, Nvrtc::get()?);
         let slot = lock(&self.modules).entry(key).or_default().clone();
         let mut slot = lock(&slot);
         if let Some(module) = &*slot {

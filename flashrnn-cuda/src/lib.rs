@@ -23,6 +23,7 @@ mod call;
 mod choice;
 pub mod compile;
 mod device;
+mod disk_cache;
 mod forward;
 mod fused;
 mod launch;

@@ -1,0 +1,384 @@
+//! Keeps compiled programs on disk between processes.
+//!
+//! An entry is one file. Its name is a hash of everything that decides its content ([`Key`]); the file holds a checksum of key and
+//! content, then the content. An entry is written to a new file of a random name and then renamed, so that processes can share the
+//! folder; a damaged entry is noticed by its checksum and made again.
+//!
+//! The folder is the environment's `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on Linux `~/.cache`).
+//! `FLASHRNN_CACHE=off` keeps nothing. Machine code from a stranger must not run: on Unix a folder or a file is used only if it
+//! belongs to this user (or root) and nobody else may write it. Where the folder cannot be used, nothing is kept, and that is no
+//! error.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, Metadata, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// Bytes of the checksum before the content.
+const CHECKSUM: usize = 32;
+/// Entries larger than this are not read.
+const MAX_BYTES: u64 = 256 << 20;
+/// Extension of files that are being written.
+const PART: &str = "part";
+
+/// Identifies an entry: a hash of everything that decides its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key([u8; 32]);
+
+impl Key {
+    /// Hashes lists of texts. The length of every list and text is part of the hash, so that moving a boundary changes it.
+    pub(crate) fn new(lists: &[&[&str]]) -> Self {
+        let mut hash = Sha256::new();
+        for list in lists {
+            hash.update((list.len() as u64).to_le_bytes());
+            for text in *list {
+                hash.update((text.len() as u64).to_le_bytes());
+                hash.update(text.as_bytes());
+            }
+        }
+        Self(hash.finalize().into())
+    }
+
+    fn name(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Returns the checksum of the entry with this key and `content`.
+    fn checksum(&self, content: &[u8]) -> [u8; CHECKSUM] {
+        Sha256::new().chain_update(self.0).chain_update(content).finalize().into()
+    }
+}
+
+/// Returns the folder that the environment chooses; none where caching is off or the user has no cache folder.
+pub(crate) fn folder() -> Option<PathBuf> {
+    folder_for(std::env::var_os("FLASHRNN_CACHE"))
+}
+
+fn folder_for(wish: Option<OsString>) -> Option<PathBuf> {
+    match wish {
+        Some(folder) if folder == "off" => None,
+        Some(folder) if !folder.is_empty() => Some(folder.into()),
+        _ => dirs::cache_dir().map(|folder| folder.join("flashrnn")),
+    }
+}
+
+/// The entries of one kind in a folder.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskCache {
+    folder: PathBuf,
+    /// Extension of the entries' files.
+    extension: &'static str,
+}
+
+impl DiskCache {
+    /// The entries with this extension in `folder`, which is made when the first entry is written.
+    pub(crate) fn new(folder: impl Into<PathBuf>, extension: &'static str) -> Self {
+        Self { folder: folder.into(), extension }
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.folder.join(key.name()).with_extension(self.extension)
+    }
+
+    /// Reads an entry's content. Returns none where there is no entry, it is damaged, or a stranger may have written it.
+    pub(crate) fn read(&self, key: &Key) -> Option<Vec<u8>> {
+        let path = self.path(key);
+        if !is_private(&fs::metadata(&self.folder).ok()?) {
+            return None;
+        }
+        // In a private folder no stranger can replace the file between this check and the reading.
+        let file = fs::symlink_metadata(&path).ok()?;
+        if !file.is_file() || !is_private(&file) || file.len() > MAX_BYTES {
+            return None;
+        }
+        let mut content = fs::read(path).ok()?;
+        let (checksum, rest) = content.split_at_checked(CHECKSUM)?;
+        if checksum != key.checksum(rest) {
+            return None;
+        }
+        content.drain(..CHECKSUM);
+        Some(content)
+    }
+
+    /// Writes an entry, in place of the one there was. Makes the folder where there is none.
+    ///
+    /// # Errors
+    /// The system's; [`io::ErrorKind::PermissionDenied`] where somebody else may write the folder.
+    pub(crate) fn write(&self, key: &Key, content: &[u8]) -> io::Result<()> {
+        make_private(&self.folder)?;
+        if !is_private(&fs::metadata(&self.folder)?) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let random = RandomState::new().hash_one(key.0);
+        let part = self.folder.join(format!("{}.{random:016x}.{PART}", key.name()));
+        let written = write_new(&part, &[&key.checksum(content), content])
+            .and_then(|()| fs::rename(&part, self.path(key)));
+        if written.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AlreadyExists) {
+            let _ = fs::remove_file(&part);
+        }
+        written
+    }
+
+    /// Deletes every entry of this kind and what interrupted writes left behind, and nothing else in the folder. Returns how many
+    /// files there were.
+    ///
+    /// # Errors
+    /// The system's, where the folder cannot be read or a file cannot be deleted.
+    pub(crate) fn clear(&self) -> io::Result<usize> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        let mut deleted = 0;
+        for entry in entries {
+            let entry = entry?;
+            if !self.is_ours(&entry.path()) || entry.file_type()?.is_dir() {
+                continue;
+            }
+            match fs::remove_file(entry.path()) {
+                // Another process may have been faster.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => deleted += 1,
+            }
+        }
+        Ok(deleted)
+    }
+
+    /// Whether a file is named like an entry, or like one that is being written.
+    fn is_ours(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let (stem, extension) = name.split_once('.').unwrap_or_default();
+        let is_key = stem.len() == 2 * CHECKSUM && stem.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_key && (extension == self.extension || extension.rsplit('.').next() == Some(PART))
+    }
+}
+
+/// Writes `parts` to a file that does not exist yet, which only this user can read. Never follows a link.
+fn write_new(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    parts.iter().try_for_each(|part| file.write_all(part))
+}
+
+/// Makes `folder`, and those above it that are missing, for this user alone.
+fn make_private(folder: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
+/// Whether only this user (or root) can have written a file or a folder's entries.
+#[cfg(unix)]
+fn is_private(metadata: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let ours = [rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid());
+    ours && metadata.mode() & 0o022 == 0
+}
+
+/// The folders that are used belong to the user's profile, which is private by default.
+#[cfg(not(unix))]
+fn is_private(_: &Metadata) -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        Key::new(&[&["key"]])
+    }
+
+    fn cache(folder: impl Into<PathBuf>) -> DiskCache {
+        DiskCache::new(folder, "entry")
+    }
+
+    /// A folder's file names.
+    fn names(folder: &Path) -> Vec<String> {
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn boundaries_between_texts_change_the_key() {
+        let keys =
+            [Key::new(&[&["ab", "c"]]), Key::new(&[&["a", "bc"]]), Key::new(&[&["ab"], &["c"]]), key()];
+        let different: std::collections::HashSet<_> = keys.iter().map(Key::name).collect();
+        assert_eq!(different.len(), keys.len());
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_damage_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path().join("made/when/needed"));
+        assert_eq!(cache.read(&key()), None);
+        cache.write(&key(), b"content").unwrap();
+        assert_eq!(cache.read(&key()).unwrap(), b"content");
+        let whole = fs::read(cache.path(&key())).unwrap();
+        let mut damaged = whole.clone();
+        damaged[CHECKSUM + 3] ^= 1;
+        for bytes in [&damaged[..], &whole[..whole.len() - 1], &whole[..CHECKSUM - 1], &[]] {
+            fs::write(cache.path(&key()), bytes).unwrap();
+            assert_eq!(cache.read(&key()), None);
+        }
+        // An entry under another's name is not taken for it.
+        cache.write(&key(), b"content").unwrap();
+        let other = Key::new(&[&["other"]]);
+        fs::copy(cache.path(&key()), cache.path(&other)).unwrap();
+        assert_eq!(cache.read(&other), None);
+    }
+
+    #[test]
+    fn the_environment_chooses_the_folder() {
+        assert_eq!(folder_for(Some("off".into())), None);
+        assert_eq!(folder_for(Some("/some/where".into())), Some("/some/where".into()));
+        assert_eq!(folder_for(Some("".into())), folder_for(None));
+        assert!(folder_for(None).is_none_or(|folder| folder.ends_with("flashrnn")));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a file");
+        fs::write(&file, "").unwrap();
+        let cache = cache(file.join("below a file"));
+        assert!(cache.write(&key(), b"content").is_err());
+        assert_eq!(cache.read(&key()), None);
+    }
+
+    #[test]
+    fn clearing_deletes_entries_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        assert_eq!(DiskCache::new(folder.path().join("absent"), "entry").clear().unwrap(), 0);
+        cache.write(&key(), b"content").unwrap();
+        let part = folder.path().join(format!("{}.0123456789abcdef.part", key().name()));
+        fs::write(part, "left by a process that was killed").unwrap();
+        let others = ["notes.entry".to_string(), format!("{}.other", key().name())];
+        others.iter().for_each(|name| fs::write(folder.path().join(name), "somebody's own").unwrap());
+        fs::create_dir(folder.path().join(format!("{}.part", key().name()))).unwrap();
+        assert_eq!(cache.clear().unwrap(), 2);
+        assert_eq!(names(folder.path()).len(), 3);
+    }
+
+    #[test]
+    fn threads_share_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..50).for_each(|_| cache.write(&key(), b"content").unwrap()));
+            }
+        });
+        assert_eq!(names(folder.path()), [format!("{}.entry", key().name())]);
+    }
+
+    #[cfg(unix)]
+    mod strangers {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        use super::*;
+
+        fn mode(path: &Path) -> u32 {
+            fs::metadata(path).unwrap().permissions().mode() & 0o777
+        }
+
+        fn set_mode(path: &Path, mode: u32) {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+
+        #[test]
+        fn folders_and_files_are_made_for_one_user() {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = cache(folder.path().join("a/b"));
+            cache.write(&key(), b"content").unwrap();
+            assert_eq!(mode(&folder.path().join("a")), 0o700);
+            assert_eq!(mode(&cache.folder), 0o700);
+            assert_eq!(mode(&cache.path(&key())), 0o600);
+        }
+
+        #[test]
+        fn what_others_may_write_is_not_trusted() {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = cache(folder.path());
+            cache.write(&key(), b"content").unwrap();
+            for open in [0o777, 0o1777, 0o775] {
+                set_mode(folder.path(), open);
+                assert_eq!(cache.read(&key()), None, "{open:o}");
+                let refused = cache.write(&key(), b"content").unwrap_err();
+                assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{open:o}");
+            }
+            set_mode(folder.path(), 0o700);
+            assert!(cache.read(&key()).is_some());
+            set_mode(&cache.path(&key()), 0o666);
+            assert_eq!(cache.read(&key()), None);
+            // It is replaced by one that is.
+            cache.write(&key(), b"content").unwrap();
+            assert!(cache.read(&key()).is_some());
+        }
+
+        /// Needs root, as containers often run tests.
+        #[test]
+        fn what_belongs_to_another_user_is_not_trusted() {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = cache(folder.path());
+            cache.write(&key(), b"content").unwrap();
+            if std::os::unix::fs::chown(folder.path(), Some(65534), None).is_err() {
+                println!("skipped: only root can give a folder away");
+                return;
+            }
+            assert_eq!(cache.read(&key()), None);
+            assert!(cache.write(&key(), b"content").is_err());
+        }
+
+        #[test]
+        fn only_regular_files_are_read() {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = cache(folder.path().join("cache"));
+            cache.write(&key(), b"content").unwrap();
+            let entry = cache.path(&key());
+            let elsewhere = folder.path().join("elsewhere");
+            fs::rename(&entry, &elsewhere).unwrap();
+            let whole = fs::read(&elsewhere).unwrap();
+
+            symlink(&elsewhere, &entry).unwrap();
+            assert_eq!(cache.read(&key()), None, "a link");
+            fs::remove_file(&entry).unwrap();
+            symlink("/dev/zero", &entry).unwrap();
+            assert_eq!(cache.read(&key()), None, "a device");
+            // Writing replaces the link, not what it leads to.
+            fs::remove_file(&entry).unwrap();
+            symlink(&elsewhere, &entry).unwrap();
+            cache.write(&key(), b"new").unwrap();
+            assert_eq!(cache.read(&key()).unwrap(), b"new");
+            assert_eq!(fs::read(&elsewhere).unwrap(), whole);
+
+            fs::remove_file(&entry).unwrap();
+            let made = std::process::Command::new("mkfifo").arg(&entry).status();
+            if made.is_ok_and(|status| status.success()) {
+                assert_eq!(cache.read(&key()), None, "a FIFO");
+            }
+            fs::remove_file(&entry).unwrap();
+            fs::create_dir(&entry).unwrap();
+            assert_eq!(cache.read(&key()), None, "a folder");
+            assert!(cache.write(&key(), b"new").is_err());
+        }
+
+        #[test]
+        fn a_link_at_the_temporary_name_is_not_followed() {
+            let folder = tempfile::tempdir().unwrap();
+            let (victim, part) = (folder.path().join("victim"), folder.path().join("x.part"));
+            fs::write(&victim, "precious").unwrap();
+            symlink(&victim, &part).unwrap();
+            assert!(write_new(&part, &[b"content"]).is_err());
+            assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        }
+    }
+}
