@@ -5,7 +5,7 @@ use std::ptr;
 use cudarc::driver::sys::{self, CUevent, CUstream};
 use flashrnn_core::Result;
 
-use crate::device::check;
+use crate::driver::check;
 
 /// A stream beside a device's own, which it leaves and joins by events, without the host.
 ///

@@ -2,21 +2,36 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 
 use cudarc::cublas::sys as cublas;
-use cudarc::driver::sys::{self, CUdeviceptr, CUstream};
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use flashrnn_core::{Dtype, Error, Result};
 
 use crate::compile::Arch;
-use crate::device::check as check_driver;
+use crate::context::{Restoring, enter};
 use crate::library;
 
-/// A handle of cuBLAS with memory of its own. The results of a product depend on the memory cuBLAS may use; with a fixed amount
-/// the same product gives the same bits.
+/// A handle of cuBLAS, for all streams of a context.
 pub(crate) struct Blas {
     handle: cublas::cublasHandle_t,
-    workspace: CUdeviceptr,
-    bytes: usize,
+    context: Restoring<Arc<CudaContext>>,
+}
+
+/// Memory that a product works in. Its results depend on how much there is; with a fixed amount the same product gives the same
+/// bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlasScratch {
+    pub address: CUdeviceptr,
+    pub bytes: usize,
+}
+
+impl BlasScratch {
+    /// Returns the amount that cuBLAS's documentation recommends, in bytes.
+    pub(crate) fn bytes(arch: Arch) -> usize {
+        if arch.major >= 9 { 32 << 20 } else { 4 << 20 }
+    }
 }
 
 // SAFETY: cuBLAS's handles may go from thread to thread as long as one at a time uses them, which the mutex around this sees to.
@@ -59,20 +74,15 @@ pub(crate) struct Product {
 }
 
 impl Blas {
-    /// The device's context is current.
-    pub(crate) fn new(arch: Arch) -> Result<Self> {
+    /// Makes a handle in `context`.
+    pub(crate) fn new(context: &Arc<CudaContext>) -> Result<Self> {
         library::cublas()?;
+        let _entered = enter(context)?;
         let mut handle = ptr::null_mut();
         // SAFETY: the context is current, and the pointer is to a handle that lives through the call.
         check(unsafe { cublas::cublasCreate_v2(&raw mut handle) }, "starting cuBLAS")?;
         // From here on a failure drops `blas`, and with it the handle.
-        let mut blas = Self { handle, workspace: 0, bytes: 0 };
-        // What cuBLAS's documentation recommends.
-        let bytes = if arch.major >= 9 { 32 << 20 } else { 4 << 20 };
-        // SAFETY: the pointer is to an address that lives through the call.
-        let result = unsafe { sys::cuMemAlloc_v2(&raw mut blas.workspace, bytes) };
-        check_driver(result, "allocating cuBLAS's memory")?;
-        blas.bytes = bytes;
+        let blas = Self { handle, context: Restoring::new(context.clone()) };
         // Partial sums of 16-bit products stay in f32.
         let exact = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: the handle is alive.
@@ -83,12 +93,17 @@ impl Blas {
         Ok(blas)
     }
 
-    /// Enqueues `product` on `stream`. The context is current.
+    /// Enqueues `product` on `stream`, to work in `scratch`. The context is current.
     ///
     /// # Safety
-    /// The arrays hold `batch` addresses of matrices of the sizes given, valid until the product has run, and nothing else on the
-    /// device touches C meanwhile.
-    pub(crate) unsafe fn batched(&self, stream: CUstream, product: &Product) -> Result<()> {
+    /// The arrays hold `batch` addresses of matrices of the sizes given, valid until the product has run as `scratch` is, and nothing
+    /// else on the device touches C or `scratch` meanwhile.
+    pub(crate) unsafe fn batched(
+        &self,
+        stream: CUstream,
+        product: &Product,
+        scratch: BlasScratch,
+    ) -> Result<()> {
         let Product { a, b, c, m, n, k, batch, input, output, tf32 } = *product;
         if m == 0 || n == 0 || batch == 0 {
             return Ok(());
@@ -96,9 +111,9 @@ impl Blas {
         // SAFETY: handle and stream are alive.
         check(unsafe { cublas::cublasSetStream_v2(self.handle, stream.cast()) }, "setting cuBLAS's stream")?;
         // Setting the stream makes cuBLAS forget its memory.
-        // SAFETY: the memory is alive as long as the handle.
-        let result =
-            unsafe { cublas::cublasSetWorkspace_v2(self.handle, self.workspace as *mut c_void, self.bytes) };
+        let BlasScratch { address, bytes } = scratch;
+        // SAFETY: the caller's promise.
+        let result = unsafe { cublas::cublasSetWorkspace_v2(self.handle, address as *mut c_void, bytes) };
         check(result, "setting cuBLAS's memory")?;
         // The pedantic kind of f32 is never emulated by narrower types, whatever the environment says.
         let compute = match (input, tf32) {
@@ -143,13 +158,9 @@ impl Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        // SAFETY: both were made by `new` and go only here. The device has waited for its stream, or nothing was enqueued yet.
-        unsafe {
-            cublas::cublasDestroy_v2(self.handle);
-            if self.workspace != 0 {
-                sys::cuMemFree_v2(self.workspace);
-            }
-        }
+        let Ok(_entered) = enter(&self.context) else { return };
+        // SAFETY: made by `new`, destroyed only here. Every handle of the device has waited for its stream.
+        unsafe { cublas::cublasDestroy_v2(self.handle) };
     }
 }
 

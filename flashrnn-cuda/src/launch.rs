@@ -9,12 +9,15 @@ use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUres
 use flashrnn_core::{Error, Result};
 
 use crate::beside::Stream;
-use crate::device::{Device, check, enter, failure};
+use crate::context::{Restoring, enter};
+use crate::device::Device;
+use crate::driver::{check, failure};
+use crate::shared::Shared;
 
 /// Machine code loaded into a device's context.
 pub(crate) struct Module {
     module: sys::CUmodule,
-    context: Arc<CudaContext>,
+    context: Restoring<Arc<CudaContext>>,
     /// The program's name, for messages.
     name: String,
     /// Bytes of shared memory that a block may have.
@@ -29,8 +32,9 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// Loads a cubin. The device's context is current.
-    pub(crate) fn load(device: &Device, cubin: &[u8], name: &str) -> Result<Self> {
+    /// Loads a cubin.
+    pub(crate) fn load(shared: &Shared, cubin: &[u8], name: &str) -> Result<Self> {
+        let _entered = shared.enter()?;
         let mut module = ptr::null_mut();
         // SAFETY: the image is an ELF file, which holds its own length, as NVRTC made it.
         let result = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };
@@ -44,16 +48,16 @@ impl Module {
         check(result, "loading a module")?;
         Ok(Self {
             module,
-            context: device.context.clone(),
+            context: Restoring::new(Arc::clone(&shared.context)),
             name: name.into(),
-            shared_memory: device.shared_memory,
-            early: device.arch.major >= 9,
+            shared_memory: shared.shared_memory,
+            early: shared.arch.major >= 9,
         })
     }
 
     /// The kernel called `name` (`extern "C"` in the source), allowed all the shared memory there is.
     pub(crate) fn kernel(self: &Arc<Self>, name: &str) -> Result<Kernel> {
-        enter(&self.context)?;
+        let _entered = enter(&self.context)?;
         let missing = || Error::Device(format!("{} has no kernel {name}", self.name));
         let symbol = CString::new(name).map_err(|_| missing())?;
         let mut function = ptr::null_mut();
@@ -83,11 +87,10 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if enter(&self.context).is_ok() {
-            // SAFETY: kernels and graphs keep their module alive, and the device waits for its stream before it lets go of its
-            // modules; so nothing runs that is being unloaded.
-            unsafe { sys::cuModuleUnload(self.module) };
-        }
+        let Ok(_entered) = enter(&self.context) else { return };
+        // SAFETY: kernels and graphs keep their module alive, and every handle of the device waits for its stream before it lets go
+        // of the modules; so nothing runs that is being unloaded.
+        unsafe { sys::cuModuleUnload(self.module) };
     }
 }
 
@@ -211,7 +214,7 @@ impl Graph {
     /// Records what `enqueue` enqueues on the stream it is given, which is none of the caller's: nothing runs. An early launch
     /// ([`Launch::early`]) becomes a programmatic edge.
     pub(crate) fn record(device: &Arc<Device>, enqueue: impl FnOnce(CUstream) -> Result<()>) -> Result<Self> {
-        device.enter()?;
+        let _entered = device.enter()?;
         let recording = Recording::begin()?;
         let enqueued = enqueue(recording.0.0);
         let graph = recording.end();
@@ -233,10 +236,9 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.device.enter().is_ok() {
-            // SAFETY: made by `record`, destroyed only here. The driver lets a graph that runs come to its end.
-            unsafe { sys::cuGraphExecDestroy(self.graph) };
-        }
+        let Ok(_entered) = self.device.enter() else { return };
+        // SAFETY: made by `record`, destroyed only here. The driver lets a graph that runs come to its end.
+        unsafe { sys::cuGraphExecDestroy(self.graph) };
     }
 }
 

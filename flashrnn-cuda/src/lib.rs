@@ -18,23 +18,30 @@
 mod backward;
 mod beside;
 mod blas;
+mod borrowed;
 pub mod cache;
 mod call;
 mod choice;
 pub mod compile;
+mod context;
 mod device;
 mod disk_cache;
+mod driver;
 mod forward;
 mod fused;
 mod launch;
 mod library;
 mod memory;
+mod packed;
 mod plan;
+mod pool;
 #[doc(hidden)]
 pub mod programs;
 mod report;
+mod scratch;
 #[doc(hidden)]
 pub mod select;
+mod shared;
 pub mod spread;
 #[doc(hidden)]
 pub mod testing;
@@ -42,11 +49,15 @@ pub mod testing;
 mod tests;
 mod time_loop;
 mod tokens;
+mod transfer;
 mod weights;
 
+pub use borrowed::{Borrowed, BorrowedMut};
 pub use choice::KernelChoice;
 pub use cudarc;
 pub use device::{Cuda, Family, Waits};
-pub use memory::{Borrowed, BorrowedMut, Buffer, MemoryUse, View, ViewMut};
-pub use plan::{CudaPlan, CudaWeights};
+pub use memory::{Buffer, View, ViewMut};
+pub use packed::{Packed, PackedOrder};
+pub use plan::CudaPlan;
+pub use pool::MemoryUse;
 pub use report::{Library, libraries};

@@ -2,6 +2,7 @@
 //! so each is looked for here first, and its absence becomes an error that says what is missing and how to get it.
 
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -16,10 +17,10 @@ pub(crate) const OLDEST_DRIVER: i32 = 12030;
 struct Wanted {
     /// Its name without the platform's prefix and suffix; several where platforms differ.
     stems: &'static [&'static str],
-    /// What its file names begin with that it loads itself, and finds only where the loader looks.
+    /// Prefix of the names of libraries that it loads itself, and finds only where the loader looks.
     companion: Option<&'static str>,
-    /// A function that versions too old for us lack.
-    symbol: &'static str,
+    /// Every function that this crate calls, or cudarc for it: cudarc panics where one is missing.
+    functions: &'static [&'static str],
     /// Completes "… is missing: ".
     advice: &'static str,
 }
@@ -27,14 +28,75 @@ struct Wanted {
 const DRIVER: Wanted = Wanted {
     stems: &["cuda", "nvcuda"],
     companion: None,
-    symbol: "cuDriverGetVersion",
+    functions: &[
+        "cuCtxGetCurrent",
+        "cuCtxSetCurrent",
+        "cuCtxSynchronize",
+        "cuDeviceGet",
+        "cuDeviceGetAttribute",
+        "cuDeviceGetCount",
+        "cuDeviceGetName",
+        "cuDevicePrimaryCtxRelease_v2",
+        "cuDevicePrimaryCtxRetain",
+        "cuDeviceTotalMem_v2",
+        "cuEventCreate",
+        "cuEventDestroy_v2",
+        "cuEventRecord",
+        "cuFuncGetAttribute",
+        "cuFuncSetAttribute",
+        "cuGetErrorString",
+        "cuGraphDestroy",
+        "cuGraphExecDestroy",
+        "cuGraphInstantiateWithFlags",
+        "cuGraphLaunch",
+        "cuInit",
+        "cuLaunchKernelEx",
+        "cuMemAllocFromPoolAsync",
+        "cuMemAlloc_v2",
+        "cuMemFreeAsync",
+        "cuMemFree_v2",
+        "cuMemPoolCreate",
+        "cuMemPoolDestroy",
+        "cuMemPoolGetAttribute",
+        "cuMemPoolSetAttribute",
+        "cuMemPoolTrimTo",
+        "cuMemcpyDtoHAsync_v2",
+        "cuMemcpyHtoDAsync_v2",
+        "cuMemsetD8Async",
+        "cuModuleGetFunction",
+        "cuModuleLoadData",
+        "cuModuleUnload",
+        "cuPointerGetAttributes",
+        "cuStreamBeginCapture_v2",
+        "cuStreamCreate",
+        "cuStreamDestroy_v2",
+        "cuStreamEndCapture",
+        "cuStreamSynchronize",
+        "cuStreamWaitEvent",
+    ],
     advice: "install NVIDIA's driver, for CUDA 12.3 or later (in a container, start it with the GPUs passed through)",
 };
 
 const NVRTC: Wanted = Wanted {
     stems: &["nvrtc"],
     companion: Some("nvrtc-builtins"),
-    symbol: "nvrtcGetLTOIR",
+    functions: &[
+        "nvrtcCompileProgram",
+        "nvrtcCreateProgram",
+        "nvrtcDestroyProgram",
+        "nvrtcGetCUBIN",
+        "nvrtcGetCUBINSize",
+        "nvrtcGetErrorString",
+        // Not called: NVRTC 11 lacks it.
+        "nvrtcGetLTOIR",
+        "nvrtcGetNumSupportedArchs",
+        "nvrtcGetPTX",
+        "nvrtcGetPTXSize",
+        "nvrtcGetProgramLog",
+        "nvrtcGetProgramLogSize",
+        "nvrtcGetSupportedArchs",
+        "nvrtcVersion",
+    ],
     advice: "install NVRTC 12 or later, from the CUDA toolkit or by `pip install nvidia-cuda-nvrtc`, no newer than the \
              driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or CUDA_PATH lead to it",
 };
@@ -42,15 +104,34 @@ const NVRTC: Wanted = Wanted {
 const CUBLAS: Wanted = Wanted {
     stems: &["cublas"],
     companion: Some("cublasLt"),
-    symbol: "cublasGemmBatchedEx_64",
+    functions: &[
+        "cublasCreate_v2",
+        "cublasDestroy_v2",
+        "cublasGemmBatchedEx_64",
+        "cublasSetAtomicsMode",
+        "cublasSetMathMode",
+        "cublasSetStream_v2",
+        "cublasSetWorkspace_v2",
+    ],
     advice: "install cuBLAS 12 or later, from the CUDA toolkit or by `pip install nvidia-cublas`, no newer than the \
              driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or CUDA_PATH lead to it",
 };
 
-/// Makes sure that the driver's library can be called.
-pub(crate) fn driver() -> Result<()> {
-    static FOUND: OnceLock<Library> = OnceLock::new();
-    DRIVER.find(&FOUND)
+/// Makes sure that the driver's library can be called, and returns the driver's version as `cuDriverGetVersion` counts.
+///
+/// # Errors
+/// [`Error::Device`] where it is missing, too old, or lacks a function.
+pub(crate) fn driver() -> Result<i32> {
+    static FOUND: OnceLock<(Library, i32)> = OnceLock::new();
+    if let Some((_, version)) = FOUND.get() {
+        return Ok(*version);
+    }
+    let library = DRIVER.load(&folders()).map_err(|why| DRIVER.missing(&why))?;
+    // First, since an old driver's functions are fewer too, and its version says more.
+    let version = driver_version(&library).map_err(|why| DRIVER.missing(&why))?;
+    check_driver_version(version)?;
+    DRIVER.check(&library).map_err(|why| DRIVER.missing(&why))?;
+    Ok(FOUND.get_or_init(|| (library, version)).1)
 }
 
 /// Makes sure that NVRTC can be called.
@@ -65,16 +146,46 @@ pub(crate) fn cublas() -> Result<()> {
     CUBLAS.find(&FOUND)
 }
 
+/// Asks the driver for its version, without cudarc.
+fn driver_version(library: &Library) -> std::result::Result<i32, String> {
+    const NAME: &str = "cuDriverGetVersion";
+    type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
+    let mut version = 0;
+    // SAFETY: the driver's function of this name has this type, and the pointer is to an integer that lives through the call.
+    let result = unsafe {
+        let function = library.get::<GetVersion>(NAME.as_bytes()).map_err(|_| lacks(&DRIVER, NAME))?;
+        function(&raw mut version)
+    };
+    if result == 0 {
+        Ok(version)
+    } else {
+        Err(format!("{NAME} of {} failed (error {result})", DRIVER.name()))
+    }
+}
+
+fn lacks(library: &Wanted, function: &str) -> String {
+    format!("{} has no {function}: it is too old or not NVIDIA's", library.name())
+}
+
 impl Wanted {
     /// Loads the library once for the life of the process. What is missing today is looked for again at the next call.
     fn find(&self, found: &OnceLock<Library>) -> Result<()> {
         if found.get().is_none() {
-            let library =
-                self.load(&folders()).map_err(|why| Error::Device(format!("{why}: {}", self.advice)))?;
+            let library = self.load(&folders()).map_err(|why| self.missing(&why))?;
+            self.check(&library).map_err(|why| self.missing(&why))?;
             // Another thread may have been faster; then this handle is closed and the library stays loaded.
             let _ = found.set(library);
         }
         Ok(())
+    }
+
+    /// The file name that most platforms of this kind know it by.
+    fn name(&self) -> String {
+        format!("{DLL_PREFIX}{}{DLL_SUFFIX}", self.stems[0])
+    }
+
+    fn missing(&self, why: &str) -> Error {
+        Error::Device(format!("{why}: {}", self.advice))
     }
 
     /// Opens the first file that the loader knows. Where it knows none, they are looked for in `folders`: a library once opened by
@@ -87,14 +198,15 @@ impl Wanted {
             let _by_path = names.iter().find_map(|name| open(folder.join(name)))?;
             known()
         };
-        let Some(library) = known().or_else(|| folders.iter().find_map(in_folder)) else {
-            return Err(format!("{} is missing", names[0]));
-        };
-        // SAFETY: the address is only looked up, not called.
-        match unsafe { library.get::<*const ()>(self.symbol.as_bytes()) } {
-            Ok(_) => Ok(library),
-            Err(_) => Err(format!("{} is too old (it has no {})", names[0], self.symbol)),
-        }
+        let found = known().or_else(|| folders.iter().find_map(in_folder));
+        found.ok_or_else(|| format!("{} is missing", self.name()))
+    }
+
+    /// Checks that every function that will be called is there.
+    fn check(&self, library: &Library) -> std::result::Result<(), String> {
+        // SAFETY: the addresses are only looked up, not called.
+        let absent = |name: &&&str| unsafe { library.get::<*const ()>(name.as_bytes()) }.is_err();
+        self.functions.iter().find(absent).map_or(Ok(()), |name| Err(lacks(self, name)))
     }
 
     /// Opens the companions in `folder`, for the life of the process.
@@ -167,23 +279,47 @@ pub(crate) fn version_name(version: i32) -> String {
 mod tests {
     use super::*;
 
-    fn wanted(stem: &'static str, symbol: &'static str) -> Wanted {
-        Wanted { stems: Box::leak(Box::new([stem])), companion: None, symbol, advice: "install it" }
+    fn wanted(stem: &'static str, functions: &'static [&'static str]) -> Wanted {
+        Wanted { stems: Box::leak(Box::new([stem])), companion: None, functions, advice: "install it" }
     }
 
     #[test]
     fn a_missing_library_is_named_with_the_way_to_get_it() {
-        let error = wanted("flashrnn-no-such", "f").find(&OnceLock::new()).unwrap_err().to_string();
+        let error = wanted("flashrnn-no-such", &["f"]).find(&OnceLock::new()).unwrap_err().to_string();
         assert_eq!(error, format!("device: {DLL_PREFIX}flashrnn-no-such{DLL_SUFFIX} is missing: install it"));
     }
 
     /// With libgcc_s.so.1, which Rust's own library needs on this system.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
-    fn a_library_without_the_symbol_is_too_old() {
-        let load = |symbol| wanted("gcc_s", symbol).load(&[]);
-        assert_eq!(load("no_such").unwrap_err(), "libgcc_s.so is too old (it has no no_such)");
-        assert!(load("_Unwind_Resume").is_ok());
+    fn a_library_that_lacks_a_function_is_named() {
+        let find = |functions| wanted("gcc_s", functions).find(&OnceLock::new());
+        let error = find(&["_Unwind_Resume", "no_such"]).unwrap_err().to_string();
+        assert!(error.starts_with("device: libgcc_s.so has no no_such: it is too old"), "{error}");
+        assert!(find(&["_Unwind_Resume"]).is_ok());
+    }
+
+    /// Every function of the three libraries that this crate's sources name is in the lists: cudarc panics where one is missing.
+    #[test]
+    fn every_function_that_is_called_is_looked_for() {
+        let lists = [DRIVER, NVRTC, CUBLAS].map(|library| library.functions).concat();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut called = 0;
+        for file in folder.read_dir().unwrap() {
+            let source = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            for (at, _) in source.match_indices("sys::").chain(source.match_indices("cublas::")) {
+                let path = &source[at..];
+                let name = path.split(|c: char| !c.is_alphanumeric() && c != '_').nth(2).unwrap_or_default();
+                let after = path[path.find(name).unwrap() + name.len()..].chars().next();
+                let is_type = name.ends_with("_t") || ["nvrtcProgram", "nvrtcResult"].contains(&name);
+                let function = !is_type && ["cu", "nvrtc"].iter().any(|prefix| name.starts_with(prefix));
+                if function && matches!(after, Some('(' | ',' | ')')) {
+                    called += 1;
+                    assert!(lists.contains(&name), "{name} is called and not looked for");
+                }
+            }
+        }
+        assert!(called > 60, "only {called} calls found");
     }
 
     #[test]

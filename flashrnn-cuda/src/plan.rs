@@ -1,12 +1,13 @@
 //! The backend and its plans: checks, and the way from the public interface to the kernels.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use flashrnn_core::{
     Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Layout, Plan, Problem, Result, Save,
-    Saved, Shapes, Step,
+    Saved, Shapes, Step, Weights, WeightsLayout, Workspace,
 };
 
 use crate::call::{Address, Gates, Sizes};
@@ -15,6 +16,7 @@ use crate::device::{Cuda, Device, Family};
 use crate::fused::{FusedBackward, FusedForward};
 use crate::launch::Kernel;
 use crate::memory::{Buffer, View, ViewMut};
+use crate::packed::{Packed, PackedOrder};
 use crate::programs::{self, CellSource, Uses};
 use crate::select::{self, Multiply};
 use crate::spread::{self, Fused};
@@ -24,10 +26,12 @@ impl Backend for Cuda {
     type Buffer<P: Pod + Send + Sync> = Buffer<P>;
     type View<'a, P: Pod + Send + Sync> = View<'a, P>;
     type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
+    type Packed<T: Element> = Packed<T>;
+    type PackedOrder = PackedOrder;
     type Plan<T: Element, W: Element> = CudaPlan<T, W>;
 
     fn info(&self) -> Info {
-        let device = format!("{}, {}", self.device.name, self.device.arch);
+        let device = format!("{}, {}", self.name(), self.arch());
         Info { name: "cuda", device, dtypes: vec![Dtype::F32, Dtype::Bf16, Dtype::F16] }
     }
 
@@ -51,6 +55,10 @@ impl Backend for Cuda {
         self.device.synchronize()
     }
 
+    fn trim(&self) -> Result<()> {
+        self.device.trim()
+    }
+
     fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Buffer<P>) -> View<'a, P> {
         buffer.view()
     }
@@ -70,7 +78,7 @@ impl Backend for Cuda {
             let why = "weights have the tensors' type, or f32 beside 16-bit tensors".into();
             return Err(Error::Unsupported { backend: "cuda", what, why });
         }
-        self.device.enter()?;
+        let _entered = self.device.enter()?;
         let engine = Engine::new::<T, W>(self, &CellSource::new(cell), problem, &shapes)?;
         Ok(CudaPlan { cuda: self.clone(), engine, weights: PhantomData })
     }
@@ -82,6 +90,7 @@ pub(crate) struct Engine {
     pub problem: Problem,
     pub shapes: Shapes,
     pub sizes: Sizes,
+    pub layout: Arc<WeightsLayout<PackedOrder>>,
     pub element: Dtype,
     /// The bytes of a `T`.
     pub bytes: usize,
@@ -115,7 +124,7 @@ impl Engine {
         let multiply = Multiply::new(element, problem.options.tf32);
         let (device, loops) = (&cuda.device, &cuda.loops);
         // Each compiles where no cache has it: together, since a user waits for all of them.
-        let (family, gpu) = (cuda.family, device.gpu());
+        let (family, gpu) = (cuda.family, device.shared.gpu());
         let (fused_forward, fused_backward) =
             (spread::fused_forward(shapes, bytes, gpu), spread::fused_backward(shapes, bytes, gpu));
         if family == Family::Fused && (fused_forward.is_none() || fused_backward.is_none()) {
@@ -168,6 +177,13 @@ impl Engine {
             problem: problem.clone(),
             shapes: shapes.clone(),
             sizes,
+            layout: Arc::new(WeightsLayout {
+                recurrent: shapes.recurrent,
+                gates: shapes.gates,
+                heads: shapes.heads,
+                head_dim: shapes.head_dim,
+                order: PackedOrder::new(depth, device),
+            }),
             element,
             bytes,
             depth,
@@ -271,37 +287,27 @@ impl<T: Element, W: Element> CudaPlan<T, W> {
                 KernelChoice::alternating_backward(shapes, *bytes, "asked for"),
             ],
             Family::Auto | Family::Fused => [
-                KernelChoice::forward(shapes, *bytes, device.gpu()),
-                KernelChoice::backward(shapes, *bytes, device.gpu()),
+                KernelChoice::forward(shapes, *bytes, device.shared.gpu()),
+                KernelChoice::backward(shapes, *bytes, device.shared.gpu()),
             ],
         }
     }
 }
 
-/// R and b packed: R rounded to `T` in the orders of both passes, b in f32.
-pub struct CudaWeights<T: Pod> {
-    /// `[Gr, N, D_out, depth]`
-    pub(crate) forward: Buffer<T>,
-    /// `[N, D_in, Gr, depth]`
-    pub(crate) backward: Buffer<T>,
-    /// `[G, N, D]`
-    pub(crate) b: Buffer<f32>,
-}
-
-impl<T: Pod> CudaWeights<T> {
-    fn check(&self, device: &Device) -> Result<()> {
-        self.b.view().check("weights", device)
+impl<T: Element, W: Element> fmt::Debug for CudaPlan<T, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaPlan")
+            .field("cuda", &self.cuda)
+            .field("problem", &self.engine.problem)
+            .field("tensors", &T::DTYPE)
+            .field("weights", &W::DTYPE)
+            .field("kernels", &self.kernels().each_ref().map(ToString::to_string))
+            .finish_non_exhaustive()
     }
-}
-
-fn check_saved<T: Element>(saved: &Saved<Cuda, T>, device: &Device) -> Result<()> {
-    saved.gates.view().check("saved", device)?;
-    saved.wide.view().check("saved", device)
 }
 
 impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     type Backend = Cuda;
-    type Weights = CudaWeights<T>;
 
     fn problem(&self) -> &Problem {
         &self.engine.problem
@@ -311,53 +317,66 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
         &self.engine.shapes
     }
 
-    fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<CudaWeights<T>> {
+    fn weights_layout(&self) -> &Arc<WeightsLayout<PackedOrder>> {
+        &self.engine.layout
+    }
+
+    fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<Weights<Cuda, T>> {
         Shapes::check("r", r.len(), &self.engine.shapes.r())?;
         Shapes::check("b", b.len(), &self.engine.shapes.b())?;
         let device = &self.engine.device;
         r.check("r", device)?;
         b.check("b", device)?;
-        device.enter()?;
-        self.engine.pack(r.ptr(), b.ptr())
+        let _entered = device.enter()?;
+        Ok(Weights::new(self.engine.layout.clone(), self.engine.pack(r.ptr(), b.ptr())?))
     }
 
     fn saved(&self) -> Result<Saved<Cuda, T>> {
         Saved::new(&self.cuda, &self.engine.shapes, self.engine.problem.options.save)
     }
 
-    fn forward(&self, call: Forward<'_, Cuda, T, W>) -> Result<()> {
-        call.check(&self.cuda, &self.engine.shapes, self.engine.problem.options.save)?;
+    fn forward_workspace(&self) -> Workspace {
+        self.engine.forward_workspace()
+    }
+
+    fn backward_workspace(&self) -> Workspace {
+        self.engine.backward_workspace()
+    }
+
+    fn forward(&self, call: Forward<'_, Cuda, T>) -> Result<()> {
+        call.check::<W>(self)?;
         let device = &self.engine.device;
         call.wx.check("wx", device)?;
-        call.weights.check(device)?;
-        check_device!(device, call, s0, lengths, resets, h, states, last);
+        check_device!(device, call, s0, lengths, resets, h, states, last, workspace);
         if let Some(saved) = &call.saved {
-            check_saved(saved, device)?;
+            saved.gates.check("saved", device)?;
+            saved.wide.check("saved", device)?;
         }
-        device.enter()?;
+        let _entered = device.enter()?;
         self.engine.forward(call)
     }
 
     fn backward(&self, call: Backward<'_, Cuda, T, W>) -> Result<()> {
-        call.check(&self.cuda, &self.engine.shapes, self.engine.problem.options.save)?;
+        call.check(self)?;
         let device = &self.engine.device;
-        call.weights.check(device)?;
         call.states.check("states", device)?;
-        check_saved(call.saved, device)?;
+        call.saved.gates.check("saved", device)?;
+        call.saved.wide.check("saved", device)?;
         call.d_wx.check("d_wx", device)?;
-        check_device!(device, call, wx, s0, lengths, resets, d_h, d_states, d_last, d_r, d_b, d_s0);
-        device.enter()?;
+        check_device!(
+            device, call, wx, s0, lengths, resets, d_h, d_states, d_last, d_r, d_b, d_s0, workspace
+        );
+        let _entered = device.enter()?;
         self.engine.backward(call)
     }
 
-    fn step(&self, call: Step<'_, Cuda, T, W>) -> Result<()> {
-        call.check(&self.engine.shapes)?;
+    fn step(&self, call: Step<'_, Cuda, T>) -> Result<()> {
+        call.check::<W>(self)?;
         let device = &self.engine.device;
         call.wx.check("wx", device)?;
-        call.weights.check(device)?;
         call.state.check("state", device)?;
         check_device!(device, call, h);
-        device.enter()?;
+        let _entered = device.enter()?;
         self.engine.step(call)
     }
 }

@@ -22,6 +22,12 @@ pub fn nvrtc() -> bool {
     or_skip(Nvrtc::get(), &["nvrtc", "cuda"]).is_some()
 }
 
+/// How many modules the handle's device has loaded, in all of its streams.
+#[must_use]
+pub fn loaded_modules(cuda: &Cuda) -> usize {
+    cuda.device.shared.loaded()
+}
+
 fn or_skip<T>(found: Result<T>, names: &[&str]) -> Option<T> {
     let required = std::env::var("FLASHRNN_REQUIRE").unwrap_or_default();
     match found {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use flashrnn_core::{Backend, Dtype, Element, Elman, Error, bf16, f16};
 
-use crate::blas::{Matrix, Product};
+use crate::blas::{BlasScratch, Matrix, Product};
 use crate::call::Sizes;
 use crate::compile::Program;
 use crate::device::{Cuda, Device};
@@ -77,11 +77,11 @@ fn what_goes_up_comes_down() {
 #[test]
 fn memory_is_given_back_and_running_out_is_an_error() {
     let Some(cuda) = testing::cuda() else { return };
-    for len in [usize::MAX, usize::MAX / 4, cuda.device.memory / 4 + 1] {
+    for len in [usize::MAX, usize::MAX / 4, cuda.device.shared.memory / 4 + 1] {
         assert!(matches!(cuda.alloc::<f32>(len), Err(Error::OutOfMemory { .. })), "{len}");
     }
     // Two thirds of the device are there at most once.
-    let most = cuda.device.memory / 3 * 2;
+    let most = cuda.device.shared.memory / 3 * 2;
     let first = cuda.device.alloc::<u8>(most);
     let second = cuda.device.alloc::<u8>(most);
     assert!(first.is_err() || matches!(second, Err(Error::OutOfMemory { .. })));
@@ -114,7 +114,7 @@ fn slices_of_cudarc_are_lent_without_a_copy() {
         let mut slice = stream.clone_htod(&[1.0_f32, 2.0, 3.0]).unwrap();
         {
             let mut lent = cuda.borrow_mut(&mut slice).unwrap();
-            cuda.device.enter().unwrap();
+            let _entered = cuda.device.enter().unwrap();
             grow(&grows, cuda.stream().cu_stream(), lent.view_mut().ptr(), 3, false);
         }
         assert_eq!(stream.clone_dtoh(&slice).unwrap(), [3.0, 5.0, 7.0]);
@@ -131,7 +131,7 @@ fn slices_of_cudarc_are_lent_without_a_copy() {
 fn kernels_run_in_order_early_or_not_and_in_graphs() {
     let Some(cuda) = testing::cuda() else { return };
     let device = &cuda.device;
-    device.enter().unwrap();
+    let _entered = device.enter().unwrap();
     let grows = kernel(device, "grow");
     let n = 100_000;
     let x = device.zeroed::<f32>(n).unwrap();
@@ -173,7 +173,7 @@ fn kernels_run_in_order_early_or_not_and_in_graphs() {
 fn work_beside_the_stream_keeps_its_place() {
     let Some(cuda) = testing::cuda() else { return };
     let device = &cuda.device;
-    device.enter().unwrap();
+    let _entered = device.enter().unwrap();
     let grows = kernel(device, "grow");
     let n = 10_000_000;
     let (x, y) = (device.zeroed::<f32>(n).unwrap(), device.zeroed::<f32>(n).unwrap());
@@ -185,7 +185,7 @@ fn work_beside_the_stream_keeps_its_place() {
     std::thread::scope(|scope| {
         for x in [&x, &y] {
             scope.spawn(move || {
-                device.enter()?;
+                let _entered = device.enter()?;
                 let stream = device.stream.cu_stream();
                 grow(stream, x)?;
                 device.beside.run(stream, || Ok(()), |beside| grow(beside, x))?;
@@ -205,12 +205,12 @@ fn work_beside_the_stream_keeps_its_place() {
 fn a_kernel_may_have_all_shared_memory() {
     let Some(cuda) = testing::cuda() else { return };
     let device = &cuda.device;
-    device.enter().unwrap();
+    let _entered = device.enter().unwrap();
     let turn = kernel(device, "turn");
     let data: Vec<f32> = (0..1024).map(|i| i as f32).collect();
     let x = device.upload(&data).unwrap();
     let mut address = x.ptr();
-    let launch = Launch { shared: device.shared_memory as u32, ..Launch::new([1, 1, 1], 1024) };
+    let launch = Launch { shared: device.shared.shared_memory as u32, ..Launch::new([1, 1, 1], 1024) };
     // SAFETY: turn takes (float*), which has as many elements as the block threads.
     unsafe { turn.launch(cuda.stream().cu_stream(), &launch, &mut [argument(&mut address)]).unwrap() };
     assert!(device.download(x.view()).unwrap().iter().eq(data.iter().rev()));
@@ -237,7 +237,7 @@ fn number(i: usize) -> f32 {
 /// `C = A B` with every choice of transposes; the norm of C's error against f64 relative to C's norm.
 fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
     let device = &cuda.device;
-    device.enter().unwrap();
+    let _entered = device.enter().unwrap();
     let (m, n, k, batch) = (33, 20, 300, 3);
     let a: Vec<T> = (0..batch * m * k).map(|i| T::from_f64(number(i).into())).collect();
     let b: Vec<T> = (0..batch * k * n).map(|i| T::from_f64(number(7 * i + 3).into())).collect();
@@ -249,6 +249,8 @@ fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
     let a_at = addresses(a_on.ptr(), m * k * size_of::<T>());
     let b_at = addresses(b_on.ptr(), k * n * size_of::<T>());
     let c_at = addresses(c_on.ptr(), m * n * size_of::<f32>());
+    let room = device.alloc::<u8>(BlasScratch::bytes(cuda.arch())).unwrap();
+    let scratch = BlasScratch { address: room.ptr(), bytes: room.len() };
     let mut worst: f64 = 0.0;
     for (a_turned, b_turned) in [(false, false), (true, false), (false, true), (true, true)] {
         let product = Product {
@@ -264,8 +266,9 @@ fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
             tf32,
         };
         let run = |view: View<'_, f32>| {
+            let blas = device.shared.blas().unwrap();
             // SAFETY: the arrays hold the addresses of matrices of these sizes, which live until the download has ended.
-            unsafe { device.blas().unwrap().batched(cuda.stream().cu_stream(), &product).unwrap() };
+            unsafe { blas.batched(cuda.stream().cu_stream(), &product, scratch).unwrap() };
             device.download(view).unwrap()
         };
         let c = run(c_on.view());
@@ -303,7 +306,7 @@ fn products_are_rounded_no_more_than_asked_for() {
 /// of 16 bytes.
 fn check_previous_h<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize, forwards: bool) {
     let device = &cuda.device;
-    device.enter().unwrap();
+    let _entered = device.enter().unwrap();
     let program = programs::tokens(&CellSource::new(&Elman), T::DTYPE);
     let kernel = device.module(&program).unwrap().kernel("previous_h").unwrap();
     let (batch, time, heads, depth) = (3, 5, 7, select::depth(head_dim, size_of::<T>()));

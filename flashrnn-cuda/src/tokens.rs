@@ -9,6 +9,7 @@ use crate::blas::{Matrix, Product};
 use crate::call::{Address, Gates, Sizes};
 use crate::launch::{Kernel, Launch};
 use crate::plan::Engine;
+use crate::scratch::GatesAgainScratch;
 use crate::time_loop::argument;
 use crate::weights::Operand;
 
@@ -35,7 +36,7 @@ impl Engine {
         len: usize,
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
-        let most = self.device.multiprocessors * 16;
+        let most = self.device.shared.multiprocessors * 16;
         let blocks = len.div_ceil(256).min(most);
         // SAFETY: the caller's promise.
         unsafe { kernel.launch(stream, &Launch::new([blocks as u32, 1, 1], 256), arguments) }
@@ -63,6 +64,12 @@ impl Engine {
         unsafe { self.over(stream, &self.previous_h, 32 * self.shapes.tokens(), &mut arguments) }
     }
 
+    /// How many tokens' gates are computed again at a time.
+    pub(crate) fn gates_again_chunk(&self) -> usize {
+        let row = self.shapes.recurrent * self.shapes.heads * self.depth;
+        (PRODUCTS / (row * size_of::<f32>()).max(1)).max(1).min(self.shapes.tokens())
+    }
+
     /// The gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N, D]`, `wx [tokens, Gx, N, D]` and the h before
     /// every step, `[tokens, N, depth]`; in chunks of tokens.
     pub(crate) fn gates_again(
@@ -71,6 +78,7 @@ impl Engine {
         [r, b, wx, previous_h]: [Address; 4],
         gates: Gates,
         wide_gates: Address,
+        scratch: &GatesAgainScratch,
     ) -> Result<()> {
         let shapes = &self.shapes;
         let (tokens, batch) = (shapes.tokens(), shapes.recurrent * shapes.heads);
@@ -78,17 +86,16 @@ impl Engine {
             return Ok(());
         }
         let row = batch * self.depth;
-        let chunk = (PRODUCTS / (row * size_of::<f32>())).clamp(1, tokens);
-        // [chunk, Gr, N, depth]
-        let products = self.device.alloc::<f32>(chunk * row)?;
+        let chunk = self.gates_again_chunk();
         let (heads, depth) = (shapes.heads, self.depth);
         let matrix = shapes.head_dim * depth;
         let operands = [
             Operand::new(r, [0, heads * matrix, matrix], self.bytes),
             Operand::new(previous_h, [chunk * heads * depth, 0, depth], self.bytes),
-            Operand::new(products.ptr(), [0, heads * depth, depth], size_of::<f32>()),
+            Operand::new(scratch.products, [0, heads * depth, depth], size_of::<f32>()),
         ];
-        let addresses = self.addresses(operands, [tokens.div_ceil(chunk), shapes.recurrent, heads])?;
+        let counts = [tokens.div_ceil(chunk), shapes.recurrent, heads];
+        let addresses = self.addresses(scratch.addresses, operands, counts)?;
         let stream = self.device.stream.cu_stream();
         for (part, first) in (0..tokens).step_by(chunk).enumerate() {
             let count = chunk.min(tokens - first);
@@ -106,11 +113,11 @@ impl Engine {
                 output: Dtype::F32,
                 tf32: self.problem.options.tf32,
             };
-            // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers.
-            unsafe { self.device.blas()?.batched(stream, &product)? };
+            // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers, as the scratch memory does.
+            unsafe { self.device.shared.blas()?.batched(stream, &product, scratch.blas)? };
             let (mut sizes, mut gates, mut wide_gates) = (rows.sizes, gates, wide_gates);
             let (mut first, mut many) = (first as i64, count as i64);
-            let (mut products, mut wx, mut b) = (products.ptr(), wx, b);
+            let (mut products, mut wx, mut b) = (scratch.products, wx, b);
             let mut arguments = [
                 argument(&mut sizes),
                 argument(&mut first),

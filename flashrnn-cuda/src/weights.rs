@@ -1,20 +1,22 @@
-//! R and b in the order of the kernels, and their gradients: one large product over all tokens in a few parts, and column
-//! sums in parts, each added up in a fixed order.
+//! The gradients of R and b: one large product over all tokens in a few parts, and column sums in parts, each added up in a
+//! fixed order.
 
 use cudarc::driver::sys::CUstream;
-use flashrnn_core::{Dtype, Element, Result};
+use flashrnn_core::{Dtype, Result};
 
 use crate::blas::{Matrix, Product};
 use crate::call::{Address, Gates};
 use crate::launch::Launch;
-use crate::memory::Buffer;
-use crate::plan::{CudaWeights, Engine};
+use crate::plan::Engine;
+use crate::scratch::WeightScratch;
 use crate::select;
 use crate::time_loop::{argument, grid};
 
 /// Some gates of all tokens: `[tokens, gates, N, unit_stride / D …]`, as the batched product reads them.
 struct GateRows {
     address: Address,
+    /// Room for a copy with aligned rows.
+    padded: Address,
     /// The first of the recurrent gates here, and how many.
     first: usize,
     count: usize,
@@ -40,7 +42,7 @@ impl Operand {
 
 /// The addresses of the matrices of a batched product on the device, `[3, parts, gates, heads]`.
 pub(crate) struct Addresses {
-    table: Buffer<u64>,
+    table: Address,
     /// The matrices of an operand, and those of one of its parts.
     operand: usize,
     part: usize,
@@ -49,71 +51,53 @@ pub(crate) struct Addresses {
 impl Addresses {
     /// Where the addresses of each operand's matrices begin, from a part on.
     pub(crate) fn of_part(&self, part: usize) -> [Address; 3] {
-        let at = |matrix: usize| self.table.ptr() + (matrix * size_of::<u64>()) as Address;
+        let at = |matrix: usize| self.table + (matrix * size_of::<u64>()) as Address;
         [0, 1, 2].map(|operand| at(operand * self.operand + part * self.part))
     }
 }
 
+/// How the tokens are divided for a sum over all of them.
+pub(crate) struct Parts {
+    /// Parts of `length` tokens.
+    whole: usize,
+    length: usize,
+    /// The tokens of one more part, 0 where there is none.
+    rest: usize,
+    /// All parts.
+    pub total: usize,
+}
+
 impl Engine {
-    /// R `[Gr, N, D, D]` and b `[G, N, D]` in the order of the kernels.
-    pub(crate) fn pack<T: Element>(&self, r: Address, b: Address) -> Result<CudaWeights<T>> {
+    /// How `d_r` is summed.
+    pub(crate) fn row_parts(&self) -> Parts {
         let shapes = &self.shapes;
-        let matrices = shapes.recurrent * shapes.heads;
-        let len = matrices * shapes.head_dim * self.depth;
-        let packed = CudaWeights::<T> {
-            forward: self.device.alloc(len)?,
-            backward: self.device.alloc(len)?,
-            b: self.device.alloc(shapes.b().iter().product())?,
-        };
-        let (mut r, mut b, mut bias) = (r, b, packed.b.ptr());
-        let (mut forward, mut backward) = (packed.forward.ptr(), packed.backward.ptr());
-        let sizes = self.sizes;
-        let (mut recurrent, mut heads) = (shapes.recurrent as i32, sizes.heads);
-        let (mut head_dim, mut depth, mut bias_len) = (sizes.head_dim, sizes.depth, packed.b.len() as i64);
-        let mut arguments = [
-            argument(&mut r),
-            argument(&mut b),
-            argument(&mut forward),
-            argument(&mut backward),
-            argument(&mut bias),
-            argument(&mut recurrent),
-            argument(&mut heads),
-            argument(&mut head_dim),
-            argument(&mut depth),
-            argument(&mut bias_len),
-        ];
-        let tiles = self.depth.div_ceil(32);
-        let blocks = (matrices * tiles * tiles).min(self.device.multiprocessors * 16);
-        let launch = Launch::new(grid(blocks)?, 256);
-        // SAFETY: the kernel takes (const W*, const W*, T*, T*, float*, int, int, int, int, Offset).
-        unsafe { self.pack.launch(self.device.stream.cu_stream(), &launch, &mut arguments)? };
-        Ok(packed)
+        let tiles = shapes.head_dim.div_ceil(128);
+        let blocks = shapes.recurrent * shapes.heads * tiles * tiles;
+        let (whole, length) = select::parts(shapes.tokens(), blocks, self.device.shared.multiprocessors);
+        let rest = shapes.tokens() - whole * length;
+        let total = if shapes.tokens() == 0 { 0 } else { whole + usize::from(rest > 0) };
+        Parts { whole, length, rest, total }
     }
 
     /// `d_r [Gr, N, D_out, D_in]` from dg and `previous_h [tokens, N, depth]`.
-    pub(crate) fn weight_gradient<T: Element>(
+    pub(crate) fn weight_gradient(
         &self,
         d_gates: Gates,
         previous_h: Address,
         d_r: Address,
         accumulate: bool,
+        scratch: &WeightScratch,
     ) -> Result<()> {
         let shapes = &self.shapes;
         let (heads, head_dim, recurrent) = (shapes.heads, shapes.head_dim, shapes.recurrent);
-        let tiles = head_dim.div_ceil(128);
-        let multiprocessors = self.device.multiprocessors;
-        let (parts, length) =
-            select::parts(shapes.tokens(), recurrent * heads * tiles * tiles, multiprocessors);
-        let rest = shapes.tokens() - parts * length;
-        let total = if shapes.tokens() == 0 { 0 } else { parts + usize::from(rest > 0) };
+        let Parts { whole, length, rest, total } = self.row_parts();
         let stream = self.device.stream.cu_stream();
         // [total, Gr, N, D, depth]
         let matrix = head_dim * self.depth;
-        let partial: Buffer<f32> = self.device.alloc(total * recurrent * heads * matrix)?;
-        let mut padded = Vec::new();
-        for gates in self.recurrent_gates(d_gates) {
-            let gates = self.aligned::<T>(gates, &mut padded)?;
-            let out = partial.ptr() + (gates.first * heads * matrix * size_of::<f32>()) as Address;
+        let mut table = scratch.addresses;
+        for gates in self.recurrent_gates(d_gates, scratch.padded) {
+            let gates = self.aligned(gates)?;
+            let out = scratch.partial + (gates.first * heads * matrix * size_of::<f32>()) as Address;
             let operands = [
                 Operand::new(previous_h, [length * heads * self.depth, 0, self.depth], self.bytes),
                 Operand::new(
@@ -123,8 +107,9 @@ impl Engine {
                 ),
                 Operand::new(out, [recurrent * heads * matrix, heads * matrix, matrix], size_of::<f32>()),
             ];
-            let addresses = self.addresses(operands, [total, gates.count, heads])?;
-            for (first, parts, length) in [(0, parts, length), (parts, 1, rest)] {
+            let addresses = self.addresses(table, operands, [total, gates.count, heads])?;
+            table += (3 * total * gates.count * heads * size_of::<u64>()) as Address;
+            for (first, parts, length) in [(0, whole, length), (whole, 1, rest)] {
                 if length == 0 {
                     continue;
                 }
@@ -142,13 +127,13 @@ impl Engine {
                     output: Dtype::F32,
                     tf32: self.problem.options.tf32,
                 };
-                // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers.
-                unsafe { self.device.blas()?.batched(stream, &product)? };
+                // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers, as the scratch memory does.
+                unsafe { self.device.shared.blas()?.batched(stream, &product, scratch.blas)? };
             }
         }
         self.reduce(
             stream,
-            partial.ptr(),
+            scratch.partial,
             total,
             [recurrent * heads * head_dim, head_dim, self.depth],
             d_r,
@@ -156,21 +141,15 @@ impl Engine {
         )
     }
 
-    /// Room for the sums that `bias_gradient` adds up, `[total, G, N, D]`, the gates of `inner` first. Apart from it, since memory is
-    /// allocated and freed in the order of the device's stream.
-    pub(crate) fn bias_partial(&self) -> Result<Buffer<f32>> {
-        let (total, _) = self.column_parts();
-        self.device.alloc(total * self.shapes.gates * self.shapes.units())
-    }
-
     /// In how many parts columns are summed, and the tokens of each but the last, which may have fewer.
-    fn column_parts(&self) -> (usize, usize) {
+    pub(crate) fn column_parts(&self) -> (usize, usize) {
         let (tokens, columns) = (self.shapes.tokens(), self.shapes.gates * self.shapes.units());
-        let (_, length) = select::parts(tokens, columns.div_ceil(256), self.device.multiprocessors * 4);
+        let (_, length) =
+            select::parts(tokens, columns.div_ceil(256), self.device.shared.multiprocessors * 4);
         (tokens.div_ceil(length.max(1)), length)
     }
 
-    /// `d_b [G, N, D]` from dg, by way of `partial`.
+    /// `d_b [G, N, D]` from dg, by way of `partial [parts, G, N, D]`, the gates of `inner` first.
     pub(crate) fn bias_gradient(
         &self,
         stream: CUstream,
@@ -209,32 +188,31 @@ impl Engine {
     }
 
     /// dg of the recurrent gates: those in the tensor without external input, then those in `d_wx`.
-    fn recurrent_gates(&self, d_gates: Gates) -> Vec<GateRows> {
+    fn recurrent_gates(&self, d_gates: Gates, padded: Gates) -> Vec<GateRows> {
         let shapes = &self.shapes;
         let (inner, head) = (shapes.inner(), shapes.head_dim);
-        let part = |address, first: usize, end: usize, gates: usize| GateRows {
+        let part = |(address, padded), first: usize, end: usize, gates: usize| GateRows {
             address,
+            padded,
             first,
             count: end.saturating_sub(first),
             head,
             token: gates * shapes.units(),
         };
         let parts = [
-            part(d_gates.inner, 0, inner.min(shapes.recurrent), inner),
-            part(d_gates.external, inner, shapes.recurrent, shapes.external),
+            part((d_gates.inner, padded.inner), 0, inner.min(shapes.recurrent), inner),
+            part((d_gates.external, padded.external), inner, shapes.recurrent, shapes.external),
         ];
         parts.into_iter().filter(|part| part.count > 0).collect()
     }
 
-    /// The same gates where every matrix begins at a multiple of 16 bytes, which the products need: copied to a buffer, kept in
-    /// `padded`, unless they lie so.
-    fn aligned<T: Element>(&self, gates: GateRows, padded: &mut Vec<Buffer<T>>) -> Result<GateRows> {
+    /// The same gates where every matrix begins at a multiple of 16 bytes, which the products need: copied unless they lie so.
+    fn aligned(&self, gates: GateRows) -> Result<GateRows> {
         if (gates.head * self.bytes).is_multiple_of(16) && gates.address.is_multiple_of(16) {
             return Ok(gates);
         }
         let rows = self.shapes.tokens() * gates.token / gates.head;
-        let buffer: Buffer<T> = self.device.alloc(rows * self.depth)?;
-        let (mut from, mut count, mut out) = (gates.address, rows as i64, buffer.ptr());
+        let (mut from, mut count, mut out) = (gates.address, rows as i64, gates.padded);
         let sizes = self.sizes;
         let (mut head_dim, mut depth) = (sizes.head_dim, sizes.depth);
         let mut arguments = [
@@ -246,18 +224,21 @@ impl Engine {
         ];
         // SAFETY: the kernel takes (const T*, Offset, int, int, T*).
         unsafe { self.over(self.device.stream.cu_stream(), &self.pad, rows * self.depth, &mut arguments)? };
-        padded.push(buffer);
         let token = gates.token / gates.head * self.depth;
         Ok(GateRows { address: out, head: self.depth, token, ..gates })
     }
 
-    /// Enqueues the writing of the addresses of `operands`, of so many parts, gates and heads.
-    pub(crate) fn addresses(&self, operands: [Operand; 3], counts: [usize; 3]) -> Result<Addresses> {
+    /// Enqueues the writing of the addresses of `operands` to `table`, of so many parts, gates and heads.
+    pub(crate) fn addresses(
+        &self,
+        table: Address,
+        operands: [Operand; 3],
+        counts: [usize; 3],
+    ) -> Result<Addresses> {
         let [parts, gates, heads] = counts;
         let batch = parts * gates * heads;
-        let addresses =
-            Addresses { table: self.device.alloc(3 * batch)?, operand: batch, part: gates * heads };
-        let ([mut a, mut b, mut c], mut out) = (operands, addresses.table.ptr());
+        let addresses = Addresses { table, operand: batch, part: gates * heads };
+        let ([mut a, mut b, mut c], mut out) = (operands, table);
         let [mut parts, mut gates, mut heads] = counts.map(|count| count as i32);
         let mut arguments = [
             argument(&mut a),

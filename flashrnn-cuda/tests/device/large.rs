@@ -107,8 +107,8 @@ fn both_passes<T: Element>(
     let mut saved = plan.saved()?;
     plan.forward(Forward {
         states: Some(h.view_mut()),
-        saved: Some(&mut saved),
-        ..Forward::new(wx.view(), &weights)
+        saved: Some(saved.view_mut()),
+        ..Forward::new(&weights, wx.view())
     })?;
     drop(wx);
     let d_h = cuda.upload(d_h)?;
@@ -118,7 +118,7 @@ fn both_passes<T: Element>(
         d_h: Some(d_h.view()),
         d_r: Some(d_r.view_mut()),
         d_b: Some(d_b.view_mut()),
-        ..Backward::new(&weights, h.view(), &saved, d_wx.view_mut())
+        ..Backward::new(&weights, h.view(), saved.view(), d_wx.view_mut())
     })?;
     cuda.synchronize()?;
     Ok(Passes { h, d_wx, d_b })

@@ -158,7 +158,7 @@ fn plans_leave_no_memory_behind() -> Result<()> {
                 let wx = cuda.alloc::<T>(size(&shapes.wx()))?;
                 let mut h = cuda.alloc::<T>(size(&shapes.h()))?;
                 let weights = plan.pack(r.view(), b.view())?;
-                plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(wx.view(), &weights) })?;
+                plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(&weights, wx.view()) })?;
             }
         }
         cuda.synchronize()
@@ -199,13 +199,13 @@ fn the_callers_stream_and_memory_are_used_as_they_are() -> Result<()> {
         let mut saved = plan.saved()?;
         plan.forward(Forward {
             states: Some(states.view_mut()),
-            saved: Some(&mut saved),
-            ..Forward::new(wx.view(), &weights)
+            saved: Some(saved.view_mut()),
+            ..Forward::new(&weights, wx.view())
         })?;
         let mut d_wx = found.alloc::<f32>(wx.len())?;
         plan.backward(Backward {
             d_h: Some(d_h.view()),
-            ..Backward::new(&weights, states.view(), &saved, d_wx.view_mut())
+            ..Backward::new(&weights, states.view(), saved.view(), d_wx.view_mut())
         })?;
         (found.download(states.view())?, found.download(d_wx.view())?)
     };
@@ -230,15 +230,15 @@ fn the_callers_stream_and_memory_are_used_as_they_are() -> Result<()> {
             let mut lent_states = cuda.borrow_mut(&mut states)?;
             plan.forward(Forward {
                 states: Some(lent_states.view_mut()),
-                saved: Some(&mut saved),
-                ..Forward::new(lent_wx.view(), &weights)
+                saved: Some(saved.view_mut()),
+                ..Forward::new(&weights, lent_wx.view())
             })?;
             drop(lent_states);
             let (lent_states, lent_d_h) = (cuda.borrow(&states)?, cuda.borrow(&d_h)?);
             let mut lent_d_wx = cuda.borrow_mut(&mut d_wx)?;
             plan.backward(Backward {
                 d_h: Some(lent_d_h.view()),
-                ..Backward::new(&weights, lent_states.view(), &saved, lent_d_wx.view_mut())
+                ..Backward::new(&weights, lent_states.view(), saved.view(), lent_d_wx.view_mut())
             })?;
         }
         // The owner's stream waits for what was enqueued on the backend's.

@@ -107,12 +107,12 @@ fn ten_thousand_launches_on_two_streams_give_the_same_bits() -> Result<()> {
         for launch in 0..launches {
             plan.forward(Forward {
                 states: Some(states.view_mut()),
-                saved: Some(&mut saved),
-                ..Forward::new(wx.view(), &weights)
+                saved: Some(saved.view_mut()),
+                ..Forward::new(&weights, wx.view())
             })?;
             plan.backward(Backward {
                 d_h: Some(d_h.view()),
-                ..Backward::new(&weights, states.view(), &saved, d_wx.view_mut())
+                ..Backward::new(&weights, states.view(), saved.view(), d_wx.view_mut())
             })?;
             let got = (cuda.download(states.view())?, cuda.download(d_wx.view())?);
             assert!(
