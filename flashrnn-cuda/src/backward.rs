@@ -6,7 +6,7 @@ use flashrnn_core::{Backward, Element, Result};
 
 use crate::call::{BackwardCall, Gates};
 use crate::device::Cuda;
-use crate::plan::{Engine, address, address_mut, clip};
+use crate::engine::{Engine, address, address_mut, clip};
 use crate::scratch::BackwardNeeds;
 use crate::tokens::Rows;
 

@@ -5,8 +5,8 @@ use flashrnn_core::{Element, Forward, Result, Step, Weights};
 
 use crate::call::{Address, ForwardCall, Sizes};
 use crate::device::Cuda;
+use crate::engine::{Engine, address, address_mut, clip, recompute};
 use crate::memory::Buffer;
-use crate::plan::{Engine, address, address_mut, clip, recompute};
 use crate::scratch::ForwardScratch;
 
 impl Engine {

@@ -50,7 +50,7 @@ impl FusedForward {
         };
         let (inference, training) = std::thread::scope(|scope| {
             let training = scope.spawn(|| at_once(|ragged| pass(true, ragged)));
-            (at_once(|ragged| pass(false, ragged)), crate::plan::joined(training))
+            (at_once(|ragged| pass(false, ragged)), crate::engine::joined(training))
         });
         Ok(Self {
             device: device.clone(),
@@ -128,7 +128,7 @@ fn at_once(pass: impl Fn(bool) -> Result<Pass> + Sync) -> Result<[Pass; 2]> {
     std::thread::scope(|scope| {
         let with = scope.spawn(|| pass(true));
         let without = pass(false);
-        Ok([without?, crate::plan::joined(with)?])
+        Ok([without?, crate::engine::joined(with)?])
     })
 }
 

@@ -27,6 +27,7 @@ mod context;
 mod device;
 mod disk_cache;
 mod driver;
+mod engine;
 mod forward;
 mod fused;
 mod launch;

@@ -6,21 +6,16 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Layout, Plan, Problem, Result, Save,
-    Saved, Shapes, Step, Weights, WeightsLayout, Workspace,
+    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Result, Saved, Shapes,
+    Step, Weights, WeightsLayout, Workspace,
 };
 
-use crate::call::{Address, Gates, Sizes};
 use crate::choice::KernelChoice;
-use crate::device::{Cuda, Device, Family};
-use crate::fused::{FusedBackward, FusedForward};
-use crate::launch::Kernel;
+use crate::device::{Cuda, Family};
+use crate::engine::Engine;
 use crate::memory::{Buffer, View, ViewMut};
 use crate::packed::{Packed, PackedOrder};
-use crate::programs::{self, CellSource, Uses};
-use crate::select::{self, Multiply};
-use crate::spread::{self, Fused};
-use crate::time_loop::TimeLoop;
+use crate::programs::CellSource;
 
 impl Backend for Cuda {
     type Buffer<P: Pod + Send + Sync> = Buffer<P>;
@@ -82,177 +77,6 @@ impl Backend for Cuda {
         let engine = Engine::new::<T, W>(self, &CellSource::new(cell), problem, &shapes)?;
         Ok(CudaPlan { cuda: self.clone(), engine, weights: PhantomData })
     }
-}
-
-/// What a plan runs with: the kernels and sizes, whatever the element types.
-pub(crate) struct Engine {
-    pub device: Arc<Device>,
-    pub problem: Problem,
-    pub shapes: Shapes,
-    pub sizes: Sizes,
-    pub layout: Arc<WeightsLayout<PackedOrder>>,
-    pub element: Dtype,
-    /// The bytes of a `T`.
-    pub bytes: usize,
-    /// D rounded up to whole chunks of the kernels.
-    pub depth: usize,
-    pub forward: Arc<TimeLoop>,
-    /// Instead of `forward`, where it can be.
-    pub fused_forward: Option<FusedForward>,
-    pub backward: Arc<TimeLoop>,
-    /// Instead of `backward`, where it can be.
-    pub fused_backward: Option<FusedBackward>,
-    pub previous_h: Kernel,
-    pub pad: Kernel,
-    pub gates_again: Kernel,
-    pub column_sums: Kernel,
-    pub pack: Kernel,
-    pub reduce: Kernel,
-    pub addresses: Kernel,
-}
-
-impl Engine {
-    fn new<T: Element, W: Element>(
-        cuda: &Cuda,
-        cell: &CellSource,
-        problem: &Problem,
-        shapes: &Shapes,
-    ) -> Result<Self> {
-        let (element, bytes) = (T::DTYPE, size_of::<T>());
-        let depth = select::depth(shapes.head_dim, bytes);
-        let sizes = sizes(problem, shapes, depth)?;
-        let multiply = Multiply::new(element, problem.options.tf32);
-        let (device, loops) = (&cuda.device, &cuda.loops);
-        // Each compiles where no cache has it: together, since a user waits for all of them.
-        let (family, gpu) = (cuda.family, device.shared.gpu());
-        let (fused_forward, fused_backward) =
-            (spread::fused_forward(shapes, bytes, gpu), spread::fused_backward(shapes, bytes, gpu));
-        if family == Family::Fused && (fused_forward.is_none() || fused_backward.is_none()) {
-            let choices =
-                [KernelChoice::forward(shapes, bytes, gpu), KernelChoice::backward(shapes, bytes, gpu)];
-            let why = choices.iter().find(|choice| choice.family != "fused").map_or("", |choice| choice.why);
-            let what = "fused kernels for this problem".into();
-            return Err(Error::Unsupported { backend: "cuda", what, why: why.into() });
-        }
-        let clips = problem.options.forward_clip.is_some() || problem.options.recurrent_grad_clip.is_some();
-        let clips = clips || problem.options.cut_recurrent_grad;
-        let uses = Uses { clips, waits: cuda.waits, ..Uses::default() };
-        let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
-        let (forward, fused_forward, backward, fused_backward, tokens, weights) =
-            std::thread::scope(|scope| {
-                let forward = scope.spawn(|| {
-                    let tile = select::forward_tile(shapes, bytes);
-                    let program = programs::forward_step(cell, element, multiply, tile);
-                    loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
-                });
-                let fused_forward = scope.spawn(|| {
-                    wanted(fused_forward)
-                        .map(|fused| FusedForward::new(device, cell, (element, bytes), shapes, fused, uses))
-                        .transpose()
-                });
-                let fused_backward = scope.spawn(|| {
-                    wanted(fused_backward)
-                        .map(|fused| FusedBackward::new(device, cell, (element, bytes), shapes, fused, uses))
-                        .transpose()
-                });
-                let backward = scope.spawn(|| {
-                    let tile = select::backward_tile(shapes, bytes);
-                    let program = programs::backward_step(cell, element, multiply, tile);
-                    loops.get(device, &program, "backward", select::blocks(shapes, tile), tile.warps)
-                });
-                let tokens = scope.spawn(|| device.module(&programs::tokens(cell, element)));
-                let weights = device.module(&programs::weights(element, W::DTYPE));
-                (
-                    joined(forward),
-                    joined(fused_forward),
-                    joined(backward),
-                    joined(fused_backward),
-                    joined(tokens),
-                    weights,
-                )
-            });
-        let (tokens, weights) = (tokens?, weights?);
-        Ok(Self {
-            device: device.clone(),
-            problem: problem.clone(),
-            shapes: shapes.clone(),
-            sizes,
-            layout: Arc::new(WeightsLayout {
-                recurrent: shapes.recurrent,
-                gates: shapes.gates,
-                heads: shapes.heads,
-                head_dim: shapes.head_dim,
-                order: PackedOrder::new(depth, device),
-            }),
-            element,
-            bytes,
-            depth,
-            forward: forward?,
-            fused_forward: fused_forward?,
-            backward: backward?,
-            fused_backward: fused_backward?,
-            previous_h: tokens.kernel("previous_h")?,
-            pad: tokens.kernel("pad")?,
-            gates_again: tokens.kernel("gates_again")?,
-            column_sums: tokens.kernel("column_sums")?,
-            pack: weights.kernel("pack")?,
-            reduce: weights.kernel("reduce")?,
-            addresses: weights.kernel("addresses")?,
-        })
-    }
-
-    /// Where the two parts of a tensor of all gates lie: `[tokens, Gx, N, D]`, then `[tokens, G - Gx, N, D]`.
-    pub fn gates_at(&self, address: Address) -> Gates {
-        let external = self.shapes.tokens() * self.shapes.external * self.shapes.units() * self.bytes;
-        Gates { external: address, inner: address + external as Address }
-    }
-
-    /// Where wide states and wide gates lie in `saved.wide`: `[WIDE, tokens, N, D]`, then `[WIDE_GATES, tokens, N, D]`.
-    pub fn wide_at(&self, address: Address) -> (Address, Address) {
-        let states = self.shapes.wide.len() * self.shapes.tokens() * self.shapes.units() * size_of::<f32>();
-        (address, address + states as Address)
-    }
-}
-
-pub(crate) fn joined<R>(thread: std::thread::ScopedJoinHandle<'_, Result<R>>) -> Result<R> {
-    thread.join().unwrap_or_else(|_| Err(Error::Device("a thread that compiles kernels panicked".into())))
-}
-
-/// The sizes of a problem as the kernels read them.
-fn sizes(problem: &Problem, shapes: &Shapes, depth: usize) -> Result<Sizes> {
-    let fits = |option: &'static str, n: usize| {
-        i32::try_from(n).map_err(|_| Error::Unsupported {
-            backend: "cuda",
-            what: format!("{option} {n}"),
-            why: "at most 2147483647".into(),
-        })
-    };
-    // k goes over all recurrent gates in the backward pass.
-    fits("Gr times head_dim", shapes.recurrent.saturating_mul(depth))?;
-    Ok(Sizes {
-        batch: fits("batch", shapes.batch)?,
-        time: fits("time", shapes.time)?,
-        heads: fits("heads", shapes.heads)?,
-        head_dim: fits("head_dim", shapes.head_dim)?,
-        depth: fits("head_dim", depth)?,
-        time_major: (shapes.layout == Layout::TimeMajor).into(),
-        reverse: problem.options.reverse.into(),
-    })
-}
-
-/// A clip as the kernels read it: infinity for none.
-pub(crate) fn clip(v: Option<f64>) -> f32 {
-    v.map_or(f32::INFINITY, |v| v as f32)
-}
-
-/// The address of a tensor that may be absent.
-pub(crate) fn address<P: Pod + Send + Sync>(view: &Option<View<'_, P>>) -> Address {
-    view.as_ref().map_or(0, |view| view.ptr())
-}
-
-/// The address of an output that may be absent.
-pub(crate) fn address_mut<P: Pod + Send + Sync>(view: &Option<ViewMut<'_, P>>) -> Address {
-    view.as_ref().map_or(0, |view| view.ptr())
 }
 
 /// Checks that the device may use each of a call's tensors that are there.
@@ -378,23 +202,5 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
         check_device!(device, call, h);
         let _entered = device.enter()?;
         self.engine.step(call)
-    }
-}
-
-/// Whether the backward pass computes the gates again.
-pub(crate) fn recompute(problem: &Problem) -> bool {
-    problem.options.save == Save::Recompute
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use flashrnn_core::Lstm;
-
-    #[test]
-    fn sizes_beyond_32_bits_are_refused_where_a_plan_is_made() {
-        let problem = Problem::new(1 << 31, 1, 1, 1);
-        let refused = sizes(&problem, &problem.shapes::<Lstm>().unwrap(), 16);
-        assert!(matches!(refused, Err(Error::Unsupported { what, .. }) if what == "batch 2147483648"));
     }
 }

@@ -4,8 +4,8 @@ use flashrnn_core::{Error, Result, Workspace};
 
 use crate::blas::BlasScratch;
 use crate::call::{Address, Gates};
+use crate::engine::{Engine, recompute};
 use crate::memory::{Buffer, ViewMut};
-use crate::plan::{Engine, recompute};
 
 /// Alignment in bytes of a workspace and of every buffer cut from it.
 const ALIGN: usize = 256;

@@ -7,8 +7,8 @@ use flashrnn_core::{Dtype, Result};
 
 use crate::blas::{Matrix, Product};
 use crate::call::{Address, Gates, Sizes};
+use crate::engine::Engine;
 use crate::launch::{Kernel, Launch};
-use crate::plan::Engine;
 use crate::scratch::GatesAgainScratch;
 use crate::time_loop::argument;
 use crate::weights::Operand;

@@ -6,8 +6,8 @@ use flashrnn_core::{Dtype, Result};
 
 use crate::blas::{Matrix, Product};
 use crate::call::{Address, Gates};
+use crate::engine::Engine;
 use crate::launch::Launch;
-use crate::plan::Engine;
 use crate::scratch::WeightScratch;
 use crate::select;
 use crate::time_loop::{argument, grid};
