@@ -1,6 +1,7 @@
 //! What a plan runs with: kernels and sizes. Its methods are in the files of the passes.
 
 use std::sync::Arc;
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use bytemuck::Pod;
 use flashrnn_core::{Dtype, Element, Error, Layout, Problem, Result, Save, Shapes, WeightsLayout};
@@ -73,27 +74,27 @@ impl Engine {
         let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
         let (forward, fused_forward, backward, fused_backward, tokens, weights) =
             std::thread::scope(|scope| {
-                let forward = scope.spawn(|| {
+                let forward = spawn(scope, || {
                     let tile = select::forward_tile(shapes, bytes);
                     let program = programs::forward_step(cell, element, multiply, tile);
                     loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
                 });
-                let fused_forward = scope.spawn(|| {
+                let fused_forward = spawn(scope, || {
                     wanted(fused_forward)
                         .map(|fused| FusedForward::new(device, cell, (element, bytes), shapes, fused, uses))
                         .transpose()
                 });
-                let fused_backward = scope.spawn(|| {
+                let fused_backward = spawn(scope, || {
                     wanted(fused_backward)
                         .map(|fused| FusedBackward::new(device, cell, (element, bytes), shapes, fused, uses))
                         .transpose()
                 });
-                let backward = scope.spawn(|| {
+                let backward = spawn(scope, || {
                     let tile = select::backward_tile(shapes, bytes);
                     let program = programs::backward_step(cell, element, multiply, tile);
                     loops.get(device, &program, "backward", select::blocks(shapes, tile), tile.warps)
                 });
-                let tokens = scope.spawn(|| device.module(&programs::tokens(cell, element)));
+                let tokens = spawn(scope, || device.module(&programs::tokens(cell, element)));
                 let weights = device.module(&programs::weights(element, W::DTYPE));
                 (
                     joined(forward),
@@ -147,8 +148,21 @@ impl Engine {
     }
 }
 
-pub(crate) fn joined<R>(thread: std::thread::ScopedJoinHandle<'_, Result<R>>) -> Result<R> {
-    thread.join().unwrap_or_else(|_| Err(Error::Device("a thread that compiles kernels panicked".into())))
+/// Starts `work` on a thread of its own.
+///
+/// # Errors
+/// [`Error::Device`] where the system has no thread to spare.
+pub(crate) fn spawn<'scope, R: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> Result<R> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, Result<R>>> {
+    let started = Builder::new().spawn_scoped(scope, work);
+    started.map_err(|e| Error::Device(format!("could not start a thread that compiles kernels: {e}")))
+}
+
+/// Waits for what [`spawn`] started.
+pub(crate) fn joined<R>(thread: Result<ScopedJoinHandle<'_, Result<R>>>) -> Result<R> {
+    thread?.join().unwrap_or_else(|_| Err(Error::Device("a thread that compiles kernels panicked".into())))
 }
 
 /// The sizes of a problem as the kernels read them.

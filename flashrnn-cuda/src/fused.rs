@@ -6,6 +6,7 @@ use flashrnn_core::{Dtype, Result, Shapes};
 
 use crate::call::{Address, BackwardCall, ForwardCall};
 use crate::device::Device;
+use crate::engine::{joined, spawn};
 use crate::launch::{Kernel, Launch};
 use crate::programs::{self, CellSource, Uses};
 use crate::spread::{self, Fused};
@@ -49,8 +50,8 @@ impl FusedForward {
             Ok(Pass { kernel, launch })
         };
         let (inference, training) = std::thread::scope(|scope| {
-            let training = scope.spawn(|| at_once(|ragged| pass(true, ragged)));
-            (at_once(|ragged| pass(false, ragged)), crate::engine::joined(training))
+            let training = spawn(scope, || at_once(|ragged| pass(true, ragged)));
+            (at_once(|ragged| pass(false, ragged)), joined(training))
         });
         Ok(Self {
             device: device.clone(),
@@ -126,9 +127,9 @@ impl FusedBackward {
 /// `[pass(false), pass(true)]`, which compile at the same time.
 fn at_once(pass: impl Fn(bool) -> Result<Pass> + Sync) -> Result<[Pass; 2]> {
     std::thread::scope(|scope| {
-        let with = scope.spawn(|| pass(true));
+        let with = spawn(scope, || pass(true));
         let without = pass(false);
-        Ok([without?, crate::engine::joined(with)?])
+        Ok([without?, joined(with)?])
     })
 }
 

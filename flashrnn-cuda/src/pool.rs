@@ -76,7 +76,7 @@ impl Pool {
 
     /// Sets an attribute to what `value` points to: an `int` or a 64-bit number, as the attribute asks.
     fn set(&self, attribute: PoolAttribute, value: *mut c_void) -> Result<()> {
-        // SAFETY: the pool is alive, and both callers give a number of the attribute's type.
+        // SAFETY: the pool is alive, and all callers give a number of the attribute's type.
         check(unsafe { sys::cuMemPoolSetAttribute(self.0, attribute, value) }, "setting up a memory pool")
     }
 
@@ -84,6 +84,17 @@ impl Pool {
     fn trim(&self) -> Result<()> {
         // SAFETY: the pool is alive.
         check(unsafe { sys::cuMemPoolTrimTo(self.0, 0) }, "giving memory back")
+    }
+
+    /// The most memory that was in use at any time since [`Pool::forget_peak`], in bytes.
+    pub(crate) fn peak(&self) -> Result<u64> {
+        self.attribute(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    }
+
+    /// Counts the peak from what is in use now.
+    pub(crate) fn forget_peak(&self) -> Result<()> {
+        let mut zero = 0_u64;
+        self.set(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut zero).cast())
     }
 
     fn attribute(&self, attribute: PoolAttribute) -> Result<u64> {

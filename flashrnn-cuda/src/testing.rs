@@ -28,6 +28,18 @@ pub fn loaded_modules(cuda: &Cuda) -> usize {
     cuda.device.shared.loaded()
 }
 
+/// The most memory that buffers took at any time during `calls`, in bytes: of the pool, so of all streams.
+///
+/// # Errors
+/// Those of `calls`; [`Error::Device`](flashrnn_core::Error::Device).
+pub fn most_memory_in(cuda: &Cuda, calls: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let _entered = cuda.device.enter()?;
+    let Some(pool) = &cuda.device.shared.pool else { return Ok(0) };
+    pool.forget_peak()?;
+    calls()?;
+    pool.peak()
+}
+
 fn or_skip<T>(found: Result<T>, names: &[&str]) -> Option<T> {
     let required = std::env::var("FLASHRNN_REQUIRE").unwrap_or_default();
     match found {

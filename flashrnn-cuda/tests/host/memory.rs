@@ -1,0 +1,247 @@
+//! Scratch memory, the pool, and whose memory a call takes.
+
+use flashrnn_core::{
+    Backend, Backward, Cell, Element, Elman, Error, Forward, Gru, Lstm, Options, Plan, Problem, Result, Save,
+    SavedRef, Slstm, Step, bf16,
+};
+use flashrnn_cuda::{Buffer, Cuda, Family, ViewMut, testing};
+
+use super::{Layer, cuda, size};
+
+/// A layer's passes in workspaces of the caller's: the same bits, and not a byte more of the pool at any time.
+fn check_workspaces<C: Cell, T: Element + PartialEq>(
+    cuda: &Cuda,
+    cell: &C,
+    problem: &Problem,
+    failed: &mut Vec<String>,
+) -> Result<()> {
+    let mut layer = Layer::<T>::new(cuda, cell, problem)?;
+    layer.forward(None)?;
+    layer.backward(None)?;
+    let want = layer.outputs()?;
+    // Of exactly the sizes asked for, and every byte set.
+    let workspace = |bytes: usize| cuda.upload(&vec![0xff_u8; bytes]);
+    let mut forward = workspace(layer.plan.forward_workspace().bytes)?;
+    let mut backward = workspace(layer.plan.backward_workspace().bytes)?;
+    cuda.synchronize()?;
+    let before = cuda.memory()?.used;
+    let own = testing::most_memory_in(cuda, || {
+        layer.forward(Some(&mut forward))?;
+        layer.backward(Some(&mut backward))?;
+        cuda.synchronize()
+    })?;
+    let what = format!("{} {} {problem:?}", C::NAME, T::DTYPE);
+    if own != before {
+        failed.push(format!("{what}: {} bytes of the pool beside the workspaces", own - before));
+    }
+    if layer.outputs()? != want {
+        failed.push(format!("{what}: other bits than in the pool's memory"));
+    }
+    let pooled = testing::most_memory_in(cuda, || {
+        layer.backward(None)?;
+        cuda.synchronize()
+    })?;
+    if pooled <= before {
+        failed.push(format!("{what}: a backward pass took nothing from the pool: nothing is measured"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_call_with_a_workspace_allocates_nothing() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let mut failed = Vec::new();
+    for family in [Family::Auto, Family::Alternating] {
+        let cuda = cuda.clone().with_family(family);
+        for save in [Save::Gates, Save::Recompute] {
+            // Rows of 33 elements are not aligned; the last has more tokens than a part.
+            for (batch, time, heads, head_dim) in [(3, 40, 2, 40), (3, 40, 2, 33), (7, 300, 1, 64)] {
+                let options = Options { save, ..Options::default() };
+                let problem = Problem::new(batch, time, heads, head_dim).with(options);
+                check_workspaces::<_, f32>(&cuda, &Lstm, &problem, &mut failed)?;
+                check_workspaces::<_, bf16>(&cuda, &Lstm, &problem, &mut failed)?;
+                check_workspaces::<_, bf16>(&cuda, &Gru, &problem, &mut failed)?;
+                check_workspaces::<_, bf16>(&cuda, &Slstm, &problem, &mut failed)?;
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn workspaces_that_do_not_fit_are_refused() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let mut layer = Layer::<f32>::new(&cuda, &Lstm, &Problem::new(3, 40, 2, 40))?;
+    layer.forward(None)?;
+    let needed = layer.plan.backward_workspace();
+    assert!(needed.bytes > 0 && needed.align == 256, "{needed:?}");
+    let small = layer.backward(Some(&mut cuda.alloc(needed.bytes - 1)?));
+    assert!(matches!(small, Err(Error::Shape { tensor: "workspace", .. })), "{small:?}");
+    let mut room: Buffer<u8> = cuda.alloc(needed.bytes + 128)?;
+    let shifted: ViewMut<'_, u8> = room.view_mut().slice(128..)?;
+    let call = Backward {
+        d_h: Some(layer.d_h.view()),
+        workspace: Some(shifted),
+        ..Backward::new(&layer.weights, layer.states.view(), layer.saved.view(), layer.d_wx.view_mut())
+    };
+    let shifted = layer.plan.backward(call);
+    assert!(matches!(shifted, Err(Error::Argument { tensor: "workspace", .. })), "{shifted:?}");
+    Ok(())
+}
+
+#[test]
+fn trim_gives_the_pools_memory_back() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let free = || cuda.stream().context().mem_get_info().unwrap().0;
+    let passes = |batch| -> Result<()> {
+        let mut layer = Layer::<bf16>::new(&cuda, &Lstm, &Problem::new(batch, 256, 12, 64))?;
+        layer.forward(None)?;
+        layer.backward(None)
+    };
+    // What stays: kernels, cuBLAS and its own memory.
+    passes(1)?;
+    cuda.trim()?;
+    let before = free();
+    passes(256)?;
+    cuda.synchronize()?;
+    let kept = before - free();
+    cuda.trim()?;
+    let (after, memory) = (free(), cuda.memory()?);
+    println!(
+        "the pool kept {} MiB; after trim {} KiB are missing, {memory:?}",
+        kept >> 20,
+        (before.saturating_sub(after)) >> 10
+    );
+    assert!(kept > 256 << 20, "the pool kept {kept} bytes: nothing is measured");
+    assert!(after + (64 << 20) >= before, "{} MiB were not given back", (before - after) >> 20);
+    // What is in use stays.
+    let buffer = cuda.upload(&[1.0_f32, 2.0])?;
+    cuda.trim()?;
+    assert_eq!(cuda.download(buffer.view())?, [1.0, 2.0]);
+    Ok(())
+}
+
+/// Each tensor of each call in turn is one of another handle's: of another stream of the same device, or of another handle
+/// altogether.
+#[test]
+fn memory_of_another_handle_is_refused() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let problem = Problem::new(3, 5, 2, 40);
+    for other in [cuda.with_new_stream()?, Cuda::new()?] {
+        let mut mine = Layer::<f32>::new(&cuda, &Lstm, &problem)?;
+        let mut theirs = Layer::<f32>::new(&other, &Lstm, &problem)?;
+        mine.forward(None)?;
+        mine.backward(None)?;
+        let refused = |tensor: &str, outcome: Result<()>| match outcome {
+            Err(Error::Argument { tensor: named, .. }) if named == tensor => {}
+            got => panic!("{tensor}: {got:?}"),
+        };
+        let shapes = mine.plan.shapes().clone();
+        let mut state = other.alloc::<f32>(size(&shapes.state()))?;
+        let mut room = other.alloc::<u8>(mine.plan.forward_workspace().bytes)?;
+        let lengths = other.upload(&[1_i32, 2, 3])?;
+        macro_rules! refused_forward {
+            ($tensor:literal, $($field:ident: $value:expr),*) => {{
+                let call = Forward { $($field: $value,)* ..Forward::new(&mine.weights, mine.wx.view()) };
+                refused($tensor, mine.plan.forward(call));
+            }};
+        }
+        refused_forward!("weights", weights: &theirs.weights);
+        refused_forward!("wx", wx: theirs.wx.view());
+        refused_forward!("s0", s0: Some(state.view()));
+        refused_forward!("lengths", lengths: Some(lengths.view()));
+        refused_forward!("states", states: Some(theirs.states.view_mut()));
+        refused_forward!("last", last: Some(state.view_mut()));
+        refused_forward!("saved", saved: Some(theirs.saved.view_mut()));
+        refused_forward!("workspace", workspace: Some(room.view_mut()));
+
+        let mut d_wx = cuda.alloc::<f32>(size(&shapes.wx()))?;
+        let mut room = other.alloc::<u8>(mine.plan.backward_workspace().bytes)?;
+        macro_rules! refused_backward {
+            ($tensor:literal, $($field:ident: $value:expr),*) => {{
+                let (states, saved) = (mine.states.view(), mine.saved.view());
+                let call = Backward::new(&mine.weights, states, saved, d_wx.view_mut());
+                refused($tensor, mine.plan.backward(Backward { $($field: $value,)* ..call }));
+            }};
+        }
+        refused_backward!("weights", weights: &theirs.weights);
+        refused_backward!("states", states: theirs.states.view());
+        refused_backward!("saved", saved: SavedRef { gates: theirs.saved.view().gates, ..mine.saved.view() });
+        refused_backward!("saved", saved: SavedRef { wide: theirs.saved.view().wide, ..mine.saved.view() });
+        refused_backward!("d_h", d_h: Some(theirs.d_h.view()));
+        refused_backward!("d_last", d_last: Some(state.view()));
+        refused_backward!("d_wx", d_wx: theirs.d_wx.view_mut());
+        refused_backward!("d_r", d_r: Some(theirs.d_r.view_mut()));
+        refused_backward!("d_b", d_b: Some(theirs.d_b.view_mut()));
+        refused_backward!("d_s0", d_s0: Some(state.view_mut()));
+        refused_backward!("workspace", workspace: Some(room.view_mut()));
+
+        let wx = cuda.alloc::<f32>(shapes.batch * shapes.external * shapes.units())?;
+        let step =
+            mine.plan.step(Step { weights: &mine.weights, wx: wx.view(), state: state.view_mut(), h: None });
+        refused("state", step);
+    }
+    Ok(())
+}
+
+/// A view of a slice that cudarc's stream lends to one handle is kept in order with that handle's stream alone.
+#[test]
+fn a_slice_lent_to_another_handle_is_refused() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let other = cuda.with_new_stream()?;
+    let mut slice = cuda.stream().clone_htod(&[1.0_f32, 2.0]).unwrap();
+    let lent = cuda.borrow(&slice)?;
+    assert_eq!(cuda.download(lent.view())?, [1.0, 2.0]);
+    let refused = other.download(lent.view());
+    assert!(matches!(refused, Err(Error::Argument { .. })), "{refused:?}");
+    drop(lent);
+    let mut lent = other.borrow_mut(&mut slice)?;
+    let refused = cuda.download(lent.view_mut().as_view());
+    assert!(matches!(refused, Err(Error::Argument { .. })), "{refused:?}");
+    Ok(())
+}
+
+/// Empty views have no address, whatever they were made of: kernels take address 0 for a tensor that is absent.
+#[test]
+fn an_empty_batch_computes_nothing_and_clears_the_gradients() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    fn check<C: Cell>(cuda: &Cuda, cell: &C) -> Result<()> {
+        for (time, head_dim) in [(40, 48), (40, 700), (0, 48)] {
+            for save in [Save::Gates, Save::Recompute] {
+                let options = Options { save, ..Options::default() };
+                let problem = Problem::new(0, time, 2, head_dim).with(options);
+                let mut layer = Layer::<f32>::new(cuda, cell, &problem)?;
+                layer.d_r = cuda.upload(&vec![1.0; layer.d_r.len()])?;
+                layer.d_b = cuda.upload(&vec![1.0; layer.d_b.len()])?;
+                let mut room = [layer.plan.forward_workspace(), layer.plan.backward_workspace()]
+                    .map(|workspace| cuda.alloc::<u8>(workspace.bytes));
+                for workspaces in [false, true] {
+                    let [forward, backward] =
+                        room.each_mut().map(|room| room.as_mut().ok().filter(|_| workspaces));
+                    layer.forward(forward)?;
+                    layer.backward(backward)?;
+                    let [states, d_wx, d_r, d_b] = layer.outputs()?;
+                    assert!(states.is_empty() && d_wx.is_empty());
+                    assert!(!d_r.is_empty() && d_r.iter().chain(&d_b).all(|&v| v == 0.0), "{}", C::NAME);
+                }
+                let (mut state, wx) = (cuda.alloc::<f32>(0)?, cuda.alloc::<f32>(0)?);
+                layer.plan.step(Step {
+                    weights: &layer.weights,
+                    wx: wx.view(),
+                    state: state.view_mut(),
+                    h: None,
+                })?;
+                cuda.synchronize()?;
+            }
+        }
+        Ok(())
+    }
+    for family in [Family::Auto, Family::Alternating] {
+        let cuda = cuda.clone().with_family(family);
+        check(&cuda, &Elman)?;
+        check(&cuda, &Gru)?;
+        check(&cuda, &Slstm)?;
+    }
+    Ok(())
+}
