@@ -9,7 +9,7 @@ use flashrnn_core::{Error, Result};
 
 use crate::beside::Beside;
 use crate::compile::{Arch, Program};
-use crate::context::{Entered, Restoring, enter, keep};
+use crate::context::{Entered, enter, keep};
 use crate::driver::{check, device_count, failure};
 use crate::launch::Module;
 use crate::library;
@@ -156,9 +156,12 @@ impl Cuda {
 
 /// What [`Cuda`]'s clones, buffers and plans share: a stream, and the device that it is on.
 pub(crate) struct Device {
+    // In the order in which they must be dropped.
     /// For work beside the stream's; a call joins it to the stream again.
     pub(crate) beside: Beside,
-    pub(crate) stream: Restoring<Arc<CudaStream>>,
+    pub(crate) stream: Arc<CudaStream>,
+    /// While the fields above are dropped: their context is current.
+    entered: Option<Entered>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -176,7 +179,7 @@ impl Device {
             return Err(Error::Argument { tensor: "stream", why });
         }
         let _entered = shared.enter()?;
-        Ok(Self { beside: Beside::new()?, stream: Restoring::new(stream), shared })
+        Ok(Self { beside: Beside::new()?, stream, entered: None, shared })
     }
 
     /// Makes the device's context current on this thread until the guard is dropped. Every public method begins with it.
@@ -206,6 +209,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         // Kernels may still run whose modules are about to be unloaded. A device that failed has nothing to wait for.
         let _ = self.synchronize();
+        self.entered = self.enter().ok();
     }
 }
 
