@@ -9,8 +9,7 @@ use crate::driver::check;
 
 /// A stream beside a device's own, which it leaves and joins by events, without the host.
 ///
-/// Threads may share it without a lock: an event that another thread has recorded anew stands for more of what was enqueued on the
-/// same stream, never for less, so a wait is at most longer.
+/// Threads may share it without a lock: re-recording an event can only make a waiter wait longer.
 pub(crate) struct Beside {
     stream: Stream,
     /// On the device's stream, before what runs beside it.

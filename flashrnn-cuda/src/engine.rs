@@ -24,6 +24,7 @@ pub(crate) struct Engine {
     pub problem: Problem,
     pub shapes: Shapes,
     pub sizes: Sizes,
+    /// The key of the weights that this plan packs.
     pub layout: Arc<WeightsLayout<PackedOrder>>,
     pub element: Dtype,
     /// The bytes of a `T`.
@@ -31,10 +32,10 @@ pub(crate) struct Engine {
     /// D rounded up to whole chunks of the kernels.
     pub depth: usize,
     pub forward: Arc<TimeLoop>,
-    /// Instead of `forward`, where it can be.
+    /// Used in place of `forward` where the head fits a cluster and the tensors are aligned.
     pub fused_forward: Option<FusedForward>,
     pub backward: Arc<TimeLoop>,
-    /// Instead of `backward`, where it can be.
+    /// As `fused_forward`.
     pub fused_backward: Option<FusedBackward>,
     pub previous_h: Kernel,
     pub pad: Kernel,

@@ -97,6 +97,7 @@ pub struct CudaPlan<T: Element, W: Element> {
 
 impl<T: Element, W: Element> CudaPlan<T, W> {
     /// The backend that made this plan.
+    #[must_use]
     pub fn backend(&self) -> &Cuda {
         &self.cuda
     }

@@ -186,8 +186,8 @@ pub(crate) struct BackwardNeeds {
     pub misaligned: bool,
 }
 
-/// The buffers of a backward pass. Those in options of their own, `exchange` and `carried`, and the rest follow each other in time:
-/// of the three groups each may lie where another does.
+/// The buffers of a backward pass. The first three live as long as it. Three groups follow each other in time and share memory:
+/// `gates_again`; `exchange` and `carried`; `bias` and `d_r`.
 pub(crate) struct BackwardScratch {
     /// `[tokens, G - Gx, N, D]`: the gradients of the gates that `d_wx` does not hold.
     pub d_inner: Address,
