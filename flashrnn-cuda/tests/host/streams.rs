@@ -1,12 +1,19 @@
 //! Streams of one device.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flashrnn_core::{Backend, Element, Error, Lstm, Plan, Problem, Result, bf16};
 use flashrnn_cuda::{Cuda, testing};
 
 use super::{Layer, cuda};
+
+/// Runs `work` and says how long it took.
+fn timed<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Duration)> {
+    let begin = Instant::now();
+    let done = work()?;
+    Ok((done, begin.elapsed()))
+}
 
 #[test]
 fn a_second_stream_loads_nothing_again() -> Result<()> {
@@ -19,26 +26,18 @@ fn a_second_stream_loads_nothing_again() -> Result<()> {
         let (want, loaded) = (layer.outputs()?, testing::loaded_modules(&first));
         assert!(loaded > 0);
 
-        // From here on as a user would: the times are the report's.
-        let begin = Instant::now();
-        let second = first.with_new_stream()?;
-        let opened = begin.elapsed();
+        let (second, opened) = timed(|| first.with_new_stream())?;
         assert_eq!(testing::loaded_modules(&second), loaded, "the second stream has not what the first has");
+        let (plan, planned) = timed(|| second.plan::<bf16, bf16, _>(&Lstm, &problem))?;
         let mut layer = Layer::<bf16>::new(&second, &Lstm, &problem)?;
+        drop(plan);
         second.synchronize()?;
-        let begin = Instant::now();
-        drop(second.plan::<bf16, bf16, _>(&Lstm, &problem)?);
-        let planned = begin.elapsed();
-        layer.forward(None)?;
-        second.synchronize()?;
-        let forward = begin.elapsed();
-        let begin = Instant::now();
-        layer.backward(None)?;
-        second.synchronize()?;
+        let ((), forward) = timed(|| layer.forward(None).and_then(|()| second.synchronize()))?;
+        let ((), backward) = timed(|| layer.backward(None).and_then(|()| second.synchronize()))?;
         println!(
-            "{heads}x{head_dim}: a second stream opened in {opened:?}; its plan {planned:?}, plan and forward {forward:?}, first \
-             backward {:?}",
-            begin.elapsed()
+            "{heads}x{head_dim}: the second stream opens in {opened:?}; plan {planned:?} and forward {forward:?} take \
+             {:?}, the first backward {backward:?}",
+            planned + forward
         );
         assert_eq!(testing::loaded_modules(&second), loaded, "the second stream loaded modules");
         assert!(layer.outputs()? == want, "{heads}x{head_dim}: the second stream gives other bits");
