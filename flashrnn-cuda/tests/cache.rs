@@ -8,7 +8,7 @@ use flashrnn_cuda::cache;
 use flashrnn_cuda::compile::{Arch, Program};
 use flashrnn_cuda::testing;
 
-/// Set in the processes that `processes_share_the_cache` starts.
+/// Set in the processes that the tests start.
 const CHILD: &str = "FLASHRNN_TEST_CACHE_CHILD";
 
 fn program() -> Program {
@@ -60,7 +60,45 @@ fn processes_share_the_cache() {
     assert_eq!(std::fs::read(&files[0]).unwrap(), entry);
 }
 
-/// A part of the test above; alone, it does nothing.
+/// Whatever the umask allows, nobody else may write what is kept; and what lies at an entry's name without being a file is passed
+/// over, where reading it would wait for ever.
+#[cfg(unix)]
+#[test]
+fn entries_are_private_and_files() {
+    use std::os::unix::fs::PermissionsExt;
+
+    if std::env::var_os(CHILD).is_some() || !testing::nvrtc() {
+        return;
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("cache");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let executable = std::env::current_exe().unwrap();
+    let script = format!("umask 000; exec '{}' --exact in_another_process", executable.display());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).env(CHILD, "1").env("FLASHRNN_CACHE", &folder);
+    assert!(shell.stdout(Stdio::null()).status().unwrap().success());
+    let entry = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    assert_eq!((mode(&folder), mode(&entry)), (0o700, 0o600), "of {}", entry.display());
+
+    std::fs::remove_file(&entry).unwrap();
+    if !Command::new("mkfifo").arg(&entry).status().is_ok_and(|status| status.success()) {
+        println!("skipped: there is no mkfifo");
+        return;
+    }
+    let mut child = start(&folder);
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            panic!("a FIFO in the place of an entry: waits for ever");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    finish(child);
+}
+
+/// A part of the tests above; alone, it does nothing.
 #[test]
 fn in_another_process() {
     if std::env::var_os(CHILD).is_none() {
