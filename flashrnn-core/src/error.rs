@@ -1,5 +1,7 @@
 //! The one error type.
 
+use std::sync::Arc;
+
 /// What can go wrong. No public path panics on bad input, on a missing driver or library, or on a lost device.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -70,8 +72,44 @@ pub enum Error {
         log: String,
     },
     /// The device or its driver failed, or is missing.
-    #[error("device: {0}")]
-    Device(String),
+    #[error(transparent)]
+    Device(Failure),
+}
+
+impl Error {
+    /// Makes an [`Error::Device`] that says what failed.
+    #[must_use]
+    pub fn device(what: impl Into<String>) -> Self {
+        Self::Device(Failure { what: what.into(), cause: None })
+    }
+
+    /// Makes an [`Error::Device`] that says what was being done, and keeps the error that this met as its
+    /// [source](std::error::Error::source).
+    #[must_use]
+    pub fn device_because(
+        what: impl Into<String>,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Device(Failure { what: what.into(), cause: Some(Arc::new(cause)) })
+    }
+}
+
+/// A failure of a device, its driver or a library: what failed in words and, as its source, the other library's error if there
+/// is one.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("device: {what}")]
+pub struct Failure {
+    what: String,
+    #[source]
+    cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Compares the words, those of the sources too.
+impl PartialEq for Failure {
+    fn eq(&self, other: &Self) -> bool {
+        let cause = |failure: &Self| failure.cause.as_ref().map(ToString::to_string);
+        self.what == other.what && cause(self) == cause(other)
+    }
 }
 
 /// A result with this crate's [`Error`].

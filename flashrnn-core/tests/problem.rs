@@ -101,6 +101,18 @@ fn errors_name_what_was_wrong_and_what_was_wanted() {
     );
 }
 
+/// The other library's error is the source, and not said twice.
+#[test]
+fn errors_have_a_source() {
+    use std::error::Error as _;
+    let error = Error::device_because("opening the device", std::io::Error::other("it is gone"));
+    assert_eq!(error.to_string(), "device: opening the device");
+    let source = error.source().expect("the error that was given");
+    assert_eq!(source.to_string(), "it is gone");
+    assert_ne!(error, Error::device("opening the device"));
+    assert!(Error::device("no driver").source().is_none());
+}
+
 /// Elements round to the nearest, ties to even, and their roundoff is half the distance from 1 to the next.
 #[test]
 fn elements_round() {

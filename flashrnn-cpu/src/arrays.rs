@@ -92,7 +92,7 @@ fn zeros<P: Element, D: Dimension>(
     len: usize,
 ) -> Result<Array<P, D>> {
     let buffer = cpu.alloc(len)?;
-    Array::from_shape_vec(shape, buffer).map_err(|e| Error::Device(e.to_string()))
+    Array::from_shape_vec(shape, buffer).map_err(|e| Error::device_because("laying out an array", e))
 }
 
 /// [`zeros`] of the dimensions `shape`.

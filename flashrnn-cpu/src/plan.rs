@@ -50,7 +50,8 @@ impl Cpu {
             });
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| Error::Device(format!("could not start {threads} threads: {e}")))?;
+        let pool =
+            pool.map_err(|e| Error::device_because(format!("could not start {threads} threads"), e))?;
         Ok(Self { pool: Some(Arc::new(pool)), ..Self::new() })
     }
 

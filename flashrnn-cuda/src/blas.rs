@@ -184,6 +184,6 @@ fn size(n: usize) -> Result<i64> {
 fn check(status: cublas::cublasStatus_t, what: &str) -> Result<()> {
     match status {
         cublas::cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
-        failed => Err(Error::Device(format!("{what}: {failed:?}"))),
+        failed => Err(Error::device(format!("{what}: {failed:?}"))),
     }
 }

@@ -112,7 +112,7 @@ impl Nvrtc {
         match self.architectures.iter().copied().filter(known).max() {
             Some(number) if number == arch.number() && number >= 90 => Ok(format!("sm_{number}a")),
             Some(number) => Ok(format!("sm_{number}")),
-            None => Err(Error::Device(format!(
+            None => Err(Error::device(format!(
                 "NVRTC {}.{} can't compile for {arch}: install another version of NVRTC (a newer one for a newer GPU)",
                 self.major, self.minor
             ))),
@@ -230,7 +230,7 @@ impl Drop for Handle {
 fn check(result: sys::nvrtcResult, what: &str) -> Result<()> {
     match result {
         sys::nvrtcResult::NVRTC_SUCCESS => Ok(()),
-        failed => Err(Error::Device(format!("{what}: {}", describe(failed)))),
+        failed => Err(Error::device(format!("{what}: {}", describe(failed)))),
     }
 }
 

@@ -69,7 +69,7 @@ impl Cuda {
     pub fn with_device(ordinal: usize) -> Result<Self> {
         let count = device_count()?;
         if ordinal >= count {
-            return Err(Error::Device(match count {
+            return Err(Error::device(match count {
                 0 => no_device(),
                 _ => format!("there is no CUDA device {ordinal}: there are {count}, numbered from 0"),
             }));

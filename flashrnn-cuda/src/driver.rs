@@ -38,9 +38,9 @@ pub(crate) fn failure(result: CUresult, what: &str) -> Error {
     // SAFETY: the pointer is to a pointer that lives through the call; the driver stores a static text or null.
     let described = unsafe { sys::cuGetErrorString(result, &raw mut text) };
     if described != CUresult::CUDA_SUCCESS || text.is_null() {
-        return Error::Device(format!("{what}: {result:?}"));
+        return Error::device(format!("{what}: {result:?}"));
     }
     // SAFETY: as above; zero-terminated.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-    Error::Device(format!("{what}: {text} ({result:?})"))
+    Error::device(format!("{what}: {text} ({result:?})"))
 }

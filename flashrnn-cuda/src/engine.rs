@@ -158,12 +158,12 @@ pub(crate) fn spawn<'scope, R: Send + 'scope>(
     work: impl FnOnce() -> Result<R> + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, Result<R>>> {
     let started = Builder::new().spawn_scoped(scope, work);
-    started.map_err(|e| Error::Device(format!("could not start a thread that compiles kernels: {e}")))
+    started.map_err(|e| Error::device_because("could not start a thread that compiles kernels", e))
 }
 
 /// Waits for what [`spawn`] started.
 pub(crate) fn joined<R>(thread: Result<ScopedJoinHandle<'_, Result<R>>>) -> Result<R> {
-    thread?.join().unwrap_or_else(|_| Err(Error::Device("a thread that compiles kernels panicked".into())))
+    thread?.join().unwrap_or_else(|_| Err(Error::device("a thread that compiles kernels panicked")))
 }
 
 /// The sizes of a problem as the kernels read them.

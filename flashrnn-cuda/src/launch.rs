@@ -40,7 +40,7 @@ impl Module {
         let result = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };
         let unknown = [CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, CUresult::CUDA_ERROR_INVALID_IMAGE];
         if unknown.contains(&result) {
-            return Err(Error::Device(format!(
+            return Err(Error::device(format!(
                 "the driver can't load what NVRTC compiled ({name}): is NVRTC newer than the driver? Install a newer driver, \
                  or an NVRTC no newer than the driver's CUDA"
             )));
@@ -58,7 +58,7 @@ impl Module {
     /// The kernel called `name` (`extern "C"` in the source), allowed all the shared memory there is.
     pub(crate) fn kernel(self: &Arc<Self>, name: &str) -> Result<Kernel> {
         let _entered = enter(&self.context)?;
-        let missing = || Error::Device(format!("{} has no kernel {name}", self.name));
+        let missing = || Error::device(format!("{} has no kernel {name}", self.name));
         let symbol = CString::new(name).map_err(|_| missing())?;
         let mut function = ptr::null_mut();
         // SAFETY: the module is alive and the name zero-terminated.

@@ -185,7 +185,7 @@ impl Wanted {
     }
 
     fn missing(&self, why: &str) -> Error {
-        Error::Device(format!("{why}: {}", self.advice))
+        Error::device(format!("{why}: {}", self.advice))
     }
 
     /// Opens the first file that the loader knows. Where it knows none, they are looked for in `folders`: a library once opened by
@@ -271,7 +271,7 @@ pub(crate) fn check_driver_version(version: i32) -> Result<()> {
     if version >= OLDEST_DRIVER {
         return Ok(());
     }
-    Err(Error::Device(format!(
+    Err(Error::device(format!(
         "the NVIDIA driver is too old: it supports CUDA {}, and 12.3 or later is needed (graphs with programmatic edges); \
          install driver 545 or later",
         version_name(version)

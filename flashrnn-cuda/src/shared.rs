@@ -125,7 +125,7 @@ fn check_arch(arch: Arch, name: &str) -> Result<()> {
     if arch >= Arch::OLDEST {
         return Ok(());
     }
-    Err(Error::Device(format!("{name} has {arch}, and 8.0 (Ampere) or later is needed")))
+    Err(Error::device(format!("{name} has {arch}, and 8.0 (Ampere) or later is needed")))
 }
 
 /// Locks. A thread that panicked while it held the lock has left nothing half done that matters here.

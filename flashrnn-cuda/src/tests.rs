@@ -154,8 +154,8 @@ fn kernels_run_in_order_early_or_not_and_in_graphs() {
     let grown = device.download(x.view()).unwrap();
     assert!(grown.iter().all(|&v| v == 8_388_607.0), "{:?}", &grown[..4]);
 
-    let failed = Graph::record(device, |_| Err(Error::Device("on purpose".into())));
-    assert_eq!(failed.err(), Some(Error::Device("on purpose".into())));
+    let failed = Graph::record(device, |_| Err(Error::device("on purpose")));
+    assert_eq!(failed.err(), Some(Error::device("on purpose")));
     let nothing = Launch::new([1, 0, 1], 128);
     // SAFETY: with an empty grid nothing is launched.
     unsafe { grows.launch(stream, &nothing, &mut []).unwrap() };
@@ -194,8 +194,8 @@ fn work_beside_the_stream_keeps_its_place() {
         }
     });
     let failed =
-        device.beside.run(device.stream.cu_stream(), || Ok(()), |_| Err(Error::Device("on purpose".into())));
-    assert_eq!(failed, Err(Error::Device("on purpose".into())));
+        device.beside.run(device.stream.cu_stream(), || Ok(()), |_| Err(Error::device("on purpose")));
+    assert_eq!(failed, Err(Error::device("on purpose")));
     for grown in [x, y].map(|x| device.download(x.view()).unwrap()) {
         assert!(grown.iter().all(|&v| v == 7.0), "{:?}", &grown[..4]);
     }

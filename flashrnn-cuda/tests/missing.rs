@@ -10,7 +10,7 @@ fn a_missing_device_is_an_error_in_words() {
             Err(Error::Device(text)) => {
                 println!("{text}");
                 let expected = ["driver", &format!("no CUDA device {ordinal}")];
-                assert!(expected.iter().any(|part| text.contains(part)), "{text}");
+                assert!(expected.iter().any(|part| text.to_string().contains(part)), "{text}");
             }
             other => panic!("{other:?}"),
         }
@@ -23,7 +23,10 @@ fn the_first_device_is_there_or_an_error_says_what_is_missing() {
         Ok(cuda) => println!("{cuda:?}, driver for CUDA {}", cuda.driver_version()),
         Err(Error::Device(text)) => {
             println!("{text}");
-            assert!(text.contains("driver") || text.contains("compute capability"), "{text}");
+            assert!(
+                text.to_string().contains("driver") || text.to_string().contains("compute capability"),
+                "{text}"
+            );
         }
         Err(other) => panic!("{other}"),
     }

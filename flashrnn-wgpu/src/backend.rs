@@ -94,7 +94,7 @@ impl Wgpu {
         list.sort_by_key(|adapter| std::cmp::Reverse(preference(adapter.get_info().device_type)));
         let Some(adapter) = list.first() else {
             let found = if all.is_empty() { "none".into() } else { all.join(", ") };
-            return Err(Error::Device(format!("wgpu: {none} (adapters found: {found})")));
+            return Err(Error::device(format!("wgpu: {none} (adapters found: {found})")));
         };
         let info = adapter.get_info();
         let wanted = std::env::var_os("FLASHRNN_WGPU_MATRIX").is_some_and(|value| value != "0");
@@ -115,7 +115,7 @@ impl Wgpu {
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .map_err(|error| Error::Device(format!("wgpu: {}: {error}", describe(&info))))?;
+            .map_err(|error| Error::device_because(format!("wgpu: {}", describe(&info)), error))?;
         let failures = Arc::new(Mutex::new(None));
         let kept = failures.clone();
         // Without a handler wgpu panics.
@@ -127,7 +127,7 @@ impl Wgpu {
         let lost = device.lost.clone();
         device.device.set_device_lost_callback(move |reason, message| {
             let why = format!("wgpu: the device is lost: {reason:?} {message}");
-            lost.get_or_init(|| Error::Device(why.trim_end().into()));
+            lost.get_or_init(|| Error::device(why.trim_end()));
         });
         Ok(Self { device: Arc::new(device), choice: Choice::default() })
     }

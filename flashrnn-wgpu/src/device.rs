@@ -76,7 +76,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub(crate) fn failure(error: wgpu::Error, bytes: usize) -> Error {
     match error {
         wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes },
-        other => Error::Device(format!("wgpu: {other}")),
+        other => Error::device(format!("wgpu: {other}")),
     }
 }
 
@@ -300,7 +300,7 @@ impl Device {
             let _ = sender.send(mapped);
         });
         self.synchronize()?;
-        let lost = |why: String| Error::Device(format!("wgpu: download: {why}"));
+        let lost = |why: String| Error::device(format!("wgpu: download: {why}"));
         receiver.recv().map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))?;
         let mapped = staging.get_mapped_range(..).map_err(|error| lost(error.to_string()))?;
         let skipped = first - start;
@@ -311,7 +311,7 @@ impl Device {
     fn wait(&self) -> Result<()> {
         self.device
             .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|error| Error::Device(format!("wgpu: {error}")))?;
+            .map_err(|error| Error::device_because("wgpu: waiting for the device", error))?;
         self.lost.get().cloned().map_or(Ok(()), Err)
     }
 

@@ -32,7 +32,9 @@ impl Kernel {
             return Ok(kernel.clone());
         }
         let compile = |why: Error| match why {
-            Error::Device(log) if device.lost.get().is_none() => Error::Compile { kernel: name.into(), log },
+            Error::Device(why) if device.lost.get().is_none() => {
+                Error::Compile { kernel: name.into(), log: why.to_string() }
+            }
             other => other,
         };
         let kernel = device.scope(0, || Ok(Self::new(device, program, name))).map_err(compile)?;
