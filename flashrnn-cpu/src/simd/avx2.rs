@@ -149,6 +149,8 @@ impl Bits for F32x8 {
         });
         self * Self::power_of_two(a) * Self::power_of_two(b)
     }
+    /// -127 ln 2: the exponent's bits are 0.
+    const VANISHES: f64 = -127.0 * std::f64::consts::LN_2;
     #[inline(always)]
     fn power_of_two(n: __m256i) -> Self {
         intrinsic!(Self(_mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23)))))
@@ -172,6 +174,8 @@ impl Bits for F64x4 {
         let half = (n * Self::lit(0.5)).round();
         self * Self::power_of_two(half) * Self::power_of_two(n - half)
     }
+    /// -1023 ln 2, as above.
+    const VANISHES: f64 = -1023.0 * std::f64::consts::LN_2;
     #[inline(always)]
     fn power_of_two(n: Self) -> Self {
         // Adding 1.5 · 2^52 leaves the biased exponent, a whole number, in the lowest bits.

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use flashrnn_core::{Real, bf16, f16};
 
-use super::math::{self, Bits, intrinsic, real_functions, vector};
+use super::math::{self, Bits, Constants, intrinsic, real_functions, vector};
 use super::{Op, Simd, Storage};
 
 /// 16 numbers of f32.
@@ -101,6 +101,8 @@ macro_rules! avx512 {
             fn scale(self, n: Self) -> Self {
                 intrinsic!(Self($scale(self.0, n.0)))
             }
+            // 2^n rounds to 0 there, as e^x does.
+            const VANISHES: f64 = <$scalar as Constants>::MIN;
             #[inline(always)]
             fn power_of_two(n: Self) -> Self {
                 Self::lit(1.0).scale(n)

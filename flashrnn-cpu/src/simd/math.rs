@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! e^x = 2^n (1 + p)     n = round(x / ln 2), r = x - n ln 2, p = e^r - 1 = r + r² q(r),  |r| <= ln(2) / 2
-//! tanh x = t / (t + 2)  t = e^{2|x|} - 1 = 2^n p + (2^n - 1): no cancellation, so small x keep their accuracy
+//! tanh x = -u / (u + 2)  u = e^{-2|x|} - 1 = 2^n p + (2^n - 1): no cancellation, so small x keep their accuracy
 //! ln(1 + e) = 2 atanh(s) = s (2 + s² a(s²))    s = e / (2 + e) <= 1/3
 //! ```
 //!
@@ -19,7 +19,9 @@ pub(super) trait Bits: Simd {
     fn doublings(self) -> (Self, Self::Exponent);
     /// `self * 2^n`, with the rounding, overflow and underflow of a product.
     fn scale(self, n: Self::Exponent) -> Self;
-    /// `2^n` for n from 0 to 127.
+    /// An x at whose [`doublings`](Bits::doublings) `power_of_two` is 0.
+    const VANISHES: f64;
+    /// `2^n` for n from those of [`VANISHES`](Bits::VANISHES) to 127; below the smallest normal number it may be 0.
     fn power_of_two(n: Self::Exponent) -> Self;
     fn copysign(self, sign: Self) -> Self;
 }
@@ -115,15 +117,15 @@ where
     (p + V::lit(1.0)).scale(n)
 }
 
-/// `t = e^{2|x|} - 1`, up to where `t / (t + 2)` is 1 in either precision.
+/// `e = e^{-2|x|}`, 0 where it is too small to be a normal number, and `e - 1`.
 #[inline(always)]
-fn tanh_parts<V: Bits>(x: V) -> V
+fn tanh_parts<V: Bits>(x: V) -> (V, V)
 where
     V::Scalar: Constants,
 {
-    let (n, p) = exp_parts((x.abs() + x.abs()).min(V::lit(40.0)));
+    let (n, p) = exp_parts((x.abs() * V::lit(-2.0)).max(V::lit(V::VANISHES)));
     let power = V::power_of_two(n);
-    p.mul_add(power, power - V::lit(1.0))
+    (p.mul_add(power, power), p.mul_add(power, power - V::lit(1.0)))
 }
 
 #[inline(always)]
@@ -131,19 +133,19 @@ pub(super) fn tanh<V: Bits>(x: V) -> V
 where
     V::Scalar: Constants,
 {
-    let t = tanh_parts(x);
-    (t / (t + V::lit(2.0))).copysign(x)
+    let (_, u) = tanh_parts(x);
+    (u / (u + V::lit(2.0))).copysign(x)
 }
 
-/// tanh and its slope, `4 (t + 1) / (t + 2)²`.
+/// tanh and its slope, `4 e / (1 + e)²`.
 #[inline(always)]
 pub(super) fn tanh_and_slope<V: Bits>(x: V) -> (V, V)
 where
     V::Scalar: Constants,
 {
-    let t = tanh_parts(x);
-    let r = V::lit(1.0) / (t + V::lit(2.0));
-    ((t * r).copysign(x), V::lit(4.0) * (t + V::lit(1.0)) * r * r)
+    let (e, u) = tanh_parts(x);
+    let r = V::lit(1.0) / (u + V::lit(2.0));
+    ((u * r).copysign(x), V::lit(4.0) * e * r * r)
 }
 
 #[inline(always)]
