@@ -105,6 +105,7 @@ fn compare<C: Cell>(
         s0: if with_s0 { Some(values(&s0)?) } else { None },
         lengths: with_lengths.then(|| lengths.iter().map(|&n| n as i32).collect()),
         resets: with_resets.then_some(resets),
+        ..Inputs::default()
     };
     let want = reference::forward(&cell, problem, &inputs).map_err(candle_core::Error::wrap)?;
     let mut d_states = values(&d_head)?;

@@ -31,7 +31,7 @@ fn values(tensors: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Vec<f64> {
 /// The tensors of a case as the command wants them.
 fn tensors<C: Cell>(case: &Case) -> Vec<Tensor> {
     let shapes = case.problem.shapes::<C>().expect("the problem is good");
-    let Inputs { wx, r, b, s0, lengths, resets } = &case.inputs;
+    let Inputs { wx, r, b, s0, lengths, resets, .. } = &case.inputs;
     let OutputGradients { d_states, d_last } = &case.d;
     let mut tensors = vec![
         Tensor::floats("Wx", &shapes.wx(), wx),

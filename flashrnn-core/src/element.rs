@@ -48,11 +48,27 @@ pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed
     /// The unit roundoff: half the distance from 1 to the next number.
     const ROUNDOFF: f64;
 
+    /// The largest finite number.
+    const MAX: f64;
+
     /// Widens, exactly.
     fn to_wide(self) -> Self::Wide;
 
-    /// Narrows, rounding to the nearest, ties to even.
+    /// Narrows, rounding to the nearest, ties to even. What lies beyond the range becomes infinite.
     fn from_wide(wide: Self::Wide) -> Self;
+
+    /// Narrows a state or a saved gate: as [`from_wide`](Element::from_wide), but a 16-bit type takes what lies beyond
+    /// its range, infinities included, as ±[`MAX`](Element::MAX). A NaN stays. Every backend rounds them so, and
+    /// `h` before a product.
+    #[inline(always)]
+    fn saturating_from_wide(wide: Self::Wide) -> Self {
+        let bound = Self::Wide::lit(Self::MAX);
+        if size_of::<Self>() < size_of::<Self::Wide>() {
+            Self::from_wide(Real::min(Real::max(wide, -bound), bound))
+        } else {
+            Self::from_wide(wide)
+        }
+    }
 
     /// Converts to f64, exactly.
     fn to_f64(self) -> f64;
@@ -62,12 +78,13 @@ pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed
 }
 
 macro_rules! element {
-    ($t:ty, $wide:ty, $dtype:ident, $roundoff:expr, $to_wide:expr, $from_wide:expr, $to_f64:expr, $from_f64:expr) => {
+    ($t:ty, $wide:ty, $dtype:ident, $roundoff:expr, $max:expr, $to_wide:expr, $from_wide:expr, $to_f64:expr, $from_f64:expr) => {
         impl sealed::Sealed for $t {}
         impl Element for $t {
             type Wide = $wide;
             const DTYPE: Dtype = Dtype::$dtype;
             const ROUNDOFF: f64 = $roundoff;
+            const MAX: f64 = $max;
             #[inline(always)]
             fn to_wide(self) -> $wide {
                 $to_wide(self)
@@ -88,9 +105,19 @@ macro_rules! element {
     };
 }
 
-element!(f16, f32, F16, 0.5 / 1024.0, f16::to_f32, f16::from_f32, f16::to_f64, |v| f16::from_f32(v as f32));
-element!(bf16, f32, Bf16, 0.5 / 128.0, bf16::to_f32, bf16::from_f32, bf16::to_f64, |v| bf16::from_f32(
-    v as f32
-));
-element!(f32, f32, F32, 0.5 * f32::EPSILON as f64, |v| v, |v| v, |v| v as f64, |v| v as f32);
-element!(f64, f64, F64, 0.5 * f64::EPSILON, |v| v, |v| v, |v| v, |v| v);
+element!(f16, f32, F16, 0.5 / 1024.0, 65504.0, f16::to_f32, f16::from_f32, f16::to_f64, |v| {
+    f16::from_f32(v as f32)
+});
+element!(
+    bf16,
+    f32,
+    Bf16,
+    0.5 / 128.0,
+    3.389_531_389_251_535_5e38,
+    bf16::to_f32,
+    bf16::from_f32,
+    bf16::to_f64,
+    |v| bf16::from_f32(v as f32)
+);
+element!(f32, f32, F32, 0.5 * f32::EPSILON as f64, f32::MAX as f64, |v| v, |v| v, |v| v as f64, |v| v as f32);
+element!(f64, f64, F64, 0.5 * f64::EPSILON, f64::MAX, |v| v, |v| v, |v| v, |v| v);

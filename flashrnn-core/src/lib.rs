@@ -19,6 +19,19 @@
 //! `B` batch, `T` time, `N` heads, `D` head dimension, `S` states, `G` gates, of which the first `Gr` take recurrent and
 //! the last `Gx` external input.
 //!
+//! # Numbers
+//! Storage may be narrow ([`Element`]), arithmetic is f32 (f64 for f64), and so are the carried states, `s0`, `last` and their
+//! gradients. With 16-bit elements every backend rounds
+//! - `h`, `states`, saved gates, and the h that `R` reads to the nearest number, and *saturates* them: what lies beyond the range
+//!   (±65504 in f16), infinities included, is stored as the largest finite number of its sign. A NaN stays. The forward pass computes
+//!   with the carried f32 state and is exact beyond that range; the backward pass takes the stored state for the true one. (Gates that
+//!   it computes again may keep their true value.)
+//! - the gradients `d_wx`, `d_r` and `d_b` to the nearest number, or infinity beyond the range, so that loss scaling sees an overflow.
+//!
+//! Infinite pre-activations of the [built-in cells](cells) give the limits of their formulas and finite gradients, a NaN gives NaN.
+//! (WGSL guarantees neither infinities nor NaN.) The slopes of tanh and sigmoid keep their relative accuracy in both tails, down to
+//! a few times the smallest normal number.
+//!
 //! # Reading order
 //! 1. [`Real`], the number a cell computes with, and [`Cell`], which is written once over it; [`Dual`] differentiates it.
 //! 2. [`cells`]: Elman, GRU, LSTM, sLSTM.

@@ -21,6 +21,16 @@ pub struct Inputs {
     pub lengths: Option<Vec<i32>>,
     /// `[B, T]`
     pub resets: Option<Vec<u8>>,
+    /// The [`Element::MAX`](crate::Element::MAX) of 16-bit elements: stored states, saved gates and the h that `R` reads
+    /// saturate there. Nothing else is rounded, and nothing at all where this is absent.
+    pub range: Option<f64>,
+}
+
+impl Inputs {
+    /// A state or gate as it is stored.
+    fn stored(&self, v: f64) -> f64 {
+        self.range.map_or(v, |range| clamp(v, range))
+    }
 }
 
 /// The results of a forward pass.
@@ -32,6 +42,8 @@ pub struct Outputs {
     pub last: Vec<f64>,
     /// `[B, T, G, N, D]`: what the backward pass reads.
     gates: Vec<f64>,
+    /// `states` as the backward pass reads them: those that a cell marks as wide do not saturate.
+    kept: Vec<f64>,
 }
 
 /// The gradients that a backward pass starts from.
@@ -98,6 +110,7 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
         states: vec![0.0; s * shapes.tokens() * units],
         last: x.s0.clone().unwrap_or_else(|| vec![0.0; s * batch * units]),
         gates: vec![0.0; shapes.tokens() * g * units],
+        kept: vec![0.0; s * shapes.tokens() * units],
     };
     for b in 0..batch {
         for (t, reset) in row_steps(problem, &shapes, x, b) {
@@ -108,7 +121,7 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
                 }
             }
             // h_{t-1}: [N, D]
-            let h: Vec<f64> = out.last[b * units..][..units].to_vec();
+            let h: Vec<f64> = out.last[b * units..][..units].iter().map(|&h| x.stored(h)).collect();
             for n in 0..heads {
                 for j in 0..head_dim {
                     let u = n * head_dim + j;
@@ -125,7 +138,8 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
                         gate
                     });
                     for (k, &gate) in gates.as_ref().iter().enumerate() {
-                        out.gates[(token * g + k) * units + u] = gate;
+                        let wide = C::WIDE_GATES.contains(&k);
+                        out.gates[(token * g + k) * units + u] = if wide { gate } else { x.stored(gate) };
                     }
                     let before = array::<C::State<f64>>(|k| out.last[(k * batch + b) * units + u]);
                     let mut after = cell.forward(before, gates);
@@ -134,7 +148,9 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
                     }
                     for (k, &value) in after.as_ref().iter().enumerate() {
                         out.last[(k * batch + b) * units + u] = value;
-                        out.states[(k * shapes.tokens() + token) * units + u] = value;
+                        let at = (k * shapes.tokens() + token) * units + u;
+                        out.states[at] = x.stored(value);
+                        out.kept[at] = if C::WIDE.contains(&k) { value } else { x.stored(value) };
                     }
                 }
             }
@@ -188,7 +204,7 @@ pub fn backward<C: Cell>(
                     let (k, u) = (j / units, j % units);
                     match i.checked_sub(1).map(|i| shapes.token(b, steps[i].0)) {
                         _ if reset => 0.0,
-                        Some(token) => out.states[(k * shapes.tokens() + token) * units + u],
+                        Some(token) => out.kept[(k * shapes.tokens() + token) * units + u],
                         None => x.s0.as_ref().map_or(0.0, |s0| s0[(k * batch + b) * units + u]),
                     }
                 })
@@ -229,7 +245,7 @@ pub fn backward<C: Cell>(
                         let row = ((k * heads + n) * head_dim + j) * head_dim;
                         for i in 0..head_dim {
                             d_h[i] += x.r[row + i] * d_gate;
-                            grads.d_r[row + i] += d_gate * previous[n * head_dim + i];
+                            grads.d_r[row + i] += d_gate * x.stored(previous[n * head_dim + i]);
                         }
                     }
                 }

@@ -169,7 +169,7 @@ pub(crate) unsafe fn begin<T: Element>(
                 // SAFETY: as above.
                 let h = unsafe { task.data.h.slice(r * d, d) };
                 for (h, &s) in h.iter_mut().zip(&*state) {
-                    *h = T::from_wide(s).to_wide();
+                    *h = T::saturating_from_wide(s).to_wide();
                 }
             }
             if let Some(last) = call.last
@@ -412,14 +412,18 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                             let position = ((C::WIDE.len() + i) * tokens + token) * units + column;
                             Storage::<T::Wide>::store_n(*gate, wide.at(position, n), n);
                         }
-                        _ => Storage::<T>::store_n(*gate, saved.at(layout.place(k, token) + column, n), n),
+                        _ => Storage::<T>::store_state_n(
+                            *gate,
+                            saved.at(layout.place(k, token) + column, n),
+                            n,
+                        ),
                     }
                 }
             }
             for (k, &s) in after.as_ref().iter().enumerate() {
                 if let Some(states) = call.states {
                     let position = (k * tokens + token) * units + column;
-                    Storage::<T>::store_n(s, states.at(position, n), n);
+                    Storage::<T>::store_state_n(s, states.at(position, n), n);
                 }
                 if let Some(last) = call.last
                     && self.ends
@@ -438,7 +442,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             }
             let h = after.as_ref()[0];
             if let Some(out) = call.h {
-                Storage::<T>::store_n(h, out.at(token * units + column, n), n);
+                Storage::<T>::store_state_n(h, out.at(token * units + column, n), n);
             }
             let kept = if self.reset_next { V::lit(0.0) } else { Storage::<T>::rounded(h) };
             Storage::<T::Wide>::store_n(kept, task.data.h.at(self.to + self.r * d + first, n), n);

@@ -74,7 +74,7 @@ impl<T: Element, V: Vector<T>> Op for For<V, GatherH<'_, T>> {
                 (Before::Initial, Some(s0)) => {
                     let h = &s0[row.b * units + head * d..][..d];
                     for (out, &h) in out.iter_mut().zip(h) {
-                        *out = T::from_wide(h).to_wide();
+                        *out = T::saturating_from_wide(h).to_wide();
                     }
                 }
                 (Before::Token(token), _) => {

@@ -38,7 +38,8 @@ pub(crate) struct Recompute<'a, T: Element> {
     /// `[B, T, G - Gx, N, D]`, written.
     pub d_inner: Shared<'a, T>,
     /// `[wide gates, B, T, N, D]`, written where `T` is too narrow for them: what rounding to `T` takes away, itself
-    /// rounded to `T`. The two together have twice the digits in half the room of the wide type.
+    /// rounded to `T`. The two together have twice the digits in half the room of the wide type. Of an infinite gate,
+    /// whose saturated value is finite, the remainder is infinite.
     pub remainders: Option<Shared<'a, T>>,
 }
 
@@ -128,7 +129,7 @@ impl<T: Element, V: Vector<T>> Op for For<V, Chunk<'_, T>> {
                                 }
                                 let (external, position) = layout.position(k, token);
                                 let out = if external { call.d_wx } else { call.d_inner };
-                                Storage::<T>::store_n(gate, out.at(position + column, n), n);
+                                Storage::<T>::store_state_n(gate, out.at(position + column, n), n);
                             }
                         }
                     }

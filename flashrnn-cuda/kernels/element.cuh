@@ -1,5 +1,6 @@
 // The types a tensor can hold. `-DELEMENT=` and `-DWEIGHT=` choose T, the element of wx and states, and W, that of R
-// and b. Arithmetic is f32: every load widens, every store rounds to the nearest, ties to even.
+// and b. Arithmetic is f32: every load widens, every store rounds to the nearest, ties to even. States and gates saturate:
+// what lies beyond the range of a 16-bit T, infinities included, becomes its largest number. Gradients and weights become infinite.
 #pragma once
 
 struct f16 {
@@ -30,11 +31,28 @@ __device__ __forceinline__ void narrow(float wide, bf16& v) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(v.bits) : "f"(wide));
 }
 
+// The same of a state or a gate. One instruction, like the one above.
+__device__ __forceinline__ void saturate(float wide, float& v) { v = wide; }
+
+__device__ __forceinline__ void saturate(float wide, f16& v) {
+    asm("cvt.rn.satfinite.f16.f32 %0, %1;" : "=h"(v.bits) : "f"(wide));
+}
+
+__device__ __forceinline__ void saturate(float wide, bf16& v) {
+    asm("cvt.rn.satfinite.bf16.f32 %0, %1;" : "=h"(v.bits) : "f"(wide));
+}
+
 using T = ELEMENT;
 
 template <class Out> __device__ __forceinline__ Out rounded(float wide) {
     Out v;
     narrow(wide, v);
+    return v;
+}
+
+template <class Out> __device__ __forceinline__ Out saturated(float wide) {
+    Out v;
+    saturate(wide, v);
     return v;
 }
 

@@ -24,7 +24,7 @@ extern "C" __global__ void forward_begin(ForwardCall call, ForwardCall* table) {
     const Offset state = thread / sizes.depth * sizes.head_dim + k;  // in [B, N, D]
     const Offset stride = sizes.batch * sizes.units();
     const bool exists = k < sizes.head_dim;
-    call.exchange[thread] = rounded<T>(exists && call.s0 ? call.s0[state] : 0.0f);
+    call.exchange[thread] = saturated<T>(exists && call.s0 ? call.s0[state] : 0.0f);
     call.exchange[half + thread] = rounded<T>(0.0f);
     if (!exists) return;
 #pragma unroll
@@ -121,16 +121,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 1 : RESID
             Cell::forward(states[pair], gates[pair], next);
             next[0] = real::clamp(next[0], call.forward_clip);
             const Offset head_row = Offset(row0 + row) * sizes.heads + head;
-            narrow(next[0], after[head_row * sizes.depth + unit0 + unit]);
+            saturate(next[0], after[head_row * sizes.depth + unit0 + unit]);
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s)
                 call.carried[s * state_stride + head_row * sizes.head_dim + unit0 + unit] = next[s];
         }
         // Beyond a row's length the outputs are zeros.
-        if (call.h) narrow(next[0], call.h[written]);
+        if (call.h) saturate(next[0], call.h[written]);
         if (call.states) {
 #pragma unroll
-            for (int s = 0; s < Cell::STATES; ++s) narrow(next[s], call.states[s * state_written + written]);
+            for (int s = 0; s < Cell::STATES; ++s) saturate(next[s], call.states[s * state_written + written]);
         }
         if (call.wide_states) {
 #pragma unroll
@@ -141,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 1 : RESID
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate) {
                 const float value = active[pair] ? gates[pair][gate] : 0.0f;
-                narrow(value, call.gates.at(sizes, tokens[pair], gate, place));
+                saturate(value, call.gates.at(sizes, tokens[pair], gate, place));
                 if (kept_wide(Cell::WIDE_GATES, gate))
                     call.wide_gates[rank(Cell::WIDE_GATES, gate) * state_written + written] = value;
             }

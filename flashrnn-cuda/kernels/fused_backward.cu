@@ -285,7 +285,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
             const bool given = call.s0 && b < block.rows && unit < block.units;
             const Offset at = (Offset(s) * sizes.batch + block.row0 + b) * units + place + unit;
             const float v = given ? call.s0[at] : 0.0f;
-            shared.in[stage][BEFORE_IN + s][b][unit] = rounded<T>(v);
+            shared.in[stage][BEFORE_IN + s][b][unit] = saturated<T>(v);
             if (kept_wide(Cell::WIDE, s)) shared.wide[stage][rank(Cell::WIDE, s)][b][unit] = v;
         }
     };

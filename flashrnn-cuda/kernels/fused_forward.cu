@@ -288,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fused_forward(const __g
         const int buffer = i / (ROWS * H_STRIDE), row = i / H_STRIDE % ROWS, unit = i % H_STRIDE;
         const bool exists = buffer == 0 && call.s0 && row < block.rows && unit < HEAD_DIM;
         const Offset at = Offset(block.row0 + row) * sizes.units() + Offset(block.head) * HEAD_DIM + unit;
-        shared.h[buffer][row][unit] = rounded<T>(exists ? call.s0[at] : 0.0f);
+        shared.h[buffer][row][unit] = saturated<T>(exists ? call.s0[at] : 0.0f);
     }
     for (int i = threadIdx.x; i < int(sizeof(shared.x) / sizeof(unsigned)); i += THREADS)
         reinterpret_cast<unsigned*>(shared.x)[i] = 0;

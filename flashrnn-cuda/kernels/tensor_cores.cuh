@@ -8,13 +8,13 @@
 constexpr bool IS_BF16 = T_IS_BF16;
 constexpr int ROWS_OF_LANE = ROWS / 4;  // of a computing thread: from lane % 4 * ROWS_OF_LANE
 
-// Two values rounded to T, the first in the lower half.
+// Two states or gates rounded to T and saturated, the first in the lower half.
 __device__ __forceinline__ unsigned pack(float low, float high) {
     unsigned v;
     if constexpr (IS_BF16)
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+        asm("cvt.rn.satfinite.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     else
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+        asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     return v;
 }
 
@@ -107,7 +107,7 @@ __device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROW
 template <int COUNT>
 __device__ __forceinline__ void store_tensors(const float (&v)[at_least_one(COUNT)][ROWS_OF_LANE], T* first, int tensor_stride, int row_stride) {
     if constexpr (COUNT == 1 && ROWS_OF_LANE == 1) {
-        first[threadIdx.x % 4 * row_stride + threadIdx.x % 32 / 4] = rounded<T>(v[0][0]);
+        first[threadIdx.x % 4 * row_stride + threadIdx.x % 32 / 4] = saturated<T>(v[0][0]);
     } else if constexpr (COUNT > 0) {
         // A matrix holds 8 rows: all of a tensor, or the 4 of each of two.
         constexpr int OF_MATRIX = 8 / ROWS, MATRICES = (COUNT + OF_MATRIX - 1) / OF_MATRIX;

@@ -37,7 +37,7 @@ extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, 
 #pragma unroll
                 for (int j = 0; j < Vector::LENGTH; ++j) {
                     const bool exists = k + j < sizes.head_dim;
-                    v.of[j] = exists && before ? before[unit + j] : rounded<T>(exists && first ? first[unit + j] : 0.0f);
+                    v.of[j] = exists && before ? before[unit + j] : saturated<T>(exists && first ? first[unit + j] : 0.0f);
                 }
             }
             to[i] = v;
@@ -67,7 +67,7 @@ extern "C" __global__ void gates_again(Sizes sizes, Offset first_token, Offset c
             float value = b[gate * units + unit];
             if (gate >= INNER) value += widen(wx[(token * Cell::EXTERNAL + gate - INNER) * units + unit]);
             if (gate < Cell::RECURRENT) value += product[Offset(gate) * sizes.heads * sizes.depth];
-            narrow(value, gates.at(sizes, token, gate, unit));
+            saturate(value, gates.at(sizes, token, gate, unit));
             if (kept_wide(Cell::WIDE_GATES, gate))
                 wide_gates[(rank(Cell::WIDE_GATES, gate) * sizes.tokens() + token) * units + unit] = value;
         }

@@ -74,8 +74,13 @@ impl Case {
                 }
             }
         }
-        let mut inputs =
-            Inputs { wx: rounded::<T>(wx), r: rounded::<W>(r), b: rounded::<W>(b), ..Inputs::default() };
+        let mut inputs = Inputs {
+            wx: rounded::<T>(wx),
+            r: rounded::<W>(r),
+            b: rounded::<W>(b),
+            range: range::<T>(),
+            ..Inputs::default()
+        };
         if tensors.s0 {
             let earlier = Problem { time: 2, ..problem.clone() };
             let wx = random.normals(size(&earlier.shapes::<C>()?.wx()), 1.0);
@@ -115,6 +120,11 @@ impl Case {
         }
         Ok(Self { problem: problem.clone(), inputs, d })
     }
+}
+
+/// The range in which stored states saturate: that of 16-bit elements.
+pub fn range<T: Element>() -> Option<f64> {
+    (size_of::<T>() < size_of::<T::Wide>()).then_some(T::MAX)
 }
 
 /// `values`, each rounded to the element type `P`.

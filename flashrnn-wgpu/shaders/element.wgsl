@@ -1,8 +1,22 @@
 // The types a tensor can hold, as bits: f32 whole, 16-bit elements two in a u32. Arithmetic is f32: every load widens, every
-// store rounds to the nearest, ties to even. (The built-in pack2x16float may round otherwise.)
+// store rounds to the nearest, ties to even. (The built-in pack2x16float may round otherwise.) States and gates saturate: what lies
+// beyond the range of 16 bits, infinities included, becomes the largest number. Gradients and weights become infinite.
 
 fn widen_f32(bits: u32) -> f32 { return bitcast<f32>(bits); }
 fn narrow_f32(x: f32) -> u32 { return bitcast<u32>(x); }
+
+// The same of a state or a gate. The largest number comes just before infinity.
+fn saturate_f32(x: f32) -> u32 { return narrow_f32(x); }
+
+fn saturate_bf16(x: f32) -> u32 {
+    let bits = narrow_bf16(x);
+    return bits - u32((bits & 0x7fffu) == 0x7f80u);
+}
+
+fn saturate_f16(x: f32) -> u32 {
+    let bits = narrow_f16(x);
+    return bits - u32((bits & 0x7fffu) == 0x7c00u);
+}
 
 // Two neighbours as they lie in memory, as `fetch2_` gives them: 16-bit elements are both in the first word.
 fn widen2_f32(bits: vec2u) -> vec2f { return bitcast<vec2f>(bits); }

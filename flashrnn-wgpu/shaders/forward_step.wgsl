@@ -16,7 +16,7 @@ fn row_piece(place: Place, row: u32, piece: u32) -> vec4f {
     if place.row0 + row >= params.batch { return vec4f(); }
     let line = half_of(params.first_step + at_step.index) + state_at(0u, place.row0 + row, place.head * params.head_dim);
     let h = piece_of_work(line, piece);
-    return vec4f(rounded(h.x), rounded(h.y), rounded(h.z), rounded(h.w));
+    return vec4f(saturated(h.x), saturated(h.y), saturated(h.z), saturated(h.w));
 }
 
 @compute @workgroup_size(256)

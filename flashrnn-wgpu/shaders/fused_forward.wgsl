@@ -80,7 +80,7 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
         //@ for $s in 0..STATES
         states[$s] = work_f32(params.carried_at + state_at($su, computes.row, computes.place));
         //@ end
-        set_x(begin % BUFFERS, line, unit, rounded(states[0]));
+        set_x(begin % BUFFERS, line, unit, saturated(states[0]));
     }
     //@ for $i in 0..LOADS
     var input$i = ask_input(carries, turn + $iu * TURNS, begin);
@@ -139,7 +139,7 @@ fn fused_forward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_ind
                 states = next;
             }
             // A row that has ended keeps its state.
-            set_x((step + 1u) % BUFFERS, line, unit, rounded(states[0]));
+            set_x((step + 1u) % BUFFERS, line, unit, saturated(states[0]));
             // Beyond a row's length the outputs are zeros.
             let of_step = step % BUFFERS * OUTPUTS;
             //@ for $s in 0..STATES

@@ -8,13 +8,13 @@ fn store_TENSOR(i: u32, x: f32) {
     let at = params.TENSOR_first + i;
     let shift = at % 2u * 16u;
     atomicAnd(&TENSOR[at / 2u], ~(0xffffu << shift));
-    atomicOr(&TENSOR[at / 2u], narrow_FORMAT(x) << shift);
+    atomicOr(&TENSOR[at / 2u], ROUND_FORMAT(x) << shift);
 }
 // Elements i and, with `both`, i + 1.
 fn store2_TENSOR(i: u32, x: vec2f, both: bool) {
     let at = params.TENSOR_first + i;
     if both && at % 2u == 0u {
-        atomicStore(&TENSOR[at / 2u], narrow_FORMAT(x.x) | (narrow_FORMAT(x.y) << 16u));
+        atomicStore(&TENSOR[at / 2u], ROUND_FORMAT(x.x) | (ROUND_FORMAT(x.y) << 16u));
         return;
     }
     store_TENSOR(i, x.x);

@@ -23,6 +23,8 @@ pub struct Tensor {
     pub name: &'static str,
     /// Whether it is bound for writing.
     pub written: bool,
+    /// Whether 16-bit elements saturate when they are written, as states and gates do.
+    saturates: bool,
     /// Whether it is bound for writing, since its buffer holds something else that is written, but only read.
     only_read: bool,
     kind: Kind,
@@ -40,21 +42,26 @@ enum Kind {
 
 impl Tensor {
     fn read(name: &'static str, dtype: Dtype) -> Self {
-        Self { name, written: false, only_read: false, kind: Kind::Elements(dtype) }
+        Self { name, written: false, only_read: false, saturates: false, kind: Kind::Elements(dtype) }
     }
 
     fn write(name: &'static str, dtype: Dtype) -> Self {
-        Self { name, written: true, only_read: false, kind: Kind::Elements(dtype) }
+        Self { name, written: true, only_read: false, saturates: false, kind: Kind::Elements(dtype) }
     }
 
     /// Of a kernel of the time steps.
     fn pairs(name: &'static str, written: bool, dtype: Dtype, words: bool) -> Self {
         let kind = if words { Kind::Pairs(dtype) } else { Kind::Elements(dtype) };
-        Self { name, written, only_read: false, kind }
+        Self { name, written, only_read: false, saturates: false, kind }
+    }
+
+    /// The same tensor of states or gates, written.
+    fn saturating(self) -> Self {
+        Self { saturates: true, ..self }
     }
 
     fn plain(name: &'static str, written: bool, of: &'static str) -> Self {
-        Self { name, written, only_read: false, kind: Kind::Plain(of) }
+        Self { name, written, only_read: false, saturates: false, kind: Kind::Plain(of) }
     }
 
     fn declaration(&self, binding: usize) -> String {
@@ -76,6 +83,7 @@ impl Tensor {
                 };
                 template
                     .replace("TENSOR", self.name)
+                    .replace("ROUND", if self.saturates { "saturate" } else { "narrow" })
                     .replace("ACCESS", access)
                     .replace("FORMAT", &dtype.to_string())
                     .replace("BINDING", &binding.to_string())
@@ -175,9 +183,9 @@ impl Common {
             Self::weights(),
             Tensor::pairs("wx", false, t, words),
             Self::work(),
-            Tensor::pairs("h", true, t, words),
-            Tensor::pairs("states", true, t, words),
-            Tensor::pairs("gates", true, t, words),
+            Tensor::pairs("h", true, t, words).saturating(),
+            Tensor::pairs("states", true, t, words).saturating(),
+            Tensor::pairs("gates", true, t, words).saturating(),
             Tensor::write("wide", Dtype::F32),
         ]
     }

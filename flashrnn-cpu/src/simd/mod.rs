@@ -184,13 +184,32 @@ pub(crate) trait Storage<T: Element>: Simd {
         }
     }
 
-    /// The value that storing as `T` and loading again gives.
+    /// Clamps to the numbers that a 16-bit `T` has, as [`Element::saturating_from_wide`] does; NaN stays.
+    #[inline(always)]
+    fn saturated(self) -> Self {
+        if size_of::<T>() == size_of::<T::Wide>() {
+            return self;
+        }
+        self.max(Self::lit(-T::MAX)).min(Self::lit(T::MAX))
+    }
+
+    /// Stores the first `n` lanes of a state or of gates: [`saturated`](Storage::saturated).
+    ///
+    /// # Safety
+    /// As for [`store_n`](Storage::store_n).
+    #[inline(always)]
+    unsafe fn store_state_n(self, p: *mut T, n: usize) {
+        // SAFETY: as promised by the caller.
+        unsafe { Storage::<T>::store_n(Storage::<T>::saturated(self), p, n) }
+    }
+
+    /// The value that storing a state as `T` and loading it again gives.
     #[inline(always)]
     fn rounded(self) -> Self {
         let mut lanes = [T::default(); 16];
         // SAFETY: no vector has more than 16 lanes.
         unsafe {
-            self.store(lanes.as_mut_ptr());
+            Storage::<T>::saturated(self).store(lanes.as_mut_ptr());
             Self::load(lanes.as_ptr())
         }
     }

@@ -40,7 +40,7 @@ macro_rules! portable {
             }
             #[inline(always)]
             fn rounded(self) -> Self {
-                T::from_wide(self).to_wide()
+                T::saturating_from_wide(self).to_wide()
             }
         }
     };

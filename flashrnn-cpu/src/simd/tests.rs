@@ -135,10 +135,11 @@ fn functions_are_accurate_over_the_whole_range() {
     }
 }
 
-/// Rounds a slice to `T` by vector.
+/// Rounds a slice to `T` by vector, as states or as gradients.
 struct Round<'a, T, V> {
     x: &'a [f32],
     y: &'a mut [T],
+    saturate: bool,
     vector: std::marker::PhantomData<V>,
 }
 
@@ -148,23 +149,35 @@ impl<T: Element, V: Storage<T> + Storage<f32>> Op for Round<'_, T, V> {
     unsafe fn run(self) {
         for (x, y) in self.x.chunks_exact(V::LANES).zip(self.y.chunks_exact_mut(V::LANES)) {
             // SAFETY: each chunk holds LANES elements.
-            unsafe { Storage::<T>::store(<V as Storage<f32>>::load(x.as_ptr()), y.as_mut_ptr()) };
+            unsafe {
+                let x = <V as Storage<f32>>::load(x.as_ptr());
+                if self.saturate {
+                    Storage::<T>::store_state_n(x, y.as_mut_ptr(), V::LANES);
+                } else {
+                    Storage::<T>::store(x, y.as_mut_ptr());
+                }
+            };
         }
     }
 }
 
 fn check_rounding<T: Element<Wide = f32>, V: Storage<T> + Storage<f32>>() {
     let mut x = numbers::<f32>();
-    // Ties, to even and to odd, in both 16-bit types.
+    // Ties, to even and to odd, in both 16-bit types; and what lies around the largest number of each.
     x.extend((0..16_u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x0800)));
     x.extend((0..16_u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x8000)));
-    let mut y = vec![T::default(); x.len()];
-    // SAFETY: only levels of this machine are tested.
-    unsafe { V::vectorize(Round::<T, V> { x: &x, y: &mut y, vector: std::marker::PhantomData }) };
-    for (&x, &y) in x.iter().zip(&y) {
-        let want = T::from_wide(x).to_f64();
-        let got = y.to_f64();
-        assert!(want == got || want.is_nan() && got.is_nan(), "{x} became {got}, wanted {want}");
+    x.extend((0..16_u32).map(|i| f32::from_bits(0x477f_e000 + i * 0x0200)));
+    x.extend((0..16_u32).map(|i| -f32::from_bits(0x7f7f_0000 + i * 0x1000)));
+    for saturate in [false, true] {
+        let mut y = vec![T::default(); x.len()];
+        let round = Round::<T, V> { x: &x, y: &mut y, saturate, vector: std::marker::PhantomData };
+        // SAFETY: only levels of this machine are tested.
+        unsafe { V::vectorize(round) };
+        for (&x, &y) in x.iter().zip(&y) {
+            let want = if saturate { T::saturating_from_wide(x) } else { T::from_wide(x) }.to_f64();
+            let got = y.to_f64();
+            assert!(want == got || want.is_nan() && got.is_nan(), "{x} became {got}, wanted {want}");
+        }
     }
 }
 

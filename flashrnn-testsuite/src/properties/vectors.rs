@@ -76,7 +76,7 @@ fn read<C: Cell>(_: &C, file: &SafeTensors<'_>) -> Result<Case, String> {
         b: need("b")?,
         s0: floats(file, "s0"),
         lengths,
-        resets: None,
+        ..Inputs::default()
     };
     // d_states: [S, B, T, N, D], of which d_h is the first part
     let mut d_states = need("d_h")?;
