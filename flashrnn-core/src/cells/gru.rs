@@ -1,3 +1,4 @@
+use super::finite;
 use crate::{Cell, Gate, Real};
 
 /// The gated recurrent unit (Cho et al. 2014, in the form of cuDNN and PyTorch's `nn.GRU`, whose reset gate acts on
@@ -7,7 +8,8 @@ use crate::{Cell, Gate, Real};
 /// r = σ(g_r)    z = σ(g_z)    n = tanh(n_x + r n_h)    h' = z h + (1 - z) n
 /// ```
 ///
-/// `n_h` takes recurrent input only and `n_x` external input only, each with its own bias (`b_hn`, `b_in`).
+/// `n_h` takes recurrent input only and `n_x` external input only, each with its own bias (`b_hn`, `b_in`). An infinite
+/// `n_h` counts as the largest f32 of its sign, so that a reset gate of 0 shuts it off too.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gru;
 
@@ -22,6 +24,7 @@ impl Cell for Gru {
 
     #[inline(always)]
     fn forward<R: Real>(&self, [h]: [R; 1], [n_h, g_r, g_z, n_x]: [R; 4]) -> [R; 1] {
+        let n_h = finite(n_h);
         let r = g_r.sigmoid();
         let z = g_z.sigmoid();
         let n = (n_x + r * n_h).tanh();
@@ -35,6 +38,7 @@ impl Cell for Gru {
         [n_h, g_r, g_z, n_x]: [R; 4],
         [d_h]: [R; 1],
     ) -> ([R; 1], [R; 4]) {
+        let n_h = finite(n_h);
         let (r, slope_r) = g_r.sigmoid_and_slope();
         let (z, slope_z) = g_z.sigmoid_and_slope();
         let (n, slope_n) = (n_x + r * n_h).tanh_and_slope();

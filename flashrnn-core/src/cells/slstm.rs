@@ -1,3 +1,4 @@
+use super::finite;
 use crate::{Cell, Gate, Real};
 
 /// The scalar LSTM of xLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2), with exponential input gate, a
@@ -12,6 +13,10 @@ use crate::{Cell, Gate, Real};
 /// `m` only rescales `c` and `n`, so it is held constant in every gradient: gradients given for it are ignored and
 /// its own is 0. The outer min and max only guard, and gradients pass through them. For a loss on h and an initial
 /// state of zeros or an earlier `last` the other gradients are exact all the same.
+///
+/// Infinite gates give the limits of the formulas, and finite gradients. An input gate of infinity counts as the largest
+/// f32 of its sign, ±3.4e38: where n = 0, `i = -∞` gives `h' = σ(o) tanh z` as every finite `i` does, and what comes later
+/// outweighs it; where n > 0 it leaves the step's input out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slstm;
 
@@ -30,6 +35,7 @@ impl<R: Real> Parts<R> {
     #[inline(always)]
     fn new([_, c, n, m]: [R; 4], [i, f, z, o]: [R; 4]) -> Self {
         let zero = R::lit(0.0);
+        let i = finite(i);
         let l = f.log_sigmoid() + m.stop_gradient();
         let m = R::select(n.gt(zero), i.max(l), i).stop_gradient();
         let input = (i - m).exp();

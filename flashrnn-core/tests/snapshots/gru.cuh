@@ -12,16 +12,18 @@ struct Cell {
         const float g_r = g[1];
         const float g_z = g[2];
         const float g_n_x = g[3];
-        const float v1 = real::sigmoid(g_r);
-        const float v2 = real::sigmoid(g_z);
-        const float v3 = v1 * g_n_h;
-        const float v4 = g_n_x + v3;
-        const float v5 = real::tanh(v4);
-        const float v6 = v2 * s_h;
-        const float v7 = 1.0f - v2;
-        const float v8 = v7 * v5;
-        const float v9 = v6 + v8;
-        next[0] = v9;
+        const float v1 = real::max(g_n_h, -3.4028235e38f);
+        const float v2 = real::min(v1, 3.4028235e38f);
+        const float v3 = real::sigmoid(g_r);
+        const float v4 = real::sigmoid(g_z);
+        const float v5 = v3 * v2;
+        const float v6 = g_n_x + v5;
+        const float v7 = real::tanh(v6);
+        const float v8 = v4 * s_h;
+        const float v9 = 1.0f - v4;
+        const float v10 = v9 * v7;
+        const float v11 = v8 + v10;
+        next[0] = v11;
     }
     // What backward needs of s_(t-1) and g_t.
     static constexpr int RESIDUALS = 5;
@@ -31,24 +33,26 @@ struct Cell {
         const float g_r = g[1];
         const float g_z = g[2];
         const float g_n_x = g[3];
-        const float v1 = real::sigmoid(g_r);
-        const float v2 = real::sigmoid_slope(g_r);
-        const float v3 = real::sigmoid(g_z);
-        const float v4 = real::sigmoid_slope(g_z);
-        const float v5 = v1 * g_n_h;
-        const float v6 = g_n_x + v5;
-        const float v7 = real::tanh(v6);
-        const float v8 = real::tanh_slope(v6);
-        const float v9 = 1.0f - v3;
-        const float v10 = v9 * v8;
-        const float v11 = g_n_h * v2;
-        const float v12 = s_h - v7;
-        const float v13 = v12 * v4;
-        residuals[0] = v1;
-        residuals[1] = v3;
-        residuals[2] = v10;
-        residuals[3] = v11;
-        residuals[4] = v13;
+        const float v1 = real::max(g_n_h, -3.4028235e38f);
+        const float v2 = real::min(v1, 3.4028235e38f);
+        const float v3 = real::sigmoid(g_r);
+        const float v4 = real::sigmoid_slope(g_r);
+        const float v5 = real::sigmoid(g_z);
+        const float v6 = real::sigmoid_slope(g_z);
+        const float v7 = v3 * v2;
+        const float v8 = g_n_x + v7;
+        const float v9 = real::tanh(v8);
+        const float v10 = real::tanh_slope(v8);
+        const float v11 = 1.0f - v5;
+        const float v12 = v11 * v10;
+        const float v13 = v2 * v4;
+        const float v14 = s_h - v9;
+        const float v15 = v14 * v6;
+        residuals[0] = v3;
+        residuals[1] = v5;
+        residuals[2] = v12;
+        residuals[3] = v13;
+        residuals[4] = v15;
     }
     // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
     static __device__ __forceinline__ void backward(const float (&residuals)[5], const float (&d)[1], float (&ds)[1], float (&dg)[4]) {

@@ -125,6 +125,7 @@ fn wgsl_literals_and_selects() {
         assert!(printed(a).contains(literal), "{a}:\n{}", printed(a));
     }
     let slstm = wgsl::cell(&Slstm);
-    // m' = max(i, l) where n > 0, else i.
-    assert!(slstm.contains("= select(g_i, "), "{slstm}");
+    // m' = max(i, l) where n > 0, else i, which v2 is.
+    assert!(slstm.contains("let v2: f32 = real_min(v1, 3.4028235e38f);"), "{slstm}");
+    assert!(slstm.contains("= select(v2, "), "{slstm}");
 }
