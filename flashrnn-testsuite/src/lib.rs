@@ -83,6 +83,7 @@ macro_rules! conformance {
             head_permutation
             heads_one_by_one
             inference
+            infinite_gates
             interleaved
             large_sizes
             lengths_are_rows_alone
@@ -100,6 +101,8 @@ macro_rules! conformance {
             reverse_is_flipping
             same_bits_on_any_threads
             same_bits_twice
+            slopes_in_the_tails
+            states_saturate
             streaming
             threads_share_a_plan
             time_major

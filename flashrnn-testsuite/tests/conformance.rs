@@ -23,7 +23,7 @@ mod reference {
 #[test]
 fn faults_are_caught() {
     type Property = fn(&Suite<Loops>) -> Failures;
-    let faults: [(Fault, &str, Property); 20] = [
+    let faults: [(Fault, &str, Property); 21] = [
         (Fault::IgnoreS0, "reference", properties::reference),
         (Fault::IgnoreResets, "resets_start_anew", properties::resets_start_anew),
         (Fault::IgnoreReverse, "reverse_is_flipping", properties::reverse_is_flipping),
@@ -43,6 +43,7 @@ fn faults_are_caught() {
         (Fault::ReadTheWorkspace, "workspaces", properties::workspaces),
         (Fault::SkipAnEmptyBatch, "empty_batch", properties::empty_batch),
         (Fault::OtherBits, "operations", properties::operations),
+        (Fault::OverflowStates, "states_saturate", properties::states_saturate),
         (Fault::OtherBits, "same_bits_on_any_threads", properties::same_bits_on_any_threads),
     ];
     for (fault, name, property) in faults {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod calls;
+mod limits;
 mod operations;
 mod options;
 mod pieces;
@@ -14,6 +15,7 @@ pub use calls::{
     accumulate, empty_batch, gradient_of_h_alone, inference, interleaved, nan_stays_nan, padding_is_not_read,
     same_bits_on_any_threads, same_bits_twice, threads_share_a_plan, workspaces,
 };
+pub use limits::{infinite_gates, slopes_in_the_tails, states_saturate};
 pub use operations::{
     operation_gradients, operations, operations_on_denormals, operations_on_special_values,
 };

@@ -10,7 +10,7 @@ use crate::suite::{Failures, Suite};
 
 /// The operations, one a variant.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Op {
+pub(super) enum Op {
     Exp,
     Ln,
     Sqrt,
@@ -70,9 +70,9 @@ impl Op {
 
 /// `h' = op(±u, ±v)`. The signs let the gates, which are sums and never -0, reach -0.
 #[derive(Clone, Copy, Debug)]
-struct Probe {
-    op: Op,
-    negate: [bool; 2],
+pub(super) struct Probe {
+    pub(super) op: Op,
+    pub(super) negate: [bool; 2],
 }
 
 impl Cell for Probe {
@@ -136,7 +136,7 @@ pub fn operations_on_denormals<B: Backend>(suite: &Suite<B>) -> Failures {
     })
 }
 
-fn special(x: f64) -> bool {
+pub(super) fn special(x: f64) -> bool {
     x == 0.0 || !x.is_finite()
 }
 
@@ -144,7 +144,7 @@ fn denormal(dtype: Dtype, x: f64) -> bool {
     x != 0.0 && x.abs() < smallest_normal(dtype)
 }
 
-fn smallest_normal(dtype: Dtype) -> f64 {
+pub(super) fn smallest_normal(dtype: Dtype) -> f64 {
     if dtype == Dtype::F64 { f64::MIN_POSITIVE } else { f32::MIN_POSITIVE as f64 }
 }
 
@@ -169,7 +169,7 @@ fn both_types<B: Backend>(suite: &Suite<B>, rule: Rule) -> Failures {
 }
 
 /// The operands of a unary operation: the range on a logarithmic scale and the middle on a linear one.
-fn sweep<T: Element>() -> Vec<[f64; 2]> {
+pub(super) fn sweep<T: Element>() -> Vec<[f64; 2]> {
     let mut random = Random::new(7);
     let mut values = specials::<T>();
     let exponents = if T::DTYPE == Dtype::F64 { -1074.0..1024.0 } else { -149.0..128.0 };
@@ -210,7 +210,7 @@ fn specials<T: Element>() -> Vec<f64> {
 }
 
 /// A case with no recurrence and one step in which every unit sees one pair of operands; and that list, filled up.
-fn probe_case(mut operands: Vec<[f64; 2]>) -> (Case, Vec<[f64; 2]>) {
+pub(super) fn probe_case(mut operands: Vec<[f64; 2]>) -> (Case, Vec<[f64; 2]>) {
     let width = 37;
     while !operands.len().is_multiple_of(width) {
         operands.push([1.0, 1.0]);
@@ -324,7 +324,7 @@ fn gradient_failures<B: Backend, T: Element>(backend: &B, probe: Probe) -> std::
 }
 
 /// The first few of many wrong elements.
-fn report(what: String, wrong: Vec<String>) -> std::result::Result<(), String> {
+pub(super) fn report(what: String, wrong: Vec<String>) -> std::result::Result<(), String> {
     if wrong.is_empty() {
         return Ok(());
     }

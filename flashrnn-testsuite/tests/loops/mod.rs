@@ -7,6 +7,7 @@ use flashrnn_core::{
     Backend, Backward, Cell, Dtype, Element, Forward, Info, Plan, Problem, Result, Save, Saved, Shapes, Step,
     Weights, WeightsLayout, Workspace, backend::check_lengths,
 };
+use flashrnn_testsuite::case::range;
 
 /// A way to be wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +32,7 @@ pub enum Fault {
     ReadTheWorkspace,
     SkipAnEmptyBatch,
     OtherBits,
+    OverflowStates,
 }
 
 /// The reference behind the backend interface.
@@ -148,6 +150,11 @@ impl LoopsPlan {
         }
     }
 
+    /// Where stored states saturate.
+    fn range<T: Element>(&self) -> Option<f64> {
+        range::<T>().filter(|_| self.fault != Fault::OverflowStates)
+    }
+
     /// The problem, and inputs that only have what the operator may read.
     fn given(&self, mut x: Inputs) -> Result<(Problem, Inputs)> {
         let mut problem = self.problem.clone();
@@ -215,6 +222,7 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
             s0: call.s0.map(read),
             lengths: call.lengths.map(<[_]>::to_vec),
             resets: call.resets.map(<[_]>::to_vec),
+            range: self.range::<T>(),
         })?;
         // Save::Gates leaves wx, which is no longer than the gates: the backward pass runs the reference again.
         if let Some(saved) = call.saved
@@ -251,6 +259,7 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
             s0: call.s0.map(read),
             lengths: call.lengths.map(<[_]>::to_vec),
             resets: call.resets.map(<[_]>::to_vec),
+            range: self.range::<T>(),
         })?;
         let out = self.cell.forward(&problem, &x)?;
         let d_h = call.d_h.map(|d_h| {
@@ -292,6 +301,7 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
             r: call.weights.packed().r.clone(),
             b: call.weights.packed().b.clone(),
             s0: Some(read(call.state)),
+            range: self.range::<T>(),
             ..Inputs::default()
         };
         let mut out = self.cell.forward(&one, &x)?;
