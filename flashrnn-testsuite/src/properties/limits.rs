@@ -75,7 +75,7 @@ fn slope_failures<B: Backend, T: Element>(backend: &B, op: Op) -> std::result::R
     let (got, want) = both().map_err(|error| format!("{what}: {error}"))?;
     let mut wrong = Vec::new();
     let width = case.problem.head_dim;
-    let of_first_gate = |i: &usize| i / width % 2 == 0;
+    let of_first_gate = |i: &usize| (i / width).is_multiple_of(2);
     for i in (0..want.get("d_wx").len()).filter(of_first_gate) {
         let (got, want) = (got.get("d_wx")[i], want.get("d_wx")[i]);
         // Near the smallest normal number: 1 / (1 + e^-x) is 0 where e^-x is infinite, and so is 4 e where a device flushes e.
