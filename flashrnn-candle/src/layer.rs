@@ -2,13 +2,16 @@
 
 use candle_core::{Error, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use flashrnn::cell::Array;
-use flashrnn::{Cell, CellSizes, Cpu, Layout};
+use flashrnn::{Cell, CellSizes, Shapes};
 
-use crate::torch::{FromTorch, TorchTensors};
-use crate::{Bridge, Optional, Output, Rnn, Weights};
+use crate::host::{check, on_host};
+use crate::join::concat;
+use crate::product::{Product, inside};
+use crate::sequence::Sequence;
+use crate::torch::{FromTorch, TorchWeights};
+use crate::{FrozenLayer, Output, Rnn, SequenceOptions};
 
-/// The size of an [`RnnLayer`].
+/// The sizes of an [`RnnLayer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSize {
     /// `I`, the number of input features.
@@ -19,6 +22,28 @@ pub struct LayerSize {
     pub head_dim: usize,
 }
 
+impl LayerSize {
+    fn check(self) -> Result<()> {
+        let Self { input, heads, head_dim } = self;
+        match [("input", input), ("heads", heads), ("head_dim", head_dim)].iter().find(|(_, size)| *size == 0)
+        {
+            None => Ok(()),
+            Some((name, _)) => Err(Error::msg(format!("layer size {name}: got 0, wanted at least 1"))),
+        }
+    }
+}
+
+/// The weights of a layer in flashrnn's order.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// `[Gx·N·D, I]`, the input product: reshape `x Wᵀ` to `[B, T, Gx, N, D]`.
+    pub w: Tensor,
+    /// `[Gr, N, D_out, D_in]`
+    pub r: Tensor,
+    /// `[G, N, D]`
+    pub b: Tensor,
+}
+
 /// A recurrent layer: `wx = W x`, then [`Rnn::forward`].
 ///
 /// | parameter | shape | made new as |
@@ -27,132 +52,206 @@ pub struct LayerSize {
 /// | `r` | `[Gr, N, D_out, D_in]` | uniform in ±1/√D |
 /// | `b_NAME`, one for each gate of the cell | `[N, D]` | 0; for the forget gate `f` 1 |
 ///
-/// The biases are named after [`Cell::GATES`]: `b_i`, `b_f`, `b_z`, `b_o` for LSTM and sLSTM, `b_g` for Elman, and for
-/// GRU `b_n_h`, `b_r`, `b_z`, `b_n_x`, where `b_n_h` is PyTorch's b_hn, inside the reset gate, and `b_n_x` its b_in.
-/// A forget bias of 1 lets a new network remember.
+/// The biases are named after [`Cell::GATES`]: `b_i`, `b_f`, `b_z`, `b_o` for LSTM and sLSTM, `b_g`
+/// for Elman, and for GRU `b_n_h`, `b_r`, `b_z`, `b_n_x`, where `b_n_h` is PyTorch's b_hn, inside
+/// the reset gate, and `b_n_x` its b_in. A forget bias of 1 lets a new network remember.
+///
+/// The layer reads its parameters on every call, so an optimiser that changes them changes the
+/// layer.
 #[derive(Clone, Debug)]
-pub struct RnnLayer<C, B = Cpu> {
-    rnn: Rnn<C, B>,
-    /// `[Gx·N·D, I]`
-    w: Tensor,
-    /// `[Gr, N, D_out, D_in]`
-    r: Tensor,
-    /// `G` of `[N, D]`
-    b: Vec<Tensor>,
+pub struct RnnLayer<C> {
+    rnn: Rnn<C>,
+    size: LayerSize,
+    parameters: Parameters,
 }
 
-impl<C: Cell, B: Bridge> RnnLayer<C, B> {
+#[derive(Clone, Debug)]
+enum Parameters {
+    /// In flashrnn's order.
+    Own {
+        /// `[Gx·N·D, I]`
+        w: Tensor,
+        /// `[Gr, N, D_out, D_in]`
+        r: Tensor,
+        /// `[N, D]` of each gate, or `[G, N, D]` of all
+        b: Vec<Tensor>,
+    },
+    /// In PyTorch's.
+    Torch(TorchWeights),
+}
+
+impl Parameters {
+    /// `[Gx·N·D, I]`
+    fn w(&self) -> &Tensor {
+        match self {
+            Self::Own { w, .. } => w,
+            Self::Torch(torch) => &torch.weight_ih,
+        }
+    }
+
+    /// r and b as they are now, of as many elements as the shapes say.
+    fn recurrent(&self) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Own { r, b, .. } => Ok((r.clone(), flat(b)?)),
+            Self::Torch(torch) => Ok((torch.r()?, torch.b()?)),
+        }
+    }
+}
+
+/// Puts tensors one after the other.
+fn flat(tensors: &[Tensor]) -> Result<Tensor> {
+    let Some((first, others)) = tensors.split_first() else {
+        return Err(Error::msg("flashrnn: a layer without biases"));
+    };
+    others.iter().try_fold(first.clone(), |joined, tensor| concat(&joined, tensor))
+}
+
+impl<C: Cell> RnnLayer<C> {
     /// Finds the parameters in `vb`, or makes them new where `vb` does.
     ///
     /// # Errors
     /// Where a size is 0, or a parameter is missing or of another shape.
-    pub fn new(rnn: Rnn<C, B>, size: LayerSize, vb: VarBuilder) -> Result<Self> {
+    pub fn new(rnn: Rnn<C>, size: LayerSize, vb: VarBuilder) -> Result<Self> {
+        size.check()?;
         let LayerSize { input, heads, head_dim } = size;
-        for (name, size) in [("input", input), ("heads", heads), ("head_dim", head_dim)] {
-            if size == 0 {
-                return Err(Error::msg(format!("layer size {name}: got 0, wanted at least 1")));
-            }
-        }
         let uniform = |fan_in: usize| {
             let bound = 1.0 / (fan_in as f64).sqrt();
             Init::Uniform { lo: -bound, up: bound }
         };
         let w = vb.get_with_hints((C::GX * heads * head_dim, input), "w", uniform(input))?;
         let r = vb.get_with_hints((C::GR, heads, head_dim, head_dim), "r", uniform(head_dim))?;
-        let bias = |gate: &&str| {
-            let value = if *gate == "f" { 1.0 } else { 0.0 };
-            vb.get_with_hints((heads, head_dim), &format!("b_{gate}"), Init::Const(value))
+        let bias = |name: &str| {
+            let value = if name == "f" { 1.0 } else { 0.0 };
+            vb.get_with_hints((heads, head_dim), &format!("b_{name}"), Init::Const(value))
         };
-        let b = C::GATES.iter().map(bias).collect::<Result<_>>()?;
-        Ok(Self { rnn, w, r, b })
+        let b = C::GATES.iter().map(|gate| bias(gate.name())).collect::<Result<_>>()?;
+        Ok(Self { rnn, size, parameters: Parameters::Own { w, r, b } })
     }
 
-    /// A layer from weights that are at hand, shaped as [`Weights`] says.
+    /// Makes a layer from weights that are at hand, shaped as [`Weights`] says. Where they are
+    /// variables, or computed from some, gradients reach those.
     ///
     /// # Errors
-    /// Where shapes contradict each other or the cell.
-    pub fn from_weights(rnn: Rnn<C, B>, weights: &Weights) -> Result<Self> {
+    /// Where shapes contradict each other or the cell, or a size is 0.
+    pub fn from_weights(rnn: Rnn<C>, weights: &Weights) -> Result<Self> {
         let Weights { w, r, b } = weights;
-        let gates = C::G;
-        let &[recurrent, heads, head_dim, inner] = r.dims() else {
+        let &[_, heads, head_dim, _] = r.dims() else {
             return Err(Error::msg(format!("r: got shape {:?}, wanted [Gr, N, D_out, D_in]", r.dims())));
         };
-        let consistent = recurrent == C::GR
-            && head_dim == inner
-            && b.dims() == [gates, heads, head_dim]
-            && matches!(w.dims(), &[rows, _] if rows == C::GX * heads * head_dim);
-        if !consistent {
-            let (w, r, b) = (w.dims(), r.dims(), b.dims());
-            return Err(Error::msg(format!(
-                "w {w:?}, r {r:?} and b {b:?} don't fit {}: wanted [{}·N·D, I], [{}, N, D, D] and [{gates}, N, D]",
-                C::NAME,
-                C::GX,
-                C::GR,
-            )));
-        }
-        let b = (0..gates).map(|k| b.get(k)).collect::<Result<_>>()?;
-        Ok(Self { rnn, w: w.clone(), r: r.clone(), b })
+        let &[_, input] = w.dims() else {
+            return Err(Error::msg(format!("w: got shape {:?}, wanted [Gx·N·D, I]", w.dims())));
+        };
+        let size = LayerSize { input, heads, head_dim };
+        size.check()?;
+        check("w", w, &[C::GX * heads * head_dim, input])?;
+        check("r", r, &[C::GR, heads, head_dim, head_dim])?;
+        check("b", b, &[C::G, heads, head_dim])?;
+        Ok(Self { rnn, size, parameters: Parameters::Own { w: w.clone(), r: r.clone(), b: vec![b.clone()] } })
     }
 
-    /// Runs the layer over `x [B, T, I]` (`[T, B, I]` with [`Layout::TimeMajor`]).
+    /// Runs the layer over `x [B, T, I]` (`[T, B, I]` with
+    /// [`Layout::TimeMajor`](flashrnn::Layout)).
     ///
-    /// `h` in the result is `[B, T, N, D]`; `h.flatten_from(2)` makes it the next layer's `[B, T, N·D]`.
+    /// `h` in the result is `[B, T, N, D]`; `h.flatten_from(2)` makes it `[B, T, N·D]`, the next
+    /// layer's input.
     ///
     /// # Errors
     /// As [`Rnn::forward`].
-    pub fn forward(&self, x: &Tensor, optional: &Optional) -> Result<Output> {
-        let (_, input) = self.w.dims2()?;
-        let (outer, inner) = match x.dims() {
-            &[outer, inner, features] if features == input => (outer, inner),
-            got => {
-                let order = match self.rnn.layout {
-                    Layout::BatchMajor => "B, T",
-                    Layout::TimeMajor => "T, B",
-                };
-                return Err(Error::msg(format!("x: got shape {got:?}, wanted [{order}, {input}]")));
-            }
-        };
-        let (_, heads, head_dim, _) = self.r.dims4()?;
-        // One large product: [B·T, I] [I, Gx·N·D]. A matrix of no rows is not one that candle multiplies.
-        let wx = match outer * inner {
-            0 => Tensor::zeros((0, C::GX * heads * head_dim), x.dtype(), x.device())?,
-            tokens => x.reshape((tokens, input))?.matmul(&self.w.t()?)?,
-        };
-        let wx = wx.reshape((outer, inner, C::GX, heads, head_dim))?;
-        self.rnn.forward(&wx, &self.r, &Tensor::stack(&self.b, 0)?, optional)
+    pub fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
+        let shapes = self.shapes_of(x)?;
+        let sequence = Sequence::read(options, &shapes)?;
+        let w = self.parameters.w();
+        on_host([("x", x), ("w", w)])?;
+        let inside = inside(&shapes, sequence.lengths.as_deref().filter(|_| w.track_op()))?;
+        // One large product: [B·T, I] [I, Gx·N·D].
+        let wx = x.contiguous()?.apply_op2(w, Product::new(shapes.wx().as_slice(), inside))?;
+        let (r, b) = self.parameters.recurrent()?;
+        self.rnn.differentiable(&wx, &r, &b, &shapes, sequence)
     }
 
-    /// The recurrence and its options.
-    pub fn rnn(&self) -> &Rnn<C, B> {
+    /// Packs the parameters once, for inference: see [`FrozenLayer`].
+    ///
+    /// # Errors
+    /// Where the parameters' types don't go together, or memory runs out.
+    pub fn freeze(&self) -> Result<FrozenLayer> {
+        let LayerSize { heads, head_dim, .. } = self.size;
+        let shapes = self.rnn.problem([1, 1], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
+        let w = self.parameters.w();
+        let (r, b) = self.parameters.recurrent()?;
+        let frozen = self.rnn.freeze_flat(&r, &b, w.dtype(), &shapes)?;
+        FrozenLayer::new(frozen, w, [C::GX, heads, head_dim])
+    }
+
+    fn shapes_of(&self, x: &Tensor) -> Result<Shapes> {
+        let LayerSize { input, heads, head_dim } = self.size;
+        let &[outer, inner, features] = x.dims() else { return Err(self.wrong_shape(x)) };
+        if features != input {
+            return Err(self.wrong_shape(x));
+        }
+        self.rnn.problem([outer, inner], heads, head_dim).shapes::<C>().map_err(Error::wrap)
+    }
+
+    fn wrong_shape(&self, x: &Tensor) -> Error {
+        let (got, order, input) = (x.dims(), self.rnn.order(), self.size.input);
+        Error::msg(format!("x: got shape {got:?}, wanted [{order}, {input}]"))
+    }
+
+    /// Returns the recurrence and its options.
+    #[must_use]
+    pub fn rnn(&self) -> &Rnn<C> {
         &self.rnn
     }
 
-    /// A copy of the parameters, the biases stacked.
+    /// Returns the parameters in flashrnn's order. With a layer in PyTorch's order `r` and `b` are
+    /// computed from its parameters now, and do not follow them.
     ///
     /// # Errors
     /// Where memory runs out.
     pub fn weights(&self) -> Result<Weights> {
-        Ok(Weights { w: self.w.clone(), r: self.r.clone(), b: Tensor::stack(&self.b, 0)? })
+        let LayerSize { heads, head_dim, .. } = self.size;
+        let (r, b) = self.parameters.recurrent()?;
+        Ok(Weights {
+            w: self.parameters.w().clone(),
+            r: r.reshape((C::GR, heads, head_dim, head_dim))?,
+            b: b.reshape((C::G, heads, head_dim))?,
+        })
     }
 }
 
-impl<C: FromTorch, B: Bridge> RnnLayer<C, B> {
-    /// A layer with the weights of one layer and direction of PyTorch's `nn.LSTM`, `nn.GRU` or `nn.RNN`.
+impl<C: FromTorch> RnnLayer<C> {
+    /// Makes a layer of the parameters of one layer and direction of PyTorch's `nn.LSTM`, `nn.GRU`
+    /// or `nn.RNN`, under PyTorch's names: `weight_ih_l0`, `weight_hh_l0`, and either both of
+    /// `bias_ih_l0` and `bias_hh_l0` or none, as with `bias=False`. Its variables stay in PyTorch's
+    /// order, so that what is trained can be loaded there.
     ///
-    /// `suffix` is what PyTorch's names end in: `l0`, `l1`, …, and `l0_reverse` for the other direction of a
-    /// bidirectional layer, which goes with `Rnn { reverse: true, .. }`. `input` and `hidden` are its `input_size` (of a
-    /// later layer, the width of the one below) and `hidden_size`.
+    /// `suffix` is what PyTorch's names end in: `l0`, `l1`, …, and `l0_reverse` for the other
+    /// direction of a bidirectional layer, which takes an `rnn` with
+    /// [`Options::reverse`](flashrnn::Options). Without `_reverse`, both directions are allowed.
+    /// `input` and `hidden` are `input_size` (of a later layer, the width of the one below) and
+    /// `hidden_size`.
+    ///
+    /// A `vb` that makes variables, such as that of an empty `VarMap`, makes them as PyTorch does:
+    /// weights and both biases, uniform in ±1/√hidden.
     ///
     /// # Errors
-    /// Where a weight is missing or of another shape. Biases may be absent, as with `bias=False`.
+    /// Where a weight, or one of two biases, is missing or of another shape; where the suffix names
+    /// the reverse direction, but `rnn` runs forwards; where a size is 0.
     pub fn from_torch(
-        rnn: Rnn<C, B>,
+        rnn: Rnn<C>,
         input: usize,
         hidden: usize,
         suffix: &str,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let tensors = TorchTensors::find(C::GX * hidden, input, hidden, suffix, &vb)?;
-        Self::from_weights(rnn, &C::from_torch(&tensors)?)
+        let size = LayerSize { input, heads: 1, head_dim: hidden };
+        size.check()?;
+        if suffix.ends_with("_reverse") && !rnn.options().reverse {
+            return Err(Error::msg(format!(
+                "suffix {suffix} names the weights of the reverse direction, but the recurrence runs forwards; give it \
+                 Options {{ reverse: true, .. }}"
+            )));
+        }
+        let parameters = Parameters::Torch(TorchWeights::find::<C>(input, hidden, suffix, &vb)?);
+        Ok(Self { rnn, size, parameters })
     }
 }

@@ -1,127 +1,100 @@
-//! The candle operation behind [`Rnn`](crate::Rnn): three packed inputs, one packed output, and what the backward
-//! pass needs kept in the operation itself.
+//! The candle operation behind [`Rnn`](crate::Rnn): three inputs, one packed output, and what the
+//! backward pass needs kept in the operation itself.
 
-use std::borrow::Cow;
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType};
-use flashrnn::{Backward, Element, Forward, Plan, Save, Saved, Weights};
+use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor, WithDType};
+use flashrnn::any::AnyBuffer;
+use flashrnn::{AnyBackend, Backend, Backward, Element, Plan, Save, Weights};
 
-use crate::Bridge;
+use crate::call::{Call, Kept, Written};
+use crate::host::{Number, cpu, fingerprint, gradient, narrow, slice, unchanged, widen};
+use crate::staging::Staged;
 
-/// An element type that both flashrnn and candle know, its wide type too.
-pub(crate) trait Number: Element<Wide: WithDType> + WithDType {}
-impl<T: Element<Wide: WithDType> + WithDType> Number for T {}
-
-/// One call of the operator. `T` is the element of wx, `W` that of r and b.
-pub(crate) struct Op<B: Bridge, T: Number, W: Number> {
-    pub backend: B,
-    pub plan: B::Plan<T, W>,
-    /// `[B]`
-    pub lengths: Option<Vec<i32>>,
-    /// `[B, T]`, or `[T, B]`
-    pub resets: Option<Vec<u8>>,
-    /// The output starts with every state instead of h alone.
-    pub all_states: bool,
+/// One call of the operator. Its inputs are wx, r and b; with an initial state the third is b, then
+/// s0, in one tensor of `T::Wide`.
+pub(crate) struct Op<T: Number, W: Number> {
+    call: Call<T, W>,
+    /// s0 follows b.
+    initial: bool,
     /// Something depends on a variable, so a backward pass may follow.
-    pub differentiable: bool,
+    differentiable: bool,
     /// Set by the forward pass.
-    pub kept: OnceLock<Kept<B, T, W>>,
+    context: OnceLock<Context<T>>,
 }
 
 /// What the forward pass of one call leaves to its backward passes.
-pub(crate) struct Kept<B: Bridge, T: Number, W: Number> {
-    weights: Weights<B, T, W>,
-    /// `[S, B, T, N, D]`
-    states: B::Buffer<T>,
-    saved: Saved<B, T>,
+struct Context<T: Number> {
+    weights: Weights<AnyBackend, T>,
+    /// `[S, B, N, D]`, a copy: a stateful model overwrites its s0 before the backward pass.
+    s0: Option<AnyBuffer<T::Wide>>,
+    kept: Kept<T>,
+    /// The fingerprint of wx, where the backward pass reads it again.
+    wx_read: Option<u64>,
 }
 
-impl<B: Bridge, T: Number, W: Number> Op<B, T, W> {
-    /// How many elements of the output come before `last`.
-    pub fn head_len(&self) -> usize {
-        let shapes = self.plan.shapes();
-        let steps = shapes.tokens() * shapes.units();
-        if self.all_states { shapes.states * steps } else { steps }
+/// What the third input holds: b, and s0 in the backend's memory.
+type Rest<T, W> = (Vec<W>, Option<AnyBuffer<<T as Element>::Wide>>);
+
+impl<T: Number, W: Number> Op<T, W> {
+    pub fn new(call: Call<T, W>, initial: bool, differentiable: bool) -> Self {
+        Self { call, initial, differentiable, context: OnceLock::new() }
     }
 
-    fn r_len(&self) -> usize {
-        self.plan.shapes().r().iter().product()
+    /// The number of elements of b.
+    fn b_len(&self) -> usize {
+        self.call.shapes().b().iter().product()
     }
 
-    /// Brings host data to the backend.
-    fn input<'a, P: Element>(&self, data: &'a [P]) -> Result<B::Input<'a, P>> {
-        self.backend.input(data).map_err(Error::wrap)
+    fn recomputes(&self) -> bool {
+        self.call.plan.problem().options.save == Save::Recompute
     }
 
-    /// The lengths and resets there are, brought to the backend.
-    #[allow(clippy::type_complexity)] // the type of the two, once
-    fn masks(&self) -> Result<(Option<B::Input<'_, i32>>, Option<B::Input<'_, u8>>)> {
-        let lengths = self.lengths.as_deref().map(|lengths| self.backend.input(lengths));
-        let resets = self.resets.as_deref().map(|resets| self.backend.input(resets));
-        Ok((lengths.transpose().map_err(Error::wrap)?, resets.transpose().map_err(Error::wrap)?))
+    /// Takes b and s0 out of the third input.
+    fn split(&self, storage: &CpuStorage, layout: &Layout) -> Result<Rest<T, W>> {
+        if !self.initial {
+            return Ok((slice::<W>(storage, layout)?.to_vec(), None));
+        }
+        let (b, s0) = slice::<T::Wide>(storage, layout)?.split_at(self.b_len());
+        let b = b.iter().map(|&x| convert(x)).collect();
+        Ok((b, Some(self.call.backend.upload(s0).map_err(Error::wrap)?)))
     }
 }
 
-impl<B: Bridge, T: Number, W: Number> CustomOp3 for Op<B, T, W> {
+/// Converts between `W` and `T::Wide`, of which one is as wide as the other or wider.
+fn convert<P: Element, Q: Element>(x: P) -> Q {
+    Q::from_f64(x.to_f64())
+}
+
+impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
     fn name(&self) -> &'static str {
         "flashrnn"
     }
 
-    /// From wx, (r, b) and s0 the flat tensor (h or states, last), in `T::Wide`.
+    /// From wx, r and (b, s0) the flat tensor (h or states, last), in `T::Wide`.
     fn cpu_fwd(
         &self,
         wx: &CpuStorage,
         wx_layout: &Layout,
-        weights: &CpuStorage,
-        weights_layout: &Layout,
-        s0: &CpuStorage,
-        s0_layout: &Layout,
+        r: &CpuStorage,
+        r_layout: &Layout,
+        rest: &CpuStorage,
+        rest_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (backend, shapes) = (&self.backend, self.plan.shapes());
-        let (r, b) = slice::<W>(weights, weights_layout)?.split_at(self.r_len());
-        let (r, b) = (self.input(r)?, self.input(b)?);
-        let weights = self.plan.pack(backend.read(&r), backend.read(&b)).map_err(Error::wrap)?;
-        let states_len = shapes.states().iter().product::<usize>();
-        let head_len = self.head_len();
-        let last_len = shapes.state().iter().product::<usize>();
-        let mut saved = match self.differentiable {
-            true => Some(self.plan.saved().map_err(Error::wrap)?),
-            false => None,
-        };
-        // Every state where it is needed, else h alone, which lies where the states would begin.
-        let every_state = self.differentiable || self.all_states;
-        let mut states =
-            backend.alloc::<T>(if every_state { states_len } else { head_len }).map_err(Error::wrap)?;
-        let mut last = backend.alloc::<T::Wide>(last_len).map_err(Error::wrap)?;
-        let wx = self.input(slice(wx, wx_layout)?)?;
-        let s0 = self.input(slice(s0, s0_layout)?)?;
-        let (lengths, resets) = self.masks()?;
-        let written = Some(backend.view_mut(&mut states));
-        let (written_h, written_states) = if every_state { (None, written) } else { (written, None) };
-        self.plan
-            .forward(Forward {
-                s0: Some(backend.read(&s0)),
-                lengths: lengths.as_ref().map(|lengths| backend.read(lengths)),
-                resets: resets.as_ref().map(|resets| backend.read(resets)),
-                h: written_h,
-                states: written_states,
-                last: Some(backend.view_mut(&mut last)),
-                saved: saved.as_mut(),
-                ..Forward::new(backend.read(&wx), &weights)
-            })
-            .map_err(Error::wrap)?;
-        // out: [S·B·T·N·D or B·T·N·D, then S·B·N·D]
-        let mut out = Vec::with_capacity(head_len + last_len);
-        let head = backend.look(&states, head_len).map_err(Error::wrap)?;
-        out.extend(head.iter().map(|&x| x.to_wide()));
-        drop(head);
-        out.append(&mut backend.take(last).map_err(Error::wrap)?);
-        if let Some(saved) = saved
-            && self.kept.set(Kept { weights, states, saved }).is_err()
-        {
-            return Err(Error::msg("flashrnn: one operation object was run forward twice"));
+        let call = &self.call;
+        let (b, s0) = self.split(rest, rest_layout)?;
+        let weights = call.pack(slice(r, r_layout)?, &b)?;
+        let Written { head, mut last, kept } =
+            call.forward(&weights, slice(wx, wx_layout)?, s0.as_ref(), self.differentiable)?;
+        if let Some(kept) = kept {
+            let wx_read = if self.recomputes() { fingerprint(wx, wx_layout) } else { None };
+            if self.context.set(Context { weights, s0, kept, wx_read }).is_err() {
+                return Err(Error::msg("flashrnn: one operation object was run forward twice"));
+            }
         }
+        // out: [S·B·T·N·D or B·T·N·D, then S·B·N·D]
+        let mut out = widen(head);
+        out.append(&mut last);
         let len = out.len();
         Ok((T::Wide::to_cpu_storage_owned(out), Shape::from(len)))
     }
@@ -129,93 +102,68 @@ impl<B: Bridge, T: Number, W: Number> CustomOp3 for Op<B, T, W> {
     fn bwd(
         &self,
         wx: &Tensor,
-        weights: &Tensor,
-        s0: &Tensor,
+        r: &Tensor,
+        rest: &Tensor,
         _out: &Tensor,
         d_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(kept) = self.kept.get() else {
+        let Some(Context { weights, s0, kept, wx_read }) = self.context.get() else {
             return Err(Error::msg("flashrnn: backward without a forward pass that kept its states"));
         };
-        let (backend, shapes) = (&self.backend, self.plan.shapes());
+        let call = &self.call;
         let d_out = d_out.contiguous()?;
         let (d_out_storage, d_out_layout) = d_out.storage_and_layout();
-        let (wx_storage, wx_layout) = wx.storage_and_layout();
-        let (s0_storage, s0_layout) = s0.storage_and_layout();
         let (d_head, d_last) =
-            slice::<T::Wide>(cpu(&d_out_storage)?, d_out_layout)?.split_at(self.head_len());
+            slice::<T::Wide>(cpu(&d_out_storage)?, d_out_layout)?.split_at(call.head_len());
         let d_head = narrow::<T>(d_head);
-        let (d_head, d_last) = (self.input(&d_head)?, self.input(d_last)?);
-        let (d_h, d_states) = match self.all_states {
-            true => (None, Some(backend.read(&d_head))),
-            false => (Some(backend.read(&d_head)), None),
-        };
+        let (d_head, d_last) = (call.stage(&d_head)?, call.stage(d_last)?);
+        let d_head = Some(d_head.view());
+        let (d_h, d_states) = if call.all_states { (None, d_head) } else { (d_head, None) };
         // With the gates kept, nothing reads wx again.
-        let wx_again = match self.plan.problem().options.save {
-            Save::Gates => None,
-            Save::Recompute => Some(self.input(slice(cpu(&wx_storage)?, wx_layout)?)?),
+        let (wx_storage, wx_layout) = wx.storage_and_layout();
+        let wx_again = if self.recomputes() {
+            let storage = cpu(&wx_storage)?;
+            unchanged("wx", *wx_read, storage, wx_layout)?;
+            Some(call.stage(slice(storage, wx_layout)?)?)
+        } else {
+            None
         };
-        let s0_again = self.input(slice(cpu(&s0_storage)?, s0_layout)?)?;
-        let (lengths, resets) = self.masks()?;
-        let mut d_wx = backend.alloc::<T>(wx.elem_count()).map_err(Error::wrap)?;
-        let mut d_r = backend.alloc::<W>(self.r_len()).map_err(Error::wrap)?;
-        let mut d_b = backend.alloc::<W>(weights.elem_count() - self.r_len()).map_err(Error::wrap)?;
-        let mut d_s0 = backend.alloc::<T::Wide>(s0.elem_count()).map_err(Error::wrap)?;
-        self.plan
+        let masks = call.masks()?;
+        let mut d_wx = call.alloc::<T>(wx.elem_count())?;
+        let mut d_r = call.alloc::<W>(r.elem_count())?;
+        let mut d_b = call.alloc::<W>(self.b_len())?;
+        let mut d_s0 = self.initial.then(|| call.alloc(rest.elem_count() - self.b_len())).transpose()?;
+        call.plan
             .backward(Backward {
-                wx: wx_again.as_ref().map(|wx| backend.read(wx)),
-                s0: Some(backend.read(&s0_again)),
-                lengths: lengths.as_ref().map(|lengths| backend.read(lengths)),
-                resets: resets.as_ref().map(|resets| backend.read(resets)),
+                wx: wx_again.as_ref().map(Staged::view),
+                s0: s0.as_ref().map(AnyBuffer::view),
+                lengths: masks.lengths(),
+                resets: masks.resets(),
                 d_h,
                 d_states,
-                d_last: Some(backend.read(&d_last)),
-                d_r: Some(backend.view_mut(&mut d_r)),
-                d_b: Some(backend.view_mut(&mut d_b)),
-                d_s0: Some(backend.view_mut(&mut d_s0)),
-                ..Backward::new(
-                    &kept.weights,
-                    backend.view(&kept.states),
-                    &kept.saved,
-                    backend.view_mut(&mut d_wx),
-                )
+                d_last: Some(d_last.view()),
+                d_r: Some(d_r.view_mut()),
+                d_b: Some(d_b.view_mut()),
+                d_s0: d_s0.as_mut().map(AnyBuffer::view_mut),
+                ..Backward::new(weights, kept.states.view(), kept.saved.view(), d_wx.view_mut())
             })
             .map_err(Error::wrap)?;
-        // A gradient for a tensor that depends on no variable would only stay behind in candle's store.
-        let d_wx = wx.track_op().then(|| tensor(backend.take(d_wx), shapes.wx()));
-        let d_weights = weights.track_op().then(|| {
-            let mut d_weights = backend.take(d_r).map_err(Error::wrap)?;
-            d_weights.append(&mut backend.take(d_b).map_err(Error::wrap)?);
-            tensor(Ok(d_weights), weights.dims())
-        });
-        let d_s0 = s0.track_op().then(|| tensor(backend.take(d_s0), s0.dims()));
-        Ok((d_wx.transpose()?, d_weights.transpose()?, d_s0.transpose()?))
+        // A gradient for a tensor that depends on no variable would only stay behind in candle's
+        // store.
+        let d_wx = wx.track_op().then(|| gradient(T::to_cpu_storage_owned(self.call.read(d_wx)?), wx));
+        let d_r = r.track_op().then(|| gradient(W::to_cpu_storage_owned(self.call.read(d_r)?), r));
+        let d_rest = rest.track_op().then(|| gradient(self.joined(d_b, d_s0)?, rest));
+        Ok((d_wx.transpose()?, d_r.transpose()?, d_rest.transpose()?))
     }
 }
 
-fn tensor<P: WithDType>(values: flashrnn::Result<Vec<P>>, shape: impl AsRef<[usize]>) -> Result<Tensor> {
-    Tensor::from_vec(values.map_err(Error::wrap)?, shape.as_ref(), &Device::Cpu)
-}
-
-/// The elements of a contiguous tensor.
-fn slice<'a, P: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [P]> {
-    let all = storage.as_slice::<P>()?;
-    let part = layout.contiguous_offsets().and_then(|(start, end)| all.get(start..end));
-    part.ok_or_else(|| Error::msg("flashrnn: a packed tensor is not contiguous"))
-}
-
-fn cpu(storage: &Storage) -> Result<&CpuStorage> {
-    match storage {
-        Storage::Cpu(storage) => Ok(storage),
-        _ => Err(Error::msg("flashrnn: a gradient left the CPU")),
-    }
-}
-
-/// Rounds to `T`; no copy where `T` is wide itself.
-fn narrow<T: Number>(wide: &[T::Wide]) -> Cow<'_, [T]> {
-    if <T as Element>::DTYPE == <T::Wide as Element>::DTYPE {
-        Cow::Borrowed(bytemuck::cast_slice(wide))
-    } else {
-        Cow::Owned(wide.iter().map(|&x| T::from_wide(x)).collect())
+impl<T: Number, W: Number> Op<T, W> {
+    /// The gradient of the third input.
+    fn joined(&self, d_b: AnyBuffer<W>, d_s0: Option<AnyBuffer<T::Wide>>) -> Result<CpuStorage> {
+        let d_b = self.call.read(d_b)?;
+        let Some(d_s0) = d_s0 else { return Ok(W::to_cpu_storage_owned(d_b)) };
+        let mut joined: Vec<T::Wide> = d_b.into_iter().map(convert).collect();
+        joined.append(&mut self.call.read(d_s0)?);
+        Ok(T::Wide::to_cpu_storage_owned(joined))
     }
 }

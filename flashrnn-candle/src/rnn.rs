@@ -1,122 +1,172 @@
-//! The operator on candle tensors: checks, packing, and the way back to named tensors.
+//! The operator on candle's tensors: options, checks, and the way to and from the packed operation.
 
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use candle_core::{DType, Device, Error, Result, Tensor};
-use flashrnn::{Cell, Cpu, Layout, Options, Plan, Problem, Save, Shapes, bf16, f16};
+use candle_core::{DType, Error, Result, Tensor, WithDType};
+use flashrnn::{AnyBackend, Backend, Cell, Cpu, Layout, Options, Problem, Shapes, bf16, f16};
 
-use crate::Bridge;
-use crate::op::{Number, Op};
+use crate::call::Call;
+use crate::frozen::{Frozen, FrozenCalls, Typed};
+use crate::host::{Number, check, on_host};
+use crate::join::concat;
+use crate::op::Op;
+use crate::plans::Plans;
+use crate::sequence::Sequence;
+use crate::{Output, SequenceOptions};
 
 /// A recurrence with its options, ready for tensors of any size.
 ///
-/// The fields are the options of [`Problem`]; [`Rnn::new`] gives the defaults, so that
-/// `Rnn { reverse: true, ..Rnn::new(Lstm) }` names just what differs.
+/// It keeps the plans of the sizes it met last, up to 32; clones share them.
+///
+/// ```
+/// use flashrnn::{Options, Save, Slstm};
+/// use flashrnn_candle::Rnn;
+///
+/// let rnn = Rnn::new(Slstm).with(Options { reverse: true, save: Save::Recompute, ..Options::default() });
+/// assert!(rnn.options().reverse);
+/// ```
 #[derive(Clone, Debug)]
-pub struct Rnn<C, B = Cpu> {
-    /// The cell: one of [`flashrnn::cells`] or the user's own.
-    pub cell: C,
-    /// The backend, and with it its device or the threads it uses.
-    pub backend: B,
-    /// The order of the batch and time axes.
-    pub layout: Layout,
-    /// Time runs backwards, each row from its own end; outputs stay at their positions.
-    pub reverse: bool,
-    /// `h' ← clamp(h', -v, v)`, v > 0.
-    pub forward_clip: Option<f64>,
-    /// The gradient that reaches `h_{t-1}` through R is clamped to ±v, v > 0.
-    pub recurrent_grad_clip: Option<f64>,
-    /// No gradient reaches `h_{t-1}` through R.
-    pub cut_recurrent_grad: bool,
-    /// f32 products may round their factors to TF32 where a backend gains from it.
-    pub tf32: bool,
-    /// What is kept for the backward pass besides the states.
-    pub save: Save,
-    /// Fill [`Output::states`]. See the crate's documentation for what that costs.
-    pub all_states: bool,
+pub struct Rnn<C> {
+    cell: C,
+    backend: AnyBackend,
+    options: Options,
+    all_states: bool,
+    plans: Arc<Plans>,
 }
 
-/// The inputs that may be absent.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Optional<'a> {
-    /// `[S, B, N, D]`: the initial state, zeros if absent. Any float type; used as f32, or f64 beside an f64 `wx`.
-    pub s0: Option<&'a Tensor>,
-    /// `[B]`, of an integer type: row b has `lengths[b]` steps, 0 to T. Later outputs are zero.
-    pub lengths: Option<&'a Tensor>,
-    /// `[B, T]` (or `[T, B]`), of an integer type: where not 0, the state is zeroed before that step, in processing
-    /// order.
-    pub resets: Option<&'a Tensor>,
+/// Calls a method that is generic over the element type of wx and over that of the weights.
+macro_rules! by_types {
+    ($wx:expr, $weights:expr, $rnn:ident.$method:ident $arguments:tt) => {
+        match ($wx, $weights) {
+            (DType::F32, DType::F32) => $rnn.$method::<f32, f32>$arguments,
+            (DType::F64, DType::F64) => $rnn.$method::<f64, f64>$arguments,
+            (DType::F16, DType::F16) => $rnn.$method::<f16, f16>$arguments,
+            (DType::F16, DType::F32) => $rnn.$method::<f16, f32>$arguments,
+            (DType::BF16, DType::BF16) => $rnn.$method::<bf16, bf16>$arguments,
+            (DType::BF16, DType::F32) => $rnn.$method::<bf16, f32>$arguments,
+            (wx, weights) => Err(wrong_types(wx, weights)),
+        }
+    };
 }
 
-/// The results of a call.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// `[B, T, N, D]` (or time-major): h at every step, in the type of `wx`.
-    pub h: Tensor,
-    /// `[S, B, N, D]`: the state each row ends in, f32, or f64 beside f64.
-    pub last: Tensor,
-    /// `[S, B, T, N, D]` (or time-major): every state at every step, in the type of `wx`. There with
-    /// [`Rnn::all_states`].
-    pub states: Option<Tensor>,
+fn wrong_types(wx: DType, weights: DType) -> Error {
+    match wx {
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16 => {
+            Error::msg(format!("r is {weights:?}, wanted {wx:?} as wx, or F32 beside a 16-bit wx"))
+        }
+        _ => Error::msg(format!("wx is {wx:?}, wanted F32, F64, F16 or BF16")),
+    }
 }
 
 impl<C: Cell> Rnn<C> {
-    /// The recurrence of `cell`, batch-major, with every option off, on all threads of the CPU.
+    /// Makes the recurrence of `cell`, one of [`flashrnn`]'s or the user's own: batch-major, with
+    /// every option off, on rayon's current threads.
+    #[must_use]
     pub fn new(cell: C) -> Self {
-        Self::on(Cpu::new(), cell)
-    }
-}
-
-impl<C: Cell, B: Bridge> Rnn<C, B> {
-    /// The recurrence of `cell` on `backend`, batch-major, with every option off.
-    pub fn on(backend: B, cell: C) -> Self {
-        Self {
-            cell,
-            backend,
-            layout: Layout::BatchMajor,
-            reverse: false,
-            forward_clip: None,
-            recurrent_grad_clip: None,
-            cut_recurrent_grad: false,
-            tf32: false,
-            save: Save::Gates,
-            all_states: false,
-        }
+        Self::on(AnyBackend::Cpu(Cpu::new()), cell)
     }
 
-    /// Runs the recurrence over `wx [B, T, Gx, N, D]` with `r [Gr, N, D_out, D_in]` and `b [G, N, D]`.
+    /// Makes the recurrence of `cell` on `backend`, batch-major, with every option off.
+    #[must_use]
+    pub fn on(backend: AnyBackend, cell: C) -> Self {
+        Self { cell, backend, options: Options::default(), all_states: false, plans: Arc::default() }
+    }
+
+    /// Returns this recurrence with `options`.
+    #[must_use]
+    pub fn with(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Returns this recurrence with [`Output::states`] filled, or not. See the crate's
+    /// documentation for what that costs.
+    #[must_use]
+    pub fn all_states(self, all_states: bool) -> Self {
+        Self { all_states, ..self }
+    }
+
+    /// Returns the options.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Returns the backend, and with it its device or the threads it uses.
+    #[must_use]
+    pub fn backend(&self) -> &AnyBackend {
+        &self.backend
+    }
+
+    /// Runs the recurrence over `wx [B, T, Gx, N, D]` with `r [Gr, N, D_out, D_in]` and `b [G, N,
+    /// D]`.
     ///
-    /// Differentiable in `wx`, `r`, `b` and `s0`, from every tensor of the [`Output`]. Tensors that are not contiguous
-    /// are copied.
+    /// Differentiable in `wx`, `r`, `b` and `s0`, from every tensor of the [`Output`]. Tensors that
+    /// are not contiguous are copied. `r` and `b` are packed on every call, with the values they
+    /// have then.
     ///
     /// # Errors
-    /// Where a tensor has the wrong shape or type or lies on another device than the CPU, a length is not within 0 to
-    /// T, an option makes no sense, or memory runs out.
-    pub fn forward(&self, wx: &Tensor, r: &Tensor, b: &Tensor, optional: &Optional) -> Result<Output> {
-        let &Optional { s0, lengths, resets } = optional;
-        let named = [("wx", Some(wx)), ("r", Some(r)), ("b", Some(b)), ("s0", s0)];
-        let named = named.into_iter().chain([("lengths", lengths), ("resets", resets)]);
-        for (name, tensor) in named.filter_map(|(name, tensor)| Some((name, tensor?))) {
-            if !tensor.device().is_cpu() {
-                let device = tensor.device().location();
-                return Err(Error::msg(format!(
-                    "{name} lies on {device:?}; flashrnn-candle takes tensors on the CPU"
-                )));
-            }
-        }
-        match (wx.dtype(), r.dtype()) {
-            (DType::F32, DType::F32) => self.run::<f32, f32>(wx, r, b, optional),
-            (DType::F64, DType::F64) => self.run::<f64, f64>(wx, r, b, optional),
-            (DType::F16, DType::F16) => self.run::<f16, f16>(wx, r, b, optional),
-            (DType::F16, DType::F32) => self.run::<f16, f32>(wx, r, b, optional),
-            (DType::BF16, DType::BF16) => self.run::<bf16, bf16>(wx, r, b, optional),
-            (DType::BF16, DType::F32) => self.run::<bf16, f32>(wx, r, b, optional),
-            (DType::F32 | DType::F64 | DType::F16 | DType::BF16, got) => Err(Error::msg(format!(
-                "r is {got:?}, wanted {:?} as wx, or F32 beside a 16-bit wx",
-                wx.dtype()
-            ))),
-            (got, _) => Err(Error::msg(format!("wx is {got:?}, wanted F32, F64, F16 or BF16"))),
-        }
+    /// Where a tensor has the wrong shape or type or lies on another device than the CPU, a length
+    /// is not within 0 to T, an option makes no sense, or memory runs out.
+    pub fn forward(&self, wx: &Tensor, r: &Tensor, b: &Tensor, options: &SequenceOptions) -> Result<Output> {
+        let shapes = self.shapes_of(wx)?;
+        check("r", r, &shapes.r())?;
+        check("b", b, &shapes.b())?;
+        let sequence = Sequence::read(options, &shapes)?;
+        self.differentiable(wx, r, b, &shapes, sequence)
+    }
+
+    /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]` once, for inference with a `wx` of the type
+    /// `dtype`.
+    ///
+    /// What happens to the tensors later does not change the result.
+    ///
+    /// # Errors
+    /// As [`Rnn::forward`].
+    pub fn freeze(&self, r: &Tensor, b: &Tensor, dtype: DType) -> Result<Frozen> {
+        let &[_, heads, head_dim, _] = r.dims() else {
+            return Err(Error::msg(format!("r: got shape {:?}, wanted [Gr, N, D_out, D_in]", r.dims())));
+        };
+        let shapes = self.problem([1, 1], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
+        check("r", r, &shapes.r())?;
+        check("b", b, &shapes.b())?;
+        self.freeze_flat(r, b, dtype, &shapes)
+    }
+
+    /// As [`Rnn::freeze`], for weights of as many elements, whatever their shapes.
+    pub(crate) fn freeze_flat(
+        &self,
+        r: &Tensor,
+        b: &Tensor,
+        dtype: DType,
+        shapes: &Shapes,
+    ) -> Result<Frozen> {
+        on_host([("r", r), ("b", b)])?;
+        let calls = by_types!(dtype, r.dtype(), self.pack(r, b, shapes))?;
+        Ok(Frozen::new(calls, dtype))
+    }
+
+    fn pack<T: Number, W: Number>(
+        &self,
+        r: &Tensor,
+        b: &Tensor,
+        shapes: &Shapes,
+    ) -> Result<Box<dyn FrozenCalls>> {
+        same_type(r, b)?;
+        Ok(Box::new(Typed::<C, T, W>::pack(self.clone(), r, b, shapes)?))
+    }
+
+    /// Runs the recurrence as an operation of candle's; `r` and `b` are of as many elements as
+    /// `shapes` says, whatever their shapes.
+    pub(crate) fn differentiable(
+        &self,
+        wx: &Tensor,
+        r: &Tensor,
+        b: &Tensor,
+        shapes: &Shapes,
+        sequence: Sequence<'_>,
+    ) -> Result<Output> {
+        on_host([("wx", wx), ("r", r), ("b", b)])?;
+        by_types!(wx.dtype(), r.dtype(), self.run(wx, r, b, shapes, sequence))
     }
 
     fn run<T: Number, W: Number>(
@@ -124,44 +174,25 @@ impl<C: Cell, B: Bridge> Rnn<C, B> {
         wx: &Tensor,
         r: &Tensor,
         b: &Tensor,
-        optional: &Optional,
+        shapes: &Shapes,
+        sequence: Sequence<'_>,
     ) -> Result<Output> {
-        let problem = self.problem(wx)?;
-        let shapes = problem.shapes::<C>().map_err(Error::wrap)?;
-        check("wx", wx, &shapes.wx())?;
-        check("r", r, &shapes.r())?;
-        check("b", b, &shapes.b())?;
-        if b.dtype() != r.dtype() {
-            return Err(Error::msg(format!("b is {:?}, wanted {:?} as r", b.dtype(), r.dtype())));
-        }
-        let wide = <T::Wide as candle_core::WithDType>::DTYPE;
-        let s0 = match optional.s0 {
-            Some(s0) if !s0.dtype().is_float() => {
-                return Err(Error::msg(format!("s0 is {:?}, wanted a float type", s0.dtype())));
-            }
-            Some(s0) => {
-                check("s0", s0, &shapes.state())?;
-                s0.to_dtype(wide)?.contiguous()?
-            }
-            None => Tensor::zeros(shapes.state().as_slice(), wide, &Device::Cpu)?,
+        same_type(r, b)?;
+        let wide = <T::Wide as WithDType>::DTYPE;
+        let (wx, r) = (wx.contiguous()?, r.contiguous()?);
+        let rest = match sequence.s0 {
+            None => b.contiguous()?,
+            Some(s0) => concat(&b.to_dtype(wide)?, &s0.to_dtype(wide)?)?,
         };
-        let wx = wx.contiguous()?;
-        let weights = Tensor::cat(&[r.flatten_all()?, b.flatten_all()?], 0)?;
-        let op = Op::<B, T, W> {
-            backend: self.backend.clone(),
-            plan: self.backend.plan(&self.cell, &problem).map_err(Error::wrap)?,
-            lengths: optional.lengths.map(|lengths| read_lengths(lengths, &shapes)).transpose()?,
-            resets: optional.resets.map(|resets| read_resets(resets, &shapes)).transpose()?,
-            all_states: self.all_states,
-            differentiable: wx.track_op() || weights.track_op() || s0.track_op(),
-            kept: OnceLock::new(),
-        };
-        let shapes = op.plan.shapes().clone();
-        let head_len = op.head_len();
+        let differentiable = wx.track_op() || r.track_op() || rest.track_op();
+        let initial = sequence.s0.is_some();
+        let call = self.call::<T, W>(shapes, sequence)?;
+        let head_len = call.head_len();
         // packed: [S·B·T·N·D or B·T·N·D, then S·B·N·D]
-        let packed = wx.apply_op3(&weights, &s0, op)?;
+        let packed = wx.apply_op3(&r, &rest, Op::new(call, initial, differentiable))?;
         let head = packed.narrow(0, 0, head_len)?.to_dtype(wx.dtype())?;
-        let last = packed.narrow(0, head_len, packed.elem_count() - head_len)?;
+        // A copy, which does not keep h.
+        let last = packed.narrow(0, head_len, packed.elem_count() - head_len)?.force_contiguous()?;
         let last = last.reshape(shapes.state().as_slice())?;
         if self.all_states {
             let states = head.reshape(shapes.states().as_slice())?;
@@ -171,67 +202,56 @@ impl<C: Cell, B: Bridge> Rnn<C, B> {
         }
     }
 
-    /// The problem that `wx` poses.
-    fn problem(&self, wx: &Tensor) -> Result<Problem> {
+    /// A call for tensors of `shapes`, with a plan kept from an earlier one where there is one.
+    pub(crate) fn call<T: Number, W: Number>(
+        &self,
+        shapes: &Shapes,
+        sequence: Sequence<'_>,
+    ) -> Result<Call<T, W>> {
+        let problem =
+            Problem::new(shapes.batch, shapes.time, shapes.heads, shapes.head_dim).with(self.options);
+        let make = || self.backend.plan::<T, W, C>(&self.cell, &problem);
+        Ok(Call {
+            backend: self.backend.clone(),
+            plan: self.plans.get(&problem, make).map_err(Error::wrap)?,
+            lengths: sequence.lengths,
+            resets: sequence.resets,
+            all_states: self.all_states,
+        })
+    }
+
+    /// Checks the shape of wx, and returns all shapes that follow from it.
+    pub(crate) fn shapes_of(&self, wx: &Tensor) -> Result<Shapes> {
         let &[outer, inner, _, heads, head_dim] = wx.dims() else {
-            let order = match self.layout {
-                Layout::BatchMajor => "[B, T, Gx, N, D]",
-                Layout::TimeMajor => "[T, B, Gx, N, D]",
-            };
-            return Err(Error::msg(format!("wx: got shape {:?}, wanted {order}", wx.dims())));
+            let order = self.order();
+            return Err(Error::msg(format!("wx: got shape {:?}, wanted [{order}, Gx, N, D]", wx.dims())));
         };
-        let (batch, time) = match self.layout {
-            Layout::BatchMajor => (outer, inner),
-            Layout::TimeMajor => (inner, outer),
+        let shapes = self.problem([outer, inner], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
+        check("wx", wx, &shapes.wx())?;
+        Ok(shapes)
+    }
+
+    /// The problem of tensors whose first two axes are `outer`.
+    pub(crate) fn problem(&self, outer: [usize; 2], heads: usize, head_dim: usize) -> Problem {
+        let [batch, time] = match self.options.layout {
+            Layout::BatchMajor => outer,
+            Layout::TimeMajor => [outer[1], outer[0]],
         };
-        Ok(Problem::new(batch, time, heads, head_dim).with(Options {
-            layout: self.layout,
-            reverse: self.reverse,
-            forward_clip: self.forward_clip,
-            recurrent_grad_clip: self.recurrent_grad_clip,
-            cut_recurrent_grad: self.cut_recurrent_grad,
-            tf32: self.tf32,
-            save: self.save,
-            ..Options::default()
-        }))
+        Problem::new(batch, time, heads, head_dim).with(self.options)
+    }
+
+    /// The names of the first two axes.
+    pub(crate) fn order(&self) -> &'static str {
+        match self.options.layout {
+            Layout::BatchMajor => "B, T",
+            Layout::TimeMajor => "T, B",
+        }
     }
 }
 
-fn check(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result<()> {
-    if tensor.dims() == want {
+fn same_type(r: &Tensor, b: &Tensor) -> Result<()> {
+    if b.dtype() == r.dtype() {
         return Ok(());
     }
-    Err(Error::wrap(flashrnn::Error::Shape {
-        tensor: name,
-        got: tensor.dims().to_vec(),
-        want: want.to_vec(),
-    }))
-}
-
-/// The values of an integer tensor of shape `want`.
-fn read_integers(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result<Vec<i64>> {
-    check(name, tensor, want)?;
-    if !tensor.dtype().is_int() {
-        return Err(Error::msg(format!("{name} is {:?}, wanted an integer type", tensor.dtype())));
-    }
-    tensor.to_dtype(DType::I64)?.flatten_all()?.to_vec1()
-}
-
-fn read_lengths(tensor: &Tensor, shapes: &Shapes) -> Result<Vec<i32>> {
-    let lengths = read_integers("lengths", tensor, &[shapes.batch])?;
-    // time is at most i32::MAX, so a length that fits 0..=time fits i32.
-    let fits = |&n: &i64| (0..=shapes.time as i64).contains(&n);
-    match lengths.iter().position(|n| !fits(n)) {
-        None => Ok(lengths.iter().map(|&n| n as i32).collect()),
-        Some(index) => Err(Error::wrap(flashrnn::Error::Value {
-            tensor: "lengths",
-            index,
-            got: lengths[index].to_string(),
-            want: format!("0 to {}", shapes.time),
-        })),
-    }
-}
-
-fn read_resets(tensor: &Tensor, shapes: &Shapes) -> Result<Vec<u8>> {
-    Ok(read_integers("resets", tensor, &shapes.resets())?.iter().map(|&flag| u8::from(flag != 0)).collect())
+    Err(Error::msg(format!("b is {:?}, wanted {:?} as r", b.dtype(), r.dtype())))
 }

@@ -1,133 +1,174 @@
-//! Weights from PyTorch's `nn.LSTM`, `nn.GRU` and `nn.RNN`.
+//! Weights in the order of PyTorch's `nn.LSTM`, `nn.GRU` and `nn.RNN`.
+
+use std::ops::Range;
 
 use candle_core::{Error, Result, Tensor};
-use candle_nn::VarBuilder;
-use flashrnn::{Cell, Elman, Gru, Lstm};
+use candle_nn::{Init, VarBuilder};
+use flashrnn::{Cell, CellSizes, Elman, Gru, Lstm};
 
-/// The weights of a layer in flashrnn's order.
-#[derive(Clone, Debug)]
-pub struct Weights {
-    /// `[Gx·N·D, I]`, the input product: reshape `x Wᵀ` to `[B, T, Gx, N, D]`.
-    pub w: Tensor,
-    /// `[Gr, N, D_out, D_in]`
-    pub r: Tensor,
-    /// `[G, N, D]`
-    pub b: Tensor,
-}
+use crate::join::{Part, join};
 
-/// The tensors of one layer and direction of a PyTorch module. `H` is its `hidden_size`, `I` its input's width, `K`
-/// is 4 for `nn.LSTM`, 3 for `nn.GRU`, 1 for `nn.RNN`.
-#[derive(Clone, Debug)]
-pub struct TorchTensors {
-    /// `weight_ih_l0 [K·H, I]`
-    pub weight_ih: Tensor,
-    /// `weight_hh_l0 [K·H, H]`
-    pub weight_hh: Tensor,
-    /// `bias_ih_l0 [K·H]`, zeros if absent.
-    pub bias_ih: Option<Tensor>,
-    /// `bias_hh_l0 [K·H]`, zeros if absent.
-    pub bias_hh: Option<Tensor>,
-}
-
-impl TorchTensors {
-    /// Finds `weight_ih_SUFFIX` and its siblings in `vb`.
-    pub(crate) fn find(
-        rows: usize,
-        input: usize,
-        hidden: usize,
-        suffix: &str,
-        vb: &VarBuilder,
-    ) -> Result<Self> {
-        let bias = |name: &str| {
-            let name = format!("{name}_{suffix}");
-            vb.contains_tensor(&name).then(|| vb.get(rows, &name)).transpose()
-        };
-        Ok(Self {
-            weight_ih: vb.get((rows, input), &format!("weight_ih_{suffix}"))?,
-            weight_hh: vb.get((rows, hidden), &format!("weight_hh_{suffix}"))?,
-            bias_ih: bias("bias_ih")?,
-            bias_hh: bias("bias_hh")?,
-        })
-    }
-
-    /// `H`, after checking every shape against `K` = `gates`.
-    fn hidden(&self, gates: usize) -> Result<usize> {
-        let (rows, hidden) = self.weight_hh.dims2()?;
-        let wrong = |name: &str, got: &Tensor, want: String| {
-            Error::msg(format!("{name}: got shape {:?}, wanted {want}", got.dims()))
-        };
-        if hidden == 0 || rows != gates * hidden {
-            return Err(wrong("weight_hh", &self.weight_hh, format!("[{gates}·H, H]")));
-        }
-        if !matches!(self.weight_ih.dims(), &[got, _] if got == rows) {
-            return Err(wrong("weight_ih", &self.weight_ih, format!("[{rows}, I]")));
-        }
-        for (name, bias) in [("bias_ih", &self.bias_ih), ("bias_hh", &self.bias_hh)] {
-            if let Some(bias) = bias
-                && bias.dims() != [rows]
-            {
-                return Err(wrong(name, bias, format!("[{rows}]")));
-            }
-        }
-        Ok(hidden)
-    }
-
-    /// `bias_ih` and `bias_hh` as `[K, 1, H]`.
-    fn biases(&self, gates: usize, hidden: usize) -> Result<[Tensor; 2]> {
-        let shaped = |bias: &Option<Tensor>| match bias {
-            Some(bias) => bias.reshape((gates, 1, hidden)),
-            None => Tensor::zeros((gates, 1, hidden), self.weight_hh.dtype(), self.weight_hh.device()),
-        };
-        Ok([shaped(&self.bias_ih)?, shaped(&self.bias_hh)?])
-    }
-
-    /// The weights of a cell whose gates are PyTorch's in PyTorch's order, and add both biases.
-    fn in_order(&self, gates: usize) -> Result<Weights> {
-        let hidden = self.hidden(gates)?;
-        let [bias_ih, bias_hh] = self.biases(gates, hidden)?;
-        Ok(Weights {
-            w: self.weight_ih.clone(),
-            r: self.weight_hh.reshape((gates, 1, hidden, hidden))?,
-            b: (bias_ih + bias_hh)?,
-        })
-    }
-}
-
-/// A cell that PyTorch has too: its weights can be brought over, to one head of `D = H` units.
+/// A cell that PyTorch has too: its weights can be brought over, to one head of `D = hidden_size`
+/// units.
+///
+/// PyTorch stacks the weights of K gates, each `hidden_size` rows, in `weight_ih [K·H, I]`,
+/// `weight_hh [K·H, H]` and two biases `[K·H]`; K is 4 for `nn.LSTM`, 3 for `nn.GRU`, 1 for
+/// `nn.RNN`.
 pub trait FromTorch: Cell {
-    /// Brings PyTorch's tensors into flashrnn's order.
-    ///
-    /// # Errors
-    /// Where shapes contradict each other.
-    fn from_torch(tensors: &TorchTensors) -> Result<Weights>;
+    /// For each gate in [`Cell::GATES`], PyTorch's gate whose weights it takes.
+    const TORCH_GATES: &'static [TorchGate];
 }
 
 /// `nn.LSTM`: its gates i, f, g, o are i, f, z, o here; `b = bias_ih + bias_hh`.
 impl FromTorch for Lstm {
-    fn from_torch(tensors: &TorchTensors) -> Result<Weights> {
-        tensors.in_order(4)
-    }
+    const TORCH_GATES: &'static [TorchGate] =
+        &[TorchGate::both(0), TorchGate::both(1), TorchGate::both(2), TorchGate::both(3)];
 }
 
 /// `nn.RNN` with `nonlinearity='tanh'`; `b = bias_ih + bias_hh`.
 impl FromTorch for Elman {
-    fn from_torch(tensors: &TorchTensors) -> Result<Weights> {
-        tensors.in_order(1)
+    const TORCH_GATES: &'static [TorchGate] = &[TorchGate::both(0)];
+}
+
+/// `nn.GRU`: its gates are r, z, n. The biases of n stay apart: b_hn is n_h's, inside the reset
+/// gate, b_in n_x's.
+impl FromTorch for Gru {
+    const TORCH_GATES: &'static [TorchGate] =
+        &[TorchGate::recurrent(2), TorchGate::both(0), TorchGate::both(1), TorchGate::external(2)];
+}
+
+/// Which of PyTorch's gates a gate takes its weights from, and which of the two halves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TorchGate {
+    ih: Option<usize>,
+    hh: Option<usize>,
+}
+
+impl TorchGate {
+    /// Takes `weight_hh` and `bias_hh` of PyTorch's gate `index`.
+    #[must_use]
+    pub const fn recurrent(index: usize) -> Self {
+        Self { ih: None, hh: Some(index) }
+    }
+
+    /// Takes `weight_ih` and `weight_hh`, and the sum of both biases.
+    #[must_use]
+    pub const fn both(index: usize) -> Self {
+        Self { ih: Some(index), hh: Some(index) }
+    }
+
+    /// Takes `weight_ih` and `bias_ih`.
+    #[must_use]
+    pub const fn external(index: usize) -> Self {
+        Self { ih: Some(index), hh: None }
     }
 }
 
-/// `nn.GRU`: its r, z, n stay in that order in W; in R they become n, r, z; the biases become b_hn, b_ir + b_hr,
-/// b_iz + b_hz, b_in.
-impl FromTorch for Gru {
-    fn from_torch(tensors: &TorchTensors) -> Result<Weights> {
-        let hidden = tensors.hidden(3)?;
-        let r = tensors.weight_hh.reshape((3, 1, hidden, hidden))?; // r, z, n
-        let [bias_ih, bias_hh] = tensors.biases(3, hidden)?;
-        let both = (bias_ih.narrow(0, 0, 2)? + bias_hh.narrow(0, 0, 2)?)?; // r, z
-        Ok(Weights {
-            w: tensors.weight_ih.clone(),
-            r: Tensor::cat(&[r.narrow(0, 2, 1)?, r.narrow(0, 0, 2)?], 0)?,
-            b: Tensor::cat(&[bias_hh.narrow(0, 2, 1)?, both, bias_ih.narrow(0, 2, 1)?], 0)?,
-        })
+/// K of a cell, after checks of [`FromTorch::TORCH_GATES`] when the program is compiled.
+struct Checked<C>(std::marker::PhantomData<C>);
+
+impl<C: FromTorch> Checked<C> {
+    const K: usize = {
+        let gates = C::TORCH_GATES;
+        assert!(gates.len() == C::G, "FromTorch::TORCH_GATES has an entry for every gate");
+        let mut k = 0;
+        while k < gates.len() {
+            let TorchGate { ih, hh } = gates[k];
+            assert!(hh.is_some() == (k < C::GR), "the gates with weight_hh are those with recurrent input");
+            assert!(
+                ih.is_some() == (k >= C::G - C::GX),
+                "the gates with weight_ih are those with external input"
+            );
+            if let Some(index) = hh {
+                assert!(index < C::GX, "FromTorch::TORCH_GATES names one of PyTorch's K gates");
+            }
+            if let Some(index) = ih {
+                assert!(index == k + C::GX - C::G, "the gates with external input are in PyTorch's order");
+            }
+            k += 1;
+        }
+        C::GX
+    };
+}
+
+/// The parameters of one layer and direction of a PyTorch module, as they are there.
+#[derive(Clone, Debug)]
+pub(crate) struct TorchWeights {
+    /// `[K·H, I]`
+    pub weight_ih: Tensor,
+    /// `[K·H, H]`
+    weight_hh: Tensor,
+    /// `bias_ih` and `bias_hh`, `[K·H]` each; none with PyTorch's `bias=False`.
+    biases: Option<[Tensor; 2]>,
+    gates: &'static [TorchGate],
+}
+
+impl TorchWeights {
+    /// Finds the parameters in `vb`, or makes them as PyTorch does where `vb` makes variables.
+    pub fn find<C: FromTorch>(input: usize, hidden: usize, suffix: &str, vb: &VarBuilder) -> Result<Self> {
+        let rows = Checked::<C>::K * hidden;
+        let bound = 1.0 / (hidden as f64).sqrt();
+        let init = Init::Uniform { lo: -bound, up: bound };
+        let named = |name: &str| format!("{name}_{suffix}");
+        // A builder that does not have the weights and gives them all the same makes them, and then
+        // the biases too.
+        let makes = !vb.contains_tensor(&named("weight_ih"));
+        let weight_ih = vb.get_with_hints((rows, input), &named("weight_ih"), init)?;
+        let weight_hh = vb.get_with_hints((rows, hidden), &named("weight_hh"), init)?;
+        let names = ["bias_ih", "bias_hh"].map(named);
+        let [ih, hh] = names.each_ref().map(|name| makes || vb.contains_tensor(name));
+        let bias = |name: &str| vb.get_with_hints(rows, name, init);
+        let biases = match (ih, hh) {
+            (true, true) => Some([bias(&names[0])?, bias(&names[1])?]),
+            (false, false) => None,
+            _ => {
+                let [missing, there] = if ih { [&names[1], &names[0]] } else { [&names[0], &names[1]] };
+                let prefix = vb.prefix();
+                let prefix = if prefix.is_empty() { prefix } else { format!("{prefix}.") };
+                return Err(Error::msg(format!(
+                    "{prefix}{missing} is missing, though {prefix}{there} is there; a PyTorch module has \
+                     both biases or none"
+                )));
+            }
+        };
+        Ok(Self { weight_ih, weight_hh, biases, gates: C::TORCH_GATES })
     }
+
+    /// `H`
+    fn hidden(&self) -> Result<usize> {
+        self.weight_hh.dim(1)
+    }
+
+    /// Returns R, of the elements of `[Gr, 1, H, H]`: `weight_hh` itself where its gates are in our
+    /// order.
+    pub fn r(&self) -> Result<Tensor> {
+        let indices: Vec<usize> = self.gates.iter().filter_map(|gate| gate.hh).collect();
+        if indices.iter().copied().eq(0..self.weight_hh.dim(0)? / self.hidden()?) {
+            return Ok(self.weight_hh.clone());
+        }
+        let size = self.hidden()? * self.hidden()?;
+        let parts = indices.into_iter().map(|index| Part::First(chunk(index, size))).collect();
+        join(&self.weight_hh, &self.weight_hh, parts)
+    }
+
+    /// Returns b, of the elements of `[G, 1, H]`.
+    pub fn b(&self) -> Result<Tensor> {
+        let hidden = self.hidden()?;
+        let Some([ih, hh]) = &self.biases else {
+            let weights = &self.weight_hh;
+            return Tensor::zeros(self.gates.len() * hidden, weights.dtype(), weights.device());
+        };
+        let part = |gate: &TorchGate| match (gate.ih, gate.hh) {
+            (Some(i), Some(h)) => Some(Part::Sum(chunk(i, hidden), chunk(h, hidden))),
+            (Some(i), None) => Some(Part::First(chunk(i, hidden))),
+            (None, Some(h)) => Some(Part::Second(chunk(h, hidden))),
+            (None, None) => None,
+        };
+        join(ih, hh, self.gates.iter().filter_map(part).collect())
+    }
+}
+
+/// The elements of gate `index`, where each has `size`.
+fn chunk(index: usize, size: usize) -> Range<usize> {
+    index * size..(index + 1) * size
 }

@@ -2,9 +2,10 @@
 
 mod common;
 
+use flashrnn::AnyBackend;
 use flashrnn::cuda::testing;
 
 #[test]
 fn cuda_gives_what_the_cpu_gives() -> candle_core::Result<()> {
-    testing::cuda().map_or(Ok(()), |cuda| common::gives_what_the_cpu_gives(&cuda))
+    testing::cuda().map_or(Ok(()), |cuda| common::gives_what_the_cpu_gives(&AnyBackend::Cuda(cuda)))
 }

@@ -1,9 +1,10 @@
-//! The candle operation against the f64 reference: outputs, and every gradient through candle's `backward()`.
+//! The candle operation against the f64 reference: outputs, and every gradient through candle's
+//! `backward()`.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::reference::{self, Inputs, OutputGradients};
 use flashrnn::{Cell, Elman, Gate, Gru, Layout, Lstm, Options, Problem, Real, Save, Slstm};
-use flashrnn_candle::{Optional, Rnn};
+use flashrnn_candle::{Rnn, SequenceOptions};
 
 /// Numbers that look random, the same ones every time, in ±scale.
 fn noise(len: usize, seed: u64, scale: f64) -> Vec<f64> {
@@ -41,12 +42,15 @@ struct Types {
     tolerance: f64,
 }
 
-/// f64 computes the reference's sums in another order: some ten roundings of 1e-16, amplified little.
+/// f64 computes the reference's sums in another order: some ten roundings of 1e-16, amplified
+/// little.
 const F64: Types = Types { wx: DType::F64, weights: DType::F64, tolerance: 1e-11 };
-/// f32 keeps 24 bits; the backward chain over a dozen steps of a small network amplifies 6e-8 by less than a hundred.
+/// f32 keeps 24 bits; the backward chain over a dozen steps of a small network amplifies 6e-8 by
+/// less than a hundred.
 const F32: Types = Types { wx: DType::F32, weights: DType::F32, tolerance: 5e-6 };
 
-/// One case: a weighted sum of the outputs is the loss, its gradients go to the reference and to candle.
+/// One case: a weighted sum of the outputs is the loss, its gradients go to the reference and to
+/// candle.
 fn compare<C: Cell>(
     cell: C,
     problem: &Problem,
@@ -66,24 +70,15 @@ fn compare<C: Cell>(
     // An earlier last, so that a stabilised cell's state makes sense.
     let earlier_dims = [problem.batch, 3, shapes.external, problem.heads, problem.head_dim];
     let earlier_wx = make(&earlier_dims, 4, 1.0, types.wx)?;
-    let earlier = Rnn::new(cell.clone()).forward(&earlier_wx, &r, &b, &Optional::default())?;
+    let earlier = Rnn::new(cell.clone()).forward(&earlier_wx, &r, &b, &SequenceOptions::default())?;
     let s0 = Var::from_tensor(&earlier.last.detach())?;
     let lengths: Vec<i64> = (0..problem.batch).map(|i| ((i * 5) % (problem.time + 1)) as i64).collect();
     let resets: Vec<u8> = (0..problem.batch * problem.time).map(|i| u8::from(i % 5 == 3)).collect();
     let lengths_tensor = Tensor::new(lengths.as_slice(), &Device::Cpu)?;
     let resets_tensor = Tensor::from_slice(&resets, shapes.resets().as_slice(), &Device::Cpu)?;
 
-    let rnn = Rnn {
-        layout: problem.options.layout,
-        reverse: problem.options.reverse,
-        forward_clip: problem.options.forward_clip,
-        recurrent_grad_clip: problem.options.recurrent_grad_clip,
-        cut_recurrent_grad: problem.options.cut_recurrent_grad,
-        save: problem.options.save,
-        all_states,
-        ..Rnn::new(cell.clone())
-    };
-    let optional = Optional {
+    let rnn = Rnn::new(cell.clone()).with(problem.options).all_states(all_states);
+    let optional = SequenceOptions {
         s0: with_s0.then_some(s0.as_tensor()),
         lengths: with_lengths.then_some(&lengths_tensor),
         resets: with_resets.then_some(&resets_tensor),
@@ -201,7 +196,8 @@ fn every_option() -> Result<()> {
 
 #[test]
 fn sixteen_bits() -> Result<()> {
-    // Half a unit in the last place of bf16 is 4e-3, of f16 5e-4; a few roundings of h add up on the way.
+    // Half a unit in the last place of bf16 is 4e-3, of f16 5e-4; a few roundings of h add up on
+    // the way.
     let (bf16, f16) = ((DType::BF16, 1.5e-2), (DType::F16, 2e-3));
     for (wx, tolerance) in [bf16, f16] {
         for weights in [wx, DType::F32] {
@@ -245,7 +241,7 @@ fn two_forwards_before_one_backward() -> Result<()> {
     let [first, second] = inputs;
     let (first, second) = (first?, second?);
     let rnn = Rnn::new(Slstm);
-    let loss = |wx: &Tensor| rnn.forward(wx, &r, &b, &Optional::default())?.h.sqr()?.sum_all();
+    let loss = |wx: &Tensor| rnn.forward(wx, &r, &b, &SequenceOptions::default())?.h.sqr()?.sum_all();
     // Both at once, and each alone.
     let both = (loss(&first)? + loss(&second)?)?;
     let grads = both.backward()?;
@@ -270,11 +266,11 @@ fn chunks_joined_by_last_are_the_whole() -> Result<()> {
     let r = var(&noise(4 * heads * dim * dim, 2, 0.6), &[4, heads, dim, dim], DType::F64)?;
     let b = Var::zeros((4, heads, dim), DType::F64, &Device::Cpu)?;
     let rnn = Rnn::new(Lstm);
-    let whole = rnn.forward(&wx, &r, &b, &Optional::default())?;
+    let whole = rnn.forward(&wx, &r, &b, &SequenceOptions::default())?;
     let d_whole = whole.h.sqr()?.sum_all()?.backward()?;
     // A narrowed wx is not contiguous.
-    let first = rnn.forward(&wx.narrow(1, 0, 5)?, &r, &b, &Optional::default())?;
-    let optional = Optional { s0: Some(&first.last), ..Optional::default() };
+    let first = rnn.forward(&wx.narrow(1, 0, 5)?, &r, &b, &SequenceOptions::default())?;
+    let optional = SequenceOptions { s0: Some(&first.last), ..SequenceOptions::default() };
     let second = rnn.forward(&wx.narrow(1, 5, 3)?, &r, &b, &optional)?;
     let d_chunks = (first.h.sqr()?.sum_all()? + second.h.sqr()?.sum_all()?)?.backward()?;
     assert_eq!(values(&whole.h)?, values(&Tensor::cat(&[first.h, second.h], 1)?)?);
@@ -292,7 +288,7 @@ fn no_time_steps() -> Result<()> {
     let r = Var::zeros((3, 1, 4, 4), DType::F32, &Device::Cpu)?;
     let b = Var::zeros((4, 1, 4), DType::F32, &Device::Cpu)?;
     let s0 = var(&noise(8, 1, 1.0), &[1, 2, 1, 4], DType::F32)?;
-    let optional = Optional { s0: Some(&s0), ..Optional::default() };
+    let optional = SequenceOptions { s0: Some(&s0), ..SequenceOptions::default() };
     let out = Rnn::new(Gru).forward(&wx, &r, &b, &optional)?;
     assert_eq!(out.h.dims(), [2, 0, 1, 4]);
     assert_eq!(values(&out.last)?, values(&s0)?);
@@ -302,12 +298,31 @@ fn no_time_steps() -> Result<()> {
 }
 
 #[test]
+fn no_rows() -> Result<()> {
+    let wx = Var::zeros((0, 5, 4, 2, 3), DType::F32, &Device::Cpu)?;
+    let r = var(&noise(72, 1, 0.5), &[4, 2, 3, 3], DType::F32)?;
+    let b = Var::zeros((4, 2, 3), DType::F32, &Device::Cpu)?;
+    let s0 = Var::zeros((2, 0, 2, 3), DType::F32, &Device::Cpu)?;
+    let lengths = Tensor::zeros(0, DType::U32, &Device::Cpu)?;
+    for (s0, lengths) in [(None, None), (Some(s0.as_tensor()), Some(&lengths))] {
+        let options = SequenceOptions { s0, lengths, ..SequenceOptions::default() };
+        let out = Rnn::new(Lstm).all_states(true).forward(&wx, &r, &b, &options)?;
+        assert_eq!((out.h.dims(), out.last.dims()), (&[0, 5, 2, 3][..], &[2, 0, 2, 3][..]));
+        assert_eq!(out.states.as_ref().map(Tensor::dims), Some(&[2, 0, 5, 2, 3][..]));
+        let grads = (out.h.sum_all()? + out.last.sum_all()?)?.backward()?;
+        assert_eq!(grads.get(&r).map(values).transpose()?, Some(vec![0.0; 72]));
+        assert_eq!(grads.get(&wx).map(Tensor::dims), Some(wx.dims()));
+    }
+    Ok(())
+}
+
+#[test]
 fn wrong_input_is_named() -> Result<()> {
     let device = &Device::Cpu;
     let zeros = |dims: &[usize], dtype| Tensor::zeros(dims, dtype, device);
     let wx = zeros(&[2, 3, 4, 1, 5], DType::F32)?;
     let (r, b) = (zeros(&[4, 1, 5, 5], DType::F32)?, zeros(&[4, 1, 5], DType::F32)?);
-    let none = Optional::default();
+    let none = SequenceOptions::default();
     let rnn = Rnn::new(Lstm);
     let said = |result: Result<flashrnn_candle::Output>, wanted: &str| {
         let text = result.err().map(|e| e.to_string()).unwrap_or_default();
@@ -319,18 +334,21 @@ fn wrong_input_is_named() -> Result<()> {
     said(rnn.forward(&wx, &r.to_dtype(DType::F64)?, &b, &none), "r is F64");
     said(rnn.forward(&wx, &r, &b.to_dtype(DType::BF16)?, &none), "b is BF16");
     said(rnn.forward(&wx, &r.narrow(0, 0, 3)?, &b, &none), "r: got shape [3, 1, 5, 5]");
-    said(rnn.forward(&zeros(&[0, 3, 4, 1, 5], DType::F32)?, &r, &b, &none), "batch");
+    said(rnn.forward(&zeros(&[2, 3, 4, 0, 5], DType::F32)?, &r, &b, &none), "heads");
     let lengths = Tensor::new(&[1i64, 4], device)?;
-    said(rnn.forward(&wx, &r, &b, &Optional { lengths: Some(&lengths), ..none }), "lengths[1] is 4");
+    said(rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }), "lengths[1] is 4");
     let lengths = Tensor::new(&[-1i64, 3], device)?;
-    said(rnn.forward(&wx, &r, &b, &Optional { lengths: Some(&lengths), ..none }), "lengths[0] is -1");
+    said(rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }), "lengths[0] is -1");
     let lengths = Tensor::new(&[1f32, 3.0], device)?;
-    said(rnn.forward(&wx, &r, &b, &Optional { lengths: Some(&lengths), ..none }), "integer");
+    said(rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }), "integer");
     let resets = zeros(&[3, 2], DType::U8)?;
-    said(rnn.forward(&wx, &r, &b, &Optional { resets: Some(&resets), ..none }), "resets: got shape [3, 2]");
+    said(
+        rnn.forward(&wx, &r, &b, &SequenceOptions { resets: Some(&resets), ..none }),
+        "resets: got shape [3, 2]",
+    );
     let s0 = zeros(&[1, 2, 1, 5], DType::F32)?;
-    said(rnn.forward(&wx, &r, &b, &Optional { s0: Some(&s0), ..none }), "s0: got shape");
-    let clipped = Rnn { forward_clip: Some(f64::NAN), ..Rnn::new(Lstm) };
+    said(rnn.forward(&wx, &r, &b, &SequenceOptions { s0: Some(&s0), ..none }), "s0: got shape");
+    let clipped = Rnn::new(Lstm).with(Options { forward_clip: Some(f64::NAN), ..Options::default() });
     said(clipped.forward(&wx, &r, &b, &none), "forward_clip");
     Ok(())
 }

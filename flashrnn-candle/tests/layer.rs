@@ -1,101 +1,9 @@
-//! The layer: weights from PyTorch's layout against candle-nn's own LSTM and GRU, parameters, and training.
-
-use std::collections::HashMap;
+//! The layer: its parameters, shapes, and training.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rnn::{GRUConfig, LSTMConfig, RNN, gru, lstm};
-use candle_nn::{AdamW, Linear, Module, Optimizer, VarBuilder, VarMap};
+use candle_nn::{AdamW, Module, Optimizer, VarBuilder, VarMap};
 use flashrnn::{Cell, Elman, Gru, Lstm, Slstm};
-use flashrnn_candle::{LayerSize, Optional, Rnn, RnnLayer};
-
-const INPUT: usize = 3;
-const HIDDEN: usize = 5;
-
-/// Weights under PyTorch's names, all of them random.
-fn torch_weights(gates: usize, suffix: &str) -> Result<HashMap<String, Tensor>> {
-    let make = |dims: &[usize]| Tensor::randn(0.0f64, 0.5, dims, &Device::Cpu);
-    let rows = gates * HIDDEN;
-    Ok(HashMap::from([
-        (format!("weight_ih_{suffix}"), make(&[rows, INPUT])?),
-        (format!("weight_hh_{suffix}"), make(&[rows, HIDDEN])?),
-        (format!("bias_ih_{suffix}"), make(&[rows])?),
-        (format!("bias_hh_{suffix}"), make(&[rows])?),
-    ]))
-}
-
-fn builder(weights: HashMap<String, Tensor>) -> VarBuilder<'static> {
-    VarBuilder::from_tensors(weights, DType::F64, &Device::Cpu)
-}
-
-fn largest_difference(a: &Tensor, b: &Tensor) -> Result<f64> {
-    (a - b)?.abs()?.max_all()?.to_scalar()
-}
-
-/// f64 sums of eight terms in another order.
-const TOLERANCE: f64 = 1e-14;
-
-#[test]
-fn lstm_weights_mean_what_they_mean_in_candle_nn() -> Result<()> {
-    let vb = builder(torch_weights(4, "l0")?);
-    let x = Tensor::randn(0.0f64, 1.0, (2, 7, INPUT), &Device::Cpu)?;
-    let theirs = lstm(INPUT, HIDDEN, LSTMConfig::default(), vb.clone())?;
-    let states = theirs.seq(&x)?;
-    let ours = RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", vb)?;
-    let out = ours.forward(&x, &Optional::default())?;
-    assert!(largest_difference(&out.h.flatten_from(2)?, &theirs.states_to_tensor(&states)?)? < TOLERANCE);
-    let last = &states[6];
-    for (k, theirs) in [last.h(), last.c()].into_iter().enumerate() {
-        assert!(largest_difference(&out.last.get(k)?.squeeze(1)?, theirs)? < TOLERANCE);
-    }
-    Ok(())
-}
-
-#[test]
-fn gru_weights_mean_what_they_mean_in_candle_nn() -> Result<()> {
-    let vb = builder(torch_weights(3, "l0")?);
-    let x = Tensor::randn(0.0f64, 1.0, (2, 7, INPUT), &Device::Cpu)?;
-    let theirs = gru(INPUT, HIDDEN, GRUConfig::default(), vb.clone())?;
-    let states = theirs.seq(&x)?.iter().map(|state| state.h().clone()).collect::<Vec<_>>();
-    let ours = RnnLayer::from_torch(Rnn::new(Gru), INPUT, HIDDEN, "l0", vb)?;
-    let out = ours.forward(&x, &Optional::default())?;
-    assert!(largest_difference(&out.h.flatten_from(2)?, &Tensor::stack(&states, 1)?)? < TOLERANCE);
-    Ok(())
-}
-
-#[test]
-fn elman_weights_mean_the_equation() -> Result<()> {
-    let weights = torch_weights(1, "l1_reverse")?;
-    let x = Tensor::randn(0.0f64, 1.0, (2, 4, INPUT), &Device::Cpu)?;
-    let rnn = Rnn { reverse: true, ..Rnn::new(Elman) };
-    let ours = RnnLayer::from_torch(rnn, INPUT, HIDDEN, "l1_reverse", builder(weights.clone()))?;
-    let got = ours.forward(&x, &Optional::default())?.h.flatten_from(2)?;
-    // h = tanh(W_ih x + b_ih + W_hh h + b_hh), from the end
-    let get = |name: &str| weights[&format!("{name}_l1_reverse")].clone();
-    let input = Linear::new(get("weight_ih"), Some(get("bias_ih")));
-    let hidden = Linear::new(get("weight_hh"), Some(get("bias_hh")));
-    let mut h = Tensor::zeros((2, HIDDEN), DType::F64, &Device::Cpu)?;
-    for t in (0..4).rev() {
-        let x = x.narrow(1, t, 1)?.squeeze(1)?;
-        h = (input.forward(&x)? + hidden.forward(&h)?)?.tanh()?;
-        assert!(largest_difference(&got.narrow(1, t, 1)?.squeeze(1)?, &h)? < TOLERANCE);
-    }
-    Ok(())
-}
-
-#[test]
-fn absent_biases_are_zero_and_wrong_shapes_are_refused() -> Result<()> {
-    let mut weights = torch_weights(3, "l0")?;
-    weights.remove("bias_ih_l0");
-    weights.remove("bias_hh_l0");
-    let layer = RnnLayer::from_torch(Rnn::new(Gru), INPUT, HIDDEN, "l0", builder(weights.clone()))?;
-    assert_eq!(layer.weights()?.b.abs()?.sum_all()?.to_scalar::<f64>()?, 0.0);
-    assert!(RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", builder(weights.clone())).is_err());
-    assert!(RnnLayer::from_torch(Rnn::new(Gru), INPUT, HIDDEN, "l1", builder(weights)).is_err());
-    let mut broken = layer.weights()?;
-    broken.b = broken.b.narrow(0, 0, 3)?;
-    assert!(RnnLayer::from_weights(Rnn::new(Gru), &broken).is_err());
-    Ok(())
-}
+use flashrnn_candle::{FrozenLayer, LayerSize, Rnn, RnnLayer, SequenceOptions, State};
 
 #[test]
 fn parameters_have_the_documented_names() -> Result<()> {
@@ -114,10 +22,40 @@ fn parameters_have_the_documented_names() -> Result<()> {
     want.sort();
     assert_eq!(named, want);
     let x = Tensor::zeros((3, 0, 6), DType::F32, &Device::Cpu)?;
-    assert_eq!(layer.forward(&x, &Optional::default())?.h.dims(), [3, 0, 2, 4]);
-    assert!(layer.forward(&x.narrow(2, 0, 5)?, &Optional::default()).is_err());
+    assert_eq!(layer.forward(&x, &SequenceOptions::default())?.h.dims(), [3, 0, 2, 4]);
+    assert!(layer.forward(&x.narrow(2, 0, 5)?, &SequenceOptions::default()).is_err());
     assert!(RnnLayer::new(Rnn::new(Gru), LayerSize { heads: 0, ..size }, vb).is_err());
+    let mut broken = layer.weights()?;
+    broken.b = broken.b.narrow(0, 0, 3)?;
+    assert!(RnnLayer::from_weights(Rnn::new(Gru), &broken).is_err());
     Ok(())
+}
+
+/// The last batch of an epoch may be empty.
+#[test]
+fn a_batch_of_no_rows_has_gradients_of_zero() -> Result<()> {
+    let map = VarMap::new();
+    let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+    let layer = RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 3, heads: 2, head_dim: 4 }, vb)?;
+    let x = Tensor::zeros((0, 5, 3), DType::F32, &Device::Cpu)?;
+    let out = layer.forward(&x, &SequenceOptions::default())?;
+    assert_eq!(out.h.dims(), [0, 5, 2, 4]);
+    let grads = out.h.sum_all()?.backward()?;
+    for var in map.all_vars() {
+        let sum = grads.get(&var).map(|grad| grad.abs()?.sum_all()?.to_scalar::<f32>()).transpose()?;
+        assert_eq!(sum, Some(0.0));
+    }
+    assert_eq!(layer.freeze()?.forward(&x, &SequenceOptions::default())?.h.dims(), [0, 5, 2, 4]);
+    Ok(())
+}
+
+#[test]
+fn layers_go_from_thread_to_thread() {
+    fn check<X: Send + Sync>() {}
+    check::<RnnLayer<Lstm>>();
+    check::<Rnn<Lstm>>();
+    check::<FrozenLayer>();
+    check::<State>();
 }
 
 /// A network that must carry a sign over ten steps learns to.
@@ -132,7 +70,7 @@ fn learns<C: Cell>(cell: C) -> Result<()> {
     let target = Tensor::from_vec(signs, (8, 1), device)?;
     let x = Tensor::cat(&[target.unsqueeze(1)?, Tensor::zeros((8, 9, 1), DType::F32, device)?], 1)?;
     let loss = || {
-        let h = layer.forward(&x, &Optional::default())?.h;
+        let h = layer.forward(&x, &SequenceOptions::default())?.h;
         let h = h.narrow(1, 9, 1)?.flatten_from(1)?;
         candle_nn::loss::mse(&head.forward(&h)?, &target)
     };

@@ -1,9 +1,8 @@
 //! The operation on a GPU gives what it gives on the CPU: outputs and every gradient.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use flashrnn::cell::Array;
-use flashrnn::{Cell, CellSizes, Cpu, Elman, Gru, Lstm, Save, Slstm};
-use flashrnn_candle::{Bridge, Optional, Output, Rnn};
+use flashrnn::{AnyBackend, Cell, CellSizes, Elman, Gru, Lstm, Options, Save, Slstm};
+use flashrnn_candle::{Output, Rnn, SequenceOptions};
 
 const SIZES: [usize; 4] = [5, 11, 2, 24]; // B, T, N, D
 
@@ -34,13 +33,13 @@ impl Variables {
     }
 
     /// h, last, and the gradients of a loss on both, all in f32.
-    fn run<C: Cell, B: Bridge>(&self, rnn: &Rnn<C, B>) -> Result<Vec<Tensor>> {
+    fn run<C: Cell>(&self, rnn: &Rnn<C>) -> Result<Vec<Tensor>> {
         let [batch, time, ..] = SIZES;
         let Self([wx, r, b, s0]) = self;
         let lengths = Tensor::new(&[11_u32, 0, 3, 10, 11][..batch], &Device::Cpu)?;
         let resets = (0..batch * time).map(|i| u8::from(i % 7 == 3)).collect();
         let resets = Tensor::from_vec(resets, (batch, time), &Device::Cpu)?;
-        let optional = Optional { s0: Some(s0), lengths: Some(&lengths), resets: Some(&resets) };
+        let optional = SequenceOptions { s0: Some(s0), lengths: Some(&lengths), resets: Some(&resets) };
         let Output { h, last, states } = rnn.forward(wx, r, b, &optional)?;
         // Of sLSTM's last state h alone is free of discontinuities.
         let mut loss = (h.to_dtype(DType::F32)?.sin()?.sum_all()? + last.get(0)?.sqr()?.sum_all()?)?;
@@ -56,13 +55,16 @@ impl Variables {
     }
 }
 
-fn check<C: Cell>(gpu: &impl Bridge, cell: C) -> Result<()> {
-    // Twice what a backend may be off from the exact result, norm over norm: see `flashrnn_testsuite::tolerance`.
+fn check<C: Cell>(gpu: &AnyBackend, cell: C) -> Result<()> {
+    // Twice what a backend may be off from the exact result, norm over norm: see
+    // `flashrnn_testsuite::tolerance`.
     for (dtype, allowed) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
         for (save, all_states) in [(Save::Gates, false), (Save::Recompute, true)] {
             let variables = Variables::new::<C>(dtype)?;
-            let on_cpu = variables.run(&Rnn { save, all_states, ..Rnn::on(Cpu::new(), cell.clone()) })?;
-            let on_gpu = variables.run(&Rnn { save, all_states, ..Rnn::on(gpu.clone(), cell.clone()) })?;
+            let options = Options { save, ..Options::default() };
+            let on_cpu = Rnn::new(cell.clone()).with(options).all_states(all_states);
+            let on_gpu = Rnn::on(gpu.clone(), cell.clone()).with(options).all_states(all_states);
+            let (on_cpu, on_gpu) = (variables.run(&on_cpu)?, variables.run(&on_gpu)?);
             assert_eq!((on_cpu.len(), on_gpu.len()), (6, 6), "h, last and four gradients");
             for (i, (want, got)) in on_cpu.iter().zip(&on_gpu).enumerate() {
                 let norm = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(f32::sqrt);
@@ -77,7 +79,7 @@ fn check<C: Cell>(gpu: &impl Bridge, cell: C) -> Result<()> {
 }
 
 /// Every cell on `gpu`.
-pub fn gives_what_the_cpu_gives(gpu: &impl Bridge) -> Result<()> {
+pub fn gives_what_the_cpu_gives(gpu: &AnyBackend) -> Result<()> {
     check(gpu, Elman)?;
     check(gpu, Gru)?;
     check(gpu, Lstm)?;

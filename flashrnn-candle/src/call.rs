@@ -1,0 +1,138 @@
+//! One call of a plan on host memory, for the differentiable operation and for frozen weights
+//! alike.
+
+use std::sync::Arc;
+
+use candle_core::{Error, Result};
+use flashrnn::any::{AnyBuffer, AnyPlan, AnyView};
+use flashrnn::{AnyBackend, Backend, Element, Forward, Plan, Saved, Shapes, Weights};
+
+use crate::host::Number;
+use crate::staging::{Staged, into_vec, stage};
+
+/// A plan, with what a call needs besides float tensors. `T` is the element of wx, `W` that of r
+/// and b.
+pub(crate) struct Call<T: Number, W: Number> {
+    pub backend: AnyBackend,
+    pub plan: Arc<AnyPlan<T, W>>,
+    /// `[B]`
+    pub lengths: Option<Vec<i32>>,
+    /// `[B, T]`, or `[T, B]`
+    pub resets: Option<Vec<u8>>,
+    /// The outputs start with every state instead of h alone.
+    pub all_states: bool,
+}
+
+/// What a forward pass wrote.
+pub(crate) struct Written<T: Number> {
+    /// `[B, T, N, D]`, or with `all_states` `[S, B, T, N, D]`
+    pub head: Vec<T>,
+    /// `[S, B, N, D]`
+    pub last: Vec<T::Wide>,
+    /// What a backward pass needs, where one may follow.
+    pub kept: Option<Kept<T>>,
+}
+
+/// What a forward pass keeps for backward passes.
+pub(crate) struct Kept<T: Number> {
+    /// `[S, B, T, N, D]`
+    pub states: AnyBuffer<T>,
+    pub saved: Saved<AnyBackend, T>,
+}
+
+/// The lengths and resets there are, where the backend can read them.
+pub(crate) struct Masks<'a> {
+    lengths: Option<Staged<'a, i32>>,
+    resets: Option<Staged<'a, u8>>,
+}
+
+impl Masks<'_> {
+    pub fn lengths(&self) -> Option<AnyView<'_, i32>> {
+        self.lengths.as_ref().map(Staged::view)
+    }
+
+    pub fn resets(&self) -> Option<AnyView<'_, u8>> {
+        self.resets.as_ref().map(Staged::view)
+    }
+}
+
+impl<T: Number, W: Number> Call<T, W> {
+    pub fn shapes(&self) -> &Shapes {
+        self.plan.shapes()
+    }
+
+    /// How many elements of the outputs come before `last`.
+    pub fn head_len(&self) -> usize {
+        let shapes = self.shapes();
+        let steps = shapes.tokens() * shapes.units();
+        if self.all_states { shapes.states * steps } else { steps }
+    }
+
+    pub fn alloc<P: Element>(&self, len: usize) -> Result<AnyBuffer<P>> {
+        self.backend.alloc(len).map_err(Error::wrap)
+    }
+
+    pub fn stage<'a, P: Element>(&self, data: &'a [P]) -> Result<Staged<'a, P>> {
+        stage(&self.backend, data)
+    }
+
+    /// Reads a buffer that is needed no longer.
+    pub fn read<P: Element>(&self, buffer: AnyBuffer<P>) -> Result<Vec<P>> {
+        into_vec(&self.backend, buffer)
+    }
+
+    pub fn masks(&self) -> Result<Masks<'_>> {
+        Ok(Masks {
+            lengths: self.lengths.as_deref().map(|lengths| stage(&self.backend, lengths)).transpose()?,
+            resets: self.resets.as_deref().map(|resets| stage(&self.backend, resets)).transpose()?,
+        })
+    }
+
+    pub fn pack(&self, r: &[W], b: &[W]) -> Result<Weights<AnyBackend, T>> {
+        let (r, b) = (self.stage(r)?, self.stage(b)?);
+        self.plan.pack(r.view(), b.view()).map_err(Error::wrap)
+    }
+
+    /// Runs all steps; with `keep` a backward pass may follow.
+    pub fn forward(
+        &self,
+        weights: &Weights<AnyBackend, T>,
+        wx: &[T],
+        s0: Option<&AnyBuffer<T::Wide>>,
+        keep: bool,
+    ) -> Result<Written<T>> {
+        let shapes = self.shapes();
+        let mut saved = if keep { Some(self.plan.saved().map_err(Error::wrap)?) } else { None };
+        let buffer = |wanted: bool, shape: &[usize]| {
+            wanted.then(|| self.alloc::<T>(shape.iter().product())).transpose()
+        };
+        let mut states = buffer(keep || self.all_states, &shapes.states())?;
+        let mut h = buffer(!self.all_states, &shapes.h())?;
+        let mut last = self.alloc(shapes.state().iter().product())?;
+        let wx = self.stage(wx)?;
+        let masks = self.masks()?;
+        self.plan
+            .forward(Forward {
+                s0: s0.map(AnyBuffer::view),
+                lengths: masks.lengths(),
+                resets: masks.resets(),
+                h: h.as_mut().map(AnyBuffer::view_mut),
+                states: states.as_mut().map(AnyBuffer::view_mut),
+                last: Some(last.view_mut()),
+                saved: saved.as_mut().map(Saved::view_mut),
+                ..Forward::new(weights, wx.view())
+            })
+            .map_err(Error::wrap)?;
+        let last = self.read(last)?;
+        let (head, states) = match (h, states) {
+            (Some(h), states) => (self.read(h)?, states),
+            (None, Some(states)) if keep => {
+                (self.backend.download(states.view()).map_err(Error::wrap)?, Some(states))
+            }
+            (None, Some(states)) => (self.read(states)?, None),
+            (None, None) => return Err(Error::msg("flashrnn: a call without outputs")),
+        };
+        let kept = states.zip(saved).map(|(states, saved)| Kept { states, saved });
+        Ok(Written { head, last, kept })
+    }
+}

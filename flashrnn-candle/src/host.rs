@@ -1,0 +1,147 @@
+//! candle's tensors as memory of the host, and gradients as candle's tensors.
+
+use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{
+    CpuStorage, CustomOp1, Device, Error, Layout, Result, Shape, Storage, Tensor, Var, WithDType,
+};
+use flashrnn::Element;
+
+/// An element type that both flashrnn and candle know, its wide type too.
+pub(crate) trait Number: Element<Wide: WithDType> + WithDType {}
+impl<T: Element<Wide: WithDType> + WithDType> Number for T {}
+
+/// Checks that every tensor given lies in the host's memory.
+pub(crate) fn on_host<'a>(tensors: impl IntoIterator<Item = (&'static str, &'a Tensor)>) -> Result<()> {
+    match tensors.into_iter().find(|(_, tensor)| !tensor.device().is_cpu()) {
+        None => Ok(()),
+        Some((name, tensor)) => {
+            let device = tensor.device().location();
+            Err(Error::msg(format!("{name} lies on {device:?}; flashrnn-candle takes tensors on the CPU")))
+        }
+    }
+}
+
+/// Checks a tensor's shape.
+pub(crate) fn check(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result<()> {
+    if tensor.dims() == want {
+        return Ok(());
+    }
+    let (got, want) = (tensor.dims().to_vec(), want.to_vec());
+    Err(Error::wrap(flashrnn::Error::Shape { tensor: name, got, want }))
+}
+
+/// The elements of a contiguous tensor.
+pub(crate) fn slice<'a, P: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [P]> {
+    let all = storage.as_slice::<P>()?;
+    let part = layout.contiguous_offsets().and_then(|(start, end)| all.get(start..end));
+    part.ok_or_else(|| Error::msg("flashrnn: a packed tensor is not contiguous"))
+}
+
+/// The host's memory behind a tensor.
+pub(crate) fn cpu(storage: &Storage) -> Result<&CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => Err(Error::msg("flashrnn: a tensor left the CPU")),
+    }
+}
+
+/// Rounds to `T`; no copy where `T` is wide itself.
+pub(crate) fn narrow<T: Number>(wide: &[T::Wide]) -> Cow<'_, [T]> {
+    if <T as Element>::DTYPE == <T::Wide as Element>::DTYPE {
+        Cow::Borrowed(bytemuck::cast_slice(wide))
+    } else {
+        Cow::Owned(wide.iter().map(|&x| T::from_wide(x)).collect())
+    }
+}
+
+/// Widens from `T`; no copy where `T` is wide itself.
+pub(crate) fn widen<T: Number>(values: Vec<T>) -> Vec<T::Wide> {
+    if <T as Element>::DTYPE == <T::Wide as Element>::DTYPE {
+        bytemuck::cast_vec(values)
+    } else {
+        values.into_iter().map(Element::to_wide).collect()
+    }
+}
+
+/// Makes the gradient of `argument` of what a backward pass computed.
+///
+/// A gradient of a variable gets a graph of one node, whose own backward pass is an error: without
+/// it, the gradient would count as constant in a second derivative. The node refers to nothing of
+/// the forward pass, so a gradient that is kept keeps no graph alive. Of all other tensors candle
+/// detaches the gradient before it reads it, unless the environment asks for second derivatives.
+pub(crate) fn gradient(values: CpuStorage, argument: &Tensor) -> Result<Tensor> {
+    let gradient = Gradient { shape: argument.shape().clone(), values: Mutex::new(Some(values)) };
+    let source = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?;
+    if argument.is_variable() || second_derivatives_wanted() {
+        Var::from_tensor(&source)?.apply_op1(gradient)
+    } else {
+        source.apply_op1_no_bwd(&gradient)
+    }
+}
+
+/// Whether candle keeps the graphs of gradients while it computes with them.
+fn second_derivatives_wanted() -> bool {
+    std::env::var_os("CANDLE_GRAD_DO_NOT_DETACH").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// The operation that gives values computed elsewhere.
+struct Gradient {
+    shape: Shape,
+    /// Taken by the one forward pass.
+    values: Mutex<Option<CpuStorage>>,
+}
+
+impl CustomOp1 for Gradient {
+    fn name(&self) -> &'static str {
+        "flashrnn gradient"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let values = values.ok_or_else(|| Error::msg("flashrnn: a gradient was asked for twice"))?;
+        Ok((values, self.shape.clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        Err(Error::msg(
+            "flashrnn has no second derivatives: detach() a gradient before computing a loss with it",
+        ))
+    }
+}
+
+/// A number that changes where the tensor's values are overwritten: of the bits of at most 64
+/// elements, evenly spread. None where the tensor is not contiguous.
+pub(crate) fn fingerprint(storage: &CpuStorage, layout: &Layout) -> Option<u64> {
+    match storage {
+        CpuStorage::F32(values) => sample(values, layout),
+        CpuStorage::F64(values) => sample(values, layout),
+        CpuStorage::F16(values) => sample(values, layout),
+        CpuStorage::BF16(values) => sample(values, layout),
+        _ => None,
+    }
+}
+
+fn sample<P: Element>(values: &[P], layout: &Layout) -> Option<u64> {
+    let (start, end) = layout.contiguous_offsets()?;
+    let values = values.get(start..end)?;
+    let count = values.len().min(64);
+    let bits = (0..count).map(|i| values[i * values.len() / count].to_f64().to_bits());
+    Some(bits.fold(count as u64, |sum, bits| (sum.rotate_left(5) ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+}
+
+/// Checks that a tensor still has the fingerprint it had in the forward pass.
+pub(crate) fn unchanged(
+    name: &str,
+    before: Option<u64>,
+    storage: &CpuStorage,
+    layout: &Layout,
+) -> Result<()> {
+    if fingerprint(storage, layout) == before {
+        return Ok(());
+    }
+    Err(Error::msg(format!(
+        "{name} was changed in place between the forward and the backward pass, which reads it again"
+    )))
+}

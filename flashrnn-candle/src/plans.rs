@@ -1,0 +1,106 @@
+//! The plans that an [`Rnn`](crate::Rnn) keeps from one call to the next.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flashrnn::Problem;
+
+/// How many plans are kept: enough for batches of some dozen lengths, each with a forward pass and
+/// steps.
+const CAPACITY: usize = 32;
+
+/// The plans used last, of one cell on one backend, by sizes, options and element types.
+#[derive(Default)]
+pub(crate) struct Plans {
+    /// The one used last comes last.
+    kept: Mutex<Vec<(Problem, Arc<dyn Any + Send + Sync>)>>,
+}
+
+impl Plans {
+    /// Returns the plan of type `P` for `problem`, made now where none is kept.
+    ///
+    /// The lock is not held while a plan is made, so that compiling kernels holds up no other call.
+    /// Two threads may therefore make the same plan at once.
+    pub fn get<P: Any + Send + Sync, E>(
+        &self,
+        problem: &Problem,
+        make: impl FnOnce() -> Result<P, E>,
+    ) -> Result<Arc<P>, E> {
+        if let Some(plan) = self.find(problem) {
+            return Ok(plan);
+        }
+        let plan = Arc::new(make()?);
+        let mut kept = self.lock();
+        if kept.len() >= CAPACITY {
+            kept.remove(0);
+        }
+        kept.push((problem.clone(), plan.clone()));
+        Ok(plan)
+    }
+
+    fn find<P: Any + Send + Sync>(&self, problem: &Problem) -> Option<Arc<P>> {
+        let mut kept = self.lock();
+        let i = kept.iter().rposition(|(key, plan)| key == problem && plan.is::<P>())?;
+        kept[i..].rotate_left(1);
+        kept.last().and_then(|(_, plan)| plan.clone().downcast().ok())
+    }
+
+    /// Locks the plans. A thread that panicked left them whole: each change is one operation of the
+    /// vector.
+    fn lock(&self) -> MutexGuard<'_, Vec<(Problem, Arc<dyn Any + Send + Sync>)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Plans {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plans").field("kept", &self.lock().len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use flashrnn::Options;
+
+    use super::*;
+
+    /// Asks for the plan of `time` steps; returns whether it was made for this call.
+    fn made<P: Any + Send + Sync + Default>(plans: &Plans, problem: &Problem) -> bool {
+        let mut made = false;
+        let make = || {
+            made = true;
+            Ok::<_, Infallible>(P::default())
+        };
+        let Ok(_) = plans.get::<P, _>(problem, make);
+        made
+    }
+
+    #[test]
+    fn a_plan_is_made_once_for_its_sizes_options_and_types() {
+        let plans = Plans::default();
+        let problem = Problem::new(2, 3, 1, 4);
+        assert!(made::<f32>(&plans, &problem));
+        assert!(!made::<f32>(&plans, &problem));
+        assert!(made::<f64>(&plans, &problem));
+        assert!(made::<f32>(&plans, &Problem::new(2, 4, 1, 4)));
+        assert!(made::<f32>(&plans, &problem.with(Options { reverse: true, ..Options::default() })));
+        assert!(!made::<f32>(&plans, &problem));
+    }
+
+    #[test]
+    fn the_plans_kept_are_those_used_last() {
+        let plans = Plans::default();
+        let problem = |time| Problem::new(1, time, 1, 1);
+        for time in 0..CAPACITY {
+            assert!(made::<f32>(&plans, &problem(time)));
+        }
+        assert!(!made::<f32>(&plans, &problem(0)));
+        assert!(made::<f32>(&plans, &problem(CAPACITY)));
+        assert_eq!(plans.lock().len(), CAPACITY);
+        assert!(!made::<f32>(&plans, &problem(0)));
+        assert!(made::<f32>(&plans, &problem(1)), "the one not used for longest gave way");
+    }
+}

@@ -1,0 +1,37 @@
+//! How host memory reaches a backend and comes back: in place on the CPU, by copies elsewhere.
+
+use bytemuck::Pod;
+use candle_core::{Error, Result};
+use flashrnn::any::{AnyBuffer, AnyView};
+use flashrnn::{AnyBackend, Backend};
+
+/// Host data where a backend can read it.
+pub(crate) enum Staged<'a, P: Pod + Send + Sync> {
+    InPlace(&'a [P]),
+    Copied(AnyBuffer<P>),
+}
+
+impl<P: Pod + Send + Sync> Staged<'_, P> {
+    pub fn view(&self) -> AnyView<'_, P> {
+        match self {
+            Self::InPlace(data) => AnyView::Cpu(data),
+            Self::Copied(buffer) => buffer.view(),
+        }
+    }
+}
+
+/// Brings `data` to the backend.
+pub(crate) fn stage<'a, P: Pod + Send + Sync>(backend: &AnyBackend, data: &'a [P]) -> Result<Staged<'a, P>> {
+    match backend {
+        AnyBackend::Cpu(_) => Ok(Staged::InPlace(data)),
+        other => other.upload(data).map(Staged::Copied).map_err(Error::wrap),
+    }
+}
+
+/// Reads all elements of a buffer that is needed no longer.
+pub(crate) fn into_vec<P: Pod + Send + Sync>(backend: &AnyBackend, buffer: AnyBuffer<P>) -> Result<Vec<P>> {
+    match buffer {
+        AnyBuffer::Cpu(values) => Ok(values),
+        other => backend.download(other.view()).map_err(Error::wrap),
+    }
+}
