@@ -1,0 +1,126 @@
+//! Frozen weights compute what the layer computes, all steps at once or one after the other.
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Options, Slstm};
+use flashrnn_candle::{FrozenLayer, LayerSize, Rnn, RnnLayer, SequenceOptions};
+
+fn values(tensor: &Tensor) -> Result<Vec<f64>> {
+    tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+}
+
+fn layer<C: Cell>(rnn: Rnn<C>, dtype: DType) -> Result<RnnLayer<C>> {
+    let vb = VarBuilder::from_varmap(&VarMap::new(), dtype, &Device::Cpu);
+    RnnLayer::new(rnn, LayerSize { input: 3, heads: 2, head_dim: 5 }, vb)
+}
+
+fn agrees<C: Cell>(cell: C, dtype: DType) -> Result<()> {
+    for options in [
+        Options::default(),
+        Options { layout: Layout::TimeMajor, reverse: true, forward_clip: Some(0.4), ..Options::default() },
+    ] {
+        let layer = layer(Rnn::new(cell.clone()).with(options).all_states(true), dtype)?;
+        let frozen = layer.freeze()?;
+        let lengths = Tensor::new(&[6u32, 0, 4, 6], &Device::Cpu)?;
+        let x = Tensor::randn(0.0f64, 1.0, (4, 6, 3), &Device::Cpu)?.to_dtype(dtype)?;
+        let x = if options.layout == Layout::TimeMajor { x.transpose(0, 1)?.contiguous()? } else { x };
+        let first =
+            layer.forward(&x, &SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() })?;
+        let s0 = Some(&first.last);
+        let sequence = SequenceOptions { s0, lengths: Some(&lengths), ..SequenceOptions::default() };
+        let (want, got) = (layer.forward(&x, &sequence)?, frozen.forward(&x, &sequence)?);
+        assert_eq!(got.h.dtype(), dtype);
+        assert_eq!(values(&got.h)?, values(&want.h)?, "{} {dtype:?} h", C::NAME);
+        assert_eq!(values(&got.last)?, values(&want.last)?, "{} {dtype:?} last", C::NAME);
+        let states = [&got, &want].map(|out| out.states.as_ref().expect("asked for"));
+        assert_eq!(values(states[0])?, values(states[1])?, "{} {dtype:?} states", C::NAME);
+        assert!(!got.h.track_op() && !got.last.track_op());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_frozen_layer_computes_what_the_layer_computes() -> Result<()> {
+    for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+        agrees(Elman, dtype)?;
+        agrees(Gru, dtype)?;
+        agrees(Lstm, dtype)?;
+        agrees(Slstm, dtype)?;
+    }
+    Ok(())
+}
+
+/// Feeds `x [B, T, I]` step by step.
+fn steps(frozen: &FrozenLayer, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let mut state = frozen.state(x.dim(0)?)?;
+    let mut h = vec![];
+    for t in 0..x.dim(1)? {
+        h.push(frozen.step(&x.narrow(1, t, 1)?.squeeze(1)?, &mut state)?);
+    }
+    Ok((Tensor::stack(&h, 1)?, state.to_tensor()?))
+}
+
+#[test]
+fn steps_one_after_the_other_are_the_whole() -> Result<()> {
+    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-14)] {
+        let frozen = layer(Rnn::new(Slstm), dtype)?.freeze()?;
+        let x = Tensor::randn(0.0f64, 1.0, (2, 7, 3), &Device::Cpu)?.to_dtype(dtype)?;
+        let whole = frozen.forward(&x, &SequenceOptions::default())?;
+        let (h, last) = steps(&frozen, &x)?;
+        // W x is a product of another size, whose sums may have another order.
+        let near = |a: &Tensor, b: &Tensor| -> Result<bool> {
+            Ok(values(a)?.iter().zip(values(b)?).all(|(a, b)| (a - b).abs() <= tolerance * b.abs().max(1.0)))
+        };
+        assert!(near(&h, &whole.h)? && near(&last, &whole.last)?, "{dtype:?}");
+        // From the middle on.
+        let half = frozen.forward(&x.narrow(1, 0, 4)?, &SequenceOptions::default())?;
+        let mut state = frozen.state_from(&half.last)?;
+        for t in 4..7 {
+            let h = frozen.step(&x.narrow(1, t, 1)?.squeeze(1)?, &mut state)?;
+            assert!(near(&h, &whole.h.narrow(1, t, 1)?.squeeze(1)?)?, "{dtype:?} step {t}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn sixteen_bits_beside_weights_of_32() -> Result<()> {
+    let r = Tensor::randn(0f32, 0.3, (4, 2, 5, 5), &Device::Cpu)?;
+    let b = Tensor::randn(0f32, 0.3, (4, 2, 5), &Device::Cpu)?;
+    let wx = Tensor::randn(0f32, 1.0, (3, 4, 4, 2, 5), &Device::Cpu)?.to_dtype(DType::BF16)?;
+    let rnn = Rnn::new(Lstm);
+    let want = rnn.forward(&wx, &r, &b, &SequenceOptions::default())?.h;
+    let frozen = rnn.freeze(&r, &b, DType::BF16)?;
+    assert_eq!(values(&frozen.forward(&wx, &SequenceOptions::default())?.h)?, values(&want)?);
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_named() -> Result<()> {
+    let frozen = layer(Rnn::new(Lstm), DType::F32)?.freeze()?;
+    let other = layer(Rnn::new(Gru), DType::F32)?.freeze()?;
+    let wide = layer(Rnn::new(Lstm), DType::F64)?.freeze()?;
+    let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
+    let said = |result: Result<Tensor>, wanted: &str| {
+        let text = result.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(text.contains(wanted), "{text:?} does not say {wanted:?}");
+    };
+    said(frozen.step(&x, &mut other.state(2)?), "state: of another recurrence");
+    said(frozen.step(&x, &mut wide.state(2)?), "state: of another recurrence");
+    said(frozen.step(&x, &mut frozen.state(3)?), "wx: got shape [2, 4, 2, 5], wanted [3, 4, 2, 5]");
+    said(frozen.step(&x.unsqueeze(1)?, &mut frozen.state(2)?), "x: got shape [2, 1, 3], wanted [B, I]");
+    said(frozen.step(&x.to_dtype(DType::F64)?, &mut frozen.state(2)?), "dtype mismatch");
+    let state = |s0: &Tensor| frozen.state_from(s0).and_then(|state| state.to_tensor());
+    said(state(&Tensor::zeros((1, 2, 2, 5), DType::F32, &Device::Cpu)?), "s0: got shape [1, 2, 2, 5]");
+    let rnn = Rnn::new(Lstm);
+    let r = Tensor::zeros((4, 2, 5, 5), DType::F32, &Device::Cpu)?;
+    let frozen = |r: &Tensor, dtype| rnn.freeze(r, &r.narrow(3, 0, 1)?.squeeze(3)?, dtype);
+    let wx = Tensor::zeros((2, 3, 4, 2, 5), DType::F64, &Device::Cpu)?;
+    said(
+        frozen(&r, DType::F32)?.forward(&wx, &SequenceOptions::default()).map(|out| out.h),
+        "frozen for F32",
+    );
+    said(frozen(&r, DType::F64).map(|_| r.clone()), "r is F32, wanted F64");
+    said(frozen(&r.narrow(0, 0, 3)?, DType::F32).map(|_| r.clone()), "r: got shape [3, 2, 5, 5]");
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! candle's variables change in place: every call uses the values they have then, backward passes
+//! those of their forward pass.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{AdamW, Optimizer, VarBuilder, VarMap};
+use flashrnn::{Elman, Gru, Lstm, Options, Save};
+use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
+
+const SIZE: LayerSize = LayerSize { input: 3, heads: 2, head_dim: 4 };
+
+/// A layer over variables of its own.
+fn layer(map: &VarMap) -> Result<RnnLayer<Gru>> {
+    RnnLayer::new(Rnn::new(Gru), SIZE, VarBuilder::from_varmap(map, DType::F32, &Device::Cpu))
+}
+
+fn input() -> Result<Tensor> {
+    Tensor::arange(0f32, 30.0, &Device::Cpu)?.sin()?.reshape((2, 5, 3))
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
+}
+
+fn output(layer: &RnnLayer<Gru>) -> Result<Vec<f32>> {
+    values(&layer.forward(&input()?, &SequenceOptions::default())?.h)
+}
+
+/// What a layer made now of copies of the variables computes.
+fn from_copies(map: &VarMap) -> Result<Vec<f32>> {
+    let data = map.data().lock().expect("no panic");
+    let copies = data.iter().map(|(name, var)| Ok((name.clone(), var.copy()?.detach())));
+    let copies = copies.collect::<Result<_>>()?;
+    drop(data);
+    output(&RnnLayer::new(Rnn::new(Gru), SIZE, VarBuilder::from_tensors(copies, DType::F32, &Device::Cpu))?)
+}
+
+#[test]
+fn a_call_uses_the_values_variables_have_then() -> Result<()> {
+    let map = VarMap::new();
+    let layer = layer(&map)?;
+    // A layer that knows the variables only by detached aliases of their memory.
+    let data = map.data().lock().expect("no panic").clone();
+    let aliases = data.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+    let alias =
+        RnnLayer::new(Rnn::new(Gru), SIZE, VarBuilder::from_tensors(aliases, DType::F32, &Device::Cpu))?;
+    let mut before = output(&layer)?;
+    let mut changed = |by: &str| -> Result<()> {
+        let now = output(&layer)?;
+        assert_ne!(now, before, "{by}");
+        assert_eq!(now, from_copies(&map)?, "{by}");
+        assert_eq!(now, output(&alias)?, "{by}, through an alias");
+        before = now;
+        Ok(())
+    };
+    for name in ["w", "r", "b_z", "b_n_h"] {
+        data[name].set(&(data[name].as_tensor() * 1.5)?.affine(1.0, 0.1)?.detach())?;
+        changed(&format!("Var::set of {name}"))?;
+    }
+    let mut optimiser = AdamW::new_lr(map.all_vars(), 0.1)?;
+    for _ in 0..3 {
+        let loss = layer.forward(&input()?, &SequenceOptions::default())?.h.sqr()?.sum_all()?;
+        optimiser.backward_step(&loss)?;
+        changed("AdamW")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_frozen_keeps_its_values() -> Result<()> {
+    let map = VarMap::new();
+    let layer = layer(&map)?;
+    let frozen = layer.freeze()?;
+    let of_frozen = || values(&frozen.forward(&input()?, &SequenceOptions::default())?.h);
+    let before = output(&layer)?;
+    assert_eq!(of_frozen()?, before);
+    for var in map.all_vars() {
+        var.set(&var.affine(2.0, 0.3)?.detach())?;
+    }
+    assert_eq!(of_frozen()?, before);
+    assert_ne!(output(&layer)?, before);
+    assert_eq!(values(&layer.freeze()?.forward(&input()?, &SequenceOptions::default())?.h)?, output(&layer)?);
+    Ok(())
+}
+
+/// A stateful model stores its new state in the variable it started from.
+#[test]
+fn an_initial_state_may_be_overwritten_before_the_backward_pass() -> Result<()> {
+    let run = |overwrite: bool, save: Save| -> Result<Vec<Vec<f32>>> {
+        let wx =
+            Var::from_tensor(&Tensor::arange(0f32, 24.0, &Device::Cpu)?.sin()?.reshape((1, 2, 4, 1, 3))?)?;
+        let r = Var::from_tensor(&Tensor::arange(0f32, 36.0, &Device::Cpu)?.cos()?.reshape((4, 1, 3, 3))?)?;
+        let b = Var::zeros((4, 1, 3), DType::F32, &Device::Cpu)?;
+        let s0 = Var::from_tensor(&Tensor::arange(0f32, 6.0, &Device::Cpu)?.cos()?.reshape((2, 1, 1, 3))?)?;
+        let rnn = Rnn::new(Lstm).with(Options { save, ..Options::default() });
+        let options = SequenceOptions { s0: Some(&s0), ..SequenceOptions::default() };
+        let out = rnn.forward(&wx, &r, &b, &options)?;
+        if overwrite {
+            s0.set(&out.last.detach())?;
+            r.set(&r.zeros_like()?)?;
+            b.set(&b.ones_like()?)?;
+        }
+        let grads = out.h.sum_all()?.backward()?;
+        [&wx, &r, &b, &s0].into_iter().map(|var| values(grads.get(var).expect("a gradient"))).collect()
+    };
+    for save in [Save::Gates, Save::Recompute] {
+        assert_eq!(run(true, save)?, run(false, save)?);
+    }
+    Ok(())
+}
+
+fn error(result: Result<candle_core::backprop::GradStore>) -> String {
+    result.err().map(|error| error.to_string()).unwrap_or_default()
+}
+
+#[test]
+fn inputs_that_are_read_again_and_were_changed_are_an_error() -> Result<()> {
+    for (name, says) in [("w", "the layer's W was changed in place"), ("x", "x was changed in place")] {
+        let map = VarMap::new();
+        let layer = layer(&map)?;
+        let x = Var::from_tensor(&input()?)?;
+        let loss = layer.forward(&x, &SequenceOptions::default())?.h.sum_all()?;
+        loss.backward()?;
+        let var = if name == "x" { x.clone() } else { map.data().lock().expect("no panic")[name].clone() };
+        let before = var.copy()?.detach();
+        var.set(&var.affine(1.0, 0.01)?.detach())?;
+        let said = error(loss.backward());
+        assert!(said.contains(says), "{said}");
+        var.set(&before)?;
+        loss.backward()?;
+    }
+    let wx = Var::zeros((2, 3, 1, 1, 4), DType::F32, &Device::Cpu)?;
+    let (r, b) = (
+        Tensor::zeros((1, 1, 4, 4), DType::F32, &Device::Cpu)?,
+        Tensor::zeros((1, 1, 4), DType::F32, &Device::Cpu)?,
+    );
+    for (save, says) in [(Save::Gates, ""), (Save::Recompute, "wx was changed in place")] {
+        let rnn = Rnn::new(Elman).with(Options { save, ..Options::default() });
+        let loss = rnn.forward(&wx, &r, &b, &SequenceOptions::default())?.h.sum_all()?;
+        wx.set(&wx.affine(1.0, 1.0)?.detach())?;
+        let said = error(loss.backward());
+        assert!(said.contains(says) && said.is_empty() == says.is_empty(), "{said}");
+    }
+    Ok(())
+}
