@@ -1,0 +1,79 @@
+//! A loss computed from a gradient is an error, for every tensor that the operator and a layer have
+//! a gradient for.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
+use flashrnn::{Elman, Gru, Lstm};
+use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
+
+/// Wants a penalty on the gradient of `var` to be an error, unless it is detached.
+fn refuses(name: &str, grads: &GradStore, var: &Tensor) -> Result<()> {
+    let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+    let said = grad.sqr()?.sum_all()?.backward().err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(said.contains("no second derivatives") && said.contains("detach"), "{name}: {said:?}");
+    grad.detach().sqr()?.sum_all()?.backward()?;
+    Ok(())
+}
+
+#[test]
+fn of_the_operator() -> Result<()> {
+    let wx = Var::zeros((1, 2, 1, 1, 3), DType::F64, &Device::Cpu)?;
+    let r = Var::zeros((1, 1, 3, 3), DType::F64, &Device::Cpu)?;
+    let b = Var::ones((1, 1, 3), DType::F64, &Device::Cpu)?;
+    let s0 = Var::ones((1, 1, 1, 3), DType::F64, &Device::Cpu)?;
+    for s0 in [None, Some(s0.as_tensor())] {
+        let options = SequenceOptions { s0, ..SequenceOptions::default() };
+        let grads = Rnn::new(Elman).forward(&wx, &r, &b, &options)?.h.sqr()?.sum_all()?.backward()?;
+        let vars = [("wx", wx.as_tensor()), ("r", &r), ("b", &b)];
+        for (name, var) in vars.into_iter().chain(s0.map(|s0| ("s0", s0))) {
+            refuses(name, &grads, var)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn of_layers() -> Result<()> {
+    let x = Var::ones((1, 2, 3), DType::F64, &Device::Cpu)?;
+    for torch in [false, true] {
+        let map = VarMap::new();
+        let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
+        let out = if torch {
+            let layer = RnnLayer::from_torch(Rnn::new(Gru), 3, 4, "l0", vb)?;
+            layer.forward(&x, &SequenceOptions::default())?
+        } else {
+            let layer = RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 3, heads: 1, head_dim: 4 }, vb)?;
+            layer.forward(&x, &SequenceOptions::default())?
+        };
+        let grads = out.h.sqr()?.sum_all()?.backward()?;
+        refuses("x", &grads, &x)?;
+        for (name, var) in map.data().lock().expect("no panic").iter() {
+            refuses(name, &grads, var)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where candle is told to keep the graphs of gradients, a gradient that went on through other
+/// operations has one too.
+#[test]
+fn of_what_lies_behind_other_operations() -> Result<()> {
+    const KEEP: &str = "CANDLE_GRAD_DO_NOT_DETACH";
+    if std::env::var_os(KEEP).is_none() {
+        // candle reads the variable once a thread, so it takes a process of its own.
+        let this = std::env::current_exe()?;
+        let name = "of_what_lies_behind_other_operations";
+        let status = std::process::Command::new(this).args(["--exact", name]).env(KEEP, "1").status()?;
+        assert!(status.success());
+        return Ok(());
+    }
+    let x = Var::ones((1, 2, 1, 1, 3), DType::F64, &Device::Cpu)?;
+    let (r, b) = (
+        Tensor::ones((1, 1, 3, 3), DType::F64, &Device::Cpu)?,
+        Tensor::ones((1, 1, 3), DType::F64, &Device::Cpu)?,
+    );
+    let wx = x.sin()?;
+    let grads = Rnn::new(Elman).forward(&wx, &r, &b, &SequenceOptions::default())?.h.sum_all()?.backward()?;
+    refuses("x", &grads, &x)
+}
