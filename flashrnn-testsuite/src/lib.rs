@@ -27,6 +27,8 @@
 //! }
 //! ```
 //!
+//! Without the feature `conformance`, on by default, there are the first three of these, and no proptest.
+//!
 //! # Reading order
 //! 1. [`case`]: random cases from a seed.
 //! 2. [`run()`]: runs one on a backend, every output buffer full of NaN beforehand.
@@ -39,19 +41,25 @@
 
 pub mod case;
 pub mod cells;
+#[cfg(feature = "conformance")]
 pub mod map;
+#[cfg(feature = "conformance")]
 pub mod properties;
 pub mod random;
 pub mod results;
 pub mod run;
+#[cfg(feature = "conformance")]
 pub mod setup;
+#[cfg(feature = "conformance")]
 pub mod subject;
+#[cfg(feature = "conformance")]
 pub mod suite;
 
 pub use case::{Case, Tensors};
 pub use flashrnn_core::Backend;
 pub use results::{Measured, Results, compare, errors, measure, tolerance};
 pub use run::run;
+#[cfg(feature = "conformance")]
 pub use suite::Suite;
 
 /// Writes a `#[test]` for each of the [`properties`], checked on a backend.
@@ -59,6 +67,7 @@ pub use suite::Suite;
 /// `same_bits_as` lists further instances of the backend that must give equal bits. `skip` lists the properties that
 /// the backend can't have, each with its reason; a name that is no property's fails. Where the backend may be missing,
 /// `where_found: $backend` and the others are `Option`s, and whoever makes them says why there is none.
+#[cfg(feature = "conformance")]
 #[macro_export]
 macro_rules! conformance {
     (
