@@ -14,15 +14,23 @@ mod backend;
 mod bench;
 mod choice;
 mod info;
+mod memory;
+mod options;
+mod output;
 mod run;
 mod tensors;
+mod terminal;
 mod train;
 mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use flashrnn::Cpu;
+pub use memory::Memory;
+use terminal::{Printable, escaped};
 
 /// Trainable recurrent networks: LSTM, GRU, Elman and sLSTM as one operator.
 #[derive(Parser)]
@@ -49,15 +57,47 @@ enum Command {
 /// Does what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
-    let mut out = io::stdout();
-    let result = match Cli::parse().command {
-        Command::Train(args) => train::main(args).map(|()| true),
+    match Cli::try_parse() {
+        Ok(Cli { command }) => status(start_threads().and_then(|()| run(command))),
+        Err(error) => refuse(&error),
+    }
+}
+
+/// Runs a subcommand. Returns whether its check held.
+fn run(command: Command) -> anyhow::Result<bool> {
+    let mut out = Printable(io::stdout());
+    let good = match command {
+        Command::Train(args) => train::main(args, &mut out).map(|()| true),
         Command::Run(args) => run::main(args).map(|()| true),
         Command::Info(args) => info::main(&args, &mut out).map(|()| true),
         Command::Verify(args) => verify::main(args, &mut out),
         Command::Bench(args) => bench::main(args, &mut out).map(|()| true),
-    };
-    status(result.and_then(|good| Ok(out.flush().map(|()| good)?)))
+    }?;
+    out.flush()?;
+    Ok(good)
+}
+
+/// Starts the threads that rayon shares in this process: candle and the backend would panic where they can't be had.
+fn start_threads() -> anyhow::Result<()> {
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    let wanted = std::env::var(VARIABLE).ok().and_then(|n| n.parse::<usize>().ok());
+    if let Some(n) = wanted.filter(|&n| n > Cpu::MOST_THREADS) {
+        bail!("{VARIABLE} is {n}, wanted at most {} threads", Cpu::MOST_THREADS);
+    }
+    rayon::ThreadPoolBuilder::new().build_global().context("can't start the threads to compute with")
+}
+
+/// Prints what is wrong with the command line, or the help that was asked for, and returns clap's exit status.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    let shown = escaped(&text);
+    if shown == text {
+        // In colour, where there is one.
+        let _ = error.print();
+    } else {
+        let _ = write!(io::stderr(), "{shown}");
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// The exit status for what a command returned: whether its check held, or why it could not run.
@@ -69,7 +109,7 @@ fn status(result: anyhow::Result<bool>) -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Where even stderr is closed there is nothing more to do.
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            let _ = writeln!(Printable(io::stderr()), "error: {error:#}");
             ExitCode::FAILURE
         }
     }

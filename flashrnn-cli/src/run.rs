@@ -24,13 +24,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use flashrnn::{
-    Backend, Backward, Cell, CellSizes, Element, Forward, Layout, Options, Plan, Problem, Save, Shapes,
-};
+use flashrnn::{Backend, Backward, Cell, CellSizes, Element, Forward, Plan, Problem, Shapes};
 
 use crate::backend::{Found, with_backend};
 use crate::choice::{BackendName, CellName, DtypeName, KernelName, with_cell, with_dtype};
+use crate::options::OptionArgs;
 use crate::tensors::{self, Input, Output};
 
 /// Every tensor that the input may hold.
@@ -65,33 +63,8 @@ pub struct Args {
     /// Also compute the gradients.
     #[arg(long)]
     backward: bool,
-    /// Time runs backwards, each row from its own end.
-    #[arg(long)]
-    reverse: bool,
-    /// Clamp h to ±X after each step.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    forward_clip: Option<f64>,
-    /// Clamp the gradient that reaches h through R to ±X at each step.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    recurrent_grad_clip: Option<f64>,
-    /// Let no gradient reach h through R (d_R is still computed).
-    #[arg(long)]
-    cut_recurrent_grad: bool,
-    /// What the forward pass keeps for the backward pass.
-    #[arg(long, value_name = "WHAT", default_value = "gates")]
-    save: SaveName,
-    /// Time is the first axis, batch the second.
-    #[arg(long)]
-    time_major: bool,
-}
-
-/// [`Save`] on the command line.
-#[derive(Clone, Copy, ValueEnum)]
-enum SaveName {
-    /// Every gate: the faster backward pass.
-    Gates,
-    /// Nothing besides the states: gates are computed again.
-    Recompute,
+    #[command(flatten)]
+    options: OptionArgs,
 }
 
 /// Reads, computes, writes.
@@ -111,28 +84,14 @@ pub fn main(args: Args) -> Result<()> {
 fn problem<C: Cell>(args: &Args, input: &Input) -> Result<Problem> {
     let wx = input.shape("Wx")?;
     let [outer, inner, external, heads, head_dim] = wx[..] else {
-        let want = if args.time_major { "[T, B, Gx, N, D]" } else { "[B, T, Gx, N, D]" };
+        let want = if args.options.time_major { "[T, B, Gx, N, D]" } else { "[B, T, Gx, N, D]" };
         bail!("Wx: got shape {wx:?}, wanted five dimensions, {want}");
     };
     if external != C::GX {
         bail!("Wx: got shape {wx:?}, wanted {} gates in the third place for {}", C::GX, C::NAME);
     }
-    let (layout, batch, time) = match args.time_major {
-        true => (Layout::TimeMajor, inner, outer),
-        false => (Layout::BatchMajor, outer, inner),
-    };
-    Ok(Problem::new(batch, time, heads, head_dim).with(Options {
-        layout,
-        reverse: args.reverse,
-        forward_clip: args.forward_clip,
-        recurrent_grad_clip: args.recurrent_grad_clip,
-        cut_recurrent_grad: args.cut_recurrent_grad,
-        save: match args.save {
-            SaveName::Gates => Save::Gates,
-            SaveName::Recompute => Save::Recompute,
-        },
-        ..Options::default()
-    }))
+    let (batch, time) = if args.options.time_major { (inner, outer) } else { (outer, inner) };
+    Ok(Problem::new(batch, time, heads, head_dim).with(args.options.options()))
 }
 
 /// The number of steps of each row `[B]`, checked before it narrows to i32.
@@ -151,6 +110,21 @@ fn needed<P: Element>(input: &Input, name: &str, want: &[usize]) -> Result<Vec<P
     input.floats(name, want)?.with_context(|| format!("tensor {name} is missing"))
 }
 
+/// Checks that the results are in proportion to the file that asks for them: with T = 0 the size B costs it nothing.
+fn check_results<T: Element>(shapes: &Shapes, file: usize) -> Result<()> {
+    // Where a tensor backs every size, results are below 32 times as large, from 16 bits to 64 and all gradients included.
+    const TIMES: u128 = 64;
+    const ALWAYS: u128 = 64 << 20;
+    let bytes =
+        |shape: &[usize], each: usize| shape.iter().fold(each as u128, |p, &n| p.saturating_mul(n as u128));
+    let results =
+        bytes(&shapes.states(), size_of::<T>()).saturating_add(bytes(&shapes.state(), size_of::<T::Wide>()));
+    if results > ALWAYS.max(TIMES * file as u128) {
+        bail!("the results would take {results} bytes of memory, too much for a file of {file} bytes");
+    }
+    Ok(())
+}
+
 /// Runs the problem that `bytes` hold and returns every tensor to be written.
 fn compute<B: Backend, T: Element, C: Cell>(
     backend: &B,
@@ -162,6 +136,7 @@ fn compute<B: Backend, T: Element, C: Cell>(
     let problem = problem::<C>(args, &input)?;
     let shapes = problem.shapes::<C>()?;
     let size = |shape: &[usize]| shape.iter().product::<usize>();
+    check_results::<T>(&shapes, bytes.len())?;
 
     let wx = needed::<T>(&input, "Wx", &shapes.wx())?;
     let r = needed::<T>(&input, "R", &shapes.r())?;
@@ -172,7 +147,6 @@ fn compute<B: Backend, T: Element, C: Cell>(
     let d_states = input.floats::<T>("d_states", &shapes.states())?;
     let d_last = input.floats::<T::Wide>("d_last_states", &shapes.state())?;
 
-    // Room for the results comes first: with T = 0 a small file can ask for more than there is.
     let mut states = backend.alloc::<T>(size(&shapes.states()))?;
     let mut last = backend.alloc::<T::Wide>(size(&shapes.state()))?;
     let plan = backend.plan::<T, T, C>(cell, &problem)?;

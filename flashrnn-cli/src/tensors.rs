@@ -1,13 +1,15 @@
-//! Tensors in safetensors files: reading with every check, writing atomically.
+//! Tensors in safetensors files: reading with every check, and laying out what is written.
 
 use std::borrow::Cow;
-use std::fs;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use flashrnn::{Dtype, Element, bf16, f16};
 use safetensors::{Dtype as FileDtype, SafeTensors, View};
+
+use crate::output;
 
 /// The tensors of a file that lies in memory. Dimensions and types are checked as each is taken out.
 pub struct Input<'a>(SafeTensors<'a>);
@@ -17,8 +19,9 @@ impl<'a> Input<'a> {
     pub fn parse(bytes: &'a [u8], known: &[&str]) -> Result<Self> {
         let tensors = SafeTensors::deserialize(bytes)
             .context("not a whole safetensors file (truncated, or of another format)")?;
-        let mut unknown: Vec<&str> =
-            tensors.names().into_iter().filter(|name| !known.contains(name)).collect();
+        let names = tensors.names().into_iter();
+        let mut unknown: Vec<String> =
+            names.filter(|name| !known.contains(name)).map(|name| name.escape_debug().to_string()).collect();
         unknown.sort_unstable();
         if !unknown.is_empty() {
             bail!("unknown tensor {}; wanted only {}", unknown.join(", "), known.join(", "));
@@ -116,7 +119,9 @@ impl Output {
 }
 
 fn encode<const LEN: usize, P: Element>(values: &[P], write: impl Fn(f64) -> [u8; LEN]) -> Vec<u8> {
-    values.iter().flat_map(|v| write(v.to_f64())).collect()
+    let mut bytes = Vec::with_capacity(LEN * values.len());
+    bytes.extend(values.iter().flat_map(|v| write(v.to_f64())));
+    bytes
 }
 
 impl View for &Output {
@@ -137,27 +142,26 @@ impl View for &Output {
     }
 }
 
-/// Writes a safetensors file: to a temporary file in the same folder first, which then takes the name `path`, so that
-/// nobody ever sees half of it.
+/// Writes a safetensors file by [`output::write`].
 pub fn write(path: &Path, tensors: &[(&str, Output)]) -> Result<()> {
     let bytes = safetensors::serialize(tensors.iter().map(|(name, tensor)| (name, tensor)), None)?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".flashrnn-");
-    // Temporary files are private by default; this one becomes an ordinary file, subject to the umask.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let cannot = || format!("can't write {}", path.display());
-    let mut file = builder.tempfile_in(folder).with_context(cannot)?;
-    file.write_all(&bytes).with_context(cannot)?;
-    file.persist(path).map_err(|failed| failed.error).with_context(cannot)?;
-    Ok(())
+    output::write(path, &bytes)
 }
 
-/// Reads a whole file.
+/// The header of a safetensors file is at most this long (the format's own limit).
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// Reads a whole file; of one that begins with no header's length, only as much: a device might never end.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("can't read {}", path.display()))
+    let read = || {
+        let mut file = File::open(path)?;
+        let mut bytes = Vec::new();
+        file.by_ref().take(8).read_to_end(&mut bytes)?;
+        let header = bytes.first_chunk().map(|&length| u64::from_le_bytes(length));
+        if header.is_some_and(|length| (1..=LONGEST_HEADER).contains(&length)) {
+            file.read_to_end(&mut bytes)?;
+        }
+        io::Result::Ok(bytes)
+    };
+    read().with_context(|| format!("can't read {}", path.display()))
 }

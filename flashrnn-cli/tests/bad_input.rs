@@ -5,17 +5,8 @@ mod common;
 
 use std::fs;
 
-use common::{Folder, Tensor, file, flashrnn, stderr, stdout};
+use common::{Folder, Tensor, file, flashrnn, good, stderr, stdout};
 use safetensors::Dtype;
-
-/// A good problem for the LSTM: B 2, T 3, N 1, D 2.
-fn good() -> Vec<Tensor> {
-    let floats = |name, shape: &[usize]| {
-        let len = shape.iter().product::<usize>();
-        Tensor::floats(name, shape, &vec![0.5; len])
-    };
-    vec![floats("Wx", &[2, 3, 4, 1, 2]), floats("R", &[4, 1, 2, 2]), floats("b", &[4, 1, 2])]
-}
 
 /// The good problem with one tensor more, or another one in place of that of the same name.
 fn with(tensor: Tensor) -> Vec<u8> {
@@ -86,6 +77,112 @@ fn a_size_that_no_memory_holds() {
     let huge = 1 << 45;
     refused(&with(zeros("Wx", Dtype::F32, &[huge, 0, 4, 1, 2])), &[], 1, &["out of memory"]);
     refused(&with(zeros("Wx", Dtype::F32, &[1 << 62, 0, 4, 1, 2])), &[], 1, &["address space"]);
+}
+
+/// A file of a few hundred bytes must not take gigabytes.
+#[test]
+fn results_out_of_proportion() {
+    for (batch, time) in [(1 << 24, 0), (1 << 27, 0), (1, 0), (1 << 20, 0)] {
+        let mut tensors = good();
+        tensors.retain(|t| t.name != "Wx");
+        tensors.push(zeros("Wx", Dtype::F32, &[batch, time, 4, 1, 2]));
+        let bytes = file(&tensors);
+        let folder = Folder::new();
+        let run = folder.run(&bytes, &["--cell", "lstm", "--backend", "cpu"]);
+        if batch <= 1 << 20 {
+            assert!(run.status.success(), "{batch}: {}", stderr(&run));
+        } else {
+            refused(&bytes, &["--backward"], 1, &["too much for a file of"]);
+        }
+    }
+}
+
+#[test]
+fn a_device_that_never_ends() {
+    let folder = Folder::new();
+    let run = flashrnn(&[
+        "run".as_ref(),
+        "/dev/zero".as_ref(),
+        "-o".as_ref(),
+        folder.output().as_os_str(),
+        "--cell".as_ref(),
+        "gru".as_ref(),
+    ]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(stderr(&run).contains("safetensors file"), "{}", stderr(&run));
+}
+
+#[test]
+fn escape_sequences_are_not_printed() {
+    let evil = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{1b}[31mall well";
+    let shown = |run: &std::process::Output| {
+        let text = stderr(run) + &stdout(run);
+        assert!(!text.contains(['\u{1b}', '\u{7}', '\r']), "{text:?}");
+        assert!(text.contains("\\u{1b}[31m"), "{text:?}");
+        text
+    };
+    let folder = Folder::new();
+    let mut tensors = good();
+    tensors.push(Tensor { name: evil, ..zeros("", Dtype::F32, &[1]) });
+    let run = folder.run(&file(&tensors), &["--cell", "lstm"]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(shown(&run).contains("unknown tensor"));
+    // Arguments: names of files, and words that clap does not know.
+    for args in [
+        &["run", evil, "-o", evil, "--cell", "gru"][..],
+        &["train", "--text", evil],
+        &["run", "--cell", evil],
+        &[evil],
+    ] {
+        let run = flashrnn(args);
+        assert!(!run.status.success());
+        shown(&run);
+    }
+}
+
+/// What the environment asks for, and what a shell allows.
+#[cfg(unix)]
+mod limits {
+    use std::process::{Command, Output};
+
+    use super::*;
+
+    /// Runs the command in a shell after `before`.
+    fn limited(before: &str, args: &str) -> Output {
+        let line = format!("{before}; exec {} {args}", env!("CARGO_BIN_EXE_flashrnn"));
+        Command::new("sh").args(["-c", &line]).output().expect("there is a shell")
+    }
+
+    fn says(before: &str, args: &str, says: &str) {
+        let run = limited(before, args);
+        let text = stderr(&run);
+        assert_eq!(run.status.code(), Some(1), "{before}; {args}: {text}");
+        assert!(text.contains(says) && !text.contains("panicked"), "{before}; {args}: {text}");
+    }
+
+    #[test]
+    fn threads_that_can_not_be_had() {
+        says("export RAYON_NUM_THREADS=40000", "info", "RAYON_NUM_THREADS is 40000");
+        // Their stacks do not fit.
+        says("export RAYON_NUM_THREADS=900; ulimit -v 1000000", "info", "can't start the threads");
+    }
+
+    #[test]
+    fn memory_that_can_not_be_had() {
+        let out = tempfile::tempdir().expect("a folder");
+        let out = out.path().join("out");
+        let train =
+            |sizes: &str| format!("train --backend cpu --layers 1 --steps 1 --out {} {sizes}", out.display());
+        let limit = "ulimit -c 0; ulimit -v 3000000; export RAYON_NUM_THREADS=2";
+        says(limit, &train("--heads 1 --head-dim 16384 --batch 1 --seq-len 4"), "out of memory");
+        says(limit, &train("--heads 1 --head-dim 1 --seq-len 1 --batch 134217728"), "memory");
+        says(limit, &train("--text /dev/zero"), "memory");
+        says(
+            "",
+            &train("--heads 1 --head-dim 1 --seq-len 4 --layers 268435456").replace("--layers 1 ", ""),
+            "GB of memory",
+        );
+    }
 }
 
 #[test]

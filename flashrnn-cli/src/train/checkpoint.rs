@@ -15,7 +15,6 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::model::{LanguageModel, Sizes};
-use super::report::write_atomically;
 use super::text::Vocabulary;
 use crate::backend::Found;
 use crate::choice::CellName;
@@ -43,8 +42,8 @@ pub struct Checkpoint {
     pub model: LanguageModel,
 }
 
-/// Writes the file at once or not at all.
-pub fn save(path: &Path, sizes: &Sizes, vocabulary: &Vocabulary, parameters: &[(String, Var)]) -> Result<()> {
+/// Lays out the file.
+pub fn serialize(sizes: &Sizes, vocabulary: &Vocabulary, parameters: &[(String, Var)]) -> Result<Vec<u8>> {
     let description = serde_json::to_string(&Description {
         format: FORMAT.to_owned(),
         cell: sizes.cell.to_string(),
@@ -55,12 +54,10 @@ pub fn save(path: &Path, sizes: &Sizes, vocabulary: &Vocabulary, parameters: &[(
     })?;
     let metadata = HashMap::from([(ENTRY.to_owned(), description)]);
     let tensors = parameters.iter().map(|(name, var)| (name, var.as_tensor()));
-    let bytes = safetensors::serialize(tensors, Some(metadata))
-        .with_context(|| format!("cannot lay out the checkpoint {}", path.display()))?;
-    write_atomically(path, &bytes)
+    safetensors::serialize(tensors, Some(metadata)).context("cannot lay out the checkpoint")
 }
 
-/// Reads what [`save`] wrote.
+/// Reads a file that [`serialize`] laid out.
 pub fn load(path: &Path, backend: &Found) -> Result<Checkpoint> {
     let bytes =
         std::fs::read(path).with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
@@ -101,7 +98,7 @@ mod tests {
             Sizes { cell: CellName::Gru, layers: 2, heads: 2, head_dim: 3, vocabulary: vocabulary.len() };
         let parameters = Parameters::seeded(1);
         let model = LanguageModel::new(&sizes, &Found::Cpu(Cpu::new()), &parameters.builder())?;
-        save(&path, &sizes, &vocabulary, &parameters.all())?;
+        std::fs::write(&path, serialize(&sizes, &vocabulary, &parameters.all())?)?;
         let back = load(&path, &Found::Cpu(Cpu::new()))?;
         assert_eq!((back.sizes, &back.vocabulary), (sizes, &vocabulary));
         let tokens = Tensor::new(&[[0u32, 1, 2]], &Device::Cpu)?;

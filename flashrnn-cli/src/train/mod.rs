@@ -1,7 +1,7 @@
 //! `flashrnn train`: a character language model on real text, trained by candle with flashrnn's recurrences.
 //!
 //! [`text`] gives the characters, [`markov`] what to beat, [`model`] the network, [`trainer`] the loop, [`checkpoint`],
-//! [`report`] and [`sample`] what is left at the end.
+//! [`report`] and [`sample`] what is left in the folder.
 
 mod checkpoint;
 mod markov;
@@ -16,13 +16,15 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use flashrnn::{Cell, CellSizes};
 
 use crate::backend::Found;
-use crate::choice::{BackendName, CellName, DtypeName};
+use crate::choice::{BackendName, CellName, DtypeName, with_cell};
+use crate::memory;
 use markov::Markov;
 use model::Sizes;
 use progress::Progress;
-use report::{Summary, prepare_folder, write_atomically};
+use report::{FILES, Report, Summary};
 use text::{Corpus, Vocabulary};
 use trainer::{Recipe, Trained};
 
@@ -118,19 +120,36 @@ impl Args {
         }
         Ok(())
     }
+
+    /// Checks that this machine has memory for what a step cannot do without, with a vocabulary of `characters`.
+    fn check_memory(&self, characters: usize) -> Result<()> {
+        let gates = with_cell!(self.cell, |cell| gates_of(&cell)) as u128;
+        let [layers, heads, dim, seq_len, batch, characters] =
+            [self.layers, self.heads, self.head_dim, self.seq_len, self.batch, characters].map(|n| n as u128);
+        let width = heads * dim;
+        let parameters = 2 * characters * width + layers * (gates * width * (width + dim + 1) + width);
+        // Of each step: the input, the gates and what becomes of them, and the states; the logits and their gradient.
+        let numbers = batch * seq_len * (layers * (2 * gates + 2) * width + 2 * characters);
+        // A parameter has a gradient and two moments; a layer some ten tensors, of a hundred bytes each besides their numbers.
+        memory::check(16 * parameters + 4 * numbers + 1000 * layers, "training a network of this size")
+    }
+}
+
+/// The number of gates of a cell that take input.
+fn gates_of<C: Cell>(_: &C) -> usize {
+    C::GX
 }
 
 /// Trains, and prints how the kept checkpoint does beside the Markov model.
-pub fn main(args: Args) -> Result<()> {
-    run(args, &mut std::io::stdout())
-}
-
-fn run(args: Args, out: &mut impl Write) -> Result<()> {
+pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     args.check()?;
     let text = text::read(args.text.as_deref())?;
     let vocabulary = Vocabulary::of(&text);
+    args.check_memory(vocabulary.len())?;
     let corpus = Corpus::new(vocabulary.encode(&text)?, args.seq_len)?;
-    prepare_folder(&args.out)?;
+    let markov = Markov::train(corpus.train(), vocabulary.len())
+        .bits_per_character(corpus.context(2), corpus.validation());
+    let mut report = Report::new(&args.out, markov)?;
     let backend = Found::new(args.backend, Some(DtypeName::F32))?;
     let sizes = Sizes {
         cell: args.cell,
@@ -147,18 +166,14 @@ fn run(args: Args, out: &mut impl Write) -> Result<()> {
         dropout: args.dropout,
         seed: args.seed,
     };
-    let checkpoint_path = args.out.join("checkpoint.safetensors");
-
-    let markov = Markov::train(corpus.train(), vocabulary.len())
-        .bits_per_character(corpus.context(2), corpus.validation());
     let mut progress = Progress::new(args.steps, args.batch * args.seq_len);
-    let trained =
-        trainer::train(&recipe, &sizes, &vocabulary, &corpus, &backend, &checkpoint_path, &mut progress);
+    let trained = trainer::train(&recipe, &sizes, &vocabulary, &corpus, &backend, &mut report, &mut progress);
     progress.finish();
-    let Trained { metrics, kept_step, parameters, seconds } = trained?;
+    let Trained { parameters, seconds } = trained?;
+    let kept_step = report.kept_step()?;
 
     // From here on everything is about the file that was kept, not about the network in memory.
-    let kept = checkpoint::load(&checkpoint_path, &backend)?;
+    let kept = checkpoint::load(&report.checkpoint(), &backend)?;
     let bits = trainer::bits_per_character(&kept.model, &corpus, &recipe)?;
     let drawn =
         sample::sample(&kept.model, corpus.context(args.seq_len), SAMPLE, args.temperature, args.seed)?;
@@ -171,12 +186,7 @@ fn run(args: Args, out: &mut impl Write) -> Result<()> {
         seconds,
         command: std::env::args().collect(),
     };
-    write_atomically(
-        &args.out.join("metrics.jsonl"),
-        report::json_lines(&metrics, Some(&summary))?.as_bytes(),
-    )?;
-    write_atomically(&args.out.join("loss.svg"), report::loss_curve(&metrics, markov)?.as_bytes())?;
-    write_atomically(&args.out.join("sample.txt"), sample.as_bytes())?;
+    report.finish(&summary, &sample)?;
 
     writeln!(out, "{sample}\n")?;
     writeln!(
@@ -193,11 +203,7 @@ fn run(args: Args, out: &mut impl Write) -> Result<()> {
     )?;
     writeln!(out, "validation    {bits:.3} bits per character, checkpoint of step {kept_step}")?;
     writeln!(out, "Markov        {markov:.3} bits per character, order 2, Witten-Bell, same characters")?;
-    writeln!(
-        out,
-        "written       {}: checkpoint.safetensors, metrics.jsonl, loss.svg, sample.txt",
-        args.out.display()
-    )?;
+    writeln!(out, "written       {}: {}", args.out.display(), FILES.join(", "))?;
     Ok(())
 }
 
@@ -251,7 +257,7 @@ mod tests {
         std::fs::write(&text, "salve")?;
         let out = folder.path().join("out");
         let flags = format!("--text {} --out {} --seq-len 10", text.display(), out.display());
-        let text = said(run(args(&flags)?, &mut Vec::new()));
+        let text = said(main(args(&flags)?, &mut Vec::new()));
         assert!(text.contains("5 characters") && text.contains("--seq-len 10"), "{text}");
         assert!(!out.exists());
         Ok(())
@@ -273,7 +279,7 @@ mod tests {
                     out.display()
                 );
                 let mut said = Vec::new();
-                run(args(&flags)?, &mut said)?;
+                main(args(&flags)?, &mut said)?;
                 let said = String::from_utf8(said)?;
                 assert!(said.contains("validation") && said.contains("Markov"), "{said}");
                 let lines = std::fs::read_to_string(out.join("metrics.jsonl"))?;

@@ -1,12 +1,20 @@
-//! What a run leaves behind: metrics as JSON lines, the loss curve as SVG, files that are whole or absent.
+//! What a run leaves behind: the checkpoint, metrics as JSON lines, the loss curve as SVG, and a sample.
 
 use std::fs;
-use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use plotters::prelude::*;
 use serde::Serialize;
+
+use crate::output;
+
+/// The names of the files.
+pub const FILES: [&str; 4] = [CHECKPOINT, METRICS, CURVE, SAMPLE];
+const CHECKPOINT: &str = "checkpoint.safetensors";
+const METRICS: &str = "metrics.jsonl";
+const CURVE: &str = "loss.svg";
+const SAMPLE: &str = "sample.txt";
 
 /// One line of the metrics file. Absent values are left out.
 #[derive(Clone, Debug, Serialize)]
@@ -42,38 +50,91 @@ pub struct Summary {
     pub command: Vec<String>,
 }
 
+/// What a run keeps in its folder while it goes on: the best checkpoint, the metrics and the loss curve.
+///
+/// From the first checkpoint on, every file there is of this run.
+pub struct Report<'a> {
+    folder: &'a Path,
+    /// What the Markov model needs, in bits per character.
+    markov: f64,
+    metrics: Vec<Metrics>,
+    /// The step of the checkpoint in the folder, and its validation loss.
+    kept: Option<(usize, f64)>,
+}
+
+impl<'a> Report<'a> {
+    /// Creates the folder if need be, and makes sure that files can be written there.
+    pub fn new(folder: &'a Path, markov: f64) -> Result<Self> {
+        let why =
+            || format!("cannot write to --out {}: wanted a folder that can be written", folder.display());
+        fs::create_dir_all(folder).with_context(why)?;
+        tempfile::tempfile_in(folder).with_context(why)?;
+        Ok(Self { folder, markov, metrics: Vec::new(), kept: None })
+    }
+
+    /// Notes a validation after the first step. `checkpoint` lays out the network, which is kept if it is the best so far.
+    pub fn validated(&mut self, line: Metrics, checkpoint: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
+        let (step, bits) = (line.step, line.validation_bits_per_character);
+        self.metrics.push(line);
+        if bits.is_finite() && self.kept.is_none_or(|(_, lowest)| bits < lowest) {
+            let bytes = checkpoint()?;
+            if self.kept.is_none() {
+                self.remove_earlier_run()?;
+            }
+            output::write(&self.checkpoint(), &bytes)?;
+            self.kept = Some((step, bits));
+        }
+        if self.kept.is_some() { self.write(None) } else { Ok(()) }
+    }
+
+    /// Notes how the network was before the first step, of which there is no checkpoint.
+    pub fn started(&mut self, line: Metrics) {
+        self.metrics.push(line);
+    }
+
+    /// Completes the files with the last line of the metrics and the sample.
+    pub fn finish(&self, summary: &Summary, sample: &str) -> Result<()> {
+        self.write(Some(summary))?;
+        output::write(&self.folder.join(SAMPLE), sample.as_bytes())
+    }
+
+    /// Where the checkpoint is.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.folder.join(CHECKPOINT)
+    }
+
+    /// The step of the checkpoint; an error if no validation loss was finite.
+    pub fn kept_step(&self) -> Result<usize> {
+        let (step, _) = self.kept.context("no validation loss was finite; try a lower --lr")?;
+        Ok(step)
+    }
+
+    fn write(&self, summary: Option<&Summary>) -> Result<()> {
+        output::write(&self.folder.join(METRICS), json_lines(&self.metrics, summary)?.as_bytes())?;
+        output::write(&self.folder.join(CURVE), loss_curve(&self.metrics, self.markov)?.as_bytes())
+    }
+
+    /// Deletes what would stand beside the first checkpoint of this run. Links and devices stay: they are written through.
+    fn remove_earlier_run(&self) -> Result<()> {
+        for name in [METRICS, CURVE, SAMPLE] {
+            let path = self.folder.join(name);
+            if path.symlink_metadata().is_ok_and(|old| old.is_file()) {
+                fs::remove_file(&path).with_context(|| format!("can't delete {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One JSON object a line.
-pub fn json_lines(metrics: &[Metrics], summary: Option<&Summary>) -> Result<String> {
+fn json_lines(metrics: &[Metrics], summary: Option<&Summary>) -> Result<String> {
     let lines = metrics.iter().map(serde_json::to_string);
     let lines = lines.chain(summary.map(serde_json::to_string));
     Ok(lines.map(|line| Ok(line? + "\n")).collect::<serde_json::Result<String>>()?)
 }
 
-/// Creates the folder if need be, and makes sure that files can be written there.
-pub fn prepare_folder(folder: &Path) -> Result<()> {
-    let why = || format!("cannot write to --out {}: wanted a folder that can be written", folder.display());
-    fs::create_dir_all(folder).with_context(why)?;
-    tempfile::NamedTempFile::new_in(folder).with_context(why)?;
-    Ok(())
-}
-
-/// Writes a file beside its final place and renames it, so that a reader finds the old file or the new one, whole.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let why = || format!("cannot write {}", path.display());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // As any other new file, instead of for the owner's eyes only; the umask still applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).with_context(why)?;
-    file.write_all(bytes).with_context(why)?;
-    file.as_file().sync_all().with_context(why)?;
-    file.persist(path).with_context(why)?;
-    Ok(())
-}
-
 /// The loss curve: training, validation, and the Markov model as a line to go below.
-pub fn loss_curve(metrics: &[Metrics], markov: f64) -> Result<String> {
+fn loss_curve(metrics: &[Metrics], markov: f64) -> Result<String> {
     let mut svg = String::new();
     draw(&mut svg, metrics, markov)
         .map_err(|error| anyhow::anyhow!("cannot draw the loss curve: {error}"))?;
@@ -145,27 +206,34 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_whole_and_nothing_else_stays() -> Result<()> {
+    fn files_of_two_runs_never_mix() -> Result<()> {
         let folder = tempfile::tempdir()?;
-        let path = folder.path().join("x.txt");
-        write_atomically(&path, b"a long first text")?;
-        write_atomically(&path, b"second")?;
-        assert_eq!(fs::read(&path)?, b"second");
-        assert_eq!(fs::read_dir(folder.path())?.count(), 1);
-        // Where the rename fails, the temporary file goes too.
-        let taken = folder.path().join("taken");
-        fs::create_dir_all(taken.join("inside"))?;
-        assert!(write_atomically(&taken, b"x").is_err());
-        assert_eq!(fs::read_dir(folder.path())?.count(), 2);
+        for name in FILES {
+            fs::write(folder.path().join(name), "of an earlier run")?;
+        }
+        let mut report = Report::new(folder.path(), 3.0)?;
+        report.started(line(0, None, 5.0));
+        report.validated(line(1, Some(5.0), f64::NAN), || Ok(b"none".to_vec()))?;
+        assert!(report.kept_step().is_err());
+        for name in FILES {
+            assert_eq!(fs::read_to_string(folder.path().join(name))?, "of an earlier run", "{name}");
+        }
+        report.validated(line(2, Some(4.0), 4.0), || Ok(b"first".to_vec()))?;
+        report.validated(line(3, Some(4.0), 4.5), || Ok(b"worse".to_vec()))?;
+        assert_eq!(report.kept_step()?, 2);
+        assert_eq!(fs::read(report.checkpoint())?, b"first");
+        assert_eq!(fs::read_to_string(folder.path().join(METRICS))?.lines().count(), 4);
+        assert!(fs::read_to_string(folder.path().join(CURVE))?.trim_end().ends_with("</svg>"));
+        assert_eq!(fs::read_dir(folder.path())?.count(), 3, "the earlier sample went");
         Ok(())
     }
 
     #[test]
     fn a_file_is_no_folder_to_write_to() -> Result<()> {
         let file = tempfile::NamedTempFile::new()?;
-        let said = prepare_folder(file.path()).err().map(|e| format!("{e:#}")).unwrap_or_default();
+        let said = Report::new(file.path(), 3.0).err().map(|e| format!("{e:#}")).unwrap_or_default();
         assert!(said.contains("--out"), "{said}");
-        assert!(prepare_folder(&file.path().join("below")).is_err());
+        assert!(Report::new(&file.path().join("below"), 3.0).is_err());
         Ok(())
     }
 

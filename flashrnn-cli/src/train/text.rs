@@ -1,16 +1,27 @@
 //! The text: where it comes from, its characters as numbers, and the order in which they are read.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rand::Rng;
 use rand::rngs::StdRng;
 
+/// A longer text, in bytes, is taken for a mistake.
+const LONGEST: u64 = 1 << 30;
+
 /// Reads `path`, or the Latin of Cicero's De finibus, book one, where there is none.
 pub fn read(path: Option<&Path>) -> Result<String> {
     let Some(path) = path else { return Ok(lipsum::LIBER_PRIMUS.to_owned()) };
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the text {}", path.display()))?;
+    let cannot = || format!("cannot read the text {}", path.display());
+    let mut bytes = Vec::new();
+    // A device might never end.
+    File::open(path).with_context(cannot)?.take(LONGEST + 1).read_to_end(&mut bytes).with_context(cannot)?;
+    if bytes.len() as u64 > LONGEST {
+        bail!("the text {} is too long: wanted at most {LONGEST} bytes", path.display());
+    }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         anyhow::anyhow!("the text {} is not UTF-8: wanted UTF-8, byte {at} is not", path.display())

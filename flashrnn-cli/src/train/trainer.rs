@@ -1,9 +1,8 @@
 //! The training loop: optimiser, learning rate, validation, and the checkpoint that is kept.
 
-use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
@@ -13,7 +12,7 @@ use rand::rngs::StdRng;
 use super::checkpoint;
 use super::model::{Dropout, LanguageModel, Parameters, Sizes, State};
 use super::progress::Progress;
-use super::report::Metrics;
+use super::report::{Metrics, Report};
 use super::text::{Batches, Corpus, Vocabulary};
 use crate::backend::Found;
 
@@ -38,21 +37,18 @@ const VALIDATIONS: usize = 25;
 
 /// What training leaves.
 pub struct Trained {
-    pub metrics: Vec<Metrics>,
-    /// The step whose checkpoint is in the file.
-    pub kept_step: usize,
     pub parameters: usize,
     pub seconds: f64,
 }
 
-/// Trains a network, and keeps at `path` the checkpoint with the lowest validation loss.
+/// Trains a network, and keeps in `report` the checkpoint with the lowest validation loss.
 pub fn train(
     recipe: &Recipe,
     sizes: &Sizes,
     vocabulary: &Vocabulary,
     corpus: &Corpus,
     backend: &Found,
-    path: &Path,
+    report: &mut Report,
     progress: &mut Progress,
 ) -> Result<Trained> {
     let parameters = Parameters::seeded(recipe.seed);
@@ -68,15 +64,14 @@ pub fn train(
     };
 
     let start = Instant::now();
-    let mut metrics = vec![Metrics {
+    report.started(Metrics {
         step: 0,
         train_bits_per_character: None,
         validation_bits_per_character: validate()?,
         learning_rate: None,
         characters_per_second: None,
         seconds: start.elapsed().as_secs_f64(),
-    }];
-    let mut best: Option<(usize, f64)> = None;
+    });
     let mut state = model.fresh();
     let mut sum_of_bits = 0.0;
     let mut since = (0, Instant::now()); // the step and time of the last validation
@@ -112,20 +107,12 @@ pub fn train(
                 seconds: start.elapsed().as_secs_f64(),
             };
             progress.validated(&line);
-            let bits = line.validation_bits_per_character;
-            if bits.is_finite() && best.is_none_or(|(_, lowest)| bits < lowest) {
-                best = Some((step, bits));
-                checkpoint::save(path, sizes, vocabulary, &named)?;
-            }
-            metrics.push(line);
+            report.validated(line, || checkpoint::serialize(sizes, vocabulary, &named))?;
             sum_of_bits = 0.0;
             since = (step, Instant::now());
         }
     }
-    let (kept_step, _) = best.context("no validation loss was finite; try a lower --lr")?;
     Ok(Trained {
-        metrics,
-        kept_step,
         parameters: named.iter().map(|(_, var)| var.elem_count()).sum(),
         seconds: start.elapsed().as_secs_f64(),
     })

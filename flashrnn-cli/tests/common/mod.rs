@@ -66,6 +66,15 @@ impl Tensor {
     }
 }
 
+/// A good problem for the LSTM: B 2, T 3, N 1, D 2.
+pub fn good() -> Vec<Tensor> {
+    let floats = |name, shape: &[usize]| {
+        let len = shape.iter().product::<usize>();
+        Tensor::floats(name, shape, &vec![0.5; len])
+    };
+    vec![floats("Wx", &[2, 3, 4, 1, 2]), floats("R", &[4, 1, 2, 2]), floats("b", &[4, 1, 2])]
+}
+
 /// The bytes of a file with these tensors.
 pub fn file(tensors: &[Tensor]) -> Vec<u8> {
     let views = tensors.iter().map(|t| {

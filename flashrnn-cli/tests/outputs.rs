@@ -1,0 +1,211 @@
+//! What an output is written onto stays what it was, and what a stopped training leaves is whole and of one run.
+
+#![cfg(unix)]
+
+#[allow(dead_code)] // each test file uses its part
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Folder, file, flashrnn, good, stderr};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Runs the good problem with the output `name` in `folder`.
+fn run_onto(folder: &Folder, name: &str) -> std::process::Output {
+    fs::write(folder.input(), file(&good())).expect("the folder can be written to");
+    let (input, output) = (folder.input(), folder.path().join(name));
+    flashrnn(&[
+        "run".as_ref(),
+        input.as_os_str(),
+        "-o".as_ref(),
+        output.as_os_str(),
+        "--cell".as_ref(),
+        "lstm".as_ref(),
+    ])
+}
+
+fn is_result(path: &Path) -> bool {
+    fs::read(path)
+        .is_ok_and(|bytes| SafeTensors::deserialize(&bytes).is_ok_and(|file| file.tensor("states").is_ok()))
+}
+
+/// Runs a tool of the system.
+fn tool(name: &str, args: &[&str], folder: &Folder) -> bool {
+    Command::new(name).args(args).current_dir(folder.path()).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_link_is_followed() {
+    let folder = Folder::new();
+    let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+    fs::write(&target, "old").expect("the folder can be written to");
+    symlink("target", &link).expect("links can be made");
+    let run = run_onto(&folder, "link");
+    assert!(run.status.success(), "{}", stderr(&run));
+    assert!(link.is_symlink() && is_result(&target));
+
+    symlink("nowhere", folder.path().join("dangling")).expect("links can be made");
+    let run = run_onto(&folder, "dangling");
+    assert_eq!(run.status.code(), Some(1));
+    assert!(stderr(&run).contains("can't write"), "{}", stderr(&run));
+    assert!(folder.path().join("dangling").is_symlink());
+}
+
+#[test]
+fn a_device_is_written_through() {
+    let folder = Folder::new();
+    // Its own, in case it gets replaced. Only root may make one; a link leads to the system's.
+    if !tool("mknod", &["null", "c", "1", "3"], &folder) {
+        symlink("/dev/null", folder.path().join("null")).expect("links can be made");
+    }
+    let run = run_onto(&folder, "null");
+    assert!(run.status.success(), "{}", stderr(&run));
+    let null = fs::metadata(folder.path().join("null")).expect("it is still there");
+    assert!(null.file_type().is_char_device());
+}
+
+#[test]
+fn a_pipe_gets_the_bytes_or_is_refused_without_a_reader() {
+    let folder = Folder::new();
+    assert!(tool("mkfifo", &["pipe"], &folder));
+    let pipe = folder.path().join("pipe");
+    let reader = {
+        let pipe = pipe.clone();
+        thread::spawn(move || fs::read(pipe).expect("the pipe can be read"))
+    };
+    let run = run_onto(&folder, "pipe");
+    assert!(run.status.success(), "{}", stderr(&run));
+    assert!(fs::metadata(&pipe).expect("it is still there").file_type().is_fifo());
+    let bytes = reader.join().expect("the reader ends");
+    assert!(SafeTensors::deserialize(&bytes).is_ok());
+
+    let run = run_onto(&folder, "pipe");
+    assert_eq!(run.status.code(), Some(1));
+    assert!(stderr(&run).contains("nobody reads"), "{}", stderr(&run));
+    assert!(fs::metadata(&pipe).expect("it is still there").file_type().is_fifo());
+}
+
+#[test]
+fn the_mode_and_owner_of_a_file_stay() {
+    let folder = Folder::new();
+    for mode in [0o600, 0o640, 0o666] {
+        let path = folder.output();
+        fs::write(&path, "old").expect("the folder can be written to");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("it is ours");
+        // Where we may not give it away, it stays ours.
+        let _ = std::os::unix::fs::chown(&path, Some(1), Some(1));
+        let before = fs::metadata(&path).expect("it is there");
+        let run = run_onto(&folder, "out.safetensors");
+        assert!(run.status.success(), "{}", stderr(&run));
+        let after = fs::metadata(&path).expect("it is there");
+        assert!(is_result(&path));
+        let kept = |file: &fs::Metadata| (file.mode(), file.uid(), file.gid());
+        assert_eq!(kept(&after), kept(&before));
+    }
+}
+
+#[test]
+fn a_read_only_file_is_refused_or_keeps_its_mode() {
+    let folder = Folder::new();
+    let path = folder.output();
+    fs::write(&path, "old").expect("the folder can be written to");
+    fs::set_permissions(&path, Permissions::from_mode(0o444)).expect("it is ours");
+    // Root may write to it all the same.
+    let allowed = fs::OpenOptions::new().append(true).open(&path).is_ok();
+    let run = run_onto(&folder, "out.safetensors");
+    assert_eq!(run.status.success(), allowed, "{}", stderr(&run));
+    assert_eq!(is_result(&path), allowed);
+    assert_eq!(fs::metadata(&path).expect("it is there").mode() & 0o777, 0o444);
+}
+
+/// A training with small sizes in `out` of `folder`, of so many steps.
+fn train(folder: &Folder, steps: &str, cell: &str) -> Child {
+    let text = folder.path().join("text.txt");
+    fs::write(&text, "ara mara tara. bella puella salve. ".repeat(60)).expect("the folder can be written to");
+    let sizes = "--backend cpu --layers 1 --heads 1 --head-dim 8 --seq-len 8 --batch 4";
+    Command::new(env!("CARGO_BIN_EXE_flashrnn"))
+        .arg("train")
+        .args(sizes.split(' '))
+        .args(["--steps", steps, "--cell", cell])
+        .arg("--text")
+        .arg(text)
+        .arg("--out")
+        .arg(out(folder))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command was built")
+}
+
+fn out(folder: &Folder) -> PathBuf {
+    folder.path().join("out")
+}
+
+/// The files in `out`, with their contents.
+fn left(folder: &Folder) -> Vec<(String, Vec<u8>)> {
+    let Ok(entries) = fs::read_dir(out(folder)) else { return Vec::new() };
+    let read = |entry: fs::DirEntry| {
+        (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).expect("it can be read"))
+    };
+    entries.map(|entry| read(entry.expect("the folder can be read"))).collect()
+}
+
+/// Waits until `done`, for a minute at most.
+fn wait_until(done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing happened");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_training_that_is_stopped_leaves_files_of_one_run() {
+    let folder = Folder::new();
+    let first = train(&folder, "12", "lstm").wait().expect("it ends");
+    assert!(first.success());
+    let earlier = left(&folder);
+    assert_eq!(earlier.len(), 4);
+    let checkpoint = || fs::read(out(&folder).join("checkpoint.safetensors")).expect("it is always there");
+    let old = checkpoint();
+    let mut second = train(&folder, "100000", "gru");
+    wait_until(|| checkpoint() != old);
+    // The next validation, with its metrics, is thousands of steps away.
+    wait_until(|| out(&folder).join("metrics.jsonl").exists());
+    second.kill().expect("it runs");
+    second.wait().expect("it ends");
+    for (name, bytes) in left(&folder) {
+        assert!(!earlier.contains(&(name.clone(), bytes)), "{name} is of the first run");
+    }
+}
+
+#[test]
+fn a_training_that_is_killed_leaves_whole_files() {
+    let folder = Folder::new();
+    for run in 0..12 {
+        let mut training = train(&folder, "400", "slstm");
+        thread::sleep(Duration::from_millis(17 * run));
+        training.kill().expect("it was started");
+        training.wait().expect("it ends");
+        for (name, bytes) in left(&folder) {
+            let text = || String::from_utf8_lossy(&bytes);
+            match name.as_str() {
+                "checkpoint.safetensors" => assert!(SafeTensors::deserialize(&bytes).is_ok(), "{name}"),
+                "loss.svg" => assert!(text().trim_end().ends_with("</svg>"), "{name}"),
+                "metrics.jsonl" => {
+                    assert!(text().ends_with('\n') && text().lines().count() > 1, "{}", text());
+                    let json = |line: &str| serde_json::from_str::<Value>(line).is_ok();
+                    assert!(text().lines().all(json), "{}", text());
+                }
+                "sample.txt" => assert!(!bytes.is_empty(), "{name}"),
+                _ => assert!(name.starts_with(".flashrnn-"), "{name}"),
+            }
+        }
+    }
+}
