@@ -18,11 +18,14 @@ The first command does only that. How exact everything is: compare_gpu.py.
 """
 import argparse
 import glob
+import io
 import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+
+import whole_file
 
 T = 1024
 LIMIT = 600  # seconds until a peer's process is given up
@@ -206,7 +209,9 @@ def plot(rows, path):
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(NAMES))
     devices = dict.fromkeys(times["device"] for _, _, times in rows if "device" in times)
     figure.suptitle(", ".join(["LSTM, B = 16, bf16", *devices]))
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    whole_file.write(path, drawn.getvalue())
 
 
 def words(parser, option, given, known):
@@ -250,8 +255,7 @@ def main():
         for row in measure(args, jobs):
             rows.append(row)
             if args.json:  # at once, so that nothing measured is lost
-                with open(args.json, "w") as file:
-                    json.dump(rows, file)
+                whole_file.write(args.json, json.dumps(rows).encode())
     if args.compile:
         return
     table(rows)

@@ -10,12 +10,16 @@ n' = sigma(f) n + exp(i), h' = sigma(o) c' / n'.
 Inputs are rounded to float32, so that backends without float64 can use them too.
 """
 
+import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parents[1] / "scripts"))
+
+import whole_file  # noqa: E402  (found by the line above)
 
 # Our order of the gates from PyTorch's: of the rows of weight_hh, and of wx's.
 RECURRENT = {"lstm": [0, 1, 2, 3], "gru": [2, 0, 1], "elman": [0]}  # GRU: n_h, r, z from r, z, n
@@ -120,15 +124,17 @@ def slstm(B, T, N, D):
 
 def main():
     torch.manual_seed(0)
-    save_file(vector("lstm", 2, 5, 2, 5), HERE / "lstm.safetensors")
-    save_file(
-        vector("lstm", 3, 6, 1, 7, lengths=[4, 6, 1], initial=True, reverse=True), HERE / "lstm_reverse.safetensors"
-    )
-    save_file(vector("gru", 3, 4, 2, 3, lengths=[2, 4, 3], initial=True), HERE / "gru.safetensors")
-    save_file(vector("gru", 2, 6, 1, 9, initial=True, reverse=True), HERE / "gru_reverse.safetensors")
-    save_file(vector("elman", 3, 7, 3, 5, initial=True), HERE / "elman.safetensors")
-    save_file(vector("elman", 2, 5, 1, 11, lengths=[5, 2], reverse=True), HERE / "elman_reverse.safetensors")
-    save_file(slstm(2, 6, 2, 5), HERE / "slstm.safetensors")
+    # In this order: each draws its numbers after the one before.
+    for name, make in [
+        ("lstm", lambda: vector("lstm", 2, 5, 2, 5)),
+        ("lstm_reverse", lambda: vector("lstm", 3, 6, 1, 7, lengths=[4, 6, 1], initial=True, reverse=True)),
+        ("gru", lambda: vector("gru", 3, 4, 2, 3, lengths=[2, 4, 3], initial=True)),
+        ("gru_reverse", lambda: vector("gru", 2, 6, 1, 9, initial=True, reverse=True)),
+        ("elman", lambda: vector("elman", 3, 7, 3, 5, initial=True)),
+        ("elman_reverse", lambda: vector("elman", 2, 5, 1, 11, lengths=[5, 2], reverse=True)),
+        ("slstm", lambda: slstm(2, 6, 2, 5)),
+    ]:
+        whole_file.write(HERE / f"{name}.safetensors", save(make()))
 
 
 if __name__ == "__main__":
