@@ -1,142 +1,79 @@
-//! Which backend runs: from the name on the command line to one that this machine has.
+//! Which backend runs: from the names on the command line to one that this machine has.
 
 use anyhow::{Result, bail};
-#[cfg(feature = "wgpu")]
-use flashrnn::Wgpu;
-use flashrnn::{Backend, Cpu, Info};
-#[cfg(feature = "cuda")]
-use flashrnn::{Cuda, cuda::Family};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use flashrnn::{AnyBackend, Backend, BackendName};
 
-use crate::choice::{BackendName, DtypeName, KernelName};
+use crate::choice::{DtypeName, KernelName};
 
-/// A backend that is there.
-#[derive(Clone)]
-pub enum Found {
-    /// The processor.
-    Cpu(Cpu),
-    /// An NVIDIA GPU.
-    #[cfg(feature = "cuda")]
-    Cuda(Cuda),
-    /// Any GPU, or a driver for GPUs that runs on the processor.
-    #[cfg(feature = "wgpu")]
-    Wgpu(Wgpu),
+/// Reads a [`BackendName`] from the command line.
+pub fn parser() -> impl TypedValueParser<Value = BackendName> {
+    PossibleValuesParser::new(BackendName::ALL.map(BackendName::name))
+        .try_map(|name| name.parse::<BackendName>())
 }
 
-/// Evaluates an expression with the backend that was [`Found`]: `with_backend!(found, |backend| run(backend))`.
-/// The expression is compiled once for each backend.
-macro_rules! with_backend {
-    ($found:expr, |$backend:ident| $body:expr) => {
-        match $found {
-            $crate::backend::Found::Cpu($backend) => $body,
-            #[cfg(feature = "cuda")]
-            $crate::backend::Found::Cuda($backend) => $body,
-            #[cfg(feature = "wgpu")]
-            $crate::backend::Found::Wgpu($backend) => $body,
+/// Finds what `name` asks for, with these kernels; `dtype` is the element type to compute in, where it is one.
+///
+/// # Errors
+/// Where the backend is not compiled in, its device or libraries are missing, or it has no choice of kernels.
+pub fn find(name: BackendName, dtype: Option<DtypeName>, kernel: KernelName) -> Result<AnyBackend> {
+    if !compiled_in(name) {
+        bail!(
+            "this flashrnn was built without the backend {name}: build it again with `--features {name}`, or use --backend cpu"
+        );
+    }
+    let backend = match (name, dtype) {
+        (BackendName::Auto, Some(dtype)) => AnyBackend::auto(dtype.dtype()),
+        (name, _) => AnyBackend::new(name),
+    }?;
+    with_kernel(backend, kernel)
+}
+
+/// Whether the command was built with this backend.
+pub fn compiled_in(name: BackendName) -> bool {
+    match name {
+        BackendName::Auto | BackendName::Cpu => true,
+        BackendName::Cuda => cfg!(feature = "cuda"),
+        BackendName::Wgpu => cfg!(feature = "wgpu"),
+    }
+}
+
+/// The same backend with these kernels.
+///
+/// # Errors
+/// Where the backend has no such choice.
+pub fn with_kernel(backend: AnyBackend, kernel: KernelName) -> Result<AnyBackend> {
+    match backend {
+        backend if kernel == KernelName::Auto => Ok(backend),
+        #[cfg(feature = "cuda")]
+        AnyBackend::Cuda(cuda) => {
+            use flashrnn::cuda::Family::{Alternating, Fused};
+
+            let family = if kernel == KernelName::Fused { Fused } else { Alternating };
+            Ok(AnyBackend::Cuda(cuda.with_family(family)))
         }
-    };
-}
+        #[cfg(feature = "wgpu")]
+        AnyBackend::Wgpu(wgpu) => {
+            use flashrnn::wgpu::Family::{Alternating, Fused};
 
-pub(crate) use with_backend;
-
-impl Found {
-    /// Finds what `name` asks for; `dtype` is the element type to compute in, where it is one.
-    ///
-    /// # Errors
-    /// Where the backend asked for is not compiled in, or its device or libraries are missing.
-    pub fn new(name: BackendName, dtype: Option<DtypeName>) -> Result<Self> {
-        match name {
-            BackendName::Cpu => Ok(Self::Cpu(Cpu::new())),
-            BackendName::Cuda => cuda(),
-            BackendName::Wgpu => wgpu(),
-            BackendName::Auto => {
-                // A GPU that can't compute in this type is not what somebody wants who leaves the choice to us, and neither is
-                // a driver that runs on the processor.
-                let wanted = |found: &Self| found.is_gpu() && dtype.is_none_or(|dtype| found.takes(dtype));
-                let mut gpus = [cuda, wgpu].into_iter().filter_map(|find| find().ok());
-                Ok(gpus.find(wanted).unwrap_or_else(|| Self::Cpu(Cpu::new())))
-            }
+            let family = if kernel == KernelName::Fused { Fused } else { Alternating };
+            Ok(AnyBackend::Wgpu(wgpu.with_family(family)))
         }
-    }
-
-    /// The same backend with these kernels.
-    ///
-    /// # Errors
-    /// Where the backend has no such choice.
-    pub fn with_kernel(self, kernel: KernelName) -> Result<Self> {
-        match self {
-            #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => Ok(Self::Cuda(cuda.with_family(match kernel {
-                KernelName::Auto => Family::Auto,
-                KernelName::Fused => Family::Fused,
-                KernelName::Alternating => Family::Alternating,
-            }))),
-            found if kernel == KernelName::Auto => Ok(found),
-            found => bail!("--kernel {kernel} is for the backend cuda: this is {}", found.info().name),
-        }
-    }
-
-    /// The backend's name, device and element types.
-    pub fn info(&self) -> Info {
-        with_backend!(self, |backend| backend.info())
-    }
-
-    /// How many threads compute, where the processor does.
-    pub fn threads(&self) -> Option<usize> {
-        match self {
-            Self::Cpu(cpu) => Some(cpu.threads()),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(_) => None,
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(_) => None,
-        }
-    }
-
-    /// Whether a GPU computes.
-    pub fn is_gpu(&self) -> bool {
-        match self {
-            Self::Cpu(_) => false,
-            #[cfg(feature = "cuda")]
-            Self::Cuda(_) => true,
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(wgpu) => !wgpu.is_cpu(),
-        }
-    }
-
-    /// Whether it computes in this element type.
-    pub fn takes(&self, dtype: DtypeName) -> bool {
-        self.info().dtypes.contains(&dtype.dtype())
+        backend => bail!("--kernel {kernel} is for GPUs: this is the backend {}", backend.info().name),
     }
 }
 
-#[cfg(feature = "cuda")]
-fn cuda() -> Result<Found> {
-    let cuda = Cuda::new()?;
-    for library in flashrnn::cuda::libraries() {
-        library.found?;
+/// How many threads compute, where the processor does.
+pub fn threads(backend: &AnyBackend) -> Option<usize> {
+    match backend {
+        AnyBackend::Cpu(cpu) => Some(cpu.threads()),
+        _ => None,
     }
-    Ok(Found::Cuda(cuda))
 }
 
-#[cfg(not(feature = "cuda"))]
-fn cuda() -> Result<Found> {
-    not_compiled(BackendName::Cuda)
-}
-
-#[cfg(feature = "wgpu")]
-fn wgpu() -> Result<Found> {
-    Ok(Found::Wgpu(Wgpu::new()?))
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn wgpu() -> Result<Found> {
-    not_compiled(BackendName::Wgpu)
-}
-
-#[cfg(not(all(feature = "cuda", feature = "wgpu")))]
-fn not_compiled(name: BackendName) -> Result<Found> {
-    bail!(
-        "this flashrnn was built without the backend {name}: build it again with `--features {name}`, or use --backend cpu"
-    )
+/// Whether it computes in this element type.
+pub fn takes(backend: &AnyBackend, dtype: DtypeName) -> bool {
+    backend.info().dtypes.contains(&dtype.dtype())
 }
 
 #[cfg(test)]
@@ -146,11 +83,18 @@ mod tests {
     #[test]
     fn auto_finds_a_backend_that_takes_the_element_type() -> Result<()> {
         for dtype in DtypeName::ALL {
-            let found = Found::new(BackendName::Auto, Some(dtype))?;
-            assert!(found.takes(dtype), "{dtype}");
+            let found = find(BackendName::Auto, Some(dtype), KernelName::Auto)?;
+            assert!(takes(&found, dtype), "{dtype}");
             assert!(found.is_gpu() || found.info().name == "cpu", "{dtype}: {:?}", found.info());
         }
-        assert_eq!(Found::new(BackendName::Cpu, None)?.info().name, "cpu");
         Ok(())
+    }
+
+    #[test]
+    fn the_cpu_has_no_kernels_to_choose_from() {
+        for kernel in [KernelName::Fused, KernelName::Alternating] {
+            let said = find(BackendName::Cpu, None, kernel).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(said.contains("for GPUs"), "{said}");
+        }
     }
 }

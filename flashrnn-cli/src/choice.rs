@@ -1,4 +1,4 @@
-//! What the command line names at run time — a cell, a backend, an element type — and the way from each name to the
+//! What the command line names at run time — a cell, an element type — and the way from each name to the
 //! type it stands for.
 
 use std::fmt;
@@ -74,20 +74,6 @@ impl CellName {
     pub const ALL: [Self; 4] = [Self::Elman, Self::Gru, Self::Lstm, Self::Slstm];
 }
 
-/// Where the recurrence runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// A GPU where one is found that computes in the element type asked for, else the processor.
-    #[default]
-    Auto,
-    /// The processor, all cores.
-    Cpu,
-    /// An NVIDIA GPU; the command must be built with the feature `cuda`.
-    Cuda,
-    /// Any GPU, by Vulkan, Metal or DirectX 12; the command must be built with the feature `wgpu`.
-    Wgpu,
-}
-
 /// Which kernels a GPU runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum KernelName {
@@ -140,12 +126,6 @@ fn spell(name: &impl ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 impl fmt::Display for CellName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        spell(self, f)
-    }
-}
-
-impl fmt::Display for BackendName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         spell(self, f)
     }

@@ -2,12 +2,16 @@
 
 use std::io::Write;
 use std::thread;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use std::{io, path::PathBuf};
 
-use anyhow::Result;
-use flashrnn::{Backend, Cpu, Info};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use anyhow::Context;
+use anyhow::{Result, bail};
+use flashrnn::{AnyBackend, Backend, BackendName, Cell, Cpu, Element, Info, Problem};
 
-use crate::backend::Found;
-use crate::choice::{BackendName, CellName, DtypeName};
+use crate::backend;
+use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
 
 /// The arguments of `flashrnn info`.
 #[derive(clap::Args)]
@@ -33,6 +37,12 @@ pub struct Args {
     /// The problem's element type.
     #[arg(long, default_value_t = DtypeName::Bf16)]
     dtype: DtypeName,
+    /// The problem's GPU.
+    #[arg(long, default_value_t, value_parser = backend::parser(), requires = "cell")]
+    backend: BackendName,
+    /// Which kernels it is to run.
+    #[arg(long, default_value_t, requires = "cell")]
+    kernel: KernelName,
 }
 
 /// Prints one block for each backend, or the kernels of a problem.
@@ -43,7 +53,9 @@ pub fn main(args: &Args, out: &mut impl Write) -> Result<()> {
     if let (Some(cell), Some(heads), Some(head_dim), Some(batch)) =
         (args.cell, args.heads, args.head_dim, args.batch)
     {
-        return kernels(cell, [batch, args.seq_len, heads, head_dim], args.dtype, out);
+        let problem = Problem::new(batch, args.seq_len, heads, head_dim);
+        let backend = backend::find(args.backend, Some(args.dtype), args.kernel)?;
+        return kernels(&backend, cell, &problem, args.dtype, out);
     }
     writeln!(out, "flashrnn {}", env!("CARGO_PKG_VERSION"))?;
     writeln!(out)?;
@@ -56,7 +68,7 @@ pub fn main(args: &Args, out: &mut impl Write) -> Result<()> {
     wgpu(out)?;
     writeln!(out)?;
     writeln!(out, "cells: {}", CellName::ALL.map(|cell| cell.to_string()).join(", "))?;
-    let auto = Found::new(BackendName::Auto, None)?;
+    let auto = AnyBackend::new(BackendName::Auto)?;
     writeln!(out, "--backend {} picks {}", BackendName::Auto, auto.info().name)?;
     Ok(())
 }
@@ -79,7 +91,6 @@ fn missing(name: BackendName, why: &str, out: &mut impl Write) -> Result<()> {
     line(out, "status", why)
 }
 
-#[cfg(not(all(feature = "cuda", feature = "wgpu")))]
 fn not_compiled(name: BackendName) -> String {
     format!("not compiled in: build the command with `--features {name}`")
 }
@@ -87,19 +98,6 @@ fn not_compiled(name: BackendName) -> String {
 #[cfg(not(feature = "cuda"))]
 fn cuda(out: &mut impl Write) -> Result<()> {
     missing(BackendName::Cuda, &not_compiled(BackendName::Cuda), out)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn clear_cache(_: &mut impl Write) -> Result<()> {
-    anyhow::bail!("there is no cache, since the backend cuda is {}", not_compiled(BackendName::Cuda))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn kernels(_: CellName, _: [usize; 4], _: DtypeName, _: &mut impl Write) -> Result<()> {
-    anyhow::bail!(
-        "there are no kernels to choose from, since the backend cuda is {}",
-        not_compiled(BackendName::Cuda)
-    )
 }
 
 #[cfg(feature = "cuda")]
@@ -136,42 +134,68 @@ fn wgpu(out: &mut impl Write) -> Result<()> {
     wgpu::adapters().iter().try_for_each(|adapter| line(out, "adapter", adapter))
 }
 
-#[cfg(feature = "cuda")]
+/// Deletes what the GPUs' backends keep on disk.
+#[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(unused_variables))]
 fn clear_cache(out: &mut impl Write) -> Result<()> {
-    use anyhow::Context;
-    use flashrnn::cuda::cache;
-
-    let Some(folder) = cache::folder() else { return Ok(writeln!(out, "the kernel cache is off")?) };
-    let folder = folder.display();
-    let deleted = cache::clear().with_context(|| format!("can't clear the kernel cache {folder}"))?;
-    Ok(writeln!(out, "{deleted} compiled kernels deleted from {folder}")?)
+    #[cfg(feature = "cuda")]
+    cleared(BackendName::Cuda, flashrnn::cuda::cache::folder(), flashrnn::cuda::cache::clear, out)?;
+    #[cfg(feature = "wgpu")]
+    cleared(BackendName::Wgpu, flashrnn::wgpu::cache::folder(), flashrnn::wgpu::cache::clear, out)?;
+    if !cfg!(any(feature = "cuda", feature = "wgpu")) {
+        bail!("there is no cache, since the backend cuda is {}", not_compiled(BackendName::Cuda));
+    }
+    Ok(())
 }
 
-/// Prints the kernels of a problem of `[B, T, N, D]`.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn cleared(
+    name: BackendName,
+    folder: Option<PathBuf>,
+    clear: impl FnOnce() -> io::Result<usize>,
+    out: &mut impl Write,
+) -> Result<()> {
+    let Some(folder) = folder else { return Ok(writeln!(out, "the kernel cache of {name} is off")?) };
+    let folder = folder.display();
+    let deleted = clear().with_context(|| format!("can't clear the kernel cache {folder}"))?;
+    Ok(writeln!(out, "{deleted} files of {name} deleted from {folder}")?)
+}
+
+/// Prints the kernels that a problem gets.
 fn kernels(
+    backend: &AnyBackend,
     cell: CellName,
-    [batch, time, heads, head_dim]: [usize; 4],
+    problem: &Problem,
     dtype: DtypeName,
     out: &mut impl Write,
 ) -> Result<()> {
-    use flashrnn::{Cuda, Problem};
-
-    use crate::choice::{with_cell, with_dtype};
-
-    let cuda = Cuda::new()?;
-    let problem = Problem::new(batch, time, heads, head_dim);
-    let kernels = with_cell!(cell, |cell| {
-        with_dtype!(dtype, |T| cuda.plan::<T, T, _>(&cell, &problem).map(|plan| plan.kernels()))
-    })?;
-    let info = cuda.info();
+    let lines = with_cell!(cell, |cell| with_dtype!(dtype, |T| lines::<T, _>(backend, &cell, problem)))?;
+    let info = backend.info();
+    let Problem { batch, time, heads, head_dim, .. } = problem;
     writeln!(
         out,
         "{} ({}), {cell}, {dtype}, B {batch}, T {time}, N {heads}, D {head_dim}",
         info.name, info.device
     )?;
-    for kernel in kernels {
-        writeln!(out, "  {kernel}")?;
+    for line in lines {
+        writeln!(out, "  {line}")?;
     }
     Ok(())
+}
+
+/// What a plan on a GPU says of its kernels, a line each.
+fn lines<T: Element, C: Cell>(backend: &AnyBackend, cell: &C, problem: &Problem) -> Result<Vec<String>> {
+    match backend {
+        #[cfg(feature = "cuda")]
+        AnyBackend::Cuda(cuda) => {
+            Ok(cuda.plan::<T, T, C>(cell, problem)?.kernels().map(|kernel| kernel.to_string()).into())
+        }
+        #[cfg(feature = "wgpu")]
+        AnyBackend::Wgpu(wgpu) => {
+            Ok(wgpu.plan::<T, T, C>(cell, problem)?.kernels().map(|kernel| kernel.to_string()).into())
+        }
+        backend => {
+            let name = backend.plan::<T, T, C>(cell, problem).map(|_| backend.info().name)?;
+            bail!("there are no kernels to choose from: this is the backend {name}")
+        }
+    }
 }

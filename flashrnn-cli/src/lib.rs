@@ -28,7 +28,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use flashrnn::Cpu;
 pub use memory::Memory;
 use terminal::{Printable, escaped};
 
@@ -80,9 +79,11 @@ fn run(command: Command) -> anyhow::Result<bool> {
 /// Starts the threads that rayon shares in this process: candle and the backend would panic where they can't be had.
 fn start_threads() -> anyhow::Result<()> {
     const VARIABLE: &str = "RAYON_NUM_THREADS";
+    // As many as a backend of the CPU may have of its own.
+    const MAX_THREADS: usize = 1024;
     let wanted = std::env::var(VARIABLE).ok().and_then(|n| n.parse::<usize>().ok());
-    if let Some(n) = wanted.filter(|&n| n > Cpu::MOST_THREADS) {
-        bail!("{VARIABLE} is {n}, wanted at most {} threads", Cpu::MOST_THREADS);
+    if let Some(n) = wanted.filter(|&n| n > MAX_THREADS) {
+        bail!("{VARIABLE} is {n}, wanted at most {MAX_THREADS} threads");
     }
     rayon::ThreadPoolBuilder::new().build_global().context("can't start the threads to compute with")
 }

@@ -24,10 +24,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use flashrnn::{Backend, Backward, Cell, CellSizes, Element, Forward, Plan, Problem, Shapes};
+use flashrnn::{Backend, BackendName, Backward, Cell, CellSizes, Element, Forward, Plan, Problem, Shapes};
 
-use crate::backend::{Found, with_backend};
-use crate::choice::{BackendName, CellName, DtypeName, KernelName, with_cell, with_dtype};
+use crate::backend;
+use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
 use crate::options::OptionArgs;
 use crate::tensors::{self, Input, Output};
 
@@ -52,9 +52,9 @@ pub struct Args {
     #[arg(long)]
     cell: CellName,
     /// Where to run.
-    #[arg(long, default_value_t)]
+    #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
-    /// Which kernels the backend cuda runs.
+    /// Which kernels a GPU runs.
     #[arg(long, default_value_t)]
     kernel: KernelName,
     /// The element type to compute in; inputs are converted to it.
@@ -69,12 +69,10 @@ pub struct Args {
 
 /// Reads, computes, writes.
 pub fn main(args: Args) -> Result<()> {
-    let backend = Found::new(args.backend, Some(args.dtype))?.with_kernel(args.kernel)?;
+    let backend = backend::find(args.backend, Some(args.dtype), args.kernel)?;
     let bytes = tensors::read(&args.input)?;
     let outputs = with_cell!(args.cell, |cell| {
-        with_dtype!(args.dtype, |T| {
-            with_backend!(&backend, |backend| compute::<_, T, _>(backend, &cell, &args, &bytes))
-        })
+        with_dtype!(args.dtype, |T| { compute::<_, T, _>(&backend, &cell, &args, &bytes) })
     })
     .with_context(|| args.input.display().to_string())?;
     tensors::write(&args.output, &outputs)

@@ -3,21 +3,21 @@
 use std::io::Write;
 
 use anyhow::Result;
-use flashrnn::{Backend, Cell, Element, Layout, Options, Problem, Save};
+use flashrnn::{Backend, BackendName, Cell, Element, Layout, Options, Problem, Save};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Measured, Tensors, measure, run, tolerance};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::{Found, with_backend};
-use crate::choice::{BackendName, CellName, DtypeName, KernelName, with_cell, with_dtype};
+use crate::backend;
+use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
 
 /// The arguments of `flashrnn verify`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Where to run.
-    #[arg(long, default_value_t)]
+    #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
-    /// Which kernels the backend cuda runs.
+    /// Which kernels a GPU runs.
     #[arg(long, default_value_t)]
     kernel: KernelName,
     /// The number of random problems for each cell and element type.
@@ -39,10 +39,11 @@ struct Worst {
 
 /// Runs the cases and prints the worst error of each tensor. Returns whether all are small enough.
 pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
-    let backend = Found::new(args.backend, None)?.with_kernel(args.kernel)?;
+    let backend = backend::find(args.backend, None, args.kernel)?;
     let info = backend.info();
     let cells = CellName::ALL;
-    let dtypes: Vec<DtypeName> = DtypeName::ALL.into_iter().filter(|&dtype| backend.takes(dtype)).collect();
+    let dtypes: Vec<DtypeName> =
+        DtypeName::ALL.into_iter().filter(|&dtype| backend::takes(&backend, dtype)).collect();
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?;
     let total = args.cases.saturating_mul((cells.len() * dtypes.len()) as u64);
     let bar = ProgressBar::new(total).with_style(style);
@@ -56,9 +57,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
                 with_cell!(cell, |cell| {
                     with_dtype!(dtype, |T| {
                         let seed = args.seed.wrapping_add(case);
-                        with_backend!(&backend, |backend| {
-                            one::<_, T, _>(backend, &cell, seed, &mut worst, &mut failures)
-                        })
+                        one::<_, T, _>(&backend, &cell, seed, &mut worst, &mut failures)
                     })
                 })?;
                 bar.inc(1);

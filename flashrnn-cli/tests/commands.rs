@@ -90,7 +90,12 @@ fn without_a_gpu_the_command_says_what_is_missing() {
         }
     }
     let kernels = ["info", "--cell", "lstm", "--heads", "2", "--head-dim", "32", "--batch", "4"];
-    works_or_says_what_is_missing("cuda", &kernels);
+    for backend in GPUS {
+        for kernel in ["auto", "fused", "alternating"] {
+            let args = [&kernels[..], &["--backend", backend, "--kernel", kernel]].concat();
+            works_or_says_what_is_missing(backend, &args);
+        }
+    }
 }
 
 #[test]

@@ -17,12 +17,12 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use flashrnn::Cpu;
+use flashrnn::{AnyBackend, Backend, BackendName, Cpu};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::backend::{Found, with_backend};
-use crate::choice::{BackendName, CellName, DtypeName, KernelName, with_cell, with_dtype};
+use crate::backend;
+use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
 use measure::{Pass, measure};
 use workloads::{List, Workload};
 
@@ -30,9 +30,9 @@ use workloads::{List, Workload};
 #[derive(clap::Args)]
 pub struct Args {
     /// Where to run.
-    #[arg(long, default_value_t)]
+    #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
-    /// Which kernels the backend cuda runs.
+    /// Which kernels a GPU runs.
     #[arg(long, default_value_t)]
     kernel: KernelName,
     /// The cell [default: every one in the list of workloads; lstm where a size is given].
@@ -105,14 +105,15 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let budget = Duration::try_from_secs_f64(args.budget)
         .with_context(|| format!("option budget: got {}, wanted seconds, 0 or more", args.budget))?;
     let found = match (args.threads, args.backend) {
-        (None, backend) => Found::new(backend, args.dtype)?,
-        (Some(threads), BackendName::Auto | BackendName::Cpu) => Found::Cpu(Cpu::with_threads(threads)?),
+        (None, backend) => backend::find(backend, args.dtype, args.kernel)?,
+        (Some(threads), BackendName::Auto | BackendName::Cpu) => {
+            backend::with_kernel(AnyBackend::Cpu(Cpu::with_threads(threads)?), args.kernel)?
+        }
         (Some(_), other) => bail!("--threads is for the backend cpu: got --backend {other}"),
-    }
-    .with_kernel(args.kernel)?;
+    };
     let workloads = workloads(&args, &found);
     #[cfg(feature = "cuda")]
-    if let (true, Found::Cuda(_)) = (args.first_call, &found) {
+    if let (true, AnyBackend::Cuda(_)) = (args.first_call, &found) {
         return first_call::main(&workloads, args.json, out);
     }
     if args.first_call {
@@ -120,7 +121,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     }
     let info = found.info();
     let peer = format!("flashrnn-rs.{}", info.name);
-    let threads = found.threads();
+    let threads = backend::threads(&found);
     if !args.json {
         writeln!(out, "{} ({}), milliseconds", info.name, info.device)?;
         writeln!(
@@ -139,9 +140,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
             ));
             let times = with_cell!(work.cell, |cell| {
                 with_dtype!(work.dtype, |T| {
-                    with_backend!(&found, |backend| {
-                        measure::<_, T, _>(backend, &cell, &work.problem(), pass, budget)
-                    })
+                    measure::<_, T, _>(&found, &cell, &work.problem(), pass, budget)
                 })
             })?;
             let (q1, q3) = (quantile(&times, 0.25), quantile(&times, 0.75));
@@ -173,7 +172,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
 }
 
 /// The one workload whose sizes were given, or a list.
-fn workloads(args: &Args, found: &Found) -> Vec<Workload> {
+fn workloads(args: &Args, found: &AnyBackend) -> Vec<Workload> {
     if let (None, None, None, None) = (args.batch, args.seq_len, args.heads, args.head_dim) {
         let list = args.workloads.unwrap_or(if found.is_gpu() { List::Gpu } else { List::Cpu });
         let with_dtype = |&work: &Workload| Workload { dtype: args.dtype.unwrap_or(work.dtype), ..work };
@@ -233,7 +232,7 @@ mod tests {
     /// What is timed on the CPU with these flags.
     fn timed(flags: &str) -> Result<Vec<Workload>> {
         let line = Line::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace()))?;
-        Ok(workloads(&line.args, &Found::Cpu(Cpu::new())))
+        Ok(workloads(&line.args, &AnyBackend::Cpu(Cpu::new())))
     }
 
     #[test]

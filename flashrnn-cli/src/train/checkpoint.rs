@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use clap::ValueEnum;
+use flashrnn::AnyBackend;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::model::{LanguageModel, Sizes};
 use super::text::Vocabulary;
-use crate::backend::Found;
 use crate::choice::CellName;
 
 /// The name of the metadata entry.
@@ -58,13 +58,13 @@ pub fn serialize(sizes: &Sizes, vocabulary: &Vocabulary, parameters: &[(String, 
 }
 
 /// Reads a file that [`serialize`] laid out.
-pub fn load(path: &Path, backend: &Found) -> Result<Checkpoint> {
+pub fn load(path: &Path, backend: &AnyBackend) -> Result<Checkpoint> {
     let bytes =
         std::fs::read(path).with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
     parse(&bytes, backend).with_context(|| format!("the checkpoint {} is broken", path.display()))
 }
 
-fn parse(bytes: &[u8], backend: &Found) -> Result<Checkpoint> {
+fn parse(bytes: &[u8], backend: &AnyBackend) -> Result<Checkpoint> {
     let (_, header) = SafeTensors::read_metadata(bytes)?;
     let metadata = header.metadata().as_ref().context("it has no metadata")?;
     let description = metadata.get(ENTRY).with_context(|| format!("its metadata lack {ENTRY:?}"))?;
@@ -97,9 +97,9 @@ mod tests {
         let sizes =
             Sizes { cell: CellName::Gru, layers: 2, heads: 2, head_dim: 3, vocabulary: vocabulary.len() };
         let parameters = Parameters::seeded(1);
-        let model = LanguageModel::new(&sizes, &Found::Cpu(Cpu::new()), &parameters.builder())?;
+        let model = LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
         std::fs::write(&path, serialize(&sizes, &vocabulary, &parameters.all())?)?;
-        let back = load(&path, &Found::Cpu(Cpu::new()))?;
+        let back = load(&path, &AnyBackend::Cpu(Cpu::new()))?;
         assert_eq!((back.sizes, &back.vocabulary), (sizes, &vocabulary));
         let tokens = Tensor::new(&[[0u32, 1, 2]], &Device::Cpu)?;
         let logits = |model: &LanguageModel| -> Result<Vec<f32>> {
@@ -110,9 +110,9 @@ mod tests {
 
         let bytes = std::fs::read(&path)?;
         for cut in [0, 7, 100, bytes.len() - 1] {
-            assert!(parse(&bytes[..cut], &Found::Cpu(Cpu::new())).is_err(), "{cut}");
+            assert!(parse(&bytes[..cut], &AnyBackend::Cpu(Cpu::new())).is_err(), "{cut}");
         }
-        assert!(load(&folder.path().join("none"), &Found::Cpu(Cpu::new())).is_err());
+        assert!(load(&folder.path().join("none"), &AnyBackend::Cpu(Cpu::new())).is_err());
         Ok(())
     }
 }

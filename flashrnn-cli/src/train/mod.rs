@@ -16,10 +16,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use flashrnn::{Cell, CellSizes};
+use flashrnn::{BackendName, Cell, CellSizes};
 
-use crate::backend::Found;
-use crate::choice::{BackendName, CellName, DtypeName, with_cell};
+use crate::backend;
+use crate::choice::{CellName, DtypeName, KernelName, with_cell};
 use crate::memory;
 use markov::Markov;
 use model::Sizes;
@@ -68,7 +68,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0.7)]
     temperature: f64,
     /// Where the recurrence runs.
-    #[arg(long, value_enum, default_value_t = BackendName::Auto)]
+    #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
     /// The folder for the checkpoint, the metrics, the loss curve and the sample.
     #[arg(long, value_name = "DIR", default_value = "out")]
@@ -150,7 +150,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let markov = Markov::train(corpus.train(), vocabulary.len())
         .bits_per_character(corpus.context(2), corpus.validation());
     let mut report = Report::new(&args.out, markov)?;
-    let backend = Found::new(args.backend, Some(DtypeName::F32))?;
+    let backend = backend::find(args.backend, Some(DtypeName::F32), KernelName::Auto)?;
     let sizes = Sizes {
         cell: args.cell,
         layers: args.layers,

@@ -14,12 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{D, DType, Device, Error, Result, Shape, Tensor, Var};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
-use flashrnn::Cell;
-use flashrnn_candle::{Bridge, LayerSize, Optional, Output, Rnn, RnnLayer};
+use flashrnn::{AnyBackend, Cell};
+use flashrnn_candle::{Bridge, LayerSize, Output, Rnn, RnnLayer, SequenceOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
-use crate::backend::{Found, with_backend};
 use crate::choice::{CellName, with_cell};
 
 /// The sizes of a network.
@@ -44,12 +43,12 @@ impl Sizes {
 
 /// A recurrent layer of any cell.
 trait Recurrent {
-    fn forward(&self, x: &Tensor, optional: &Optional) -> Result<Output>;
+    fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output>;
 }
 
 impl<C: Cell, B: Bridge> Recurrent for RnnLayer<C, B> {
-    fn forward(&self, x: &Tensor, optional: &Optional) -> Result<Output> {
-        RnnLayer::forward(self, x, optional)
+    fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
+        RnnLayer::forward(self, x, options)
     }
 }
 
@@ -67,7 +66,7 @@ pub struct LanguageModel {
 
 impl LanguageModel {
     /// Finds the parameters in `vb`, or makes them new where `vb` does.
-    pub fn new(sizes: &Sizes, backend: &Found, vb: &VarBuilder) -> Result<Self> {
+    pub fn new(sizes: &Sizes, backend: &AnyBackend, vb: &VarBuilder) -> Result<Self> {
         let width = sizes.width();
         let normal = Init::Randn { mean: 0.0, stdev: 1.0 };
         let table = vb.get_with_hints((sizes.vocabulary, width), "embedding", normal)?;
@@ -77,9 +76,7 @@ impl LanguageModel {
         for i in 0..sizes.layers {
             let vb = vb.pp(format!("layers.{i}"));
             let layer: Box<dyn Recurrent> = with_cell!(sizes.cell, |cell| {
-                with_backend!(backend, |backend| {
-                    Box::new(RnnLayer::new(Rnn::on(backend.clone(), cell), size, vb.clone())?)
-                })
+                Box::new(RnnLayer::new(Rnn::on(backend.clone(), cell), size, vb.clone())?)
             });
             layers.push((scale(&vb)?, layer));
         }
@@ -115,8 +112,8 @@ impl LanguageModel {
         let mut x = self.embedding.forward(tokens)?;
         let mut after = Vec::with_capacity(self.layers.len());
         for ((scale, layer), s0) in self.layers.iter().zip(state) {
-            let optional = Optional { s0: s0.as_ref(), resets, ..Optional::default() };
-            let out = layer.forward(&norm(&x, scale)?, &optional)?;
+            let options = SequenceOptions { s0: s0.as_ref(), resets, ..SequenceOptions::default() };
+            let out = layer.forward(&norm(&x, scale)?, &options)?;
             x = (x + dropout.apply(&out.h.flatten_from(2)?)?)?;
             after.push(Some(out.last.detach()));
         }
@@ -254,7 +251,7 @@ mod tests {
     fn a_seed_makes_the_same_network() -> Result<()> {
         let make = |seed| -> Result<Vec<f32>> {
             let parameters = Parameters::seeded(seed);
-            let model = LanguageModel::new(&SIZES, &Found::Cpu(Cpu::new()), &parameters.builder())?;
+            let model = LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
             let tokens = Tensor::new(&[[0u32, 1, 2], [6, 5, 4]], &Device::Cpu)?;
             let (logits, state) = model.forward(&tokens, &model.fresh(), None, &mut Dropout::off())?;
             assert_eq!(logits.dims(), [6, 7]);
@@ -269,8 +266,8 @@ mod tests {
     #[test]
     fn a_text_read_in_two_parts_is_the_text() -> Result<()> {
         let parameters = Parameters::seeded(1);
-        let model = LanguageModel::new(&SIZES, &Found::Cpu(Cpu::new()), &parameters.builder())?;
-        let model_frozen = LanguageModel::new(&SIZES, &Found::Cpu(Cpu::new()), &parameters.frozen())?;
+        let model = LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
+        let model_frozen = LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.frozen())?;
         let tokens = Tensor::new(&[[0u32, 1, 2, 3, 4]], &Device::Cpu)?;
         let off = &mut Dropout::off();
         let (whole, _) = model.forward(&tokens, &model.fresh(), None, off)?;

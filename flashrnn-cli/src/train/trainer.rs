@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use flashrnn::AnyBackend;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -14,7 +15,6 @@ use super::model::{Dropout, LanguageModel, Parameters, Sizes, State};
 use super::progress::Progress;
 use super::report::{Metrics, Report};
 use super::text::{Batches, Corpus, Vocabulary};
-use crate::backend::Found;
 
 /// How to train.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ pub fn train(
     sizes: &Sizes,
     vocabulary: &Vocabulary,
     corpus: &Corpus,
-    backend: &Found,
+    backend: &AnyBackend,
     report: &mut Report,
     progress: &mut Progress,
 ) -> Result<Trained> {
@@ -241,7 +241,7 @@ mod tests {
     fn decay_spares_biases_and_scales() -> Result<()> {
         let parameters = Parameters::seeded(1);
         let sizes = Sizes { cell: CellName::Gru, layers: 1, heads: 1, head_dim: 2, vocabulary: 3 };
-        LanguageModel::new(&sizes, &Found::Cpu(Cpu::new()), &parameters.builder())?;
+        LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
         let matrices: HashSet<String> =
             parameters.all().into_iter().map(|(name, _)| name).filter(|name| !is_vector(name)).collect();
         let want = ["embedding", "head.weight", "layers.0.r", "layers.0.w"].map(str::to_owned);
@@ -254,7 +254,7 @@ mod tests {
         // A network that knows nothing gives every character log2 V bits, whatever the cutting.
         let sizes = Sizes { cell: CellName::Lstm, layers: 1, heads: 1, head_dim: 4, vocabulary: 8 };
         let parameters = Parameters::seeded(1);
-        let model = LanguageModel::new(&sizes, &Found::Cpu(Cpu::new()), &parameters.builder())?;
+        let model = LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
         for (name, var) in parameters.all() {
             if name.starts_with("head") {
                 var.set(&var.zeros_like()?)?;
