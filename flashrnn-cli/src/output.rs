@@ -37,7 +37,10 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
             }
         }
         Ok(_) => write_through(path, bytes),
-        Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => replace(path, bytes, None),
+        Err(error) if error.kind() == ErrorKind::NotFound => match path.is_symlink() {
+            true => Err(io::Error::new(ErrorKind::NotFound, "a link to nothing")),
+            false => replace(path, bytes, None),
+        },
         Err(error) => Err(error),
     }
 }

@@ -305,6 +305,7 @@ fn usage() {
     for (args, says) in [
         (&["bench", "--head-dim", "0"][..], "at least 1"),
         (&["bench", "--seq-len", "99999999999"], "time"),
+        (&["bench", "--batch", "2000000", "--head-dim", "4096"], "GB of memory"),
         (&["bench", "--budget", "nan"], "budget"),
         (&["bench", "--budget", "-1"], "budget"),
         (&["bench", "--threads", "0"], "1 to 1024"),

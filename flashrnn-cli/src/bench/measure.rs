@@ -9,6 +9,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
+use crate::memory;
+
 /// What is timed.
 #[derive(Clone, Copy, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -51,6 +53,8 @@ pub fn measure<B: Backend, T: Element, C: Cell>(
     let plan = backend.plan::<T, T, C>(cell, problem)?;
     let shapes = plan.shapes();
     let size = |shape: &[usize]| shape.iter().product::<usize>();
+    let bytes = |shape: &[usize]| size_of::<T>() as u128 * size(shape) as u128;
+    memory::check(bytes(&shapes.wx()) + bytes(&shapes.h()), "this problem")?;
     let mut random = StdRng::seed_from_u64(0);
     // Uniform with variance `deviation`².
     let mut upload = |shape: &[usize], deviation: f64| {

@@ -1,5 +1,6 @@
 //! What the user sees while training runs, on stderr: a bar on a terminal, plain lines elsewhere.
 
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -42,7 +43,9 @@ impl Progress {
             let left = Duration::from_secs_f64(
                 self.start.elapsed().as_secs_f64() * (self.steps - line.step) as f64 / line.step as f64,
             );
-            eprintln!(
+            // A stderr that can't be written to is no reason to stop.
+            let _ = writeln!(
+                io::stderr(),
                 "step {}/{}  loss {:.3}  validation {:.3} bits/char  {:.0} chars/s  {} s left",
                 line.step,
                 self.steps,
