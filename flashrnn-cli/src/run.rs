@@ -72,7 +72,7 @@ pub fn main(args: Args) -> Result<()> {
     let backend = backend::find(args.backend, Some(args.dtype), args.kernel)?;
     let bytes = tensors::read(&args.input)?;
     let outputs = with_cell!(args.cell, |cell| {
-        with_dtype!(args.dtype, |T| { compute::<_, T, _>(&backend, &cell, &args, &bytes) })
+        with_dtype!(args.dtype, |T| compute::<_, T, _>(&backend, &cell, &args, &bytes))
     })
     .with_context(|| args.input.display().to_string())?;
     tensors::write(&args.output, &outputs)
@@ -161,8 +161,8 @@ fn compute<B: Backend, T: Element, C: Cell>(
         resets: resets.as_ref().map(|resets| backend.view(resets)),
         states: Some(backend.view_mut(&mut states)),
         last: Some(backend.view_mut(&mut last)),
-        saved: saved.as_mut(),
-        ..Forward::new(backend.view(&wx), &weights)
+        saved: saved.as_mut().map(flashrnn::Saved::view_mut),
+        ..Forward::new(&weights, backend.view(&wx))
     })?;
     let mut outputs = vec![
         ("states", Output::new(&shapes.states(), &backend.download(backend.view(&states))?)),
@@ -186,7 +186,7 @@ fn compute<B: Backend, T: Element, C: Cell>(
         d_r: Some(backend.view_mut(&mut d_r)),
         d_b: Some(backend.view_mut(&mut d_b)),
         d_s0: Some(backend.view_mut(&mut d_s0)),
-        ..Backward::new(&weights, backend.view(&states), saved, backend.view_mut(&mut d_wx))
+        ..Backward::new(&weights, backend.view(&states), saved.view(), backend.view_mut(&mut d_wx))
     })?;
     outputs.extend([
         ("d_Wx", Output::new(&shapes.wx(), &backend.download(backend.view(&d_wx))?)),

@@ -104,7 +104,7 @@ fn first<T: Element, C: Cell>(cuda: &Cuda, cell: &C, problem: &Problem) -> Resul
     plan.forward(Forward {
         h: Some(h.view_mut()),
         last: Some(last.view_mut()),
-        ..Forward::new(wx.view(), &weights)
+        ..Forward::new(&weights, wx.view())
     })?;
     cuda.synchronize()?;
     Ok([planned, before.elapsed()])

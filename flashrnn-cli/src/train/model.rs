@@ -15,7 +15,7 @@ use candle_core::{D, DType, Device, Error, Result, Shape, Tensor, Var};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
 use flashrnn::{AnyBackend, Cell};
-use flashrnn_candle::{Bridge, LayerSize, Output, Rnn, RnnLayer, SequenceOptions};
+use flashrnn_candle::{LayerSize, Output, Rnn, RnnLayer, SequenceOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -46,7 +46,7 @@ trait Recurrent {
     fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output>;
 }
 
-impl<C: Cell, B: Bridge> Recurrent for RnnLayer<C, B> {
+impl<C: Cell> Recurrent for RnnLayer<C> {
     fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
         RnnLayer::forward(self, x, options)
     }
