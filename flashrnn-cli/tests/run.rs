@@ -96,7 +96,7 @@ fn same_as_reference<C: Cell>(cell: &C, problem: &Problem, tensors_given: Tensor
     }
 }
 
-/// Every option alone and all together, and no time at all.
+/// Every option alone and all together, and no time or no rows at all.
 fn all_problems<C: Cell>(cell: &C) {
     let plain = Problem::new(3, 6, 2, 5);
     let problems = [
@@ -116,6 +116,7 @@ fn all_problems<C: Cell>(cell: &C) {
             ..Options::default()
         }),
         Problem::new(2, 0, 1, 4),
+        Problem::new(0, 3, 1, 4),
         Problem::new(1, 1, 1, 1),
     ];
     for problem in &problems {
