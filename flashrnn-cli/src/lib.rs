@@ -23,6 +23,7 @@ mod terminal;
 mod train;
 mod verify;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -90,13 +91,13 @@ fn start_threads() -> anyhow::Result<()> {
 
 /// Prints what is wrong with the command line, or the help that was asked for, and returns clap's exit status.
 fn refuse(error: &clap::Error) -> ExitCode {
-    let text = error.render().to_string();
-    let shown = escaped(&text);
-    if shown == text {
-        // In colour, where there is one.
-        let _ = error.print();
+    let steers = |arg: OsString| escaped(&arg.to_string_lossy()) != arg.to_string_lossy();
+    // Where stderr or stdout can't be written to there is nothing more to do.
+    if std::env::args_os().any(steers) {
+        // clap's colours are escape sequences, which can't be told from those of the argument.
+        let _ = write!(Printable(io::stderr()), "{}", error.render());
     } else {
-        let _ = write!(io::stderr(), "{shown}");
+        let _ = error.print();
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
