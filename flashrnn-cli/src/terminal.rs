@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn control_characters_are_shown_and_everything_else_stays() -> io::Result<()> {
         let mut out = Vec::new();
-        write!(Printable(&mut out), "é \x1b[2J\x07\r\u{9b}1m\u{202e}\"日本\"\t\\\n{}", "e\u{301}")?;
+        write!(Printable(&mut out), "é \x1b[2J\x07\r\u{9b}1m\u{202e}\"日本\"\t\\\ne\u{301}")?;
         let want = "é \\u{1b}[2J\\u{7}\\r\\u{9b}1m\\u{202e}\"日本\"\t\\\ne\u{301}";
         assert_eq!(String::from_utf8_lossy(&out), want);
         Ok(())
