@@ -1,13 +1,21 @@
-// What the fused kernels' helping warps do: bring a step's inputs to shared memory ahead of time, and take results from there,
-// 16 bytes a lane. A lane has one row of the batch, and its addresses are worked out once, before the time loop.
+// What the fused kernels' carrying warps do: bring a step's inputs to shared memory ahead of time, and take results from there, up to
+// 16 bytes a lane. Each of their threads serves one row of the batch, and works its addresses out once, before the time loop.
+//
+// -DCOPY_BYTES divides the addresses of all tensors of T and the bytes of D elements, and so the address of every row: 16, 8 or 4
+// are what a lane copies at a time. With 2, rows of 16-bit elements may begin in the middle of a word of 4 bytes. Then a lane copies
+// whole words: fetched rows lie in shared memory one element further where their address is odd (`Shifts`), and the first and the
+// last element of a stored row are written alone where their words are shared with other rows.
 #pragma once
 #include "fused.cuh"
 
 static_assert(ROWS == 4 || ROWS == 8, "the tensor cores take 8 rows of the batch; 4 leave more to other blocks");
 
-constexpr int LANES = 32 / ROWS;  // of a helping warp, for a row
+constexpr int LANES = 32 * HELPERS / ROWS;  // carrying threads for each row
 
-__device__ __forceinline__ int helping_row() { return threadIdx.x % 32 / LANES; }
+__device__ __forceinline__ int carrying_thread() { return threadIdx.x - 32 * WARPS; }
+
+// Whether rows may begin in the middle of a word.
+constexpr bool SHIFTED = COPY_BYTES < 4;
 
 // Which units, head and rows a block has.
 struct Block {
@@ -59,33 +67,78 @@ struct SharedAddresses {
     }
 };
 
-// This lane's share of the block's units of its row, of TENSORS tensors. In shared memory a tensor begins TENSOR_STRIDE elements
+// Which of up to 16 tensors' rows lie one element further in shared memory than where they are aligned, since they begin in the
+// middle of a word: bit i for tensor i.
+struct Shifts {
+    unsigned bits = 0;  // the lower half: at token 0; the upper half: those that change from each token to the next
+
+    template <class TensorOf> __device__ __forceinline__ Shifts(int tensors, TensorOf tensor_of) {
+        if (!SHIFTED) return;
+#pragma unroll
+        for (int i = 0; i < tensors; ++i) {
+            const auto tensor = tensor_of(i);
+            bits |= unsigned(reinterpret_cast<size_t>(tensor.first) / sizeof(T) & 1) << i;
+            bits |= unsigned(tensor.token_stride & 1) << (16 + i);
+        }
+    }
+
+    __device__ __forceinline__ unsigned at(Offset token) const {
+        return SHIFTED ? bits ^ (token & 1 ? bits >> 16 : 0) : 0;
+    }
+};
+
+static_assert(Cell::GATES <= 16 && Cell::STATES <= 16, "bits of Shifts");
+
+// The lanes that share a tensor's row, a power of 2: so that each has the fewest of `pieces` of `bytes` in `tensors` rows, and
+// among these the fewest lanes that copy 32 bytes at a time, since then a lane has more pieces at one address.
+__host__ __device__ constexpr int lanes_of_tensor(int tensors, int pieces, int bytes) {
+    int best = LANES, best_count = 1 << 30;
+    for (int lanes = LANES; lanes > 0 && lanes * bytes >= 32; lanes /= 2) {
+        const int together = LANES / lanes;
+        const int count = (tensors + together - 1) / together * ((pieces + lanes - 1) / lanes);
+        if (count > best_count) continue;
+        best = lanes;
+        best_count = count;
+    }
+    return best;
+}
+
+// This thread's share of the block's units of its row, of TENSORS tensors. In shared memory a tensor begins TENSOR_STRIDE elements
 // after the one before, a row ROW_STRIDE after the one before.
 //
 // A token is looked up where rows are ragged; elsewhere each call goes on to the next step by itself.
 template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces {
-    using Element = typename Plain<P>::Type;
-    static constexpr int WIDTH = 16 / sizeof(P);                // units of a piece
-    static constexpr int OF_ROW = (UNITS / WIDTH + LANES - 1) / LANES;  // pieces of a row, for each of its lanes
-    static constexpr int COUNT = (TENSORS * OF_ROW + HELPERS - 1) / HELPERS;
+    static constexpr bool SPLIT_WORDS = SHIFTED && sizeof(P) == sizeof(T);
+    // Rows of f32 beside 16-bit tensors have twice their alignment.
+    static constexpr int ALIGNMENT = COPY_BYTES * int(sizeof(P) / sizeof(T));
+    static constexpr int BYTES = ALIGNMENT < 4 ? 4 : ALIGNMENT > 16 ? 16 : ALIGNMENT;
+    static constexpr int WIDTH = BYTES / sizeof(P);          // units of a piece
+    static constexpr int OF_ROW = UNITS / WIDTH + SPLIT_WORDS;  // pieces of a row
+    static constexpr int SHARE = lanes_of_tensor(TENSORS, OF_ROW, BYTES);
+    static constexpr int TOGETHER = LANES / SHARE;  // tensors that the lanes of a row copy at once
+    static constexpr int OF_LANE = (TENSORS + TOGETHER - 1) / TOGETHER;  // tensors of a lane
+    static constexpr int COUNT = (OF_ROW + SHARE - 1) / SHARE;           // pieces of each
+    static constexpr int STEP = SHARE * WIDTH;                           // units from each to the next
+    using Word = typename WordOf<BYTES>::Type;
 
-    P* at[at_least_one(COUNT)];          // RAGGED: at token 0, else at the next step
-    Offset stride[at_least_one(COUNT)];  // elements from a token, or step, to the next
-    int place[at_least_one(COUNT)], units[at_least_one(COUNT)];  // in shared memory, in bytes; no units where there is nothing
+    P* at[at_least_one(OF_LANE)];          // RAGGED: at token 0, else at the next step
+    Offset stride[at_least_one(OF_LANE)];  // elements from a token, or step, to the next
+    int left[at_least_one(OF_LANE)];       // units of the row from this lane's first on; -1 where there is nothing
+    int unit, place;                       // this lane's first unit; its bytes from where tensor 0 lies in shared memory
 
     template <class TensorOf>
     __device__ __forceinline__ Pieces(const Block& block, const Walk& walk, TensorOf tensor_of) {
-        const int helper = threadIdx.x / 32 - WARPS, r = helping_row(), q = threadIdx.x % LANES;
+        const int r = carrying_thread() / LANES, q = carrying_thread() % LANES;
+        unit = q % SHARE * WIDTH;
+        place = (q / SHARE * TENSOR_STRIDE + r * ROW_STRIDE + unit) * int(sizeof(P));
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            const int item = helper + i * HELPERS;
-            const int which = item / OF_ROW, unit = (item % OF_ROW * LANES + q) * WIDTH;
-            const bool exists = which < TENSORS && unit < block.units && r < block.rows;
-            const Tensor<P> tensor = exists ? tensor_of(which) : Tensor<P>{nullptr, 0};
+        for (int i = 0; i < OF_LANE; ++i) {
+            const int which = q / SHARE + i * TOGETHER;
+            const Tensor<P> tensor = tensor_of(::min(which, TENSORS - 1));
+            const bool exists = which < TENSORS && r < block.rows && tensor.first;
             at[i] = tensor.first + unit + (RAGGED ? 0 : walk.token * tensor.token_stride);
             stride[i] = tensor.token_stride * (RAGGED ? 1 : walk.advance);
-            place[i] = (which * TENSOR_STRIDE + r * ROW_STRIDE + unit) * int(sizeof(P));
-            units[i] = tensor.first ? ::min(WIDTH, block.units - unit) : 0;
+            left[i] = exists ? ::max(block.units - unit, -1) : -1;
         }
     }
 
@@ -96,36 +149,94 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
         return now;
     }
 
-    // Brings what lies at `token` to shared memory at `shared`, without waiting where the addresses are aligned.
+    // 1 where an element lies in the upper half of a word.
+    static __device__ __forceinline__ int shift(const P* p) {
+        return SPLIT_WORDS ? int(reinterpret_cast<size_t>(p) / sizeof(P) & 1) : 0;
+    }
+
+    // Where piece j of tensor i lies in shared memory, of this lane's.
+    __device__ __forceinline__ unsigned in(unsigned shared, int i, int j) const {
+        return shared + place + (i * TOGETHER * TENSOR_STRIDE + j * STEP) * int(sizeof(P));
+    }
+
+    // Brings what lies at `token` to shared memory at `shared`, without waiting: shifted rows one element further.
     __device__ __forceinline__ void fetch(unsigned shared, Offset token) {
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
+        for (int i = 0; i < OF_LANE; ++i) {
             const P* from = address(i, token);
-            if (units[i] <= 0) continue;
-            if constexpr (ALIGNED)
-                copy_async(shared + place[i], from);
-            else
-                for (int unit = 0; unit < units[i]; ++unit) in_shared<Element>(shared + place[i], unit) = from[unit];
+            // Of a split word, both elements or one are the row's. The element before it is some other's in the same memory; the one
+            // after it might be in none, and is not read.
+            const int shift = this->shift(from), units = left[i] + shift;
+            from -= shift;
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j) {
+                if (units <= j * STEP) continue;
+                if constexpr (SPLIT_WORDS)
+                    copy_word_async(in(shared, i, j), from + j * STEP, may_be_whole(j) && units > j * STEP + 1 ? 4 : 2);
+                else
+                    copy_async<BYTES>(in(shared, i, j), from + j * STEP);
+            }
         }
     }
 
-    // Takes what lies at `shared` to `token`; zeros where the row is not active.
+    // Takes what lies at `shared` to `token`; zeros where the row is not active. Of so many pieces at once that one's way to shared
+    // memory hides behind another's.
     __device__ __forceinline__ void store(unsigned shared, Offset token, bool active) {
-        uint4 v[at_least_one(COUNT)];
+        constexpr int AT_ONCE = COUNT >= 8 ? 1 : 8 / COUNT;
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i)
-            if (ALIGNED && units[i] > 0)
-                v[i] = active ? in_shared<uint4>(shared + place[i]) : uint4{0, 0, 0, 0};
+        for (int first = 0; first < OF_LANE; first += AT_ONCE) store_some<AT_ONCE>(first, shared, token, active);
+    }
+
+    // AT_ONCE tensors of this lane, from `first` on.
+    template <int AT_ONCE>
+    __device__ __forceinline__ void store_some(int first, unsigned shared, Offset token, bool active) {
+        Word v[AT_ONCE][COUNT];
+        P* to[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            P* to = address(i, token);
-            if (units[i] <= 0) continue;
-            if constexpr (ALIGNED)
-                *reinterpret_cast<uint4*>(to) = v[i];
-            else
-                for (int unit = 0; unit < units[i]; ++unit)
-                    to[unit] = active ? in_shared<Element>(shared + place[i], unit) : Element{};
+        for (int k = 0; k < AT_ONCE && first + k < OF_LANE; ++k) {
+            const int i = first + k;
+            to[k] = address(i, token);
+            const int shift = this->shift(to[k]);
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j) {
+                v[k][j] = Word{};
+                if constexpr (SPLIT_WORDS) {
+                    const int units = left[i] + shift - j * STEP;
+                    const unsigned low = load_half_if(active && has_low(shift, units, j), in(shared, i, j) - 2 * shift);
+                    const unsigned high = load_half_if(active && has_high(units, j), in(shared, i, j) + 2 - 2 * shift);
+                    v[k][j] = low | high << 16;
+                } else if (active && left[i] > j * STEP) {
+                    v[k][j] = in_shared<Word>(in(shared, i, j));
+                }
+            }
         }
+#pragma unroll
+        for (int k = 0; k < AT_ONCE && first + k < OF_LANE; ++k) {
+            const int i = first + k;
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j) {
+                if constexpr (SPLIT_WORDS)
+                    store_split(to[k], v[k][j], left[i], j);
+                else if (left[i] > j * STEP)
+                    *reinterpret_cast<Word*>(to[k] + j * STEP) = v[k][j];
+            }
+        }
+    }
+
+    // Whether the elements of split word j are units of the row. `units` are left from the word's first element on, which a shift
+    // puts before unit 0 in the first word of a row; the word past UNITS has one at most.
+    __device__ __forceinline__ bool has_low(int shift, int units, int j) const { return units > 0 && (j > 0 || unit >= shift); }
+    static __device__ __forceinline__ bool has_high(int units, int j) { return may_be_whole(j) && units > 1; }
+    static __device__ __forceinline__ constexpr bool may_be_whole(int j) { return j * STEP < UNITS; }
+
+    // Stores split word j: of a word that is shared with another row only this row's element.
+    __device__ __forceinline__ void store_split(P* to, unsigned v, int left, int j) const {
+        const int shift = Pieces::shift(to), units = left + shift - j * STEP;
+        const bool low = has_low(shift, units, j), high = has_high(units, j);
+        P* const word = to - shift + j * STEP;
+        if (may_be_whole(j)) store_if(low && high, reinterpret_cast<unsigned*>(word), v);
+        store_if(low && !high, reinterpret_cast<unsigned short*>(word), (unsigned short)v);
+        if (j == 0) store_if(high && !low, reinterpret_cast<unsigned short*>(word) + 1, (unsigned short)(v >> 16));
     }
 };
 

@@ -36,9 +36,43 @@ template <class P> __device__ __forceinline__ P& in_shared(unsigned address, int
     return static_cast<P*>(__cvta_shared_to_generic(address))[i];
 }
 
-// Copies 16 bytes from global to shared memory without waiting.
-__device__ __forceinline__ void copy_async(unsigned to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+// What is copied at a time.
+template <int BYTES> struct WordOf;
+template <> struct WordOf<16> { using Type = uint4; };
+template <> struct WordOf<8> { using Type = uint2; };
+template <> struct WordOf<4> { using Type = unsigned; };
+
+// Copies 16, 8 or 4 bytes from global to shared memory without waiting.
+template <int BYTES> __device__ __forceinline__ void copy_async(unsigned to, const void* from) {
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
+}
+
+// Copies a word, of which only the first `bytes` are read: what follows them becomes 0.
+__device__ __forceinline__ void copy_word_async(unsigned to, const void* from, unsigned bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+// Loads two bytes from shared memory where `holds`, else 0, without a branch.
+__device__ __forceinline__ unsigned short load_half_if(bool holds, unsigned from) {
+    unsigned short v = 0;
+    asm volatile("{.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p ld.shared.u16 %0, [%1];}"
+                 : "+h"(v)
+                 : "r"(from), "r"(unsigned(holds))
+                 : "memory");
+    return v;
+}
+
+// Stores to global memory where `holds`, without a branch.
+__device__ __forceinline__ void store_if(bool holds, unsigned* to, unsigned v) {
+    asm volatile("{.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p st.global.u32 [%1], %2;}" ::"r"(unsigned(holds)), "l"(to), "r"(v)
+                 : "memory");
+}
+__device__ __forceinline__ void store_if(bool holds, unsigned short* to, unsigned short v) {
+    asm volatile("{.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p st.global.u16 [%1], %2;}" ::"r"(unsigned(holds)), "l"(to), "h"(v)
+                 : "memory");
 }
 
 __device__ __forceinline__ void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }

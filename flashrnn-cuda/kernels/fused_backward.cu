@@ -74,6 +74,19 @@ __device__ __forceinline__ void arrive_for_round(Shared& shared, unsigned round)
     if (threadIdx.x % 32 == 0) shared.arrived[round % 2].arrive();
 }
 
+// The tensors that a step reads, from the block's first unit: gates, the gradients given, and the states.
+__device__ __forceinline__ Tensor<const T> gate_in(const BackwardCall& call, const Block& block, int gate) {
+    return gate_tensor(call.gates, call.sizes, gate, block.place());
+}
+__device__ __forceinline__ Tensor<const T> d_in(const BackwardCall& call, const Block& block, int s) {
+    const Offset units = call.sizes.units(), at = s * call.sizes.tokens() * units + block.place();
+    return {s < call.d_states_count ? call.d_states + at : nullptr, units};
+}
+__device__ __forceinline__ Tensor<const T> state_in(const BackwardCall& call, const Block& block, int s) {
+    const Offset units = call.sizes.units();
+    return {call.states + s * call.sizes.tokens() * units + block.place(), units};
+}
+
 __device__ __forceinline__ void compute(const BackwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
@@ -117,11 +130,19 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     // Of a step, what it needs to know before its dh is there.
     float residuals[MINE][Cell::RESIDUALS], outside[MINE][Cell::STATES];
     bool clipped[MINE];  // h was: it has no gradient
+    const Shifts gate_shifts(Cell::GATES, [&](int gate) { return gate_in(call, block, gate); });
+    const Shifts d_shifts(Cell::STATES, [&](int s) { return d_in(call, block, s); });
+    const Shifts state_shifts(Cell::STATES, [&](int s) { return state_in(call, block, s); });
     const auto active = [&](int round) { return !RAGGED || sizes.time - 1 - round < length; };
     const auto linearize = [&](int round) {
         if (!active(round)) return;
         const int stage = unsigned(round) % STAGES;
         const bool reset = RAGGED && call.resets && shared.resets[stage] >> b & 1;
+        const int step = sizes.time - 1 - round;
+        const Offset token = token_of(sizes, row.index, row.length, step);
+        const unsigned of_gates = gate_shifts.at(token), of_d = d_shifts.at(token);
+        // The state before the first step is not copied but computed.
+        const unsigned of_before = step > 0 ? state_shifts.at(token_of(sizes, row.index, row.length, step - 1)) : 0;
 #pragma unroll
         for (int j = 0; j < MINE; ++j) {
             if (!has(j)) continue;
@@ -131,13 +152,13 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             for (int gate = 0; gate < Cell::GATES; ++gate)
                 gates[gate] = kept_wide(Cell::WIDE_GATES, gate)
                                   ? shared.wide[stage][WIDE_STATES + rank(Cell::WIDE_GATES, gate)][b][unit]
-                                  : widen(shared.in[stage][GATES_IN + gate][b][unit]);
+                                  : widen(shared.in[stage][GATES_IN + gate][b][unit + (of_gates >> gate & 1)]);
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s) {
                 before[s] = kept_wide(Cell::WIDE, s) ? shared.wide[stage][rank(Cell::WIDE, s)][b][unit]
-                                                : widen(shared.in[stage][BEFORE_IN + s][b][unit]);
+                                                : widen(shared.in[stage][BEFORE_IN + s][b][unit + (of_before >> s & 1)]);
                 if (reset) before[s] = 0.0f;
-                outside[j][s] = widen(shared.in[stage][D_IN + s][b][unit]);  // 0 where none is given
+                outside[j][s] = widen(shared.in[stage][D_IN + s][b][unit + (of_d >> s & 1)]);  // 0 where none is given
             }
             Cell::linearize(before, gates, residuals[j]);
             if (CLIPS) {
@@ -254,7 +275,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 
 __device__ __forceinline__ void carry(const BackwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
-    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = helping_row();
+    const int r = carrying_thread() / LANES;
     const bool row_exists = r < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
     const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
@@ -262,12 +283,10 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     // Of the step, and of the step before it.
     const Walk walk(sizes, row, sizes.time - 1, -1), walk_before(sizes, row, sizes.time - 2, -1);
     Pieces<const T, Cell::GATES, ROWS * IN_STRIDE, IN_STRIDE> gates(
-        block, walk, [&](int gate) { return gate_tensor(call.gates, sizes, gate, place); });
-    Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> d(block, walk, [&](int s) {
-        return Tensor<const T>{s < call.d_states_count ? call.d_states + s * tensor + place : nullptr, units};
-    });
+        block, walk, [&](int gate) { return gate_in(call, block, gate); });
+    Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> d(block, walk, [&](int s) { return d_in(call, block, s); });
     Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> before(
-        block, walk_before, [&](int s) { return Tensor<const T>{call.states + s * tensor + place, units}; });
+        block, walk_before, [&](int s) { return state_in(call, block, s); });
     Pieces<const float, WIDE_GATES, ROWS * WIDE_STRIDE, WIDE_STRIDE> wide_gates(
         block, walk, [&](int which) { return Tensor<const float>{call.wide_gates + which * tensor + place, units}; });
     Pieces<const float, WIDE_STATES, ROWS * WIDE_STRIDE, WIDE_STRIDE> wide_before(
@@ -280,7 +299,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
 
     // The state before the first step is f32: here it is rounded as those of the other steps are, but for the wide ones.
     const auto fetch_s0 = [&](int stage) {
-        for (int i = threadIdx.x - WARPS * 32; i < Cell::STATES * ROWS * UNITS; i += HELPERS * 32) {
+        for (int i = carrying_thread(); i < Cell::STATES * ROWS * UNITS; i += HELPERS * 32) {
             const int s = i / (ROWS * UNITS), b = i / UNITS % ROWS, unit = i % UNITS;
             const bool given = call.s0 && b < block.rows && unit < block.units;
             const Offset at = (Offset(s) * sizes.batch + block.row0 + b) * units + place + unit;
@@ -289,6 +308,8 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
             if (kept_wide(Cell::WIDE, s)) shared.wide[stage][rank(Cell::WIDE, s)][b][unit] = v;
         }
     };
+    // The first carrying warp asks for the rows' resets, a lane a row: 8 lanes of this step's, 8 of the step after.
+    const Row asked(sizes, call.lengths, block.row0 + ::min(carrying_thread() % 8, block.rows - 1));
     const SharedAddresses at(&shared);
     const auto fetch = [&](int round) {
         const int step = sizes.time - 1 - round, stage = round % STAGES;
@@ -304,14 +325,11 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
                 wide_before.fetch(at(&shared.wide[stage][0][0][0]), previous);
             }
         }
-        if (RAGGED && call.resets && helper == 0 && step >= -1) {
-            const int q = lane % LANES;
-            const bool asks = row_exists && q < 2 && step + q >= 0;
-            const unsigned votes = __ballot_sync(~0u, asks && row.reset(sizes, call.resets, step + q));
-            unsigned mask = 0;
-#pragma unroll
-            for (int i = 0; i < ROWS; ++i) mask |= (votes >> (i * LANES) & 1) << i | (votes >> (i * LANES + 1) & 1) << (8 + i);
-            if (lane == 0) shared.resets[stage] = mask;
+        if (RAGGED && call.resets && carrying_thread() < 32 && step >= -1) {
+            const int asked_step = step + carrying_thread() / 8;
+            const bool asks = carrying_thread() < 16 && carrying_thread() % 8 < block.rows && asked_step >= 0;
+            const unsigned mask = __ballot_sync(~0u, asks && asked.reset(sizes, call.resets, asked_step));
+            if (carrying_thread() == 0) shared.resets[stage] = mask;
         }
         end_copy_group();
     };

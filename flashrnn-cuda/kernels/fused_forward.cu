@@ -4,7 +4,7 @@
 // waits: blocks of a cluster hand each other h, different heads and rows never meet.
 //
 // Warps: SPLIT for each 8 units, which *compute*, each a part of k, and HELPERS that *carry*: they fetch wx STAGES - 1 steps ahead
-// and store what was computed the step before, 16 bytes a lane.
+// and store what was computed the step before, up to 16 bytes a lane.
 //
 // Registers of a computing warp: the rows of R of its 8 units, all gates, for its part of k. A thread gets every gate of one unit,
 // lane / 4, for one or two rows of the batch, and keeps their states in registers from first to last step.
@@ -65,6 +65,12 @@ __device__ __forceinline__ void arrive_for_step(Shared& shared, unsigned step) {
     if (threadIdx.x % 32 == 0) shared.arrived[step % 2].arrive();
 }
 
+// A gate's part of wx, from the block's first unit.
+__device__ __forceinline__ Tensor<const T> x_tensor(const ForwardCall& call, const Block& block, int gate) {
+    const Offset units = call.sizes.units();
+    return {call.wx + gate * units + block.place(), Cell::EXTERNAL * units};
+}
+
 __device__ __forceinline__ void compute(const ForwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
@@ -97,6 +103,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 #if __CUDA_ARCH__ >= 900
     const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
 #endif
+    const Shifts x_shifts(Cell::EXTERNAL, [&](int gate) { return x_tensor(call, block, gate); });
 
     arrive_for_step(shared, 0);
     for (unsigned step = 0; step < unsigned(sizes.time); ++step) {
@@ -135,7 +142,18 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 
         // While they multiply: the gates without the product.
         float x[at_least_one(Cell::EXTERNAL)][ROWS_OF_LANE], gates[ROWS_OF_LANE][Cell::GATES];
-        load_tensors<Cell::EXTERNAL>(x, &shared.x[stage][0][0][first_unit], ROWS * X_STRIDE, X_STRIDE);
+        if constexpr (SHIFTED) {
+#pragma unroll
+            for (int j = 0; j < ROWS_OF_LANE; ++j) {
+                const int row = q * ROWS_OF_LANE + j;
+                const unsigned shifts = x_shifts.at(token_of(sizes, block.row0 + row, RAGGED ? lengths[j] : sizes.time, step));
+#pragma unroll
+                for (int gate = 0; gate < Cell::EXTERNAL; ++gate)
+                    x[gate][j] = widen(shared.x[stage][gate][row][first_unit + r + (shifts >> gate & 1)]);
+            }
+        } else {
+            load_tensors<Cell::EXTERNAL>(x, &shared.x[stage][0][0][first_unit], ROWS * X_STRIDE, X_STRIDE);
+        }
 #pragma unroll
         for (int j = 0; j < ROWS_OF_LANE; ++j) {
 #pragma unroll
@@ -218,15 +236,14 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 
 __device__ __forceinline__ void carry(const ForwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
-    const int helper = threadIdx.x / 32 - WARPS, lane = threadIdx.x % 32, r = helping_row();
+    const int r = carrying_thread() / LANES;
     const bool row_exists = r < block.rows;
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? r : 0));
     const Walk walk(sizes, row, 0, 1);
     const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
 
-    Pieces<const T, Cell::EXTERNAL, ROWS * X_STRIDE, X_STRIDE> x(block, walk, [&](int gate) {
-        return Tensor<const T>{call.wx + gate * units + place, Cell::EXTERNAL * units};
-    });
+    Pieces<const T, Cell::EXTERNAL, ROWS * X_STRIDE, X_STRIDE> x(
+        block, walk, [&](int gate) { return x_tensor(call, block, gate); });
     Pieces<T, 2, 0, H_STRIDE> h(block, walk, [&](int which) {
         T* to = which == 0 ? call.h : call.states;
         return Tensor<T>{to ? to + place : nullptr, units};
@@ -242,17 +259,16 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
         return Tensor<float>{to ? to + of * tensor + place : nullptr, units};
     });
 
+    // The first carrying warp asks for the rows' resets, a lane a row.
+    const Row asked(sizes, call.lengths, block.row0 + ::min(carrying_thread(), block.rows - 1));
     const SharedAddresses at(&shared);
     const auto fetch = [&](int step) {
         const int stage = step % STAGES;
         if (step < sizes.time && row_exists) x.fetch(at(&shared.x[stage][0][0][0]), row.token(sizes, step));
-        if (RAGGED && call.resets && helper == 0 && step < sizes.time) {
-            const bool set = row_exists && lane % LANES == 0 && row.reset(sizes, call.resets, step);
-            const unsigned votes = __ballot_sync(~0u, set);
-            unsigned mask = 0;
-#pragma unroll
-            for (int i = 0; i < ROWS; ++i) mask |= (votes >> (i * LANES) & 1) << i;
-            if (lane == 0) shared.resets[stage] = mask;
+        if (RAGGED && call.resets && carrying_thread() < 32 && step < sizes.time) {
+            const bool set = carrying_thread() < block.rows && asked.reset(sizes, call.resets, step);
+            const unsigned mask = __ballot_sync(~0u, set);
+            if (carrying_thread() == 0) shared.resets[stage] = mask;
         }
         end_copy_group();
     };

@@ -19,6 +19,11 @@ struct Sizes {
     }
 };
 
+// The token of a step of a row of this length.
+__device__ __forceinline__ Offset token_of(const Sizes& sizes, int row, int length, int step) {
+    return sizes.token(row, sizes.reverse && step < length ? length - 1 - step : step);
+}
+
 // One row of the batch.
 struct Row {
     int index, length;
@@ -30,7 +35,7 @@ struct Row {
     __device__ __forceinline__ bool active(int step) const { return step < length; }
 
     __device__ __forceinline__ Offset token(const Sizes& sizes, int step) const {
-        return sizes.token(index, sizes.reverse && step < length ? length - 1 - step : step);
+        return token_of(sizes, index, length, step);
     }
 
     // Whether the state is zeroed before this step.

@@ -9,11 +9,25 @@ struct alignas(16) Vector {
     T of[LENGTH];
 };
 
+// Up to LENGTH elements from `from` on, as wide as its address allows; zeros after the first `count`.
+__device__ __forceinline__ Vector load_vector(const T* from, int count) {
+    const size_t address = reinterpret_cast<size_t>(from);
+    if (count >= Vector::LENGTH && address % sizeof(Vector) == 0) return *reinterpret_cast<const Vector*>(from);
+    Vector v;
+    if (count >= Vector::LENGTH && address % sizeof(unsigned) == 0) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) reinterpret_cast<unsigned*>(&v)[i] = reinterpret_cast<const unsigned*>(from)[i];
+        return v;
+    }
+#pragma unroll
+    for (int i = 0; i < Vector::LENGTH; ++i) v.of[i] = i < count ? from[i] : rounded<T>(0.0f);
+    return v;
+}
+
 // h before every step, as the product read it: out [tokens, N, depth], 0 after a reset, beyond a row's length, and where k
-// pads D. A warp a token; a lane writes 16 bytes at a time, and reads as many where they lie aligned.
+// pads D. A warp a token; a lane writes 16 bytes at a time.
 extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, const int* lengths,
                                       const unsigned char* resets, T* out) {
-    const bool aligned = sizes.head_dim % Vector::LENGTH == 0 && reinterpret_cast<size_t>(h) % sizeof(Vector) == 0;
     // 32 bits count the vectors of a token: 2^32 of them would be 64 GiB.
     const unsigned a_head = sizes.depth / Vector::LENGTH, a_token = sizes.heads * a_head;
     const int warps = blockDim.x / 32;
@@ -30,26 +44,31 @@ extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, 
         for (unsigned i = threadIdx.x % 32; i < a_token; i += 32) {
             const int k = i % a_head * Vector::LENGTH;
             const Offset unit = Offset(i / a_head) * sizes.head_dim + k;
-            Vector v;
-            if (before && aligned && k < sizes.head_dim) {
-                v = *reinterpret_cast<const Vector*>(before + unit);
-            } else {
-#pragma unroll
-                for (int j = 0; j < Vector::LENGTH; ++j) {
-                    const bool exists = k + j < sizes.head_dim;
-                    v.of[j] = exists && before ? before[unit + j] : saturated<T>(exists && first ? first[unit + j] : 0.0f);
-                }
+            if (before) {
+                to[i] = load_vector(before + unit, sizes.head_dim - k);
+                continue;
             }
+            Vector v;
+#pragma unroll
+            for (int j = 0; j < Vector::LENGTH; ++j)
+                v.of[j] = saturated<T>(first && k + j < sizes.head_dim ? first[unit + j] : 0.0f);
             to[i] = v;
         }
     }
 }
 
-// Rows of D elements, each padded with zeros to `depth`: so that their addresses are multiples of 16. A thread an element.
+// Rows of D elements, each padded with zeros to `depth`: so that their addresses are multiples of 16. A power of 2 of lanes, up to
+// 32, has a row, and a lane writes 16 bytes at a time.
 extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int depth, T* out) {
-    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < count * depth; i += Offset(gridDim.x) * blockDim.x) {
-        const int k = int(i % depth);
-        out[i] = k < head_dim ? rows[i / depth * head_dim + k] : rounded<T>(0.0f);
+    const int vectors = depth / Vector::LENGTH;
+    int log_lanes = 0;
+    while (log_lanes < 5 && 1 << log_lanes < vectors) ++log_lanes;
+    const Offset thread = Offset(blockIdx.x) * blockDim.x + threadIdx.x, threads = Offset(gridDim.x) * blockDim.x;
+    for (Offset row = thread >> log_lanes; row < count; row += threads >> log_lanes) {
+        const T* from = rows + row * head_dim;
+        Vector* to = reinterpret_cast<Vector*>(out + row * depth);
+        for (int i = int(thread) & ((1 << log_lanes) - 1); i < vectors; i += 1 << log_lanes)
+            to[i] = load_vector(from + i * Vector::LENGTH, head_dim - i * Vector::LENGTH);
     }
 }
 

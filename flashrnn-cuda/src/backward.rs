@@ -13,8 +13,7 @@ use crate::tokens::Rows;
 impl Engine {
     pub(crate) fn backward<T: Element, W: Element>(&self, call: Backward<'_, Cuda, T, W>) -> Result<()> {
         let given = self.backward_call(&call);
-        // Whether a fused kernel can run depends on alignment, which every buffer of the scratch memory has.
-        let fused = self.fused_backward.as_ref().filter(|fused| fused.can_run(&given));
+        let fused = self.fused_backward.as_ref();
         let needs = BackwardNeeds {
             d_r: call.d_r.is_some(),
             d_b: call.d_b.is_some(),

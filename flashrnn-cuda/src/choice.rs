@@ -33,7 +33,7 @@ impl KernelChoice {
     #[must_use]
     pub fn forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Self {
         match spread::fused_forward(shapes, element_bytes, gpu) {
-            Some(fused) => Self::fused("forward", shapes, element_bytes, fused),
+            Some(fused) => Self::fused("forward", shapes, fused),
             None => Self::alternating_forward(shapes, element_bytes, why_not_fused(gpu)),
         }
     }
@@ -42,7 +42,7 @@ impl KernelChoice {
     #[must_use]
     pub fn backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Self {
         match spread::fused_backward(shapes, element_bytes, gpu) {
-            Some(fused) => Self::fused("backward", shapes, element_bytes, fused),
+            Some(fused) => Self::fused("backward", shapes, fused),
             None => Self::alternating_backward(shapes, element_bytes, why_not_fused(gpu)),
         }
     }
@@ -57,7 +57,7 @@ impl KernelChoice {
         Self::alternating("backward", shapes, select::backward_tile(shapes, element_bytes), why)
     }
 
-    fn fused(pass: &'static str, shapes: &Shapes, element_bytes: usize, fused: Fused) -> Self {
+    fn fused(pass: &'static str, shapes: &Shapes, fused: Fused) -> Self {
         Self {
             pass,
             family: "fused",
@@ -66,12 +66,7 @@ impl KernelChoice {
             warps: fused.threads() / 32,
             blocks: fused.grid(shapes),
             cluster: fused.blocks,
-            why: match spread::aligned(shapes, element_bytes) {
-                true => {
-                    "R fits the registers of a cluster; tensors that do not begin at 16 bytes: alternating"
-                }
-                false => "R fits the registers of a cluster",
-            },
+            why: "R fits the registers of a cluster",
         }
     }
 

@@ -9,7 +9,7 @@ use flashrnn_core::{Dtype, Element, Error, Layout, Problem, Result, Save, Shapes
 use crate::call::{Address, Gates, Sizes};
 use crate::choice::KernelChoice;
 use crate::device::{Cuda, Device, Family};
-use crate::fused::{FusedBackward, FusedForward};
+use crate::fused::{FusedBackward, FusedForward, FusedProblem};
 use crate::launch::Kernel;
 use crate::memory::{View, ViewMut};
 use crate::packed::PackedOrder;
@@ -32,7 +32,7 @@ pub(crate) struct Engine {
     /// D rounded up to whole chunks of the kernels.
     pub depth: usize,
     pub forward: Arc<TimeLoop>,
-    /// Used in place of `forward` where the head fits a cluster and the tensors are aligned.
+    /// Used in place of `forward` where the head fits a cluster.
     pub fused_forward: Option<FusedForward>,
     pub backward: Arc<TimeLoop>,
     /// As `fused_forward`.
@@ -73,6 +73,7 @@ impl Engine {
         let clips = clips || problem.options.cut_recurrent_grad;
         let uses = Uses { clips, waits: cuda.waits, ..Uses::default() };
         let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
+        let fused = FusedProblem { device, cell, element, bytes, shapes, uses };
         let (forward, fused_forward, backward, fused_backward, tokens, weights) =
             std::thread::scope(|scope| {
                 let forward = spawn(scope, || {
@@ -81,14 +82,10 @@ impl Engine {
                     loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
                 });
                 let fused_forward = spawn(scope, || {
-                    wanted(fused_forward)
-                        .map(|fused| FusedForward::new(device, cell, (element, bytes), shapes, fused, uses))
-                        .transpose()
+                    wanted(fused_forward).map(|layout| FusedForward::new(&fused, layout)).transpose()
                 });
                 let fused_backward = spawn(scope, || {
-                    wanted(fused_backward)
-                        .map(|fused| FusedBackward::new(device, cell, (element, bytes), shapes, fused, uses))
-                        .transpose()
+                    wanted(fused_backward).map(|layout| FusedBackward::new(&fused, layout)).transpose()
                 });
                 let backward = spawn(scope, || {
                     let tile = select::backward_tile(shapes, bytes);

@@ -29,7 +29,7 @@ impl Engine {
             wide_gates,
             ..self.weighted(weights)
         };
-        let fused = self.fused_forward.as_ref().filter(|fused| fused.can_run(&arguments));
+        let fused = self.fused_forward.as_ref();
         let scratch = self.scratch(workspace.as_ref(), |bump| {
             self.forward_scratch(bump, arguments.carried == 0, fused.is_none())
         })?;
@@ -53,7 +53,7 @@ impl Engine {
             h: address_mut(&h),
             ..self.weighted(weights)
         };
-        if let Some(fused) = self.fused_forward.as_ref().filter(|fused| fused.can_run(&arguments)) {
+        if let Some(fused) = &self.fused_forward {
             return fused.run(arguments);
         }
         let exchange: Buffer<T> = self.device.alloc(2 * self.forward_exchange())?;

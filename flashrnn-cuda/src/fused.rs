@@ -1,6 +1,6 @@
-//! The fused kernels of a plan: one launch a pass, all time steps in it.
+//! The fused kernels of a plan: one launch per pass, all time steps in it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use flashrnn_core::{Dtype, Result, Shapes};
 
@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::engine::{joined, spawn};
 use crate::launch::{Kernel, Launch};
 use crate::programs::{self, CellSource, Uses};
-use crate::spread::{self, Fused};
+use crate::spread::{COPY_BYTES, Fused};
 use crate::time_loop::{argument, grid};
 
 /// A fused kernel and its launch.
@@ -18,121 +18,177 @@ struct Pass {
     launch: Launch,
 }
 
-/// The fused forward kernels of a problem.
-pub(crate) struct FusedForward {
-    device: Arc<Device>,
-    /// The kernels copy 16 bytes at a time.
-    aligned: bool,
-    /// Where h and the last states are all that is written; without and with lengths or resets.
-    inference: [Pass; 2],
-    /// Where also what a backward pass needs is.
-    training: [Pass; 2],
+/// Which version of a kernel a call needs.
+#[derive(Clone, Copy, PartialEq)]
+struct Version {
+    /// Forward: it writes what a backward pass needs.
+    saves: bool,
+    /// There are lengths or resets.
+    ragged: bool,
+    /// One of [`COPY_BYTES`], which divides all addresses.
+    copy_bytes: usize,
 }
 
-impl FusedForward {
-    pub(crate) fn new(
-        device: &Arc<Device>,
-        cell: &CellSource,
-        (element, bytes): (Dtype, usize),
-        shapes: &Shapes,
-        fused: Fused,
-        uses: Uses,
-    ) -> Result<Self> {
-        let pass = |saves, ragged| -> Result<Pass> {
-            let uses = Uses { saves, ragged, ..uses };
-            let program = programs::fused_forward(cell, element, shapes, fused, uses);
-            let kernel = device.module(&program)?.kernel("fused_forward")?;
-            let launch = Launch {
-                shared: fused.forward_shared(shapes, bytes, saves) as u32,
-                cluster: fused.blocks as u32,
-                ..Launch::new(grid(fused.grid(shapes))?, fused.threads() as u32)
-            };
-            Ok(Pass { kernel, launch })
-        };
-        let (inference, training) = std::thread::scope(|scope| {
-            let training = spawn(scope, || at_once(|ragged| pass(true, ragged)));
-            (at_once(|ragged| pass(false, ragged)), joined(training))
-        });
-        Ok(Self {
-            device: device.clone(),
-            aligned: spread::aligned(shapes, bytes),
-            inference: inference?,
-            training: training?,
+impl Version {
+    /// Number of versions, and this one's index among them.
+    const COUNT: usize = 4 * COPY_BYTES.len();
+
+    fn index(self) -> usize {
+        let copy = COPY_BYTES.iter().position(|&bytes| bytes == self.copy_bytes);
+        copy.unwrap_or(0) * 4 + usize::from(self.saves) * 2 + usize::from(self.ragged)
+    }
+}
+
+/// The versions of a kernel, each compiled when it is first needed.
+struct Versions {
+    device: Arc<Device>,
+    cell: CellSource,
+    element: Dtype,
+    bytes: usize,
+    shapes: Shapes,
+    fused: Fused,
+    uses: Uses,
+    backward: bool,
+    passes: [OnceLock<Pass>; Version::COUNT],
+}
+
+impl Versions {
+    /// Compiles those of `wanted` at the same time.
+    fn compile(&self, wanted: &[Version]) -> Result<()> {
+        std::thread::scope(|scope| {
+            let compile = |&version| spawn(scope, move || self.get(version).map(drop));
+            let threads: Vec<_> = wanted.iter().map(compile).collect();
+            threads.into_iter().try_for_each(joined)
         })
     }
 
-    /// Whether the kernels can use the tensors of `call`.
-    pub(crate) fn can_run(&self, call: &ForwardCall) -> bool {
-        let gates = [call.gates.external, call.gates.inner];
-        !self.aligned || lie_aligned(&[&[call.wx, call.h, call.states][..], &gates].concat())
+    fn get(&self, version: Version) -> Result<&Pass> {
+        let place = &self.passes[version.index()];
+        if let Some(pass) = place.get() {
+            return Ok(pass);
+        }
+        let Version { saves, ragged, copy_bytes } = version;
+        let uses = Uses { saves, ragged, copy_bytes: Some(copy_bytes), ..self.uses };
+        let Self { cell, element, shapes, fused, bytes, .. } = self;
+        let (program, name, shared) = if self.backward {
+            let program = programs::fused_backward(cell, *element, shapes, *fused, uses);
+            (program, "fused_backward", fused.backward_shared(shapes, *bytes))
+        } else {
+            let program = programs::fused_forward(cell, *element, shapes, *fused, uses);
+            (program, "fused_forward", fused.forward_shared(shapes, *bytes, saves))
+        };
+        let kernel = self.device.module(&program)?.kernel(name)?;
+        let launch = Launch {
+            shared: shared as u32,
+            cluster: fused.blocks as u32,
+            ..Launch::new(grid(fused.grid(shapes))?, fused.threads() as u32)
+        };
+        Ok(place.get_or_init(|| Pass { kernel, launch }))
+    }
+
+    /// The most bytes of [`COPY_BYTES`] that divide the address of every row of `tensors`; rows of the f32 tensors `wide`, which
+    /// have as many elements, are copied as much wider as these are.
+    fn copy_bytes(&self, tensors: &[Address], wide: &[Address]) -> usize {
+        let row = (self.shapes.head_dim * self.bytes) as Address;
+        let divides = |bytes: usize, address: &Address| address.is_multiple_of(bytes as Address);
+        let fits = |bytes: &usize| {
+            divides(*bytes, &row)
+                && tensors.iter().all(|address| divides(*bytes, address))
+                && wide.iter().all(|address| divides((bytes * size_of::<f32>() / self.bytes).min(16), address))
+        };
+        COPY_BYTES.into_iter().find(fits).unwrap_or(self.bytes)
+    }
+
+    /// Enqueues a version of the kernel.
+    ///
+    /// # Safety
+    /// As [`Kernel::launch`]; `call` is the kernel's only argument.
+    unsafe fn run<Call>(&self, version: Version, call: &mut Call) -> Result<()> {
+        let Pass { kernel, launch } = self.get(version)?;
+        // SAFETY: the caller's promise.
+        unsafe { kernel.launch(self.device.stream.cu_stream(), launch, &mut [argument(call)]) }
+    }
+}
+
+/// The problem of the fused kernels of a plan.
+pub(crate) struct FusedProblem<'a> {
+    pub device: &'a Arc<Device>,
+    pub cell: &'a CellSource,
+    pub element: Dtype,
+    /// Bytes of an element.
+    pub bytes: usize,
+    pub shapes: &'a Shapes,
+    pub uses: Uses,
+}
+
+impl FusedProblem<'_> {
+    /// The versions of one pass's kernel, of which those that write and read tensors at multiples of 16 bytes are compiled.
+    fn versions(&self, fused: Fused, backward: bool) -> Result<Versions> {
+        let versions = Versions {
+            device: self.device.clone(),
+            cell: self.cell.clone(),
+            element: self.element,
+            bytes: self.bytes,
+            shapes: self.shapes.clone(),
+            fused,
+            uses: self.uses,
+            backward,
+            passes: Default::default(),
+        };
+        let copy_bytes = versions.copy_bytes(&[], &[]);
+        let mut wanted = Vec::new();
+        for saves in [true, false] {
+            for ragged in [false, true] {
+                wanted.push(Version { saves, ragged, copy_bytes });
+            }
+        }
+        // The backward pass writes nothing for another.
+        wanted.retain(|version| version.saves || !backward);
+        versions.compile(&wanted)?;
+        Ok(versions)
+    }
+}
+
+/// The fused forward kernels of a problem.
+pub(crate) struct FusedForward(Versions);
+
+impl FusedForward {
+    pub(crate) fn new(problem: &FusedProblem<'_>, fused: Fused) -> Result<Self> {
+        problem.versions(fused, false).map(Self)
     }
 
     /// Enqueues all steps of `call`.
     pub(crate) fn run(&self, mut call: ForwardCall) -> Result<()> {
-        let saves = call.states != 0 || call.save_gates != 0 || call.wide_states != 0;
-        let passes = if saves { &self.training } else { &self.inference };
-        let Pass { kernel, launch } = &passes[usize::from(call.lengths != 0 || call.resets != 0)];
+        let gates = [call.gates.external, call.gates.inner].map(|gates| gates * Address::from(call.save_gates != 0));
+        let tensors = [&[call.wx, call.h, call.states][..], &gates].concat();
+        let version = Version {
+            saves: call.states != 0 || call.save_gates != 0 || call.wide_states != 0,
+            ragged: call.lengths != 0 || call.resets != 0,
+            copy_bytes: self.0.copy_bytes(&tensors, &[call.wide_states, call.wide_gates]),
+        };
         // SAFETY: the kernel takes a ForwardCall.
-        unsafe { kernel.launch(self.device.stream.cu_stream(), launch, &mut [argument(&mut call)]) }
+        unsafe { self.0.run(version, &mut call) }
     }
 }
 
 /// The fused backward kernels of a problem.
-pub(crate) struct FusedBackward {
-    device: Arc<Device>,
-    /// The kernels copy 16 bytes at a time.
-    aligned: bool,
-    /// Without and with lengths or resets.
-    passes: [Pass; 2],
-}
+pub(crate) struct FusedBackward(Versions);
 
 impl FusedBackward {
-    pub(crate) fn new(
-        device: &Arc<Device>,
-        cell: &CellSource,
-        (element, bytes): (Dtype, usize),
-        shapes: &Shapes,
-        fused: Fused,
-        uses: Uses,
-    ) -> Result<Self> {
-        let passes = at_once(|ragged| -> Result<Pass> {
-            let uses = Uses { saves: true, ragged, ..uses };
-            let program = programs::fused_backward(cell, element, shapes, fused, uses);
-            let kernel = device.module(&program)?.kernel("fused_backward")?;
-            let launch = Launch {
-                shared: fused.backward_shared(shapes, bytes) as u32,
-                cluster: fused.blocks as u32,
-                ..Launch::new(grid(fused.grid(shapes))?, fused.threads() as u32)
-            };
-            Ok(Pass { kernel, launch })
-        });
-        Ok(Self { device: device.clone(), aligned: spread::aligned(shapes, bytes), passes: passes? })
-    }
-
-    /// Whether the kernels can use the tensors of `call`.
-    pub(crate) fn can_run(&self, call: &BackwardCall) -> bool {
-        let gates = [call.gates.external, call.gates.inner, call.d_gates.external, call.d_gates.inner];
-        let others = [call.states, call.d_states, call.wide_states, call.wide_gates];
-        !self.aligned || lie_aligned(&[gates, others].concat())
+    pub(crate) fn new(problem: &FusedProblem<'_>, fused: Fused) -> Result<Self> {
+        problem.versions(fused, true).map(Self)
     }
 
     /// Enqueues all steps of `call`.
     pub(crate) fn run(&self, mut call: BackwardCall) -> Result<()> {
-        let Pass { kernel, launch } = &self.passes[usize::from(call.lengths != 0 || call.resets != 0)];
+        let gates = [call.gates.external, call.gates.inner, call.d_gates.external, call.d_gates.inner];
+        let tensors = [&[call.states, call.d_states][..], &gates].concat();
+        let version = Version {
+            saves: true,
+            ragged: call.lengths != 0 || call.resets != 0,
+            copy_bytes: self.0.copy_bytes(&tensors, &[call.wide_states, call.wide_gates]),
+        };
         // SAFETY: the kernel takes a BackwardCall.
-        unsafe { kernel.launch(self.device.stream.cu_stream(), launch, &mut [argument(&mut call)]) }
+        unsafe { self.0.run(version, &mut call) }
     }
-}
-
-/// `[pass(false), pass(true)]`, which compile at the same time.
-fn at_once(pass: impl Fn(bool) -> Result<Pass> + Sync) -> Result<[Pass; 2]> {
-    std::thread::scope(|scope| {
-        let with = spawn(scope, || pass(true));
-        let without = pass(false);
-        Ok([without?, joined(with)?])
-    })
-}
-
-fn lie_aligned(addresses: &[Address]) -> bool {
-    addresses.iter().all(|address| address.is_multiple_of(16))
 }

@@ -93,6 +93,8 @@ pub struct Uses {
     /// There is a clip, or the recurrent gradient is cut.
     pub clips: bool,
     pub waits: Waits,
+    /// What divides the addresses of all tensors, of 16, 8, 4 and 2 bytes; `None` for all that D elements allow.
+    pub copy_bytes: Option<usize>,
 }
 
 /// The forward pass of all steps.
@@ -151,6 +153,7 @@ fn fused(
             format!("-DMATH={}", if bf16 { "HARDWARE_BF16" } else { "HARDWARE_F16" }),
         ]);
     }
+    let row_bytes = spread::copy_bytes(shapes, bytes(element));
     program.options.extend([
         format!("-DHEAD_DIM={}", shapes.head_dim),
         format!("-DBLOCKS={}", fused.blocks),
@@ -162,7 +165,7 @@ fn fused(
         format!("-DHELPERS={}", fused.helpers),
         format!("-DSTAGES={}", fused.stages),
         format!("-DSHARED_BYTES={shared}"),
-        format!("-DALIGNED={}", i32::from(spread::aligned(shapes, bytes(element)))),
+        format!("-DCOPY_BYTES={}", uses.copy_bytes.unwrap_or(row_bytes)),
         format!("-DSAVES={}", i32::from(uses.saves)),
         format!("-DRAGGED={}", i32::from(uses.ragged)),
         format!("-DCLIPS={}", i32::from(uses.clips)),
@@ -219,7 +222,12 @@ fn element_name(dtype: Dtype) -> &'static str {
 pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let cell = CellSource::new(cell);
     let mut list = Vec::new();
-    let head_dims = |element| if element == Dtype::F32 { &[33, 128][..] } else { &[33, 64, 256, 512] };
+    // Rows of every alignment, in one block and in clusters.
+    let head_dims = |element| match element {
+        Dtype::F32 => &[33, 50, 128][..],
+        Dtype::F16 => &[33, 64, 256, 512],
+        _ => &[33, 50, 64, 100, 256, 257, 300, 512],
+    };
     for element in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
         for &head_dim in head_dims(element) {
             let Ok(shapes) = flashrnn_core::Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };

@@ -181,9 +181,13 @@ fn wide_tensors(shapes: &Shapes, element_bytes: usize) -> usize {
     if element_bytes < 4 { shapes.wide.len() + shapes.wide_gates.len() } else { 0 }
 }
 
-/// Whether every row of D elements of every tensor begins at a multiple of 16 bytes, if the tensor does.
-pub fn aligned(shapes: &Shapes, element_bytes: usize) -> bool {
-    (shapes.head_dim * element_bytes).is_multiple_of(16)
+/// What the fused kernels can copy at a time.
+pub const COPY_BYTES: [usize; 4] = [16, 8, 4, 2];
+
+/// The bytes of 16, 8, 4 and 2 that divide the address of every row of D elements, where the tensors begin at multiples of 16.
+pub fn copy_bytes(shapes: &Shapes, element_bytes: usize) -> usize {
+    let row = shapes.head_dim * element_bytes;
+    COPY_BYTES.into_iter().find(|&bytes| row.is_multiple_of(bytes)).unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -221,6 +225,26 @@ mod tests {
 
         let fused = fused_forward(&lstm(16, 12, 64), 2, H200).unwrap();
         assert_eq!((fused.grid(&lstm(16, 12, 64)), fused.threads(), fused.stages), (48, 512, 8));
+    }
+
+    #[test]
+    fn copies_are_as_wide_as_rows_allow() {
+        let copy_bytes = |head_dim, bytes| {
+            copy_bytes(&Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap(), bytes)
+        };
+        for (head_dim, bytes, want) in [
+            (64, 2, 16),
+            (72, 2, 16),
+            (100, 2, 8),
+            (50, 2, 4),
+            (257, 2, 2),
+            (1, 2, 2),
+            (64, 4, 16),
+            (50, 4, 8),
+            (33, 4, 4),
+        ] {
+            assert_eq!(copy_bytes(head_dim, bytes), want, "D {head_dim} of {bytes} bytes");
+        }
     }
 
     #[test]

@@ -364,10 +364,53 @@ fn check_previous_h<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset
     assert_eq!(differ, None, "{} D {head_dim} offset {offset} forwards {forwards}", T::DTYPE);
 }
 
+/// `pad` against the same worked out here, for rows that begin `offset` elements after a multiple of 16 bytes.
+fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize) {
+    let device = &cuda.device;
+    device.enter().unwrap();
+    let program = programs::tokens(&CellSource::new(&Elman), T::DTYPE);
+    let kernel = device.module(&program).unwrap().kernel("pad").unwrap();
+    let (count, depth) = (37, select::depth(head_dim, size_of::<T>()));
+    let rows: Vec<T> = (0..offset + count * head_dim).map(|i| T::from_f64(number(i).into())).collect();
+    let mut want = vec![T::from_f64(0.0); count * depth];
+    for (to, from) in want.chunks_exact_mut(depth).zip(rows[offset..].chunks_exact(head_dim)) {
+        to[..head_dim].copy_from_slice(from);
+    }
+    let from = device.upload(&rows).unwrap();
+    // Whatever is not written would be seen.
+    let out = device.upload(&vec![T::from_f64(9.0); want.len()]).unwrap();
+    let (mut first, mut to) = (from.ptr() + (offset * size_of::<T>()) as u64, out.ptr());
+    let (mut rows, mut head_dim_on, mut depth_on) = (count as i64, head_dim as i32, depth as i32);
+    let mut arguments = [
+        argument(&mut first),
+        argument(&mut rows),
+        argument(&mut head_dim_on),
+        argument(&mut depth_on),
+        argument(&mut to),
+    ];
+    // SAFETY: the kernel takes (const T*, Offset, int, int, T*), of these sizes.
+    unsafe {
+        kernel.launch(cuda.stream().cu_stream(), &Launch::new([2, 1, 1], 256), &mut arguments).unwrap()
+    };
+    let got = device.download(out.view()).unwrap();
+    let differ = (0..got.len()).find(|&i| got[i] != want[i]);
+    assert_eq!(differ, None, "{} D {head_dim} offset {offset}", T::DTYPE);
+}
+
+#[test]
+fn a_kernel_pads_rows() {
+    let Some(cuda) = testing::cuda() else { return };
+    for (head_dim, offset) in [(1, 0), (33, 0), (33, 1), (50, 0), (100, 2), (257, 1), (300, 0)] {
+        check_pad::<f32>(&cuda, head_dim, offset);
+        check_pad::<bf16>(&cuda, head_dim, offset);
+        check_pad::<f16>(&cuda, head_dim, offset);
+    }
+}
+
 #[test]
 fn h_before_every_step() {
     let Some(cuda) = testing::cuda() else { return };
-    for (head_dim, offset) in [(64, 0), (40, 0), (40, 1), (8, 0), (4, 0), (33, 0), (1, 3)] {
+    for (head_dim, offset) in [(64, 0), (40, 0), (40, 1), (40, 2), (50, 0), (8, 0), (4, 0), (33, 0), (33, 1), (1, 3)] {
         for forwards in [true, false] {
             check_previous_h::<f32>(&cuda, head_dim, offset, forwards);
             check_previous_h::<bf16>(&cuda, head_dim, offset, forwards);

@@ -52,7 +52,7 @@ fn several_streams_at_once_give_the_bits_of_one_alone() -> Result<()> {
     })
 }
 
-/// Of heads in a block, in clusters of 3 and of 16, and f32: the fused kernels alone.
+/// Of heads in a block, in clusters of 3 to 16, with rows of any alignment, and f32: the fused kernels alone.
 fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
     let lstm = |head_dim| {
         Case::random::<Lstm, bf16, bf16>(&Lstm, &Problem::new(5, 25, 2, head_dim), Tensors::ALL, seed)
@@ -60,7 +60,7 @@ fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
     let gru = Case::random::<Gru, f32, f32>(&Gru, &Problem::new(3, 25, 2, 60), Tensors::PLAIN, seed)?;
     let slstm = Case::random::<Slstm, f16, f16>(&Slstm, &Problem::new(9, 25, 3, 80), Tensors::PLAIN, seed)?;
     let mut results = Vec::new();
-    for head_dim in [64, 96, 512] {
+    for head_dim in [64, 96, 99, 257, 512] {
         results.push(run::<_, _, bf16, bf16>(cuda, &Lstm, &lstm(head_dim)?)?);
     }
     results.push(run::<_, _, f32, f32>(cuda, &Gru, &gru)?);
