@@ -14,6 +14,8 @@ constexpr int LANES = 32 * HELPERS / ROWS;  // carrying threads for each row
 
 __device__ __forceinline__ int carrying_thread() { return threadIdx.x - 32 * WARPS; }
 
+constexpr int CELLS = BLOCKS == 1 ? HEAD_DIM : UNITS;  // the most units that a block has
+
 // Whether rows may begin in the middle of a word.
 constexpr bool SHIFTED = COPY_BYTES < 4;
 
@@ -67,6 +69,15 @@ struct SharedAddresses {
     }
 };
 
+// All gates of a unit. With -DINTERLEAVED saved gates are [tokens, N, D, G], so that a unit's lie at a multiple of their size.
+struct alignas(INTERLEAVED ? Cell::GATES * sizeof(T) : sizeof(T)) AllGates {
+    T of[Cell::GATES];
+};
+
+// With -DCOPY_BYTES=1 they may begin anywhere, which costs what it costs: nobody's allocator gives such memory.
+template <class P> constexpr bool ANYWHERE = false;
+template <> constexpr bool ANYWHERE<const AllGates> = COPY_BYTES == 1;
+
 // Which of up to 16 tensors' rows lie one element further in shared memory than where they are aligned, since they begin in the
 // middle of a word: bit i for tensor i.
 struct Shifts {
@@ -82,8 +93,20 @@ struct Shifts {
         }
     }
 
-    __device__ __forceinline__ unsigned at(Offset token) const {
-        return SHIFTED ? bits ^ (token & 1 ? bits >> 16 : 0) : 0;
+    // For the token whose lowest bit is given.
+    __device__ __forceinline__ unsigned at(unsigned bit) const { return SHIFTED ? bits ^ (bits >> 16 & -bit) : 0; }
+};
+
+// The lowest bit of a row's tokens.
+struct TokenBit {
+    unsigned first, per_step;  // of step 0's; what it changes by from step to step
+
+    __device__ __forceinline__ TokenBit(const Sizes& sizes, int row)
+        : first(unsigned(token_of(sizes, row, sizes.time, 0))), per_step(sizes.time_major ? sizes.batch : 1) {}
+
+    __device__ __forceinline__ unsigned at(const Sizes& sizes, int row, int length, int step) const {
+        if constexpr (RAGGED) return unsigned(token_of(sizes, row, length, step)) & 1;
+        return (first ^ (per_step & unsigned(step))) & 1;
     }
 };
 
@@ -113,7 +136,7 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
     static constexpr int ALIGNMENT = COPY_BYTES * int(sizeof(P) / sizeof(T));
     static constexpr int BYTES = ALIGNMENT < 4 ? 4 : ALIGNMENT > 16 ? 16 : ALIGNMENT;
     static constexpr int WIDTH = BYTES / sizeof(P);          // units of a piece
-    static constexpr int OF_ROW = UNITS / WIDTH + SPLIT_WORDS;  // pieces of a row
+    static constexpr int OF_ROW = SPLIT_WORDS ? CELLS / WIDTH + 1 : (CELLS + WIDTH - 1) / WIDTH;  // pieces of a row
     static constexpr int SHARE = lanes_of_tensor(TENSORS, OF_ROW, BYTES);
     static constexpr int TOGETHER = LANES / SHARE;  // tensors that the lanes of a row copy at once
     static constexpr int OF_LANE = (TENSORS + TOGETHER - 1) / TOGETHER;  // tensors of a lane
@@ -171,7 +194,9 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
 #pragma unroll
             for (int j = 0; j < COUNT; ++j) {
                 if (units <= j * STEP) continue;
-                if constexpr (SPLIT_WORDS)
+                if constexpr (ANYWHERE<P>)
+                    copy_elements(in(shared, i, j), reinterpret_cast<const T*>(from + j * STEP), sizeof(P) / sizeof(T));
+                else if constexpr (SPLIT_WORDS)
                     copy_word_async(in(shared, i, j), from + j * STEP, may_be_whole(j) && units > j * STEP + 1 ? 4 : 2);
                 else
                     copy_async<BYTES>(in(shared, i, j), from + j * STEP);
@@ -224,10 +249,10 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
     }
 
     // Whether the elements of split word j are units of the row. `units` are left from the word's first element on, which a shift
-    // puts before unit 0 in the first word of a row; the word past UNITS has one at most.
+    // puts before unit 0 in the first word of a row; the word past CELLS has one at most.
     __device__ __forceinline__ bool has_low(int shift, int units, int j) const { return units > 0 && (j > 0 || unit >= shift); }
     static __device__ __forceinline__ bool has_high(int units, int j) { return may_be_whole(j) && units > 1; }
-    static __device__ __forceinline__ constexpr bool may_be_whole(int j) { return j * STEP < UNITS; }
+    static __device__ __forceinline__ constexpr bool may_be_whole(int j) { return j * STEP < CELLS; }
 
     // Stores split word j: of a word that is shared with another row only this row's element.
     __device__ __forceinline__ void store_split(P* to, unsigned v, int left, int j) const {
@@ -239,6 +264,11 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
         if (j == 0) store_if(high && !low, reinterpret_cast<unsigned short*>(word) + 1, (unsigned short)(v >> 16));
     }
 };
+
+// Interleaved gates, from the block's first unit.
+template <class P, class E> __device__ __forceinline__ Tensor<P> all_gates(const Gates<E>& gates, const Sizes& sizes, Offset place) {
+    return {reinterpret_cast<P*>(gates.external) + place, sizes.units()};
+}
 
 // The tensor of a gate, in the pair of tensors that hold those with and those without external input.
 template <class P> __device__ __forceinline__ Tensor<P> gate_tensor(const Gates<P>& gates, const Sizes& sizes, int gate, Offset place) {

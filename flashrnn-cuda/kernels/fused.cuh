@@ -8,6 +8,8 @@
 constexpr int CHUNK = 64 / sizeof(T);
 constexpr int DEPTH = (HEAD_DIM + CHUNK - 1) / CHUNK * CHUNK;  // of packed R
 
+// -DINTERLEAVED: the gates of a unit lie together in what the forward pass saves, where D is no multiple of 16 bytes.
+
 // The number of things in an array, which has at least one.
 __host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
@@ -48,6 +50,11 @@ template <int BYTES> __device__ __forceinline__ void copy_async(unsigned to, con
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
+}
+
+// Copies elements one at a time, wherever they lie.
+__device__ __forceinline__ void copy_elements(unsigned to, const T* from, int count) {
+    for (int i = 0; i < count; ++i) in_shared<T>(to, i) = from[i];
 }
 
 // Copies a word, of which only the first `bytes` are read: what follows them becomes 0.

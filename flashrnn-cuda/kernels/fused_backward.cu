@@ -52,6 +52,18 @@ static_assert(sizeof(Shared) <= SHARED_BYTES, "spread.rs computes less");
 // The tensors of `in`.
 constexpr int GATES_IN = 0, BEFORE_IN = Cell::GATES, D_IN = Cell::GATES + Cell::STATES;
 
+// Interleaved, the gates of a step lie there too: [ROWS][IN_STRIDE].
+__device__ __forceinline__ AllGates* interleaved_gates(Shared& shared, int stage) {
+    return reinterpret_cast<AllGates*>(&shared.in[stage][GATES_IN][0][0]);
+}
+
+// Where dg of a gate, row and unit of the block lies.
+__device__ __forceinline__ T& dg_of(Shared& shared, int round, int gate, int row, int unit) {
+    const unsigned now = unsigned(round) % 2;
+    return gate < Cell::RECURRENT ? shared.dg[now][row][gate % Cell::RECURRENT * UNITS + unit]
+                                  : shared.apart[now][gate % at_least_one(APART)][row][unit];
+}
+
 // After this, all parts of this round's dh are there, and the inputs of this round and the next. Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_round(Shared& shared, unsigned round) {
     delay();
@@ -130,29 +142,33 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     // Of a step, what it needs to know before its dh is there.
     float residuals[MINE][Cell::RESIDUALS], outside[MINE][Cell::STATES];
     bool clipped[MINE];  // h was: it has no gradient
-    const Shifts gate_shifts(Cell::GATES, [&](int gate) { return gate_in(call, block, gate); });
+    const Shifts gate_shifts(INTERLEAVED ? 0 : Cell::GATES, [&](int gate) { return gate_in(call, block, gate); });
     const Shifts d_shifts(Cell::STATES, [&](int s) { return d_in(call, block, s); });
     const Shifts state_shifts(Cell::STATES, [&](int s) { return state_in(call, block, s); });
+    const TokenBit token_bit(sizes, row.index);
     const auto active = [&](int round) { return !RAGGED || sizes.time - 1 - round < length; };
     const auto linearize = [&](int round) {
         if (!active(round)) return;
         const int stage = unsigned(round) % STAGES;
         const bool reset = RAGGED && call.resets && shared.resets[stage] >> b & 1;
         const int step = sizes.time - 1 - round;
-        const Offset token = token_of(sizes, row.index, row.length, step);
-        const unsigned of_gates = gate_shifts.at(token), of_d = d_shifts.at(token);
+        const auto bit = [&](int step) { return token_bit.at(sizes, row.index, row.length, step); };
+        const unsigned of_gates = gate_shifts.at(bit(step)), of_d = d_shifts.at(bit(step));
         // The state before the first step is not copied but computed.
-        const unsigned of_before = step > 0 ? state_shifts.at(token_of(sizes, row.index, row.length, step - 1)) : 0;
+        const unsigned of_before = step > 0 ? state_shifts.at(bit(step - 1)) : 0;
 #pragma unroll
         for (int j = 0; j < MINE; ++j) {
             if (!has(j)) continue;
             const int unit = unit_of(j);
             float before[Cell::STATES], gates[Cell::GATES];
+            AllGates all;
+            if constexpr (INTERLEAVED) all = interleaved_gates(shared, stage)[b * IN_STRIDE + unit];
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate)
                 gates[gate] = kept_wide(Cell::WIDE_GATES, gate)
                                   ? shared.wide[stage][WIDE_STATES + rank(Cell::WIDE_GATES, gate)][b][unit]
-                                  : widen(shared.in[stage][GATES_IN + gate][b][unit + (of_gates >> gate & 1)]);
+                              : INTERLEAVED ? widen(all.of[gate])
+                                            : widen(shared.in[stage][GATES_IN + gate][b][unit + (of_gates >> gate & 1)]);
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s) {
                 before[s] = kept_wide(Cell::WIDE, s) ? shared.wide[stage][rank(Cell::WIDE, s)][b][unit]
@@ -210,6 +226,19 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 #endif
     };
 
+    // Where rows begin in the middle of a word each thread stores its own dg, which costs fewer instructions than to put words
+    // together from shared memory.
+    const auto store_dg = [&](int round) {
+        const Offset token = row.token(sizes, sizes.time - 1 - round);
+#pragma unroll
+        for (int j = 0; j < MINE; ++j) {
+            if (!has(j) || !row_exists || unit_of(j) >= block.units) continue;
+#pragma unroll
+            for (int gate = 0; gate < Cell::GATES; ++gate)
+                call.d_gates.at(sizes, token, gate, block.place() + unit_of(j)) = dg_of(shared, round, gate, b, unit_of(j));
+        }
+    };
+
     arrive_for_round(shared, 0);
     for (int round = 0; round < sizes.time; ++round) {
         const unsigned now = unsigned(round) % 2;
@@ -236,9 +265,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             }
 #pragma unroll
             for (int gate = 0; gate < Cell::GATES; ++gate) {
-                T& to = gate < Cell::RECURRENT ? shared.dg[now][b][gate % Cell::RECURRENT * UNITS + unit]
-                                               : shared.apart[now][gate % at_least_one(APART)][b][unit];
-                to = rounded<T>(HEAD_DIM % UNITS == 0 || unit < block.units ? d_gates[gate] : 0.0f);
+                dg_of(shared, round, gate, b, unit) = rounded<T>(HEAD_DIM % UNITS == 0 || unit < block.units ? d_gates[gate] : 0.0f);
             }
         }
         delay();
@@ -254,6 +281,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             for (int half = 0; half < ROWS / 4; ++half) hand_over(i, half, round + 1, parts[i][half]);
         }
         arrive_for_round(shared, round + 1);
+        if constexpr (SHIFTED) store_dg(round);
         if (BLOCKS > 1) linearize(round + 1);
     }
 
@@ -282,8 +310,10 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
 
     // Of the step, and of the step before it.
     const Walk walk(sizes, row, sizes.time - 1, -1), walk_before(sizes, row, sizes.time - 2, -1);
-    Pieces<const T, Cell::GATES, ROWS * IN_STRIDE, IN_STRIDE> gates(
+    Pieces<const T, INTERLEAVED ? 0 : Cell::GATES, ROWS * IN_STRIDE, IN_STRIDE> gates(
         block, walk, [&](int gate) { return gate_in(call, block, gate); });
+    Pieces<const AllGates, INTERLEAVED, 0, IN_STRIDE> all_gates(
+        block, walk, [&](int) { return ::all_gates<const AllGates>(call.gates, sizes, place); });
     Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> d(block, walk, [&](int s) { return d_in(call, block, s); });
     Pieces<const T, Cell::STATES, ROWS * IN_STRIDE, IN_STRIDE> before(
         block, walk_before, [&](int s) { return state_in(call, block, s); });
@@ -291,10 +321,10 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
         block, walk, [&](int which) { return Tensor<const float>{call.wide_gates + which * tensor + place, units}; });
     Pieces<const float, WIDE_STATES, ROWS * WIDE_STRIDE, WIDE_STRIDE> wide_before(
         block, walk_before, [&](int which) { return Tensor<const float>{call.wide_states + which * tensor + place, units}; });
-    // Results.
-    Pieces<T, Cell::RECURRENT, UNITS, DG_STRIDE> recurrent(
+    // Results, unless the computing warps store them.
+    Pieces<T, SHIFTED ? 0 : Cell::RECURRENT, UNITS, DG_STRIDE> recurrent(
         block, walk, [&](int gate) { return gate_tensor(call.d_gates, sizes, gate, place); });
-    Pieces<T, APART, ROWS * IN_STRIDE, IN_STRIDE> apart(
+    Pieces<T, SHIFTED ? 0 : APART, ROWS * IN_STRIDE, IN_STRIDE> apart(
         block, walk, [&](int which) { return gate_tensor(call.d_gates, sizes, Cell::RECURRENT + which, place); });
 
     // The state before the first step is f32: here it is rounded as those of the other steps are, but for the wide ones.
@@ -317,6 +347,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
         if (step >= 0 && row_exists && (!RAGGED || row.active(step))) {
             const Offset token = row.token(sizes, step);
             gates.fetch(at(&shared.in[stage][GATES_IN][0][0]), token);
+            all_gates.fetch(at(interleaved_gates(shared, stage)), token);
             d.fetch(at(&shared.in[stage][D_IN][0][0]), token);
             wide_gates.fetch(at(&shared.wide[stage][WIDE_STATES == WIDE ? 0 : WIDE_STATES][0][0]), token);
             if (step > 0) {

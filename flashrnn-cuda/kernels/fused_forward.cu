@@ -25,7 +25,8 @@ constexpr int STEPS_OF_K = SPLIT == 1 ? ALL_STEPS : (ALL_STEPS + 2 * SPLIT - 1) 
 constexpr int K_OF_PART = (STEPS_OF_K + 1) / 2 * 2 * 16;
 constexpr int H_STRIDE = (K_OF_PART * SPLIT > BLOCKS * UNITS ? K_OF_PART * SPLIT : BLOCKS * UNITS) + 8;
 constexpr int X_STRIDE = UNITS + 8;
-constexpr int SAVED = SAVES ? Cell::STATES - 1 + Cell::GATES : 0;
+// Interleaved gates are stored by the threads that compute them, since one has all gates of a unit.
+constexpr int SAVED = SAVES ? Cell::STATES - 1 + (INTERLEAVED ? 0 : Cell::GATES) : 0;
 constexpr bool KEEPS_WIDE = SAVES && sizeof(T) < sizeof(float);
 constexpr int WIDE_STATES = KEEPS_WIDE ? count(Cell::WIDE) : 0;
 constexpr int WIDE = WIDE_STATES + (KEEPS_WIDE ? count(Cell::WIDE_GATES) : 0);
@@ -104,6 +105,9 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
     const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
 #endif
     const Shifts x_shifts(Cell::EXTERNAL, [&](int gate) { return x_tensor(call, block, gate); });
+    const auto row_of = [&](int j) { return block.row0 + q * ROWS_OF_LANE + j; };
+    const auto length_of = [&](int j) { return RAGGED ? lengths[j] : sizes.time; };
+    const TokenBit token_bits[2] = {{sizes, row_of(0)}, {sizes, row_of(ROWS_OF_LANE - 1)}};
 
     arrive_for_step(shared, 0);
     for (unsigned step = 0; step < unsigned(sizes.time); ++step) {
@@ -146,7 +150,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 #pragma unroll
             for (int j = 0; j < ROWS_OF_LANE; ++j) {
                 const int row = q * ROWS_OF_LANE + j;
-                const unsigned shifts = x_shifts.at(token_of(sizes, block.row0 + row, RAGGED ? lengths[j] : sizes.time, step));
+                const unsigned shifts = x_shifts.at(token_bits[j].at(sizes, row_of(j), length_of(j), step));
 #pragma unroll
                 for (int gate = 0; gate < Cell::EXTERNAL; ++gate)
                     x[gate][j] = widen(shared.x[stage][gate][row][first_unit + r + (shifts >> gate & 1)]);
@@ -205,7 +209,25 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
             for (int j = 0; j < ROWS_OF_LANE; ++j) {
 #pragma unroll
                 for (int i = 0; i < SAVED; ++i)
-                    v[i][j] = i < Cell::STATES - 1 ? states[j][::min(i + 1, Cell::STATES - 1)] : gates[j][i - (Cell::STATES - 1)];
+                    v[i][j] = i < Cell::STATES - 1 ? states[j][::min(i + 1, Cell::STATES - 1)] : gates[j][::max(0, i - (Cell::STATES - 1))];
+            }
+            if constexpr (INTERLEAVED) {
+#pragma unroll
+                for (int j = 0; j < ROWS_OF_LANE; ++j) {
+                    if (!call.save_gates || !unit_exists || row_of(j) >= sizes.batch) continue;
+                    AllGates all;
+#pragma unroll
+                    for (int gate = 0; gate < Cell::GATES; ++gate)
+                        all.of[gate] = rounded<T>(!RAGGED || int(step) < lengths[j] ? gates[j][gate] : 0.0f);
+                    const Offset token = token_of(sizes, row_of(j), length_of(j), step);
+                    T* const to = call.gates.external + (token * sizes.units() + place) * Cell::GATES;
+                    if constexpr (COPY_BYTES == 1) {
+#pragma unroll
+                        for (int gate = 0; gate < Cell::GATES; ++gate) to[gate] = all.of[gate];
+                    } else {
+                        *reinterpret_cast<AllGates*>(to) = all;
+                    }
+                }
             }
             store_tensors<SAVED>(v, &shared.saved[now][0][0][first_unit], ROWS * X_STRIDE, X_STRIDE);
 #pragma unroll

@@ -87,16 +87,17 @@ impl Versions {
     }
 
     /// The most bytes of [`COPY_BYTES`] that divide the address of every row of `tensors`; rows of the f32 tensors `wide`, which
-    /// have as many elements, are copied as much wider as these are.
-    fn copy_bytes(&self, tensors: &[Address], wide: &[Address]) -> usize {
+    /// have as many elements, are copied as much wider as these are, and so are interleaved gates.
+    fn copy_bytes(&self, tensors: &[Address], wide: &[Address], interleaved: Address) -> usize {
         let row = (self.shapes.head_dim * self.bytes) as Address;
         let divides = |bytes: usize, address: &Address| address.is_multiple_of(bytes as Address);
         let fits = |bytes: &usize| {
             divides(*bytes, &row)
                 && tensors.iter().all(|address| divides(*bytes, address))
                 && wide.iter().all(|address| divides((bytes * size_of::<f32>() / self.bytes).min(16), address))
+                && (*bytes == 1 || divides((bytes * self.shapes.gates).min(16), &interleaved))
         };
-        COPY_BYTES.into_iter().find(fits).unwrap_or(self.bytes)
+        COPY_BYTES.into_iter().find(fits).unwrap_or(1)
     }
 
     /// Enqueues a version of the kernel.
@@ -135,7 +136,7 @@ impl FusedProblem<'_> {
             backward,
             passes: Default::default(),
         };
-        let copy_bytes = versions.copy_bytes(&[], &[]);
+        let copy_bytes = versions.copy_bytes(&[], &[], 0);
         let mut wanted = Vec::new();
         for saves in [true, false] {
             for ragged in [false, true] {
@@ -159,12 +160,18 @@ impl FusedForward {
 
     /// Enqueues all steps of `call`.
     pub(crate) fn run(&self, mut call: ForwardCall) -> Result<()> {
-        let gates = [call.gates.external, call.gates.inner].map(|gates| gates * Address::from(call.save_gates != 0));
+        let saved = [call.gates.external, call.gates.inner].map(|gates| gates * Address::from(call.save_gates != 0));
+        let interleaved = self.0.uses.interleaved;
+        let gates = if interleaved { [0; 2] } else { saved };
         let tensors = [&[call.wx, call.h, call.states][..], &gates].concat();
         let version = Version {
             saves: call.states != 0 || call.save_gates != 0 || call.wide_states != 0,
             ragged: call.lengths != 0 || call.resets != 0,
-            copy_bytes: self.0.copy_bytes(&tensors, &[call.wide_states, call.wide_gates]),
+            copy_bytes: self.0.copy_bytes(
+                &tensors,
+                &[call.wide_states, call.wide_gates],
+                saved[0] * Address::from(interleaved),
+            ),
         };
         // SAFETY: the kernel takes a ForwardCall.
         unsafe { self.0.run(version, &mut call) }
@@ -181,12 +188,19 @@ impl FusedBackward {
 
     /// Enqueues all steps of `call`.
     pub(crate) fn run(&self, mut call: BackwardCall) -> Result<()> {
-        let gates = [call.gates.external, call.gates.inner, call.d_gates.external, call.d_gates.inner];
-        let tensors = [&[call.states, call.d_states][..], &gates].concat();
+        let saved = [call.gates.external, call.gates.inner];
+        let interleaved = self.0.uses.interleaved;
+        let gates = if interleaved { [0; 2] } else { saved };
+        let d_gates = [call.d_gates.external, call.d_gates.inner];
+        let tensors = [&[call.states, call.d_states][..], &gates, &d_gates].concat();
         let version = Version {
             saves: true,
             ragged: call.lengths != 0 || call.resets != 0,
-            copy_bytes: self.0.copy_bytes(&tensors, &[call.wide_states, call.wide_gates]),
+            copy_bytes: self.0.copy_bytes(
+                &tensors,
+                &[call.wide_states, call.wide_gates],
+                saved[0] * Address::from(interleaved),
+            ),
         };
         // SAFETY: the kernel takes a BackwardCall.
         unsafe { self.0.run(version, &mut call) }

@@ -95,6 +95,8 @@ pub struct Uses {
     pub waits: Waits,
     /// What divides the addresses of all tensors, of 16, 8, 4 and 2 bytes; `None` for all that D elements allow.
     pub copy_bytes: Option<usize>,
+    /// Saved gates are `[tokens, N, D, G]`.
+    pub interleaved: bool,
 }
 
 /// The forward pass of all steps.
@@ -166,6 +168,7 @@ fn fused(
         format!("-DSTAGES={}", fused.stages),
         format!("-DSHARED_BYTES={shared}"),
         format!("-DCOPY_BYTES={}", uses.copy_bytes.unwrap_or(row_bytes)),
+        format!("-DINTERLEAVED={}", i32::from(uses.interleaved)),
         format!("-DSAVES={}", i32::from(uses.saves)),
         format!("-DRAGGED={}", i32::from(uses.ragged)),
         format!("-DCLIPS={}", i32::from(uses.clips)),
@@ -233,6 +236,8 @@ pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
             let Ok(shapes) = flashrnn_core::Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };
             // The fewest and the most instructions, and what training is without options.
             let training = Uses { saves: true, ..Uses::default() };
+            let interleaved = spread::interleaves(&shapes, bytes(element));
+            let training = Uses { interleaved, ..training };
             for uses in [Uses::default(), training, Uses { ragged: true, clips: true, ..training }] {
                 if let Some(fused) = spread::fused_forward(&shapes, bytes(element), gpu) {
                     list.push(fused_forward(&cell, element, &shapes, fused, uses));

@@ -181,13 +181,20 @@ fn wide_tensors(shapes: &Shapes, element_bytes: usize) -> usize {
     if element_bytes < 4 { shapes.wide.len() + shapes.wide_gates.len() } else { 0 }
 }
 
-/// What the fused kernels can copy at a time.
-pub const COPY_BYTES: [usize; 4] = [16, 8, 4, 2];
+/// What can divide the addresses of rows; 1 stands for 2 where interleaved gates may begin anywhere.
+pub const COPY_BYTES: [usize; 5] = [16, 8, 4, 2, 1];
 
 /// The bytes of 16, 8, 4 and 2 that divide the address of every row of D elements, where the tensors begin at multiples of 16.
 pub fn copy_bytes(shapes: &Shapes, element_bytes: usize) -> usize {
     let row = shapes.head_dim * element_bytes;
     COPY_BYTES.into_iter().find(|&bytes| row.is_multiple_of(bytes)).unwrap_or(1)
+}
+
+/// Whether fused kernels save the gates of a unit side by side, `[tokens, N, D, G]` instead of a tensor a gate: where rows of D
+/// elements are no multiple of 16 bytes and all gates of a unit are a word of 4, 8 or 16 bytes, which then lies aligned.
+pub fn interleaves(shapes: &Shapes, element_bytes: usize) -> bool {
+    let all = shapes.gates * element_bytes;
+    element_bytes == 2 && copy_bytes(shapes, element_bytes) < 16 && [4, 8, 16].contains(&all)
 }
 
 #[cfg(test)]
@@ -245,6 +252,10 @@ mod tests {
         ] {
             assert_eq!(copy_bytes(head_dim, bytes), want, "D {head_dim} of {bytes} bytes");
         }
+        let lstm = |head_dim| Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap();
+        let interleaved = [(51, 2), (100, 2), (104, 2), (51, 4)].map(|(d, bytes)| interleaves(&lstm(d), bytes));
+        assert_eq!(interleaved, [true, true, false, false]);
+        assert!(!interleaves(&Problem::new(1, 1, 1, 51).shapes::<Elman>().unwrap(), 2));
     }
 
     #[test]
