@@ -134,7 +134,7 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
     static constexpr bool SPLIT_WORDS = SHIFTED && sizeof(P) == sizeof(T);
     // Rows of f32 beside 16-bit tensors have twice their alignment.
     static constexpr int ALIGNMENT = COPY_BYTES * int(sizeof(P) / sizeof(T));
-    static constexpr int BYTES = ALIGNMENT < 4 ? 4 : ALIGNMENT > 16 ? 16 : ALIGNMENT;
+    static constexpr int BYTES = ANYWHERE<P> ? int(sizeof(P)) : ALIGNMENT < 4 ? 4 : ALIGNMENT > 16 ? 16 : ALIGNMENT;
     static constexpr int WIDTH = BYTES / sizeof(P);          // units of a piece
     static constexpr int OF_ROW = SPLIT_WORDS ? CELLS / WIDTH + 1 : (CELLS + WIDTH - 1) / WIDTH;  // pieces of a row
     static constexpr int SHARE = lanes_of_tensor(TENSORS, OF_ROW, BYTES);

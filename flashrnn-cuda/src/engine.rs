@@ -73,6 +73,10 @@ impl Engine {
         let clips = clips || problem.options.cut_recurrent_grad;
         let uses = Uses { clips, waits: cuda.waits, ..Uses::default() };
         let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
+        // Saved gates are read by the family that wrote them.
+        let both = wanted(fused_forward).is_some() && wanted(fused_backward).is_some();
+        let interleaved = both && !recompute(problem) && spread::interleaves(shapes, bytes);
+        let uses = Uses { interleaved, ..uses };
         let fused = FusedProblem { device, cell, element, bytes, shapes, uses };
         let (forward, fused_forward, backward, fused_backward, tokens, weights) =
             std::thread::scope(|scope| {

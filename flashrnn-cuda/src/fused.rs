@@ -94,7 +94,9 @@ impl Versions {
         let fits = |bytes: &usize| {
             divides(*bytes, &row)
                 && tensors.iter().all(|address| divides(*bytes, address))
-                && wide.iter().all(|address| divides((bytes * size_of::<f32>() / self.bytes).min(16), address))
+                && wide
+                    .iter()
+                    .all(|address| divides((bytes * size_of::<f32>() / self.bytes).min(16), address))
                 && (*bytes == 1 || divides((bytes * self.shapes.gates).min(16), &interleaved))
         };
         COPY_BYTES.into_iter().find(fits).unwrap_or(1)
@@ -160,7 +162,8 @@ impl FusedForward {
 
     /// Enqueues all steps of `call`.
     pub(crate) fn run(&self, mut call: ForwardCall) -> Result<()> {
-        let saved = [call.gates.external, call.gates.inner].map(|gates| gates * Address::from(call.save_gates != 0));
+        let saved =
+            [call.gates.external, call.gates.inner].map(|gates| gates * Address::from(call.save_gates != 0));
         let interleaved = self.0.uses.interleaved;
         let gates = if interleaved { [0; 2] } else { saved };
         let tensors = [&[call.wx, call.h, call.states][..], &gates].concat();

@@ -236,9 +236,8 @@ mod tests {
 
     #[test]
     fn copies_are_as_wide_as_rows_allow() {
-        let copy_bytes = |head_dim, bytes| {
-            copy_bytes(&Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap(), bytes)
-        };
+        let copy_bytes =
+            |head_dim, bytes| copy_bytes(&Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap(), bytes);
         for (head_dim, bytes, want) in [
             (64, 2, 16),
             (72, 2, 16),
@@ -253,7 +252,8 @@ mod tests {
             assert_eq!(copy_bytes(head_dim, bytes), want, "D {head_dim} of {bytes} bytes");
         }
         let lstm = |head_dim| Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap();
-        let interleaved = [(51, 2), (100, 2), (104, 2), (51, 4)].map(|(d, bytes)| interleaves(&lstm(d), bytes));
+        let interleaved =
+            [(51, 2), (100, 2), (104, 2), (51, 4)].map(|(d, bytes)| interleaves(&lstm(d), bytes));
         assert_eq!(interleaved, [true, true, false, false]);
         assert!(!interleaves(&Problem::new(1, 1, 1, 51).shapes::<Elman>().unwrap(), 2));
     }

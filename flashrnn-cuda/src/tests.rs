@@ -367,7 +367,7 @@ fn check_previous_h<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset
 /// `pad` against the same worked out here, for rows that begin `offset` elements after a multiple of 16 bytes.
 fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize) {
     let device = &cuda.device;
-    device.enter().unwrap();
+    let _entered = device.enter().unwrap();
     let program = programs::tokens(&CellSource::new(&Elman), T::DTYPE);
     let kernel = device.module(&program).unwrap().kernel("pad").unwrap();
     let (count, depth) = (37, select::depth(head_dim, size_of::<T>()));
@@ -410,7 +410,9 @@ fn a_kernel_pads_rows() {
 #[test]
 fn h_before_every_step() {
     let Some(cuda) = testing::cuda() else { return };
-    for (head_dim, offset) in [(64, 0), (40, 0), (40, 1), (40, 2), (50, 0), (8, 0), (4, 0), (33, 0), (33, 1), (1, 3)] {
+    for (head_dim, offset) in
+        [(64, 0), (40, 0), (40, 1), (40, 2), (50, 0), (8, 0), (4, 0), (33, 0), (33, 1), (1, 3)]
+    {
         for forwards in [true, false] {
             check_previous_h::<f32>(&cuda, head_dim, offset, forwards);
             check_previous_h::<bf16>(&cuda, head_dim, offset, forwards);

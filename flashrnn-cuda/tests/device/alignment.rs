@@ -2,10 +2,11 @@
 //! bytes, and where rows begin in the middle of a word.
 
 use std::fmt::Debug;
+use std::thread;
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Forward, Gru, Layout, Lstm, Plan, Problem, Result, Save, Slstm,
-    bf16, f16,
+    Backend, Backward, Cell, Element, Elman, Forward, Gru, Layout, Lstm, Options, Plan, Problem, Result,
+    Save, SavedMut, SavedRef, Slstm, bf16, f16,
 };
 use flashrnn_cuda::{Cuda, Family};
 use flashrnn_testsuite::random::Random;
@@ -25,7 +26,7 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
         let dims: &[(usize, usize)] = if size_of::<T>() == 4 {
             &[(5, 33), (3, 50), (2, 97)]
         } else {
-            &[(5, 9), (9, 33), (5, 50), (40, 51), (3, 65), (5, 100), (2, 149), (3, 257), (2, 300), (1, 383)]
+            &[(9, 33), (5, 50), (40, 51), (5, 100), (2, 149), (3, 257), (1, 383)]
         };
         for &(batch, head_dim) in dims {
             // GRU has no fused forward kernel beyond.
@@ -41,13 +42,17 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
                 let clip = tensors.lengths.then_some(0.4);
                 for heads in [1, 3] {
                     let problem = Problem::new(batch, 20, heads, head_dim);
-                    let problem = Problem { layout, reverse, recurrent_grad_clip: clip, ..problem };
+                    let options =
+                        Options { layout, reverse, recurrent_grad_clip: clip, ..Options::default() };
+                    let problem = problem.with(options);
                     let case = Case::random::<C, T, T>(cell, &problem, tensors, 1)?;
                     let got = run::<_, C, T, T>(cuda, cell, &case)?;
                     for (tensor, error) in errors(&got, &Results::reference(cell, &case)?) {
                         if error.is_nan() || error > allowed {
                             let (name, dtype) = (C::NAME, T::DTYPE);
-                            failed.push(format!("{name} {dtype} {batch}x{heads}x{head_dim} {tensor} {error:.1e}"));
+                            failed.push(format!(
+                                "{name} {dtype} {batch}x{heads}x{head_dim} {tensor} {error:.1e}"
+                            ));
                         }
                     }
                 }
@@ -100,7 +105,8 @@ fn passes<C: Cell, T: Element + PartialEq + Debug>(
         let fill = [T::from_f64(f64::NAN); 1];
         [fill.repeat(first), values, fill.repeat(GUARD)].concat()
     };
-    let (r, b) = (cuda.upload(&values(size(&shapes.r()), 0.1))?, cuda.upload(&values(size(&shapes.b()), 1.0))?);
+    let (r, b) =
+        (cuda.upload(&values(size(&shapes.r()), 0.1))?, cuda.upload(&values(size(&shapes.b()), 1.0))?);
     let wx = cuda.upload(&placed(values(size(&shapes.wx()), 1.0)))?;
     let d_states = cuda.upload(&placed(values(size(&shapes.states()), 1.0)))?;
     let lengths: Vec<i32> = (0..shapes.batch).map(|row| (shapes.time - row % shapes.time) as i32).collect();
@@ -112,27 +118,34 @@ fn passes<C: Cell, T: Element + PartialEq + Debug>(
 
     let plan = cuda.plan::<T, T, _>(cell, problem)?;
     let weights = plan.pack(r.view(), b.view())?;
-    let mut saved = plan.saved()?;
+    // What is saved may lie anywhere too.
+    let [gates_len, wide_len] = shapes.saved::<T>(problem.options.save);
+    let mut gates = out(gates_len)?;
+    let mut wide = cuda.alloc::<T::Wide>(wide_len)?;
     let wx_view = wx.view().slice(first..first + wx_len)?;
     plan.forward(Forward {
         h: Some(h.view_mut().slice(first..first + h_len)?),
         lengths: ragged.then(|| lengths.view()),
-        ..Forward::new(wx_view, &weights)
+        ..Forward::new(&weights, wx_view)
     })?;
     plan.forward(Forward {
         states: Some(states.view_mut().slice(first..first + states_len)?),
-        saved: Some(&mut saved),
+        saved: Some(SavedMut {
+            gates: gates.view_mut().slice(first..first + gates_len)?,
+            wide: wide.view_mut(),
+        }),
         lengths: ragged.then(|| lengths.view()),
-        ..Forward::new(wx_view, &weights)
+        ..Forward::new(&weights, wx_view)
     })?;
+    let saved = SavedRef { gates: gates.view().slice(first..first + gates_len)?, wide: wide.view() };
     plan.backward(Backward {
-        wx: (problem.save == Save::Recompute).then_some(wx_view),
+        wx: (problem.options.save == Save::Recompute).then_some(wx_view),
         lengths: ragged.then(|| lengths.view()),
         d_states: Some(d_states.view().slice(first..first + states_len)?),
         ..Backward::new(
             &weights,
             states.view().slice(first..first + states_len)?,
-            &saved,
+            saved,
             d_wx.view_mut().slice(first..first + wx_len)?,
         )
     })?;
@@ -140,10 +153,17 @@ fn passes<C: Cell, T: Element + PartialEq + Debug>(
         let (before, rest) = all.split_at(first);
         let (tensor, after) = rest.split_at(len);
         let untouched = |guard: &[T]| guard.iter().all(|v| *v == poison);
-        assert!(untouched(before) && untouched(after), "{name} of {problem:?}: written beside it, offset {offset}");
-        assert!(tensor.iter().all(|v| *v != poison), "{name} of {problem:?}: not all written, offset {offset}");
+        assert!(
+            untouched(before) && untouched(after),
+            "{name} of {problem:?}: written beside it, offset {offset}"
+        );
+        assert!(
+            tensor.iter().all(|v| *v != poison),
+            "{name} of {problem:?}: not all written, offset {offset}"
+        );
         tensor.to_vec()
     };
+    tensor("saved.gates", cuda.download(gates.view())?, gates_len);
     Ok(Written {
         h: tensor("h", cuda.download(h.view())?, h_len),
         states: tensor("states", cuda.download(states.view())?, states_len),
@@ -156,22 +176,30 @@ fn tensors_may_begin_anywhere_and_nothing_beside_them_is_written() -> Result<()>
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(Family::Fused);
     fn check<C: Cell, T: Element + PartialEq + Debug>(cuda: &Cuda, cell: &C) -> Result<()> {
-        for (batch, heads, head_dim) in [(3, 1, 64), (5, 3, 40), (3, 3, 50), (2, 1, 33), (9, 3, 67), (2, 2, 97)] {
-            for (save, layout, ragged) in [
-                (Save::Gates, Layout::BatchMajor, false),
-                (Save::Gates, Layout::TimeMajor, true),
-                (Save::Recompute, Layout::BatchMajor, false),
-            ] {
-                let reverse = ragged;
-                let problem = Problem { save, layout, reverse, ..Problem::new(batch, 9, heads, head_dim) };
-                let want = passes::<C, T>(cuda, cell, &problem, ragged, 0)?;
-                for offset in [1, 2, 3, 4] {
-                    let got = passes::<C, T>(cuda, cell, &problem, ragged, offset)?;
-                    assert!(got == want, "{} {problem:?}, offset {offset}: other bits", C::NAME);
+        // Each compiles kernels of its own, so several at once.
+        thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for sizes in [(3, 1, 64), (5, 3, 50), (2, 1, 33), (9, 3, 67)] {
+                for (save, layout, ragged) in [
+                    (Save::Gates, Layout::BatchMajor, false),
+                    (Save::Gates, Layout::TimeMajor, true),
+                    (Save::Recompute, Layout::BatchMajor, false),
+                ] {
+                    threads.push(scope.spawn(move || -> Result<()> {
+                        let (batch, heads, head_dim) = sizes;
+                        let options = Options { save, layout, reverse: ragged, ..Options::default() };
+                        let problem = Problem::new(batch, 9, heads, head_dim).with(options);
+                        let want = passes::<C, T>(cuda, cell, &problem, ragged, 0)?;
+                        for offset in [1, 2, 3, 4] {
+                            let got = passes::<C, T>(cuda, cell, &problem, ragged, offset)?;
+                            assert!(got == want, "{} {problem:?}, offset {offset}: other bits", C::NAME);
+                        }
+                        Ok(())
+                    }));
                 }
             }
-        }
-        Ok(())
+            threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+        })
     }
     check::<_, bf16>(&cuda, &Lstm)?;
     check::<_, f16>(&cuda, &Gru)?;
