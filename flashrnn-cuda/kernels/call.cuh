@@ -21,7 +21,7 @@ struct ForwardCall {
     float* carried;                 // [S, B, N, D]: the states, at the end those that each row ends in
     T* h;                           // [tokens, N, D] or null
     T* states;                      // [S, tokens, N, D] or null
-    Gates<T> gates;                 // written with save_gates
+    Gates<T> gates;                 // written with save_gates; -DINTERLEAVED: external is [tokens, N, D, G]
     float* wide_states;             // [WIDE, tokens, N, D] or null
     float* wide_gates;              // [WIDE_GATES, tokens, N, D] or null
 };
@@ -40,7 +40,7 @@ struct BackwardCall {
     const int* lengths;           // [B] or null
     const unsigned char* resets;  // [tokens] or null
     const T* states;              // [S, tokens, N, D]
-    Gates<const T> gates;
+    Gates<const T> gates;         // -DINTERLEAVED: external is [tokens, N, D, G]
     const float* wide_states;     // [WIDE, tokens, N, D] or null
     const float* wide_gates;      // [WIDE_GATES, tokens, N, D] or null
     const T* d_states;            // [d_states_count, tokens, N, D]

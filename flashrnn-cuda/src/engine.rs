@@ -137,7 +137,8 @@ impl Engine {
         })
     }
 
-    /// Where the two parts of a tensor of all gates lie: `[tokens, Gx, N, D]`, then `[tokens, G - Gx, N, D]`.
+    /// Where the two parts of a tensor of all gates lie: `[tokens, Gx, N, D]`, then `[tokens, G - Gx, N, D]`. Gates that fused
+    /// kernels save side by side (`spread::interleaves`) have no parts and begin at the first.
     pub fn gates_at(&self, address: Address) -> Gates {
         let external = self.shapes.tokens() * self.shapes.external * self.shapes.units() * self.bytes;
         Gates { external: address, inner: address + external as Address }
