@@ -218,7 +218,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                     AllGates all;
 #pragma unroll
                     for (int gate = 0; gate < Cell::GATES; ++gate)
-                        all.of[gate] = rounded<T>(!RAGGED || int(step) < lengths[j] ? gates[j][gate] : 0.0f);
+                        all.of[gate] = saturated<T>(!RAGGED || int(step) < lengths[j] ? gates[j][gate] : 0.0f);
                     const Offset token = token_of(sizes, row_of(j), length_of(j), step);
                     T* const to = call.gates.external + (token * sizes.units() + place) * Cell::GATES;
                     if constexpr (COPY_BYTES == 1) {
