@@ -42,6 +42,7 @@ pub enum AnyOrder {
 }
 
 /// A plan of one of the backends.
+#[allow(clippy::large_enum_variant, reason = "a plan is made once and used where it is")]
 enum Inner<T: Element, W: Element> {
     #[cfg(feature = "cpu")]
     Cpu(<crate::Cpu as Backend>::Plan<T, W>),
