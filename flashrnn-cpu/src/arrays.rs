@@ -10,7 +10,7 @@ use crate::{Cpu, CpuPlan};
 
 /// What the forward pass reads, besides the weights. Any strides will do; what is not contiguous is copied. In
 /// time-major problems the first two axes of `wx` and `resets` change places.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Inputs<'a, T: Element> {
     /// `[B, T, Gx, N, D]`
     pub wx: ArrayView5<'a, T>,
@@ -23,13 +23,15 @@ pub struct Inputs<'a, T: Element> {
 }
 
 impl<'a, T: Element> Inputs<'a, T> {
-    /// Inputs with no optional tensor.
+    /// Makes inputs with no optional tensor.
+    #[must_use]
     pub fn new(wx: ArrayView5<'a, T>) -> Self {
         Self { wx, s0: None, lengths: None, resets: None }
     }
 }
 
 /// What the forward pass returns.
+#[derive(Debug)]
 pub struct Outputs<T: Element> {
     /// `[S, B, T, N, D]` (time-major: `[S, T, B, N, D]`); the first is h.
     pub states: Array5<T>,
@@ -40,6 +42,7 @@ pub struct Outputs<T: Element> {
 }
 
 /// The gradients of the outputs; an absent one is zero.
+#[derive(Debug)]
 pub struct OutputGradients<'a, T: Element> {
     /// `[S, B, T, N, D]` (time-major: `[S, T, B, N, D]`)
     pub d_states: Option<ArrayView5<'a, T>>,
@@ -48,6 +51,7 @@ pub struct OutputGradients<'a, T: Element> {
 }
 
 /// The gradients of the inputs and the weights, in their shapes.
+#[derive(Debug)]
 pub struct Gradients<T: Element, W: Element> {
     /// `[B, T, Gx, N, D]` (time-major: `[T, B, Gx, N, D]`)
     pub d_wx: Array5<T>,

@@ -11,14 +11,15 @@
 //!
 //! As in the forward pass, `d_gates` has two halves, so that a step needs one barrier only.
 
-use flashrnn_core::{Array, Cell, CellSizes, Element, Result};
+use flashrnn_core::{Array, Cell, CellSizes, Element};
 
-use crate::compiled::With;
+use crate::compiled::{Blocks, With};
 use crate::forward::GateLayout;
-use crate::memory::{Aligned, Shared, at};
+use crate::memory::{Shared, at};
 use crate::product::{Panels, Product};
 use crate::simd::{For, Op, Storage, Vector, prefetch};
 use crate::tasks::{Before, Row, Task, Time, active};
+use crate::time_loop::Pass;
 
 /// The tensors of a call, as slices.
 pub(crate) struct BackwardCall<'a, T, S> {
@@ -89,42 +90,47 @@ pub(crate) struct BackwardData<'a, S> {
     d_gates: Shared<'a, S>,
 }
 
-/// The memory behind [`BackwardData`].
-pub(crate) struct BackwardRoom<S> {
-    d_state: Aligned<S>,
-    d_gates: Aligned<S>,
+/// The backward pass of a cell.
+pub(crate) struct BackwardPass<'a, T: Element> {
+    /// Compiled for an instruction set that the machine has.
+    pub cell: &'a dyn Blocks<T>,
+    pub call: BackwardCall<'a, T, T::Wide>,
 }
 
-impl<S: bytemuck::Pod> BackwardRoom<S> {
-    pub fn new(panels: &Panels, states: usize, rows: usize) -> Result<Self> {
-        let padded = panels.vectors() * panels.lanes;
-        Ok(Self {
-            d_state: Aligned::new(rows * states * padded)?,
-            d_gates: Aligned::new(2 * rows * panels.depth)?,
-        })
+impl<T: Element> Pass<T::Wide> for BackwardPass<'_, T> {
+    type Data<'a> = BackwardData<'a, T::Wide>;
+
+    fn data<'a>(&self, d_state: Shared<'a, T::Wide>, d_gates: Shared<'a, T::Wide>) -> Self::Data<'a> {
+        BackwardData { d_state, d_gates }
     }
 
-    pub fn share(&mut self) -> BackwardData<'_, S> {
-        BackwardData {
-            d_state: Shared::new(self.d_state.as_mut_slice()),
-            d_gates: Shared::new(self.d_gates.as_mut_slice()),
-        }
+    unsafe fn begin(&self, task: &Task<'_, BackwardData<'_, T::Wide>>) {
+        // SAFETY: as promised by the caller.
+        unsafe { begin(&self.call, task) }
     }
-}
 
-/// How many steps a task's backward pass has: one for each step of its longest row, and one for `d_s0`.
-pub(crate) fn steps<D>(task: &Task<'_, D>, d_s0: bool) -> usize {
-    task.rows.first().map_or(0, |row| row.length) + usize::from(d_s0)
+    /// One for each step of the task's longest row, and one for `d_s0`.
+    fn steps(&self, task: &Task<'_, BackwardData<'_, T::Wide>>) -> usize {
+        task.rows.first().map_or(0, |row| row.length) + usize::from(self.call.d_s0.is_some())
+    }
+
+    unsafe fn block(
+        &self,
+        task: &Task<'_, BackwardData<'_, T::Wide>>,
+        iteration: usize,
+        block: usize,
+        scratch: &mut [T::Wide],
+    ) {
+        // SAFETY: as promised by the caller; the machine has the cell's instruction set.
+        unsafe { self.cell.backward(BackwardBlock { call: &self.call, task, iteration, block, scratch }) }
+    }
 }
 
 /// Writes zeros to `d_wx` beyond the rows' lengths.
 ///
 /// # Safety
 /// No other thread uses `d_wx` of the task's rows and head.
-pub(crate) unsafe fn begin<T: Element>(
-    call: &BackwardCall<'_, T, T::Wide>,
-    task: &Task<'_, BackwardData<'_, T::Wide>>,
-) {
+unsafe fn begin<T: Element>(call: &BackwardCall<'_, T, T::Wide>, task: &Task<'_, BackwardData<'_, T::Wide>>) {
     let shapes = call.time.shapes;
     for row in task.rows {
         for t in row.length..shapes.time {

@@ -4,7 +4,6 @@
 //! links them. Of a user's cell, the user's crate compiles these two functions, with the element types that it uses.
 
 use std::any::Any;
-use std::sync::Arc;
 
 use flashrnn_core::{Cell, Element, Elman, Error, Gru, Lstm, Problem, Result, Shapes, Slstm, bf16, f16};
 
@@ -12,6 +11,7 @@ use crate::backward::BackwardBlock;
 use crate::engine::{Engine, Kernel};
 use crate::forward::ForwardBlock;
 use crate::simd::{For, Level, Vector};
+use crate::workers::Workers;
 
 /// A block of one step of a cell.
 pub(crate) trait Blocks<T: Element>: Send + Sync {
@@ -74,7 +74,8 @@ pub(crate) trait Vectors: Element {
         problem: &Problem,
         shapes: &Shapes,
         level: Level,
-    ) -> Arc<dyn Kernel<Self>>;
+        workers: Workers,
+    ) -> Box<dyn Kernel<Self>>;
 }
 
 macro_rules! vectors {
@@ -105,11 +106,12 @@ macro_rules! vectors {
                 problem: &Problem,
                 shapes: &Shapes,
                 level: Level,
-            ) -> Arc<dyn Kernel<Self>> {
+                workers: Workers,
+            ) -> Box<dyn Kernel<Self>> {
                 match level {
-                    Level::Portable => Engine::<_, Self::Portable>::build(cell, problem, shapes),
-                    Level::Avx2 => Engine::<_, Self::Avx2>::build(cell, problem, shapes),
-                    Level::Avx512 => Engine::<_, Self::Avx512>::build(cell, problem, shapes),
+                    Level::Portable => Engine::<_, Self::Portable>::build(cell, problem, shapes, workers),
+                    Level::Avx2 => Engine::<_, Self::Avx2>::build(cell, problem, shapes, workers),
+                    Level::Avx512 => Engine::<_, Self::Avx512>::build(cell, problem, shapes, workers),
                 }
             }
         }
@@ -130,14 +132,15 @@ pub(crate) fn kernel<T: Element, C: Cell>(
     problem: &Problem,
     shapes: &Shapes,
     level: Level,
-) -> Result<Arc<dyn Kernel<T>>> {
+    workers: Workers,
+) -> Result<Box<dyn Kernel<T>>> {
     macro_rules! for_type {
         ($t:ty) => {
             // Conditions on constants alone: the other branches are not even compiled.
             if const { T::DTYPE as u8 == <$t>::DTYPE as u8 } {
                 let cell = if C::BUILT_IN { <$t>::built_in(cell, level) } else { Some(blocks(cell, level)) };
                 let Some(cell) = cell else { return Err(not_built_in(C::NAME)) };
-                return Ok(same_type(<$t>::engine(cell, problem, shapes, level)));
+                return Ok(same_type(<$t>::engine(cell, problem, shapes, level, workers)));
             }
         };
     }

@@ -27,24 +27,24 @@ pub(crate) struct Work {
 }
 
 /// More rows would push R out of the cache.
-const MOST_ROWS: usize = 64;
+const MAX_ROWS: usize = 64;
 /// Fewer rows leave the product waiting for loads.
-const LEAST_ROWS: usize = 4;
+const MIN_ROWS: usize = 4;
 /// A thread goes through a head's matrix of up to this size alone at each step, from its core's second-level cache and in part
 /// from the third; larger ones are shared out.
 pub(crate) const WHOLE: usize = 1 << 20;
 /// Matrices of heads that go through time together stay in a core's second-level cache up to this size of all of them.
 const BUNDLE: usize = 512 << 10;
 /// Cycles of work a member must have in a step to be worth the signals between members: where two threads take as long as one.
-const LEAST_SHARE: usize = 1100;
+const MIN_SHARE_CYCLES: usize = 1100;
 
 impl Division {
     /// Whole tasks for each thread where they come out even and each thread can hold a head's matrix;
     /// else a team, whose members each hold a part of the matrix.
     pub fn new(w: Work) -> Self {
         let batch = w.batch.max(1);
-        let least = batch.div_ceil(MOST_ROWS);
-        let most = (batch / LEAST_ROWS).max(least);
+        let least = batch.div_ceil(MAX_ROWS);
+        let most = (batch / MIN_ROWS).max(least);
         let even = |tiles: usize| {
             let tasks = w.heads * tiles;
             tasks.is_multiple_of(w.threads) || tasks >= 4 * w.threads
@@ -60,7 +60,7 @@ impl Division {
             return Self { tiles, team: 1, bundle: (1..=fits).rev().find(together).unwrap_or(1) };
         }
         let step = batch.div_ceil(least) * w.row_step;
-        let team = w.threads.min(w.blocks).min((step / LEAST_SHARE).max(1));
+        let team = w.threads.min(w.blocks).min((step / MIN_SHARE_CYCLES).max(1));
         if team > 1 || w.threads == 1 {
             return Self { tiles: least, team, bundle: 1 };
         }

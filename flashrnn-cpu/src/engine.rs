@@ -1,109 +1,218 @@
 //! What a plan runs, for an element type and an instruction set, behind an interface that hides both. The cell is behind
 //! [`Blocks`], so that all this is compiled once and not once a cell.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Mutex;
 
-use flashrnn_core::{Backward, Element, Forward, Problem, Result, SavedMut, Shapes, Step};
+use flashrnn_core::{Backward, Element, Forward, Options, Problem, Result, SavedMut, Shapes, Step};
 
 use crate::Cpu;
-use crate::backward::{self, BackwardBlock, BackwardCall, BackwardRoom};
+use crate::backward::{BackwardCall, BackwardPass};
 use crate::compiled::Blocks;
 use crate::division::{Division, Work};
-use crate::forward::{self, ForwardBlock, ForwardCall, ForwardRoom};
+use crate::forward::{ForwardCall, ForwardData, ForwardPass};
 use crate::gather::Steps;
-use crate::memory::{Aligned, Shared, filled};
-use crate::plan::Packed;
+use crate::memory::{Aligned, Memory, Shared, Span, SpanLayout, lock};
+use crate::packed::Packed;
 use crate::product::{PackedOrder, Panels};
-use crate::recompute::Recompute;
+use crate::recompute::{Recompute, RecomputeRoom};
 use crate::simd::Vector;
-use crate::tasks::{self, Row, Task, Time, sorted_rows};
-use crate::weight_grad::{Part, WeightGrad};
+use crate::tasks::{Row, Task, Time, sort_rows};
+use crate::time_loop::{Pass, TimeLoop};
+use crate::weight_grad::{Part, WeightGrad, WeightGradRoom};
+use crate::workers::Workers;
 
 /// Where a backward pass puts the weight gradients.
 pub(crate) type Sink<'a, S> = &'a (dyn Fn(Part<'_, S>) + Sync);
 
-/// What a plan runs. The weights' element type plays no part: they are packed wide.
+/// What a plan runs. The weights' element type plays no part: they are packed wide. The plan has checked the calls.
 pub(crate) trait Kernel<T: Element>: Send + Sync {
+    /// What the order of packed weights depends on besides their sizes.
     fn order(&self) -> PackedOrder;
+
+    /// Packs R and b.
     fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<Packed<T::Wide>>;
-    fn forward(&self, call: Forward<'_, Cpu, T>) -> Result<()>;
-    fn backward(&self, call: Backward<'_, Cpu, T, T>, weight_grads: Option<Sink<'_, T::Wide>>) -> Result<()>;
+
+    /// The bytes of scratch memory that a forward and a backward pass work in.
+    fn workspaces(&self) -> [usize; 2];
+
+    /// # Safety
+    /// The memory is a workspace of the forward pass, and the call's own.
+    unsafe fn forward(&self, call: Forward<'_, Cpu, T>, memory: Memory<'_>);
+
+    /// Computes the gradients, and gives those of the weights to `sink`.
+    ///
+    /// # Safety
+    /// The memory is a workspace of the backward pass, and the call's own.
+    unsafe fn backward(
+        &self,
+        call: Backward<'_, Cpu, T, T>,
+        sink: Option<Sink<'_, T::Wide>>,
+        memory: Memory<'_>,
+    ) -> Result<()>;
+
     fn step(&self, call: Step<'_, Cpu, T>) -> Result<()>;
 }
 
 /// A problem with a cell, divided up for an instruction set.
 pub(crate) struct Engine<T: Element, V> {
     cell: Box<dyn Blocks<T>>,
-    problem: Problem,
+    options: Options,
     shapes: Shapes,
+    workers: Workers,
     forward: Panels,
     backward: Panels,
+    forward_room: ForwardRoom,
+    backward_room: BackwardRoom,
     step_shapes: Shapes,
     /// Rooms of steps that are not under way, so that a step need not allocate.
     step_rooms: Mutex<Vec<StepRoom<T::Wide>>>,
     vector: std::marker::PhantomData<V>,
 }
 
+/// Where a forward pass finds its scratch memory.
+struct ForwardRoom {
+    bytes: usize,
+    rows: Span,
+    time_loop: TimeLoop,
+}
+
+/// Where a backward pass finds its scratch memory. What is before, in and after the time loop shares it.
+struct BackwardRoom {
+    bytes: usize,
+    rows: Span,
+    starts: Span,
+    d_inner: Span,
+    remainders: Span,
+    recompute: RecomputeRoom,
+    time_loop: TimeLoop,
+    weight_grad: WeightGradRoom,
+}
+
+/// The memory of a step.
 struct StepRoom<S> {
     /// The batch, with one step each.
     rows: Vec<Row>,
-    data: ForwardRoom<S>,
+    state: Aligned<S>,
+    h: Aligned<S>,
     scratch: Aligned<S>,
 }
 
 impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
     /// For a machine that has the instruction set of `V`, for which `cell` was compiled.
-    pub fn build(cell: Box<dyn Blocks<T>>, problem: &Problem, shapes: &Shapes) -> Arc<dyn Kernel<T>> {
-        Arc::new(Self {
+    pub fn build(
+        cell: Box<dyn Blocks<T>>,
+        problem: &Problem,
+        shapes: &Shapes,
+        workers: Workers,
+    ) -> Box<dyn Kernel<T>> {
+        let forward = Panels::forward::<V>(shapes.recurrent, shapes.head_dim, workers.threads());
+        let backward = Panels::backward::<V>(shapes.recurrent, shapes.head_dim);
+        Box::new(Self {
             cell,
-            problem: problem.clone(),
+            options: problem.options,
+            forward,
+            backward,
+            forward_room: Self::forward_room(shapes, &forward, workers.threads()),
+            backward_room: Self::backward_room(shapes, [&forward, &backward], workers.threads()),
+            workers,
             shapes: shapes.clone(),
-            forward: Panels::forward::<V>(shapes.recurrent, shapes.head_dim, rayon::current_num_threads()),
-            backward: Panels::backward::<V>(shapes.recurrent, shapes.head_dim),
             step_shapes: Shapes { time: 1, ..shapes.clone() },
             step_rooms: Mutex::default(),
             vector: std::marker::PhantomData,
         })
     }
 
-    fn time<'a>(&'a self, resets: Option<&'a [u8]>) -> Time<'a> {
-        Time { shapes: &self.shapes, reverse: self.problem.options.reverse, resets }
+    fn forward_room(shapes: &Shapes, panels: &Panels, threads: usize) -> ForwardRoom {
+        let mut layout = SpanLayout::default();
+        let rows = layout.add::<Row>(shapes.batch);
+        let division = Self::division(shapes, panels, threads);
+        let time_loop = TimeLoop::new::<ForwardPass<'_, T>, T::Wide>(
+            &mut layout,
+            shapes,
+            panels,
+            V::ROWS,
+            division,
+            threads,
+        );
+        ForwardRoom { bytes: layout.bytes(), rows, time_loop }
     }
 
-    fn check_lengths(&self, lengths: Option<&[i32]>) -> Result<()> {
-        lengths.map_or(Ok(()), |lengths| flashrnn_core::backend::check_lengths(lengths, self.shapes.time))
+    fn backward_room(shapes: &Shapes, [forward, backward]: [&Panels; 2], threads: usize) -> BackwardRoom {
+        let mut layout = SpanLayout::default();
+        let unit_steps = shapes.tokens() * shapes.units();
+        let rows = layout.add::<Row>(shapes.batch);
+        let starts = layout.add::<usize>(shapes.batch + 1);
+        let d_inner = layout.add::<T>(shapes.inner() * unit_steps);
+        let remainders =
+            layout.add::<T>(if narrow::<T>() { shapes.wide_gates.len() * unit_steps } else { 0 });
+        let shared = layout.end();
+        let recompute = RecomputeRoom::new::<V>(&mut layout, forward, threads);
+        layout.back_to(shared);
+        let division = Self::division(shapes, backward, threads);
+        let time_loop = TimeLoop::new::<BackwardPass<'_, T>, T::Wide>(
+            &mut layout,
+            shapes,
+            backward,
+            V::ROWS,
+            division,
+            threads,
+        );
+        layout.back_to(shared);
+        let weight_grad = WeightGradRoom::new::<V>(&mut layout, shapes, threads);
+        let bytes = layout.bytes();
+        BackwardRoom { bytes, rows, starts, d_inner, remainders, recompute, time_loop, weight_grad }
     }
 
-    fn division(&self, blocks: usize) -> Division {
-        let Shapes { batch, heads, head_dim, recurrent, .. } = self.shapes;
+    fn division(shapes: &Shapes, panels: &Panels, threads: usize) -> Division {
+        let &Shapes { batch, heads, head_dim, recurrent, .. } = shapes;
         let matrix = recurrent * head_dim * head_dim;
         Division::new(Work {
-            threads: rayon::current_num_threads(),
+            threads,
             heads,
             batch,
-            blocks,
+            blocks: panels.blocks(),
             row_step: matrix / V::LANES,
             matrix: matrix * size_of::<T::Wide>(),
         })
     }
 
-    /// Runs a task's block.
-    fn forward_block(
-        &self,
-        call: &ForwardCall<'_, T, T::Wide>,
-        task: &Task<'_, forward::ForwardData<'_, T::Wide>>,
-        step: usize,
-        block: usize,
-        scratch: &mut [T::Wide],
-    ) {
-        // SAFETY: an engine is built only for a level that the machine has; `tasks::run` gives a block to one thread, after
-        // all blocks of the step before.
-        unsafe { self.cell.forward(ForwardBlock { call, task, step, block, scratch }) }
+    fn time<'a>(&'a self, resets: Option<&'a [u8]>) -> Time<'a> {
+        Time { shapes: &self.shapes, reverse: self.options.reverse, resets }
     }
 
-    fn scratch(panels: &Panels) -> usize {
-        V::ROWS * panels.outputs()
+    /// A row of the batch with its length.
+    fn row(&self, lengths: Option<&[i32]>, b: usize) -> Row {
+        Row { b, length: lengths.map_or(self.shapes.time, |lengths| lengths[b] as usize) }
     }
+
+    /// R in the order of the backward pass, from that of the forward pass.
+    fn transposed<'a>(&self, packed: &'a Packed<T::Wide>) -> Result<&'a [T::Wide]> {
+        packed.transposed(|transposed| {
+            let (d, head_len) = (self.shapes.head_dim, self.forward.len());
+            // The term (gate, unit j) of output `unit` is factor k = `unit` of the forward pass's output (gate, j).
+            self.backward.pack(&self.workers, packed.forward(), transposed, |head, _, unit, term| {
+                let (gate, j) = (term / d, term % d);
+                let (start, step) = self.forward.place(gate, j / V::LANES);
+                (head * head_len + start + unit * step + j % V::LANES, step)
+            });
+        })
+    }
+
+    fn step_room(&self) -> Result<StepRoom<T::Wide>> {
+        let Shapes { batch, heads, states, head_dim, .. } = self.shapes;
+        let padded = self.forward.vectors() * self.forward.lanes;
+        Ok(StepRoom {
+            rows: (0..batch).map(|b| Row { b, length: 1 }).collect(),
+            state: Aligned::new(heads * batch * states * padded)?,
+            h: Aligned::new(heads * 2 * batch * head_dim)?,
+            scratch: Aligned::new(V::ROWS * self.forward.outputs())?,
+        })
+    }
+}
+
+/// Whether tensors of `T` can't hold all that arithmetic gives.
+fn narrow<T: Element>() -> bool {
+    size_of::<T>() < size_of::<T::Wide>()
 }
 
 impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
@@ -113,26 +222,34 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
 
     fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<Packed<T::Wide>> {
         let Shapes { heads, head_dim: d, .. } = self.shapes;
-        // r [Gr, N, D_out, D_in]: a gate's units are rows, apart by D.
-        let row = |head, gate, unit, k| (((gate * heads + head) * d + unit) * d + k, d);
-        let forward = self.forward.pack(heads, r, row)?;
-        let mut bias = Aligned::new(b.len())?;
-        bias.as_mut_slice().copy_from_slice(b);
-        Ok(Packed { forward, backward: OnceLock::new(), b: bias })
+        let lens = [heads * self.forward.len(), heads * self.backward.len(), b.len()];
+        Packed::new(lens, |forward, bias| {
+            // r [Gr, N, D_out, D_in]: a gate's units are rows, apart by D.
+            let row = |head, gate, unit, k| (((gate * heads + head) * d + unit) * d + k, d);
+            self.forward.pack(&self.workers, r, forward, row);
+            bias.copy_from_slice(b);
+        })
     }
 
-    fn forward(&self, call: Forward<'_, Cpu, T>) -> Result<()> {
-        self.check_lengths(call.lengths)?;
+    fn workspaces(&self) -> [usize; 2] {
+        [self.forward_room.bytes, self.backward_room.bytes]
+    }
+
+    unsafe fn forward(&self, call: Forward<'_, Cpu, T>, memory: Memory<'_>) {
+        let room = &self.forward_room;
+        // SAFETY: the only use of this span.
+        let rows = unsafe { memory.fill(room.rows, |b| self.row(call.lengths, b)) };
+        sort_rows(rows);
         let (gates, wide) = match call.saved {
             Some(SavedMut { gates, wide }) => (Some(gates), Some(wide)),
             None => (None, None),
         };
-        let args = ForwardCall {
+        let call = ForwardCall {
             time: self.time(call.resets),
-            forward_clip: self.problem.options.forward_clip,
+            forward_clip: self.options.forward_clip,
             panels: self.forward,
-            packed: call.weights.packed().forward.as_slice(),
-            b: call.weights.packed().b.as_slice(),
+            packed: call.weights.packed().forward(),
+            b: call.weights.packed().b(),
             wx: call.wx,
             s0: call.s0,
             h: call.h.map(Shared::new),
@@ -141,144 +258,92 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             gates: gates.filter(|v| !v.is_empty()).map(Shared::new),
             wide: wide.filter(|v| !v.is_empty()).map(Shared::new),
         };
-        let rows = sorted_rows(&self.shapes, call.lengths)?;
-        let division = self.division(self.forward.blocks());
-        let mut rooms = Vec::new();
-        let tasks = Task::all(&rows, self.shapes.heads, division.tiles, |rows| {
-            rooms.push(ForwardRoom::new(&self.forward, self.shapes.states, rows.len())?);
-            Ok(())
-        })?;
-        let tasks: Vec<_> =
-            tasks.into_iter().zip(&mut rooms).map(|(task, room)| task.with(room.share())).collect();
-        for task in &tasks {
-            // SAFETY: nothing else runs yet.
-            unsafe { forward::begin(&args, task) };
+        // SAFETY: the memory's promise is the caller's.
+        unsafe {
+            let pass = ForwardPass { cell: &*self.cell, call };
+            room.time_loop.run(memory, &self.workers, rows, &pass);
         }
-        tasks::run(
-            &tasks,
-            division,
-            self.forward.blocks(),
-            Self::scratch(&self.forward),
-            |task| task.rows.first().map_or(0, |row| row.length),
-            |task, step, block, scratch| self.forward_block(&args, task, step, block, scratch),
-        )
     }
 
-    fn backward(&self, call: Backward<'_, Cpu, T, T>, weight_grads: Option<Sink<'_, T::Wide>>) -> Result<()> {
-        self.check_lengths(call.lengths)?;
-        let shapes = &self.shapes;
-        let time = self.time(call.resets);
-        let rows = sorted_rows(shapes, call.lengths)?;
-        let steps = Steps::new(&rows);
-        let mut d_inner = filled(T::default(), shapes.tokens() * shapes.inner() * shapes.units())?;
+    unsafe fn backward(
+        &self,
+        call: Backward<'_, Cpu, T, T>,
+        sink: Option<Sink<'_, T::Wide>>,
+        memory: Memory<'_>,
+    ) -> Result<()> {
+        let (shapes, room) = (&self.shapes, &self.backward_room);
+        let packed = call.weights.packed();
+        let transposed = self.transposed(packed)?;
+        // SAFETY: the only use of each of these spans.
+        let (rows, starts, d_inner, remainders) = unsafe {
+            let rows = memory.fill(room.rows, |b| self.row(call.lengths, b));
+            let (starts, d_inner) = (memory.numbers(room.starts), memory.numbers(room.d_inner));
+            (rows, starts, d_inner, memory.numbers(room.remainders))
+        };
+        sort_rows(rows);
+        let rows = &*rows;
+        let steps = &Steps::new(rows, starts);
+        let (time, states, s0) = (self.time(call.resets), call.states, call.s0);
         let gates = (!call.saved.gates.is_empty()).then_some(call.saved.gates);
         // What T is too narrow for: saved by the forward pass, or recomputed in two parts. Empty where T is wide.
-        let narrow = size_of::<T>() < size_of::<T::Wide>();
-        let step = shapes.tokens() * shapes.units();
-        let states_len = if narrow { shapes.wide.len() * step } else { 0 };
-        let (wide, saved_gates) = call.saved.wide.split_at(states_len);
-        let remainders = if narrow && gates.is_none() { shapes.wide_gates.len() * step } else { 0 };
-        let mut remainders = filled(T::default(), remainders)?;
+        let wide_states =
+            if narrow::<T>() { shapes.wide.len() * shapes.tokens() * shapes.units() } else { 0 };
+        let (wide, wide_gates) = call.saved.wide.split_at(wide_states);
+        let recomputed = gates.is_none() && !remainders.is_empty();
         if let (None, Some(wx)) = (gates, call.wx) {
-            let recompute = Recompute {
-                time,
-                panels: self.forward,
-                packed: call.weights.packed().forward.as_slice(),
-                b: call.weights.packed().b.as_slice(),
-                wx,
-                states: call.states,
-                s0: call.s0,
-                steps: &steps,
-                d_wx: Shared::new(&mut *call.d_wx),
-                d_inner: Shared::new(&mut d_inner),
-                remainders: (!remainders.is_empty()).then(|| Shared::new(&mut remainders)),
-            };
-            // SAFETY: an engine is built only for a level that the machine has.
-            unsafe { recompute.run::<V>()? };
+            let (d_wx, d_inner) = (Shared::new(&mut *call.d_wx), Shared::new(&mut *d_inner));
+            let (panels, packed, b) = (self.forward, packed.forward(), packed.b());
+            let remainders = recomputed.then(|| Shared::new(&mut *remainders));
+            let recompute =
+                Recompute { time, panels, packed, b, wx, states, s0, steps, d_wx, d_inner, remainders };
+            // SAFETY: an engine is built only for a level that the machine has; nothing else runs yet.
+            unsafe { recompute.run::<V>(&self.workers, memory, room.recompute) };
         }
-        let packed = call.weights.packed().transposed(|| {
-            let (d, head_len) = (shapes.head_dim, self.forward.len());
-            // The term (gate, unit j) of output `unit` is factor k = `unit` of the forward pass's output (gate, j).
-            self.backward.pack(
-                shapes.heads,
-                call.weights.packed().forward.as_slice(),
-                |head, _, unit, term| {
-                    let (gate, j) = (term / d, term % d);
-                    let (start, step) = self.forward.place(gate, j / V::LANES);
-                    (head * head_len + start + unit * step + j % V::LANES, step)
-                },
-            )
-        })?;
-        let args = BackwardCall {
+        let backward = BackwardCall {
             time,
-            forward_clip: self.problem.options.forward_clip,
-            recurrent_grad_clip: self.problem.options.recurrent_grad_clip,
-            cut_recurrent_grad: self.problem.options.cut_recurrent_grad,
+            forward_clip: self.options.forward_clip,
+            recurrent_grad_clip: self.options.recurrent_grad_clip,
+            cut_recurrent_grad: self.options.cut_recurrent_grad,
             panels: self.backward,
-            packed: packed.as_slice(),
-            states: call.states,
-            s0: call.s0,
+            packed: transposed,
+            states,
+            s0,
             wide: (!wide.is_empty()).then_some(wide),
-            wide_gates: (!saved_gates.is_empty()).then_some(saved_gates),
-            remainders: (!remainders.is_empty()).then_some(&remainders),
+            wide_gates: (!wide_gates.is_empty()).then_some(wide_gates),
+            remainders: recomputed.then_some(&*remainders),
             gates,
             d_states: call.d_states.or(call.d_h),
             d_states_given: if call.d_states.is_some() { shapes.states } else { 1 },
             d_last: call.d_last,
             d_wx: Shared::new(&mut *call.d_wx),
-            d_inner: Shared::new(&mut d_inner),
+            d_inner: Shared::new(&mut *d_inner),
             d_s0: call.d_s0.map(Shared::new),
         };
-        let division = self.division(self.backward.blocks());
-        let mut rooms = Vec::new();
-        let tasks = Task::all(&rows, shapes.heads, division.tiles, |rows| {
-            rooms.push(BackwardRoom::new(&self.backward, shapes.states, rows.len())?);
-            Ok(())
-        })?;
-        let tasks: Vec<_> =
-            tasks.into_iter().zip(&mut rooms).map(|(task, room)| task.with(room.share())).collect();
-        for task in &tasks {
-            // SAFETY: nothing else runs yet.
-            unsafe { backward::begin(&args, task) };
+        // SAFETY: the memory's promise is the caller's; recomputing is over.
+        unsafe {
+            let pass = BackwardPass { cell: &*self.cell, call: backward };
+            room.time_loop.run(memory, &self.workers, rows, &pass);
         }
-        tasks::run(
-            &tasks,
-            division,
-            self.backward.blocks(),
-            Self::scratch(&self.backward),
-            |task| backward::steps(task, args.d_s0.is_some()),
-            |task, iteration, block, scratch| {
-                let block = BackwardBlock { call: &args, task, iteration, block, scratch };
-                // SAFETY: as in `forward_block`.
-                unsafe { self.cell.backward(block) }
-            },
-        )?;
-        if let Some(sink) = weight_grads {
-            let (states, s0) = (call.states, call.s0);
-            let grad = WeightGrad { time, states, s0, d_wx: &*call.d_wx, d_inner: &d_inner, steps: &steps };
-            // SAFETY: an engine is built only for a level that the machine has.
-            unsafe { grad.run::<V>(sink)? };
+        if let Some(sink) = sink {
+            let grad = WeightGrad { time, states, s0, d_wx: &*call.d_wx, d_inner: &*d_inner, steps };
+            // SAFETY: an engine is built only for a level that the machine has; the time loop is over.
+            unsafe { grad.run::<V>(&self.workers, memory, room.weight_grad, sink) };
         }
         Ok(())
     }
 
     fn step(&self, call: Step<'_, Cpu, T>) -> Result<()> {
-        let lock = || self.step_rooms.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let room = lock().pop();
+        let room = lock(&self.step_rooms).pop();
         let mut room = match room {
             Some(room) => room,
-            None => StepRoom {
-                rows: sorted_rows(&self.step_shapes, None)?,
-                data: ForwardRoom::new(&self.forward, self.shapes.states, self.shapes.batch)?,
-                scratch: Aligned::new(Self::scratch(&self.forward))?,
-            },
+            None => self.step_room()?,
         };
         let args = ForwardCall {
             time: Time { shapes: &self.step_shapes, reverse: false, resets: None },
-            forward_clip: self.problem.options.forward_clip,
+            forward_clip: self.options.forward_clip,
             panels: self.forward,
-            packed: call.weights.packed().forward.as_slice(),
-            b: call.weights.packed().b.as_slice(),
+            packed: call.weights.packed().forward(),
+            b: call.weights.packed().b(),
             wx: call.wx,
             s0: None,
             h: call.h.map(Shared::new),
@@ -287,16 +352,30 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             gates: None,
             wide: None,
         };
-        for head in 0..self.shapes.heads {
-            let task = Task { head, rows: &room.rows, data: room.data.share() };
+        let heads = self.shapes.heads;
+        let (state_len, h_len) = (room.state.as_slice().len() / heads, room.h.as_slice().len() / heads);
+        let (state, h) = (Shared::new(room.state.as_mut_slice()), Shared::new(room.h.as_mut_slice()));
+        let task = |head| {
+            let (state, h) = (state.part(head * state_len, state_len), h.part(head * h_len, h_len));
+            Task { head, rows: &room.rows[..], data: ForwardData::new(state, h) }
+        };
+        let cell = &*self.cell;
+        let _mode = self.workers.subnormals.enter();
+        let pass = ForwardPass { cell, call: ForwardCall { s0: Some(&*call.state), ..args } };
+        for head in 0..heads {
             // SAFETY: nothing else uses the room or the outputs; `state` is read here and written below.
-            unsafe { forward::begin(&ForwardCall { s0: Some(&*call.state), ..args }, &task) };
-            let args = ForwardCall { last: Some(Shared::new(&mut *call.state)), ..args };
+            unsafe { pass.begin(&task(head)) };
+        }
+        let last = Some(Shared::new(&mut *call.state));
+        let pass = ForwardPass { cell, call: ForwardCall { last, ..args } };
+        for head in 0..heads {
+            let task = task(head);
             for block in 0..self.forward.blocks() {
-                self.forward_block(&args, &task, 0, block, room.scratch.as_mut_slice());
+                // SAFETY: as above.
+                unsafe { pass.block(&task, 0, block, room.scratch.as_mut_slice()) };
             }
         }
-        lock().push(room);
+        lock(&self.step_rooms).push(room);
         Ok(())
     }
 }

@@ -10,13 +10,14 @@
 //! A reset is carried out by the step before it, which leaves a zero `h` and `state` behind; `h` has two halves, one read
 //! while the other is written, so that a step needs one barrier only.
 
-use flashrnn_core::{Array, Cell, CellSizes, Element, Real, Result};
+use flashrnn_core::{Array, Cell, CellSizes, Element, Real};
 
-use crate::compiled::With;
-use crate::memory::{Aligned, Shared, at};
+use crate::compiled::{Blocks, With};
+use crate::memory::{Shared, at};
 use crate::product::{Panels, Product};
 use crate::simd::{For, LINE, Op, Pair, Storage, Vector, prefetch};
 use crate::tasks::{Row, Task, Time, active};
+use crate::time_loop::Pass;
 
 /// The tensors of a call, as slices.
 pub(crate) struct ForwardCall<'a, T, S> {
@@ -125,20 +126,44 @@ pub(crate) struct ForwardData<'a, S> {
     h: Shared<'a, S>,
 }
 
-/// The memory behind [`ForwardData`].
-pub(crate) struct ForwardRoom<S> {
-    state: Aligned<S>,
-    h: Aligned<S>,
+impl<'a, S> ForwardData<'a, S> {
+    pub fn new(state: Shared<'a, S>, h: Shared<'a, S>) -> Self {
+        Self { state, h }
+    }
 }
 
-impl<S: bytemuck::Pod> ForwardRoom<S> {
-    pub fn new(panels: &Panels, states: usize, rows: usize) -> Result<Self> {
-        let padded = panels.vectors() * panels.lanes;
-        Ok(Self { state: Aligned::new(rows * states * padded)?, h: Aligned::new(2 * rows * panels.units)? })
+/// The forward pass of a cell.
+pub(crate) struct ForwardPass<'a, T: Element> {
+    /// Compiled for an instruction set that the machine has.
+    pub cell: &'a dyn Blocks<T>,
+    pub call: ForwardCall<'a, T, T::Wide>,
+}
+
+impl<T: Element> Pass<T::Wide> for ForwardPass<'_, T> {
+    type Data<'a> = ForwardData<'a, T::Wide>;
+
+    fn data<'a>(&self, state: Shared<'a, T::Wide>, h: Shared<'a, T::Wide>) -> ForwardData<'a, T::Wide> {
+        ForwardData::new(state, h)
     }
 
-    pub fn share(&mut self) -> ForwardData<'_, S> {
-        ForwardData { state: Shared::new(self.state.as_mut_slice()), h: Shared::new(self.h.as_mut_slice()) }
+    unsafe fn begin(&self, task: &Task<'_, ForwardData<'_, T::Wide>>) {
+        // SAFETY: as promised by the caller.
+        unsafe { begin(&self.call, task) }
+    }
+
+    fn steps(&self, task: &Task<'_, ForwardData<'_, T::Wide>>) -> usize {
+        task.rows.first().map_or(0, |row| row.length)
+    }
+
+    unsafe fn block(
+        &self,
+        task: &Task<'_, ForwardData<'_, T::Wide>>,
+        step: usize,
+        block: usize,
+        scratch: &mut [T::Wide],
+    ) {
+        // SAFETY: as promised by the caller; the machine has the cell's instruction set.
+        unsafe { self.cell.forward(ForwardBlock { call: &self.call, task, step, block, scratch }) }
     }
 }
 
@@ -147,10 +172,7 @@ impl<S: bytemuck::Pod> ForwardRoom<S> {
 ///
 /// # Safety
 /// No other thread uses the task's data or the outputs of its rows and head.
-pub(crate) unsafe fn begin<T: Element>(
-    call: &ForwardCall<'_, T, T::Wide>,
-    task: &Task<'_, ForwardData<'_, T::Wide>>,
-) {
+unsafe fn begin<T: Element>(call: &ForwardCall<'_, T, T::Wide>, task: &Task<'_, ForwardData<'_, T::Wide>>) {
     let shapes = call.time.shapes;
     let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
     let padded = call.panels.vectors() * call.panels.lanes;
@@ -160,7 +182,9 @@ pub(crate) unsafe fn begin<T: Element>(
         for k in 0..shapes.states {
             let initial = call.s0.map(|s0| &s0[(k * shapes.batch + row.b) * units + column..][..d]);
             // SAFETY: the task's own, by the caller's promise.
-            let state = unsafe { task.data.state.slice((r * shapes.states + k) * padded, d) };
+            let state = unsafe { task.data.state.slice((r * shapes.states + k) * padded, padded) };
+            let (state, padding) = state.split_at_mut(d);
+            padding.fill(T::Wide::default());
             match initial {
                 Some(initial) if !reset => state.copy_from_slice(initial),
                 _ => state.fill(T::Wide::default()),

@@ -12,16 +12,17 @@ use crate::tasks::{Before, Row, Time};
 pub(crate) struct Steps<'a> {
     rows: &'a [Row],
     /// The number of each row's first step, and the number of all steps.
-    starts: Vec<usize>,
+    starts: &'a [usize],
 }
 
 impl<'a> Steps<'a> {
-    pub fn new(rows: &'a [Row]) -> Self {
-        let mut starts = vec![0];
-        starts.extend(rows.iter().scan(0, |sum, row| {
-            *sum += row.length;
-            Some(*sum)
-        }));
+    /// With room for one number more than there are rows.
+    pub fn new(rows: &'a [Row], starts: &'a mut [usize]) -> Self {
+        let mut sum = 0;
+        for (start, length) in starts.iter_mut().zip(rows.iter().map(|row| row.length).chain([0])) {
+            *start = sum;
+            sum += length;
+        }
         Self { rows, starts }
     }
 
@@ -42,8 +43,12 @@ impl<'a> Steps<'a> {
 
     /// The ranges that cut all steps into pieces of at most `size`.
     pub fn chunks(&self, size: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
-        let count = self.count();
-        (0..count.div_ceil(size)).map(move |i| i * size..((i + 1) * size).min(count))
+        (0..self.count().div_ceil(size)).map(move |i| self.chunk(i, size))
+    }
+
+    /// The `i`th of them.
+    pub fn chunk(&self, i: usize, size: usize) -> Range<usize> {
+        i * size..((i + 1) * size).min(self.count())
     }
 }
 
@@ -57,8 +62,9 @@ pub(crate) struct GatherH<'a, T: Element> {
     pub s0: Option<&'a [T::Wide]>,
     pub steps: &'a Steps<'a>,
     pub range: Range<usize>,
-    /// `[steps, D]`, written.
+    /// `[steps, stride]`, of which the first D columns are written.
     pub out: &'a mut [T::Wide],
+    pub stride: usize,
 }
 
 impl<T: Element, V: Vector<T>> Op for For<V, GatherH<'_, T>> {
@@ -66,9 +72,10 @@ impl<T: Element, V: Vector<T>> Op for For<V, GatherH<'_, T>> {
 
     #[inline(always)]
     unsafe fn run(self) {
-        let GatherH { time, head, states, s0, steps, range, out } = self.work;
+        let GatherH { time, head, states, s0, steps, range, out, stride } = self.work;
         let (d, units) = (time.shapes.head_dim, time.shapes.units());
-        for ((row, step), out) in steps.range(range).zip(out.chunks_exact_mut(d)) {
+        for ((row, step), out) in steps.range(range).zip(out.chunks_exact_mut(stride)) {
+            let out = &mut out[..d];
             match (time.before(row, step), s0) {
                 (Before::Zero, _) | (Before::Initial, None) => out.fill(T::Wide::default()),
                 (Before::Initial, Some(s0)) => {

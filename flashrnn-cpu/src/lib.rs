@@ -5,9 +5,13 @@
 //! is a small product from packed panels, and then the cell's own function on vectors of units. The weight gradient is one
 //! large product after the loop. Arithmetic is f32 (f64 for f64); f16 and bf16 are storage only.
 //!
-//! Reading order: [`Cpu`] (`plan`), `engine` (what a plan runs), `compiled` (a cell's part of it), `tasks`, `division` and `team` (who does what when),
-//! `forward` and `backward` (one block of one step), `product` (where the time goes), `weight_grad`, `recompute`, `simd`.
+//! Subnormal numbers of f32 and f64 are flushed to zero by default: [`Subnormals`].
+//!
+//! Reading order: [`Cpu`] (`plan`), `engine` (what a plan runs), `compiled` (a cell's part of it), `time_loop`, `tasks`, `division`
+//! and `team` (who does what when), `threads` and `workers` (who there is), `forward` and `backward` (one block of one step),
+//! `product` and `tile` (where the time goes), `weight_grad`, `recompute`, `memory`, `simd`.
 
+#[cfg(feature = "ndarray")]
 mod arrays;
 mod backward;
 mod compiled;
@@ -16,15 +20,27 @@ mod engine;
 mod forward;
 mod gather;
 mod memory;
+mod packed;
 mod plan;
 mod product;
 mod recompute;
 mod simd;
+mod subnormals;
 mod tasks;
 mod team;
+mod threads;
+mod tile;
+mod time_loop;
 mod weight_grad;
+mod workers;
 
+#[cfg(feature = "ndarray")]
 pub use arrays::{Gradients, Inputs, OutputGradients, Outputs};
-pub use plan::{Cpu, CpuPlan, Packed};
+/// The crate whose arrays [`CpuPlan::forward_arrays`] takes.
+#[cfg(feature = "ndarray")]
+pub use ndarray;
+pub use packed::Packed;
+pub use plan::{Cpu, CpuPlan};
 pub use product::PackedOrder;
 pub use simd::Level;
+pub use subnormals::Subnormals;

@@ -1,6 +1,6 @@
 //! The backend and its plans: checks, and the way from the public interface to the engine.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use flashrnn_core::{
@@ -10,15 +10,31 @@ use flashrnn_core::{
 
 use crate::compiled;
 use crate::engine::{Kernel, Sink};
-use crate::memory::{Aligned, Shared, filled};
+use crate::memory::{Memory, Shared, Workspaces, filled};
+use crate::packed::Packed;
 use crate::product::PackedOrder;
 use crate::simd::Level;
+use crate::subnormals::Subnormals;
+use crate::threads::{Pool, default_threads};
+use crate::workers::Workers;
 
 /// The CPU backend: threads over heads and batch rows, SIMD within.
+///
+/// # Threads
+/// The thread that makes a call works on it, and helper threads join where there is work for more than one. Nobody runs
+/// another job while it waits, so calls may be made under a lock, from rayon's threads and from several threads at once; the more
+/// callers, the fewer helpers each has. Results do not depend on the number of threads.
+///
+/// After a `fork`, a child process has no helpers. Its calls of plans that it was born with run on their own thread; a plan
+/// that it makes with [`Cpu::new`], and a backend that it makes by [`Cpu::with_threads`], have new ones. As with any
+/// library that locks, no other thread may be making a plan or a call while the process forks.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     level: Level,
-    pool: Option<Arc<rayon::ThreadPool>>,
+    subnormals: Subnormals,
+    /// Its own threads; None for those that all backends share.
+    pool: Option<Arc<Pool>>,
+    workspaces: Workspaces,
 }
 
 impl Default for Cpu {
@@ -28,34 +44,27 @@ impl Default for Cpu {
 }
 
 impl Cpu {
-    /// The most threads a pool may have.
-    pub const MOST_THREADS: usize = 1024;
+    /// The most threads a backend may have.
+    pub const MAX_THREADS: usize = Pool::MAX_THREADS;
 
-    /// With the machine's best instruction set, on rayon's current thread pool.
+    /// Makes a backend with the machine's best instruction set, on threads that all such backends share. There are as many as
+    /// the environment variable `RAYON_NUM_THREADS` says, else as the system offers to this process. The first
+    /// [`plan`](Backend::plan) starts them, and fails where they can't be started.
+    #[must_use]
     pub fn new() -> Self {
         let level = Level::available().pop().unwrap_or(Level::Portable);
-        Self { level, pool: None }
+        Self { level, subnormals: Subnormals::default(), pool: None, workspaces: Workspaces::default() }
     }
 
-    /// With a thread pool of its own, of 1 to [`Cpu::MOST_THREADS`] threads.
+    /// Makes a backend whose calls use 1 to [`Cpu::MAX_THREADS`] threads: the caller's, and others of the backend's own.
     ///
     /// # Errors
     /// [`Error::InvalidProblem`] for another number, [`Error::Device`] where the threads can't be started.
     pub fn with_threads(threads: usize) -> Result<Self> {
-        if !(1..=Self::MOST_THREADS).contains(&threads) {
-            return Err(Error::InvalidProblem {
-                option: "threads",
-                got: threads.to_string(),
-                want: "1 to 1024",
-            });
-        }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool =
-            pool.map_err(|e| Error::device_because(format!("could not start {threads} threads"), e))?;
-        Ok(Self { pool: Some(Arc::new(pool)), ..Self::new() })
+        Ok(Self { pool: Some(Arc::new(Pool::start(threads)?)), ..Self::new() })
     }
 
-    /// With another instruction set of [`Level::available`].
+    /// Returns the same backend with another instruction set of [`Level::available`].
     ///
     /// # Errors
     /// [`Error::Unsupported`] where this machine does not have it.
@@ -71,17 +80,22 @@ impl Cpu {
         Ok(Self { level, ..self })
     }
 
-    /// How many threads a call uses.
-    pub fn threads(&self) -> usize {
-        self.pool.as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
+    /// Returns the same backend with another treatment of subnormal numbers, which are flushed to zero by default.
+    #[must_use]
+    pub fn with_subnormals(self, subnormals: Subnormals) -> Self {
+        Self { subnormals, ..self }
     }
 
-    /// Runs `f` on this backend's threads.
-    fn install<A: Send>(&self, f: impl FnOnce() -> A + Send) -> A {
-        match &self.pool {
-            Some(pool) => pool.install(f),
-            None => f(),
-        }
+    /// Returns how many threads a call may use.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.as_ref().map_or_else(default_threads, |pool| pool.threads())
+    }
+
+    /// The threads of a plan's calls.
+    fn workers(&self) -> Result<Workers> {
+        let pool = self.pool.clone().map_or_else(Pool::global, Ok)?;
+        Ok(Workers { pool, subnormals: self.subnormals })
     }
 }
 
@@ -117,6 +131,7 @@ impl Backend for Cpu {
     }
 
     fn trim(&self) -> Result<()> {
+        self.workspaces.trim();
         Ok(())
     }
 
@@ -135,7 +150,7 @@ impl Backend for Cpu {
             let why = "weights have the tensors' type, or f32 beside 16-bit tensors".into();
             return Err(Error::Unsupported { backend: "cpu", what, why });
         }
-        let kernel = self.install(|| compiled::kernel::<T, C>(cell, problem, &shapes, self.level))?;
+        let kernel = compiled::kernel::<T, C>(cell, problem, &shapes, self.level, self.workers()?)?;
         let Shapes { recurrent, gates, heads, head_dim, .. } = shapes;
         let layout = WeightsLayout { recurrent, gates, heads, head_dim, order: kernel.order() };
         Ok(CpuPlan {
@@ -155,34 +170,33 @@ pub struct CpuPlan<T: Element, W: Element> {
     problem: Problem,
     shapes: Shapes,
     layout: Arc<WeightsLayout<PackedOrder>>,
-    kernel: Arc<dyn Kernel<T>>,
+    kernel: Box<dyn Kernel<T>>,
     weights: std::marker::PhantomData<fn(W)>,
 }
 
 impl<T: Element, W: Element> CpuPlan<T, W> {
     /// The backend that made this plan.
+    #[must_use]
     pub fn backend(&self) -> &Cpu {
         &self.cpu
     }
-}
 
-/// R and b, widened to `S` and packed; R once more in transposed order from the first backward pass on.
-pub struct Packed<S> {
-    pub(crate) forward: Aligned<S>,
-    pub(crate) backward: OnceLock<Aligned<S>>,
-    /// `[G, N, D]`
-    pub(crate) b: Aligned<S>,
-}
-
-impl<S> Packed<S> {
-    /// R in the order of the backward pass.
-    pub(crate) fn transposed(&self, pack: impl FnOnce() -> Result<Aligned<S>>) -> Result<&Aligned<S>> {
-        if let Some(packed) = self.backward.get() {
-            return Ok(packed);
-        }
-        let packed = pack()?;
-        Ok(self.backward.get_or_init(|| packed))
+    fn check_lengths(&self, lengths: Option<&[i32]>) -> Result<()> {
+        lengths.map_or(Ok(()), |lengths| flashrnn_core::backend::check_lengths(lengths, self.shapes.time))
     }
+}
+
+impl<T: Element, W: Element> std::fmt::Debug for CpuPlan<T, W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut plan = f.debug_struct("CpuPlan");
+        plan.field("dtype", &T::DTYPE).field("weights", &W::DTYPE).field("problem", &self.problem);
+        plan.field("cpu", &self.cpu).finish_non_exhaustive()
+    }
+}
+
+/// The workspace of a pass, which aligns what it holds by itself.
+fn workspace(bytes: usize) -> Workspace {
+    Workspace { bytes, align: 1 }
 }
 
 /// The elements in their wide type, without a copy where they have it already.
@@ -216,8 +230,7 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
         Shapes::check("r", r.len(), &self.shapes.r())?;
         Shapes::check("b", b.len(), &self.shapes.b())?;
         let (r, b) = (widened(r)?, widened(b)?);
-        let packed = self.cpu.install(|| self.kernel.pack(&r, &b))?;
-        Ok(Weights::new(self.layout.clone(), packed))
+        Ok(Weights::new(self.layout.clone(), self.kernel.pack(&r, &b)?))
     }
 
     fn saved(&self) -> Result<Saved<Cpu, T>> {
@@ -225,20 +238,24 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
     }
 
     fn forward_workspace(&self) -> Workspace {
-        Workspace::NONE
+        workspace(self.kernel.workspaces()[0])
     }
 
     fn backward_workspace(&self) -> Workspace {
-        Workspace::NONE
+        workspace(self.kernel.workspaces()[1])
     }
 
-    fn forward(&self, call: Forward<'_, Cpu, T>) -> Result<()> {
+    fn forward(&self, mut call: Forward<'_, Cpu, T>) -> Result<()> {
         call.check(self)?;
-        self.cpu.install(|| self.kernel.forward(call))
+        self.check_lengths(call.lengths)?;
+        let (given, bytes) = (call.workspace.take(), self.kernel.workspaces()[0]);
+        // SAFETY: the memory is this call's, and as large as the kernel says: the caller's, by the check above.
+        self.cpu.workspaces.with(given, bytes, |memory| unsafe { self.kernel.forward(call, memory) })
     }
 
     fn backward(&self, call: Backward<'_, Cpu, T, W>) -> Result<()> {
         call.check(self)?;
+        self.check_lengths(call.lengths)?;
         let Backward { weights, states, saved, wx, s0, lengths, resets, d_h, d_states, d_last, .. } = call;
         let Backward { d_wx, d_r, d_b, d_s0, accumulate, workspace, .. } = call;
         let Shapes { heads, head_dim, .. } = self.shapes;
@@ -248,7 +265,10 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
             let first = (part.gate * heads + part.head) * head_dim + part.unit;
             if let Some(d_r) = d_r.filter(|_| !part.d_r.is_empty()) {
                 // SAFETY: each part of the gradient comes once.
-                put(unsafe { d_r.slice(first * head_dim, part.d_r.len()) }, part.d_r, accumulate);
+                let d_r = unsafe { d_r.slice(first * head_dim, part.d_b.len() * head_dim) };
+                for (d_r, sums) in d_r.chunks_exact_mut(head_dim).zip(part.d_r.chunks_exact(part.stride)) {
+                    put(d_r, &sums[..head_dim], accumulate);
+                }
             }
             if let Some(d_b) = d_b {
                 // SAFETY: as above.
@@ -271,9 +291,12 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
             d_b: None,
             d_s0,
             accumulate,
-            workspace,
+            workspace: None,
         };
-        self.cpu.install(|| self.kernel.backward(call, wanted.then_some(sink)))
+        let (sink, bytes) = (wanted.then_some(sink), self.kernel.workspaces()[1]);
+        // SAFETY: the memory is this call's, and as large as the kernel says: the caller's, by the check above.
+        let run = |memory: Memory<'_>| unsafe { self.kernel.backward(call, sink, memory) };
+        self.cpu.workspaces.with(workspace, bytes, run)?
     }
 
     fn step(&self, call: Step<'_, Cpu, T>) -> Result<()> {

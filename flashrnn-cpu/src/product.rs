@@ -18,12 +18,16 @@
 
 use std::ops::Range;
 
-use flashrnn_core::{Element, Result};
-use rayon::prelude::*;
+use flashrnn_core::Element;
 
 use crate::division::WHOLE;
-use crate::memory::{Aligned, at};
+use crate::memory::{Shared, at};
 use crate::simd::{For, LINE, Op, Simd, Storage};
+use crate::tile::Tile;
+use crate::workers::Workers;
+
+/// A thread packs about as many elements while another one is woken; fewer are not worth sharing.
+const MIN_SHARE_PACKED: usize = 1 << 15;
 
 /// How a matrix `[outputs, depth]` is packed. Outputs come as `kinds` groups (gates) of `units`.
 #[derive(Clone, Copy, Debug)]
@@ -122,22 +126,27 @@ impl Panels {
         (start, step)
     }
 
-    /// Packs every head's matrix from `from`, where the factors of term `k` in the outputs of a kind for the units from
-    /// `unit` on start at, and are apart by, `source(head, kind, unit, k)`.
+    /// Packs every head's matrix from `from` to `packed [heads, len]`, where the factors of term `k` in the outputs of a kind
+    /// for the units from `unit` on start at, and are apart by, `source(head, kind, unit, k)`.
     pub fn pack<S: Element>(
         &self,
-        heads: usize,
+        workers: &Workers,
         from: &[S],
+        packed: &mut [S],
         source: impl Fn(usize, usize, usize, usize) -> (usize, usize) + Sync,
-    ) -> Result<Aligned<S>> {
-        let mut packed = Aligned::new(heads * self.len())?;
-        let pack_head = |(head, packed): (usize, &mut [S])| {
-            packed.par_chunks_mut(self.panel_len()).enumerate().for_each(|(panel, packed)| {
-                self.pack_panel(panel, packed, from, |kind, unit, k| source(head, kind, unit, k));
-            });
-        };
-        packed.as_mut_slice().par_chunks_mut(self.len()).enumerate().for_each(pack_head);
-        Ok(packed)
+    ) {
+        let (len, panels) = (self.len(), (self.vectors() * self.kinds).div_ceil(self.panel));
+        let heads = packed.len() / len;
+        let members = workers.threads().min(packed.len() / MIN_SHARE_PACKED + 1);
+        let packed = Shared::new(packed);
+        workers.for_each(members, heads * panels, |_, i| {
+            let (head, panel) = (i / panels, i % panels);
+            let start = panel * self.panel_len();
+            let n = self.panel_len().min(len - start);
+            // SAFETY: each panel is claimed by one thread.
+            let packed = unsafe { packed.slice(head * len + start, n) };
+            self.pack_panel(panel, packed, from, |kind, unit, k| source(head, kind, unit, k));
+        });
     }
 
     /// Packs one panel of a head.
@@ -220,80 +229,10 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, Product<'_, S>>
             let panel = at(packed, first, (panels.depth - 1) * step + width * V::LANES);
             let out = out.wrapping_add((v - start) * V::LANES);
             let (depth, out_stride) = (panels.depth, panels.outputs());
-            let tile = Tile { depth, a, stride, panel, step, out, out_stride };
+            let tile = Tile { depth, a, stride, b: panel, step, out, out_stride };
             // SAFETY: as promised by the caller of `compute`.
-            unsafe { tile.dispatch::<V>(rows, width) };
+            unsafe { tile.compute::<V, false>(rows, width) };
             v += width;
-        }
-    }
-}
-
-/// A few rows with one panel, or with a part of one.
-#[derive(Clone, Copy)]
-struct Tile<S> {
-    depth: usize,
-    a: *const S,
-    stride: usize,
-    panel: *const S,
-    /// Elements from one `k` to the next.
-    step: usize,
-    out: *mut S,
-    out_stride: usize,
-}
-
-impl<S: Element> Tile<S> {
-    #[inline(always)]
-    unsafe fn dispatch<V: Storage<S> + Simd<Scalar = S>>(self, rows: usize, width: usize) {
-        // SAFETY: as promised by the caller of `Product::compute`.
-        unsafe {
-            match width {
-                1 => self.rows::<V, 1>(rows),
-                2 => self.rows::<V, 2>(rows),
-                3 => self.rows::<V, 3>(rows),
-                _ => self.rows::<V, 4>(rows),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rows<V: Storage<S> + Simd<Scalar = S>, const WIDTH: usize>(self, rows: usize) {
-        // SAFETY: as promised by the caller of `Product::compute`.
-        unsafe {
-            match rows {
-                1 => self.run::<V, 1, WIDTH>(),
-                2 => self.run::<V, 2, WIDTH>(),
-                3 => self.run::<V, 3, WIDTH>(),
-                4 => self.run::<V, 4, WIDTH>(),
-                5 => self.run::<V, 5, WIDTH>(),
-                _ => self.run::<V, 6, WIDTH>(),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn run<V: Storage<S> + Simd<Scalar = S>, const ROWS: usize, const WIDTH: usize>(self) {
-        let mut sums = [[V::lit(0.0); WIDTH]; ROWS];
-        for k in 0..self.depth {
-            // SAFETY: as promised by the caller of `Product::compute`.
-            unsafe {
-                let panel = self.panel.add(k * self.step);
-                let mut factors = [V::lit(0.0); WIDTH];
-                for (v, factor) in factors.iter_mut().enumerate() {
-                    *factor = V::load(panel.add(v * V::LANES));
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let a = V::splat(*self.a.add(row * self.stride + k));
-                    for (sum, &factor) in sums.iter_mut().zip(&factors) {
-                        *sum = factor.mul_add(a, *sum);
-                    }
-                }
-            }
-        }
-        for (row, sums) in sums.iter().enumerate() {
-            for (v, sum) in sums.iter().enumerate() {
-                // SAFETY: as promised by the caller of `Product::compute`.
-                unsafe { sum.store(self.out.add(row * self.out_stride + v * V::LANES)) };
-            }
         }
     }
 }
@@ -308,13 +247,16 @@ mod tests {
         let packing = Panels { depth, kinds, units, block: 4, lanes: 1, panel: 4 };
         let panels = Panels { block, ..packing };
         let matrix: Vec<f64> = (0..kinds * units * depth).map(|i| (i * 37 % 101) as f64 - 50.0).collect();
-        let packed = packing.pack(1, &matrix, |_, kind, unit, k| ((kind * units + unit) * depth + k, depth));
-        let packed = packed.unwrap();
+        let workers = Workers::alone();
+        let mut packed = vec![0.0; packing.len()];
+        packing.pack(&workers, &matrix, &mut packed, |_, kind, unit, k| {
+            ((kind * units + unit) * depth + k, depth)
+        });
         let a: Vec<f64> = (0..rows * depth).map(|i| (i * 13 % 17) as f64 - 8.0).collect();
         for block in 0..panels.blocks() {
             let mut out = vec![f64::NAN; rows * panels.outputs()];
             let (a_start, out_start) = (a.as_ptr(), out.as_mut_ptr());
-            let packed = packed.as_slice();
+            let packed = &packed[..];
             let call =
                 Product { panels: &panels, block, packed, a: a_start, stride: depth, rows, out: out_start };
             // SAFETY: `a` and `out` have the shapes asked for; vectors of one f64 need no instruction set.

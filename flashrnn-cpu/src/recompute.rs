@@ -3,16 +3,15 @@
 //! Every `h_{t-1}` is known from the states, so `R h + wx + b` is one large product, many steps a tile. The gates go where
 //! the backward pass will overwrite them by their gradients: `d_wx`, and a buffer for those without external input.
 
-use rayon::prelude::*;
-
-use flashrnn_core::{Element, Result};
+use flashrnn_core::Element;
 
 use crate::forward::GateLayout;
 use crate::gather::{GatherH, Steps};
-use crate::memory::{Shared, at, filled};
+use crate::memory::{Memory, Shared, Span, SpanLayout, at};
 use crate::product::{Panels, Product};
-use crate::simd::{For, Op, Storage, Vector};
+use crate::simd::{For, Op, Simd, Storage, Vector};
 use crate::tasks::Time;
+use crate::workers::Workers;
 
 /// Steps that share a pass over R.
 const CHUNK: usize = 96;
@@ -43,26 +42,49 @@ pub(crate) struct Recompute<'a, T: Element> {
     pub remainders: Option<Shared<'a, T>>,
 }
 
+/// The scratch memory of each thread.
+#[derive(Clone, Copy)]
+pub(crate) struct RecomputeRoom {
+    h: Span,
+    scratch: Span,
+    /// Elements of a thread's part of each.
+    lens: [usize; 2],
+}
+
+impl RecomputeRoom {
+    pub fn new<V: Simd>(layout: &mut SpanLayout, panels: &Panels, threads: usize) -> Self {
+        let lens = [CHUNK * panels.depth, V::ROWS * panels.outputs()];
+        let [h, scratch] = lens.map(|len| layout.add::<V::Scalar>(threads.saturating_mul(len)));
+        Self { h, scratch, lens }
+    }
+}
+
 impl<T: Element> Recompute<'_, T> {
     /// # Safety
-    /// The machine has `V`'s instruction set.
-    pub unsafe fn run<V: Vector<T>>(&self) -> Result<()> {
-        let heads = self.time.shapes.heads;
-        let chunks: Vec<_> = self.steps.chunks(CHUNK).collect();
-        (0..heads * chunks.len()).into_par_iter().try_for_each(|i| {
-            let (head, range) = (i / chunks.len(), chunks[i % chunks.len()].clone());
-            let mut h = filled(T::Wide::default(), range.len() * self.panels.depth)?;
-            let mut scratch = filled(T::Wide::default(), V::ROWS * self.panels.outputs())?;
+    /// The machine has `V`'s instruction set; nobody else uses the memory of `room`.
+    pub unsafe fn run<V: Vector<T>>(&self, workers: &Workers, memory: Memory<'_>, room: RecomputeRoom) {
+        let chunks = self.steps.chunks(CHUNK).len();
+        // SAFETY: as promised by the caller.
+        let (h, scratch) = unsafe { (memory.numbers(room.h), memory.numbers(room.scratch)) };
+        let (h, scratch) = (Shared::new(h), Shared::new(scratch));
+        let [h_len, scratch_len] = room.lens;
+        workers.for_each(workers.threads(), self.time.shapes.heads * chunks, |me, i| {
+            let (head, range) = (i / chunks, self.steps.chunk(i % chunks, CHUNK));
+            // SAFETY: a thread's own.
+            let (h, scratch) = unsafe {
+                let h = h.slice(me * h_len, range.len() * self.panels.depth);
+                (h, scratch.slice(me * scratch_len, scratch_len))
+            };
             let (time, states, s0, steps) = (self.time, self.states, self.s0, self.steps);
-            let gather = GatherH { time, head, states, s0, steps, range: range.clone(), out: &mut h };
+            let stride = self.panels.depth;
+            let gather =
+                GatherH { time, head, states, s0, steps, range: range.clone(), out: &mut *h, stride };
             // SAFETY: as promised by the caller; each task writes gates of its own head and steps.
             unsafe {
                 For::<V, _>::run_vectorized(gather);
-                let chunk = Chunk { call: self, head, range, h: &h, scratch: &mut scratch };
-                For::<V, _>::run_vectorized(chunk);
+                For::<V, _>::run_vectorized(Chunk { call: self, head, range, h, scratch });
             }
-            Ok(())
-        })
+        });
     }
 }
 

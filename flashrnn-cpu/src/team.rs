@@ -6,38 +6,52 @@
 //! whoever finishes a step's last block opens the next step. One member alone gets through everything; a member that comes
 //! late joins in; a member waits only for blocks that somebody is working on right now.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A value on cache lines of its own.
-#[repr(align(128))]
-struct Padded<A>(A);
+/// A number that threads signal by, on cache lines of its own.
+#[repr(C, align(64))]
+pub(crate) struct Signal(AtomicU64, [u8; 120]);
+
+impl Signal {
+    pub const fn zero() -> Self {
+        Self(AtomicU64::new(0), [0; 120])
+    }
+}
 
 /// The state of one head's team.
-pub(crate) struct Team {
-    steps: usize,
+pub(crate) struct Team<'a> {
+    steps: u64,
     blocks: usize,
     /// A member's range: the step in the upper half, the next block of the range to claim in the lower.
-    claims: Vec<Padded<AtomicU64>>,
-    step: Padded<AtomicUsize>,
+    claims: &'a [Signal],
+    step: &'a AtomicU64,
     /// Blocks done since the beginning.
-    done: Padded<AtomicUsize>,
+    done: &'a AtomicU64,
 }
 
 /// Opens the last step where a block panics, so that the others stop waiting for it.
-struct Panicking<'a>(&'a Team);
+struct Panicking<'a>(&'a Team<'a>);
 
 impl Drop for Panicking<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.step.0.store(self.0.steps, Ordering::Release);
+            self.0.step.store(self.0.steps, Ordering::Release);
         }
     }
 }
 
-impl Team {
-    pub fn new(steps: usize, blocks: usize, members: usize) -> Self {
-        let claims = (0..members).map(|_| Padded(AtomicU64::new(0))).collect();
-        Self { steps, blocks, claims, step: Padded(AtomicUsize::new(0)), done: Padded(AtomicUsize::new(0)) }
+impl<'a> Team<'a> {
+    /// How many signals a team of `members` has.
+    pub fn signals(members: usize) -> usize {
+        members + 2
+    }
+
+    /// A team with [`Self::signals`] signals, all zero.
+    pub fn new(steps: usize, blocks: usize, signals: &'a [Signal]) -> Self {
+        let [step, done, claims @ ..] = signals else {
+            unreachable!("a team has two signals beside its members'")
+        };
+        Self { steps: steps as u64, blocks, claims, step: &step.0, done: &done.0 }
     }
 
     /// Works as member `me` until all steps are done: `work(step, block)`.
@@ -45,32 +59,33 @@ impl Team {
         let _panicking = Panicking(self);
         let mut spins = 0_u32;
         loop {
-            let step = self.step.0.load(Ordering::Acquire);
-            if step >= self.steps {
+            let opened = self.step.load(Ordering::Acquire);
+            if opened >= self.steps {
                 return;
             }
+            let step = opened as usize;
             for range in (me..self.claims.len()).chain(0..me) {
                 while let Some(block) = self.claim(range, step) {
                     work(step, block);
                     // The last to finish has synchronised with all others, and with it whoever sees its new step.
-                    if self.done.0.fetch_add(1, Ordering::AcqRel) + 1 == (step + 1) * self.blocks {
-                        self.open(step + 1);
+                    if self.done.fetch_add(1, Ordering::AcqRel) + 1 == (opened + 1) * self.blocks as u64 {
+                        self.open(opened + 1);
                     }
                     spins = 0;
                 }
             }
-            while self.step.0.load(Ordering::Relaxed) == step {
+            while self.step.load(Ordering::Relaxed) == opened {
                 spins += 1;
                 if spins < 20_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
             }
         }
     }
 
-    fn open(&self, step: usize) {
-        for claim in &self.claims {
-            claim.0.store((step as u64) << 32, Ordering::Relaxed);
+    fn open(&self, step: u64) {
+        for claim in self.claims {
+            claim.0.store(step << 32, Ordering::Relaxed);
         }
-        self.step.0.store(step, Ordering::Release);
+        self.step.store(step, Ordering::Release);
     }
 
     /// A block of `range` that nobody has claimed in this step.
@@ -103,9 +118,14 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
 
+    fn signals(members: usize) -> Vec<Signal> {
+        (0..Team::signals(members)).map(|_| Signal::zero()).collect()
+    }
+
     fn every_block_once_and_in_step_order(members: usize, joining: usize) {
         let (steps, blocks) = (200, 7);
-        let team = Team::new(steps, blocks, members);
+        let signals = signals(members);
+        let team = Team::new(steps, blocks, &signals);
         let counts: Vec<AtomicU32> = (0..steps * blocks).map(|_| AtomicU32::new(0)).collect();
         std::thread::scope(|scope| {
             for me in 0..joining {
@@ -144,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_panic_releases_the_others() {
-        let team = Team::new(10, 4, 2);
+        let signals = signals(2);
+        let team = Team::new(10, 4, &signals);
         std::thread::scope(|scope| {
             let other = scope.spawn(|| team.join(1, |_, _| std::thread::yield_now()));
             let panicked = scope.spawn(|| team.join(0, |_, _| panic!("a cell panics"))).join();

@@ -7,15 +7,15 @@
 //! A task is a part of the units of a gate and head. It goes through all steps in chunks of a fixed size and order, so
 //! that its bits do not depend on the number of threads.
 
-use rayon::prelude::*;
-
-use flashrnn_core::{Element, Result};
+use flashrnn_core::{Element, Shapes};
 
 use crate::forward::GateLayout;
 use crate::gather::{GatherH, Steps, widen};
-use crate::memory::filled;
-use crate::simd::{For, Op, Vector};
+use crate::memory::{Memory, Shared, Span, SpanLayout};
+use crate::simd::{For, Op, Simd, Storage, Vector};
 use crate::tasks::Time;
+use crate::tile::Tile;
+use crate::workers::Workers;
 
 /// Terms of each sum that are added by one product.
 const CHUNK: usize = 256;
@@ -42,90 +42,162 @@ pub(crate) struct Part<'a, S> {
     pub head: usize,
     /// The first of the units.
     pub unit: usize,
-    /// `[units, D]`; empty for gates without recurrent input.
+    /// `[units, stride]`, of which the first D columns count; empty for gates without recurrent input.
     pub d_r: &'a [S],
+    pub stride: usize,
     /// `[units]`
     pub d_b: &'a [S],
+}
+
+/// The scratch memory of each thread.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightGradRoom {
+    /// d_r, h, d_gate, d_b, sums: see [`WeightGrad::part`].
+    spans: [Span; 5],
+    /// Elements of a thread's part of each.
+    lens: [usize; 5],
+    /// D, filled up to whole vectors.
+    stride: usize,
+}
+
+impl WeightGradRoom {
+    pub fn new<V: Simd>(layout: &mut SpanLayout, shapes: &Shapes, threads: usize) -> Self {
+        let stride = shapes.head_dim.next_multiple_of(V::LANES);
+        let units = UNITS.min(shapes.head_dim);
+        let lens = [units * stride, CHUNK * stride, CHUNK * units, units, units];
+        let spans = lens.map(|len| layout.add::<V::Scalar>(threads.saturating_mul(len)));
+        Self { spans, lens, stride }
+    }
 }
 
 impl<T: Element> WeightGrad<'_, T> {
     /// Computes every part and gives it to `sink`.
     ///
     /// # Safety
+    /// The machine has `V`'s instruction set; nobody else uses the memory of `room`.
+    pub unsafe fn run<V: Vector<T>>(
+        &self,
+        workers: &Workers,
+        memory: Memory<'_>,
+        room: WeightGradRoom,
+        sink: &(dyn Fn(Part<'_, T::Wide>) + Sync),
+    ) {
+        let shapes = self.time.shapes;
+        // SAFETY: as promised by the caller.
+        let spans = room.spans.map(|span| Shared::new(unsafe { memory.numbers::<T::Wide>(span) }));
+        let parts = shapes.heads * shapes.gates * shapes.head_dim.div_ceil(UNITS);
+        workers.for_each(workers.threads(), parts, |me, i| {
+            let mut lens = room.lens.into_iter();
+            // SAFETY: a thread's own.
+            let own = spans.map(|span| lens.next().map(|len| unsafe { span.slice(me * len, len) }));
+            let [Some(d_r), Some(h), Some(d_gate), Some(d_b), Some(sums)] = own else {
+                unreachable!("there are as many lengths as spans")
+            };
+            // SAFETY: as promised by the caller.
+            unsafe { self.part::<V>(i, room.stride, [d_r, h, d_gate, d_b, sums], sink) };
+        });
+    }
+
+    /// Computes the `i`th part, in memory for `d_r [units, stride]`, `h [steps, stride]`, `d_gate [steps, units]`, and `d_b`
+    /// and its sums over a chunk `[units]`.
+    ///
+    /// # Safety
     /// The machine has `V`'s instruction set.
-    pub unsafe fn run<V: Vector<T>>(&self, sink: &(dyn Fn(Part<'_, T::Wide>) + Sync)) -> Result<()> {
+    unsafe fn part<V: Vector<T>>(
+        &self,
+        i: usize,
+        stride: usize,
+        [d_r, h, d_gate, d_b, sums]: [&mut [T::Wide]; 5],
+        sink: &(dyn Fn(Part<'_, T::Wide>) + Sync),
+    ) {
         let shapes = self.time.shapes;
         let (d, blocks) = (shapes.head_dim, shapes.head_dim.div_ceil(UNITS));
-        (0..shapes.heads * shapes.gates * blocks).into_par_iter().with_max_len(1).try_for_each(|i| {
-            let (head, gate, block) = (i / blocks / shapes.gates, i / blocks % shapes.gates, i % blocks);
-            let units = UNITS.min(d - block * UNITS);
-            let recurrent = gate < shapes.recurrent;
-            let zeros = |len| filled(T::Wide::default(), len);
-            let mut d_b = zeros(units)?;
-            let mut d_r = zeros(if recurrent { units * d } else { 0 })?;
-            let mut d_gate = zeros(CHUNK * units)?;
-            let mut h = zeros(if recurrent { CHUNK * d } else { 0 })?;
-            let mut sums = zeros(units)?;
-            for range in self.steps.chunks(CHUNK) {
-                let n = range.len();
-                let d_gate = &mut d_gate[..n * units];
-                let (time, states, s0, steps) = (self.time, self.states, self.s0, self.steps);
-                let gather = GatherGate {
-                    call: self,
-                    gate,
-                    column: head * d + block * UNITS,
-                    range: range.clone(),
-                    out: d_gate,
-                    sums: &mut sums,
-                };
+        let (head, gate, block) = (i / blocks / shapes.gates, i / blocks % shapes.gates, i % blocks);
+        let units = UNITS.min(d - block * UNITS);
+        let recurrent = gate < shapes.recurrent;
+        let (d_b, sums) = (&mut d_b[..units], &mut sums[..units]);
+        let d_r = &mut d_r[..if recurrent { units * stride } else { 0 }];
+        d_b.fill(T::Wide::default());
+        d_r.fill(T::Wide::default());
+        // The columns that fill up the last vector, which nobody writes.
+        h.fill(T::Wide::default());
+        for range in self.steps.chunks(CHUNK) {
+            let n = range.len();
+            let d_gate = &mut d_gate[..n * units];
+            let (time, states, s0, steps) = (self.time, self.states, self.s0, self.steps);
+            let column = head * d + block * UNITS;
+            let gather = GatherGate {
+                call: self,
+                gate,
+                column,
+                range: range.clone(),
+                out: &mut *d_gate,
+                sums: &mut *sums,
+            };
+            // SAFETY: as promised by the caller.
+            unsafe { For::<V, _>::run_vectorized(gather) };
+            for (d_b, &sum) in d_b.iter_mut().zip(&*sums) {
+                *d_b = *d_b + sum;
+            }
+            if recurrent {
+                let h = &mut h[..n * stride];
+                let gather = GatherH { time, head, states, s0, steps, range, out: &mut *h, stride };
                 // SAFETY: as promised by the caller.
-                unsafe { For::<V, _>::run_vectorized(gather) };
-                for (d_b, &sum) in d_b.iter_mut().zip(&sums) {
-                    *d_b = *d_b + sum;
-                }
-                if recurrent {
-                    let h = &mut h[..n * d];
-                    // SAFETY: as promised by the caller.
-                    unsafe {
-                        For::<V, _>::run_vectorized(GatherH { time, head, states, s0, steps, range, out: h });
-                        add_product(&mut d_r, d_gate, h, [units, d, n]);
-                    }
+                unsafe {
+                    For::<V, _>::run_vectorized(gather);
+                    add_product::<V, T::Wide>(AddProduct { out: &mut *d_r, a: d_gate, b: h, units, stride });
                 }
             }
-            sink(Part { gate, head, unit: block * UNITS, d_r: &d_r, d_b: &d_b });
-            Ok(())
-        })
+        }
+        sink(Part { gate, head, unit: block * UNITS, d_r, stride, d_b });
     }
 }
 
-/// `out [m, n] += aᵀ b` with `a [k, m]` and `b [k, n]`.
-fn add_product<S: Element>(out: &mut [S], a: &[S], b: &[S], [m, n, k]: [usize; 3]) {
-    assert!(out.len() == m * n && a.len() == k * m && b.len() == k * n);
-    let one = S::from_f64(1.0);
-    let stride = |n: usize| n as isize;
-    // SAFETY: the strides keep within the slices, as just checked.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            stride(n),
-            true,
-            a.as_ptr(),
-            stride(m),
-            1,
-            b.as_ptr(),
-            1,
-            stride(n),
-            one,
-            one,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+/// `out [units, stride] += aᵀ b` with `a [steps, units]` and `b [steps, stride]`, whose rows are whole vectors.
+struct AddProduct<'a, S> {
+    out: &'a mut [S],
+    a: &'a [S],
+    b: &'a [S],
+    units: usize,
+    stride: usize,
+}
+
+/// A function of its own, so that it is compiled once for 16-bit and wide tensors.
+///
+/// # Safety
+/// The machine has `V`'s instruction set.
+#[inline(never)]
+unsafe fn add_product<V: Storage<S> + Simd<Scalar = S>, S: Element>(work: AddProduct<'_, S>) {
+    // SAFETY: as promised by the caller.
+    unsafe { For::<V, _>::run_vectorized(work) }
+}
+
+impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, AddProduct<'_, S>> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run(self) {
+        let AddProduct { out, a, b, units, stride } = self.work;
+        let depth = b.len() / stride;
+        assert!(a.len() == depth * units && out.len() == units * stride && stride.is_multiple_of(V::LANES));
+        let vectors = stride / V::LANES;
+        // A panel of `b` stays in the cache while all units pass over it.
+        for first in (0..vectors).step_by(V::PANEL) {
+            let (width, column) = (V::PANEL.min(vectors - first), first * V::LANES);
+            for unit in (0..units).step_by(V::ROWS) {
+                let tile = Tile {
+                    depth,
+                    a: a.as_ptr().wrapping_add(unit),
+                    stride: units,
+                    b: b.as_ptr().wrapping_add(column),
+                    step: stride,
+                    out: out.as_mut_ptr().wrapping_add(unit * stride + column),
+                    out_stride: stride,
+                };
+                // SAFETY: rows and vectors are within the slices, whose sizes were just checked.
+                unsafe { tile.compute::<V, true>(V::ROWS.min(units - unit), width) };
+            }
+        }
     }
 }
 
