@@ -30,7 +30,7 @@ fn arrays_give_what_slices_give() {
 
     let out = plan.forward_arrays(&weights, &Inputs::new(scattered.view())).unwrap();
     let mut states = vec![f32::NAN; out.states.len()];
-    let call = Forward { states: Some(&mut states[..]), ..Forward::new(wx.as_slice().unwrap(), &weights) };
+    let call = Forward { states: Some(&mut states[..]), ..Forward::new(&weights, wx.as_slice().unwrap()) };
     plan.forward(call).unwrap();
     assert_eq!(out.states.as_slice().unwrap(), &states[..]);
 

@@ -1,12 +1,13 @@
 //! The properties that every backend must have, on the CPU: with the machine's best instruction set, and with the others.
 
 use flashrnn_core::{Backend, Cell, Error, Gate, Problem, Real};
-use flashrnn_cpu::{Cpu, Level};
+use flashrnn_cpu::{Cpu, Level, Subnormals};
+use flashrnn_testsuite::{Suite, properties};
 
 flashrnn_testsuite::conformance!(
     Cpu::new(),
     same_bits_as: [Cpu::with_threads(1).unwrap(), Cpu::with_threads(2).unwrap(), Cpu::with_threads(5).unwrap()],
-    skip: []
+    skip: [("operations_on_denormals", "flushed to zero by default; checked below where they are kept")]
 );
 
 /// A backend of this level, or a portable one on a machine that lacks it.
@@ -19,12 +20,26 @@ fn cpu(level: Level) -> Cpu {
 
 mod avx2 {
     use super::{Level, cpu};
-    flashrnn_testsuite::conformance!(cpu(Level::Avx2), skip: []);
+    flashrnn_testsuite::conformance!(
+        cpu(Level::Avx2),
+        skip: [("operations_on_denormals", "flushed to zero by default; checked below where they are kept")]
+    );
 }
 
 mod portable {
     use super::{Level, cpu};
-    flashrnn_testsuite::conformance!(cpu(Level::Portable), skip: []);
+    flashrnn_testsuite::conformance!(
+        cpu(Level::Portable),
+        skip: [("operations_on_denormals", "flushed to zero by default; checked below where they are kept")]
+    );
+}
+
+#[test]
+fn operations_on_denormals_that_are_kept() {
+    for level in Level::available() {
+        let suite = Suite::new(cpu(level).with_subnormals(Subnormals::Keep), vec![], vec![]);
+        suite.check("operations_on_denormals", properties::operations_on_denormals);
+    }
 }
 
 /// A user's cell with the mark of the built-in ones.

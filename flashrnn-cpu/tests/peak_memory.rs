@@ -52,15 +52,18 @@ fn ratio<C: Cell, T: Element>(cell: &C, save: Save, [batch, time, heads, head_di
     PEAK.store(IN_USE.load(Ordering::SeqCst), Ordering::SeqCst);
 
     let weights = plan.pack(&r, &b).expect("the right sizes");
-    let call =
-        Forward { states: Some(&mut states[..]), saved: Some(&mut saved), ..Forward::new(&wx[..], &weights) };
+    let call = Forward {
+        states: Some(&mut states[..]),
+        saved: Some(saved.view_mut()),
+        ..Forward::new(&weights, &wx[..])
+    };
     plan.forward(call).expect("the right sizes");
     plan.backward(Backward {
         wx: Some(&wx[..]),
         d_h: Some(&d_h[..]),
         d_r: Some(&mut d_r[..]),
         d_b: Some(&mut d_b[..]),
-        ..Backward::new(&weights, &states[..], &saved, &mut d_wx[..])
+        ..Backward::new(&weights, &states[..], saved.view(), &mut d_wx[..])
     })
     .expect("the right sizes");
     (PEAK.load(Ordering::SeqCst) - before) as f64 / held as f64

@@ -1,0 +1,106 @@
+//! A problem with its tensors, and what a forward and a backward pass make of them.
+
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use flashrnn_core::{Backend, Backward, Cell, Element, Forward, Plan, Problem, Step, Weights};
+use flashrnn_cpu::{Cpu, CpuPlan};
+
+/// Everything that both passes and a step write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Results<T: Element> {
+    pub states: Vec<T>,
+    pub last: Vec<T::Wide>,
+    pub d_wx: Vec<T>,
+    pub d_r: Vec<T>,
+    pub d_b: Vec<T>,
+    pub d_s0: Vec<T::Wide>,
+    pub stepped: Vec<T::Wide>,
+}
+
+/// Numbers from -1 to 1 that look random.
+pub fn ramp<T: Element>(len: usize, scale: f64) -> Vec<T> {
+    (0..len).map(|i| T::from_f64(scale * ((i * 7919 % 2003) as f64 / 1001.5 - 1.0))).collect()
+}
+
+pub fn len(dims: &[usize]) -> usize {
+    dims.iter().product()
+}
+
+pub fn plan<T: Element, C: Cell>(cpu: &Cpu, cell: &C, problem: &Problem) -> CpuPlan<T, T> {
+    cpu.plan::<T, T, C>(cell, problem).expect("a good problem")
+}
+
+pub fn pack<T: Element>(plan: &CpuPlan<T, T>) -> Weights<Cpu, T> {
+    let shapes = plan.shapes();
+    let r = ramp::<T>(len(&shapes.r()), 1.0 / (shapes.head_dim as f64).sqrt());
+    plan.pack(&r, &ramp::<T>(len(&shapes.b()), 0.5)).expect("the right sizes")
+}
+
+/// Workspaces filled with bytes that are NaN as numbers.
+pub struct Workspaces {
+    memory: Vec<u8>,
+    lens: [usize; 2],
+}
+
+impl Workspaces {
+    pub fn new<T: Element>(plan: &CpuPlan<T, T>) -> Self {
+        let lens = [plan.forward_workspace().bytes, plan.backward_workspace().bytes];
+        Self { memory: vec![0xff; 64 + lens[0].max(lens[1])], lens }
+    }
+
+    /// That of the forward pass (0) or of the backward pass (1), at an odd address.
+    pub fn get(&mut self, pass: usize) -> &mut [u8] {
+        let odd = self.memory.as_ptr().addr() % 2 ^ 1;
+        &mut self.memory[odd..][..self.lens[pass]]
+    }
+}
+
+/// Memory for the results, made before the calls.
+pub fn results<T: Element>(plan: &CpuPlan<T, T>) -> Results<T> {
+    let shapes = plan.shapes();
+    Results {
+        states: ramp(len(&shapes.states()), 1.0),
+        last: ramp(len(&shapes.state()), 1.0),
+        d_wx: ramp(len(&shapes.wx()), 1.0),
+        d_r: ramp(len(&shapes.r()), 1.0),
+        d_b: ramp(len(&shapes.b()), 1.0),
+        d_s0: ramp(len(&shapes.state()), 1.0),
+        stepped: ramp(len(&shapes.state()), 0.0),
+    }
+}
+
+/// Runs both passes and a step, each pass in a workspace if there is one.
+pub fn run<T: Element>(
+    plan: &CpuPlan<T, T>,
+    weights: &Weights<Cpu, T>,
+    lengths: Option<&[i32]>,
+    workspaces: Option<&mut Workspaces>,
+) -> Results<T> {
+    let shapes = plan.shapes();
+    let (wx, d_h) = (ramp::<T>(len(&shapes.wx()), 1.0), ramp::<T>(len(&shapes.h()), 1.0));
+    let (mut out, mut saved) = (results(plan), plan.saved().expect("memory"));
+    let mut workspaces = workspaces;
+    plan.forward(Forward {
+        lengths,
+        states: Some(&mut out.states[..]),
+        last: Some(&mut out.last[..]),
+        saved: Some(saved.view_mut()),
+        workspace: workspaces.as_mut().map(|w| w.get(0)),
+        ..Forward::new(weights, &wx[..])
+    })
+    .expect("the right sizes");
+    plan.backward(Backward {
+        wx: Some(&wx[..]),
+        lengths,
+        d_h: Some(&d_h[..]),
+        d_r: Some(&mut out.d_r[..]),
+        d_b: Some(&mut out.d_b[..]),
+        d_s0: Some(&mut out.d_s0[..]),
+        workspace: workspaces.as_mut().map(|w| w.get(1)),
+        ..Backward::new(weights, &out.states[..], saved.view(), &mut out.d_wx[..])
+    })
+    .expect("the right sizes");
+    let wx = &wx[..shapes.batch * shapes.external * shapes.units()];
+    plan.step(Step { weights, wx, state: &mut out.stepped[..], h: None }).expect("the right sizes");
+    out
+}
