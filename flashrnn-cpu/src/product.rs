@@ -112,17 +112,17 @@ impl Panels {
     }
 
     /// Where the part of a panel from vector `v` of outputs on starts in a packed head, how many vectors it has, and how far
-    /// (in elements) it is from one `k` to the next.
+    /// (in elements) it is from one `k` to the next. Inlined with `lanes` and `panel` as constants, it divides by shifts.
     #[inline(always)]
-    fn part(&self, v: usize) -> (usize, usize, usize) {
-        let (panel, offset) = (v / self.panel, v % self.panel);
-        let width = self.panel.min(self.vectors() * self.kinds - panel * self.panel);
-        (panel * self.panel_len() + offset * self.lanes, width - offset, width * self.lanes)
+    fn part(&self, v: usize, lanes: usize, panel: usize) -> (usize, usize, usize) {
+        let (first, offset) = (v / panel * panel, v % panel);
+        let width = panel.min(self.units.div_ceil(lanes) * self.kinds - first);
+        ((first * self.depth + offset) * lanes, width - offset, width * lanes)
     }
 
     /// Where a kind's vector of units starts in a packed head, and how far it is from one `k` to the next.
     pub fn place(&self, kind: usize, vector: usize) -> (usize, usize) {
-        let (start, _, step) = self.part(vector * self.kinds + kind);
+        let (start, _, step) = self.part(vector * self.kinds + kind, self.lanes, self.panel);
         (start, step)
     }
 
@@ -161,7 +161,7 @@ impl Panels {
         for v in panel * self.panel..((panel + 1) * self.panel).min(outputs) {
             let (kind, unit) = (v % self.kinds, v / self.kinds * self.lanes);
             let n = self.lanes.min(self.units - unit);
-            let (start, _, step) = self.part(v);
+            let (start, _, step) = self.part(v, self.lanes, self.panel);
             let start = start - panel * self.panel_len();
             // Tiles of a cache line each way: rows of a power of two would else evict each other.
             for k0 in (0..self.depth).step_by(16) {
@@ -224,7 +224,7 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, Product<'_, S>>
         let (start, end) = (start * panels.kinds, end * panels.kinds);
         let mut v = start;
         while v < end {
-            let (first, width, step) = panels.part(v);
+            let (first, width, step) = panels.part(v, V::LANES, V::PANEL);
             let width = width.min(end - v);
             let panel = at(packed, first, (panels.depth - 1) * step + width * V::LANES);
             let out = out.wrapping_add((v - start) * V::LANES);
