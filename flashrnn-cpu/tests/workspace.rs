@@ -129,6 +129,8 @@ fn trim_gives_the_pool_back() {
 #[test]
 fn workspaces() {
     let cpus = [1, 2, 4].map(|threads| Cpu::with_threads(threads).unwrap());
+    // Threads allocate while they start.
+    std::thread::sleep(std::time::Duration::from_millis(300));
     let mut failures = Vec::new();
     check::<_, f32>(&mut failures, &cpus, &Elman);
     check::<_, f32>(&mut failures, &cpus, &Gru);
