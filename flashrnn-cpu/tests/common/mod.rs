@@ -50,7 +50,7 @@ impl Workspaces {
 
     /// That of the forward pass (0) or of the backward pass (1), at an odd address.
     pub fn get(&mut self, pass: usize) -> &mut [u8] {
-        let odd = self.memory.as_ptr().addr() % 2 ^ 1;
+        let odd = usize::from(self.memory.as_ptr().addr().is_multiple_of(2));
         &mut self.memory[odd..][..self.lens[pass]]
     }
 }
