@@ -30,7 +30,7 @@ fn fade<T: Element>(cpu: &Cpu, time: usize, start: T) -> [Vec<f64>; 3] {
     let shapes = plan.shapes();
     let zeros = |dims: &[usize]| vec![T::default(); common::len(dims)];
     let weights = plan.pack(&zeros(&shapes.r()), &zeros(&shapes.b())).unwrap();
-    let (wx, s0) = (zeros(&shapes.wx()), vec![start.to_wide(); 16]);
+    let (wx, s0) = (zeros(&shapes.wx()), [start.to_wide(); 16]);
     let (mut states, mut d_wx, mut saved) =
         (zeros(&shapes.states()), zeros(&shapes.wx()), plan.saved().unwrap());
     plan.forward(Forward {
@@ -40,11 +40,11 @@ fn fade<T: Element>(cpu: &Cpu, time: usize, start: T) -> [Vec<f64>; 3] {
         ..Forward::new(&weights, &wx[..])
     })
     .unwrap();
-    let d_last = vec![start.to_wide(); 16];
+    let d_last = [start.to_wide(); 16];
     let call = Backward::new(&weights, &states[..], saved.view(), &mut d_wx[..]);
     plan.backward(Backward { d_last: Some(&d_last[..]), ..call }).unwrap();
     d_wx.reverse();
-    let (mut state, mut stepped) = (s0.clone(), Vec::new());
+    let (mut state, mut stepped) = (s0, Vec::new());
     for _ in 0..time {
         let mut h = [T::default(); 16];
         plan.step(Step { weights: &weights, wx: &wx[..16], state: &mut state[..], h: Some(&mut h[..]) })
