@@ -10,6 +10,7 @@
 //! | feature | backend | default |
 //! |---|---|---|
 //! | `cpu` | [`Cpu`]: SIMD and threads | yes |
+//! | `ndarray` | calls of [`Cpu`]'s plans on arrays of the ndarray crate, which `cpu::ndarray` is | no |
 //! | `cuda` | `Cuda`: NVIDIA GPUs, by kernels that are compiled when a plan is made | no |
 //! | `wgpu` | `Wgpu`: any GPU, through WGSL by Vulkan, Metal or DirectX 12 | no |
 //!

@@ -69,14 +69,16 @@ struct SharedAddresses {
     }
 };
 
-// All gates of a unit. With -DINTERLEAVED saved gates are [tokens, N, D, G], so that a unit's lie at a multiple of their size.
-struct alignas(INTERLEAVED ? Cell::GATES * sizeof(T) : sizeof(T)) AllGates {
-    T of[Cell::GATES];
+// All gates of a unit. With -DINTERLEAVED saved gates are [tokens, N, D, G], so that a unit's lie at a multiple of their size. Without
+// it nothing is copied as these, whatever the number of gates, and one is as good as all.
+constexpr int TOGETHER_GATES = INTERLEAVED ? Cell::GATES : 1;
+struct alignas(TOGETHER_GATES * sizeof(T)) AllGates {
+    T of[TOGETHER_GATES];
 };
 
 // With -DCOPY_BYTES=1 they may begin anywhere, which costs what it costs: nobody's allocator gives such memory.
 template <class P> constexpr bool ANYWHERE = false;
-template <> constexpr bool ANYWHERE<const AllGates> = COPY_BYTES == 1;
+template <> constexpr bool ANYWHERE<const AllGates> = INTERLEAVED && COPY_BYTES == 1;
 
 // Which of up to 16 tensors' rows lie one element further in shared memory than where they are aligned, since they begin in the
 // middle of a word: bit i for tensor i.

@@ -167,7 +167,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
             for (int gate = 0; gate < Cell::GATES; ++gate)
                 gates[gate] = kept_wide(Cell::WIDE_GATES, gate)
                                   ? shared.wide[stage][WIDE_STATES + rank(Cell::WIDE_GATES, gate)][b][unit]
-                              : INTERLEAVED ? widen(all.of[gate])
+                              : INTERLEAVED ? widen(all.of[gate % TOGETHER_GATES])
                                             : widen(shared.in[stage][GATES_IN + gate][b][unit + (of_gates >> gate & 1)]);
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s) {

@@ -217,13 +217,13 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                     if (!call.save_gates || !unit_exists || row_of(j) >= sizes.batch) continue;
                     AllGates all;
 #pragma unroll
-                    for (int gate = 0; gate < Cell::GATES; ++gate)
+                    for (int gate = 0; gate < TOGETHER_GATES; ++gate)
                         all.of[gate] = saturated<T>(!RAGGED || int(step) < lengths[j] ? gates[j][gate] : 0.0f);
                     const Offset token = token_of(sizes, row_of(j), length_of(j), step);
                     T* const to = call.gates.external + (token * sizes.units() + place) * Cell::GATES;
                     if constexpr (COPY_BYTES == 1) {
 #pragma unroll
-                        for (int gate = 0; gate < Cell::GATES; ++gate) to[gate] = all.of[gate];
+                        for (int gate = 0; gate < TOGETHER_GATES; ++gate) to[gate] = all.of[gate];
                     } else {
                         *reinterpret_cast<AllGates*>(to) = all;
                     }

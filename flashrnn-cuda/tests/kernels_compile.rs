@@ -8,6 +8,7 @@ use flashrnn_core::{Elman, Gru, Lstm, Slstm};
 use flashrnn_cuda::compile::{Arch, Program, compile};
 use flashrnn_cuda::select::Gpu;
 use flashrnn_cuda::{programs, testing};
+use flashrnn_testsuite::cells::Twin;
 
 /// The continuous integration machine's.
 const THREADS: usize = 2;
@@ -59,6 +60,12 @@ fn the_log_is_read_right() {
     assert_eq!(found, [("f".to_string(), 12, 0), ("g".to_string(), 255, 14)]);
 }
 
+/// The fused kernels of one head dimension.
+fn fused_of_50_units(mut programs: Vec<Program>) -> Vec<Program> {
+    programs.retain(|program| program.options.iter().any(|option| option == "-DHEAD_DIM=50"));
+    programs
+}
+
 #[test]
 fn every_kernel_compiles_without_local_memory() {
     if !testing::nvrtc() {
@@ -74,6 +81,8 @@ fn every_kernel_compiles_without_local_memory() {
             ("gru", programs::all(&Gru, gpu)),
             ("lstm", programs::all(&Lstm, gpu)),
             ("slstm", programs::all(&Slstm, gpu)),
+            // Five gates, which no copy of one width has.
+            ("twin", fused_of_50_units(programs::all(&Twin, gpu))),
         ];
         for (cell, list) in lists {
             for program in list {
