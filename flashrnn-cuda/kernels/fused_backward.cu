@@ -61,7 +61,7 @@ __device__ __forceinline__ AllGates* interleaved_gates(Shared& shared, int stage
 __device__ __forceinline__ T& dg_of(Shared& shared, int round, int gate, int row, int unit) {
     const unsigned now = unsigned(round) % 2;
     return gate < Cell::RECURRENT ? shared.dg[now][row][gate % Cell::RECURRENT * UNITS + unit]
-                                  : shared.apart[now][gate % at_least_one(APART)][row][unit];
+                                  : shared.apart[now][::max(gate - Cell::RECURRENT, 0)][row][unit];
 }
 
 // After this, all parts of this round's dh are there, and the inputs of this round and the next. Every warp of the block calls it.
