@@ -8,8 +8,7 @@ flashrnn_testsuite::conformance!(
     Cpu::new(),
     same_bits_as: [Cpu::with_threads(1).unwrap(), Cpu::with_threads(2).unwrap(), Cpu::with_threads(5).unwrap()],
     skip: [
-        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept"),
-        ("states_saturate", "gradients beside bf16's largest states are subnormal numbers; checked below likewise")
+        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept")
     ]
 );
 
@@ -26,8 +25,7 @@ mod avx2 {
     flashrnn_testsuite::conformance!(
         cpu(Level::Avx2),
         skip: [
-        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept"),
-        ("states_saturate", "gradients beside bf16's largest states are subnormal numbers; checked below likewise")
+        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept")
     ]
     );
 }
@@ -37,8 +35,7 @@ mod portable {
     flashrnn_testsuite::conformance!(
         cpu(Level::Portable),
         skip: [
-        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept"),
-        ("states_saturate", "gradients beside bf16's largest states are subnormal numbers; checked below likewise")
+        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept")
     ]
     );
 }
@@ -48,7 +45,6 @@ fn properties_of_subnormals_that_are_kept() {
     for level in Level::available() {
         let suite = Suite::new(cpu(level).with_subnormals(Subnormals::Keep), vec![], vec![]);
         suite.check("operations_on_denormals", properties::operations_on_denormals);
-        suite.check("states_saturate", properties::states_saturate);
     }
 }
 
