@@ -109,7 +109,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// The whole buffer, for writing.
     fn view_mut<'a, P: Pod + Send + Sync>(&self, buffer: &'a mut Self::Buffer<P>) -> Self::ViewMut<'a, P>;
 
-    /// Makes `problem` with `cell` ready to run.
+    /// Makes `problem` with `cell` ready to run, with tensors of `T` and weights of `W`: the same type, or f32 weights beside
+    /// 16-bit tensors. Both are inferred from the tensors that the plan's calls are given (unsuffixed literals are f64), or
+    /// named: `plan::<f32, f32, _>(…)`.
     ///
     /// # Errors
     /// [`Error::InvalidProblem`] where the problem makes no sense, [`Error::Unsupported`] where this backend can't do it,

@@ -22,8 +22,8 @@ pub struct Forward<'a, B: Backend, T: Element> {
     pub states: Option<B::ViewMut<'a, T>>,
     /// `[S, B, N, D]`, written: the state each row ends in.
     pub last: Option<B::ViewMut<'a, T::Wide>>,
-    /// Written: what the backward pass needs besides `states`; of [`Plan::saved`] or of the caller's own memory. None for
-    /// inference.
+    /// Written: what the backward pass needs besides `states`, which must be given too; of [`Plan::saved`] or of the caller's own
+    /// memory. None for inference.
     pub saved: Option<SavedMut<'a, B, T>>,
     /// Scratch memory as [`Plan::forward_workspace`] says. Without it the call takes some from a pool.
     pub workspace: Option<B::ViewMut<'a, u8>>,
@@ -61,6 +61,12 @@ impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
         check("h", &self.h, &shapes.h())?;
         check("states", &self.states, &shapes.states())?;
         check("last", &self.last, &shapes.state())?;
+        if self.saved.is_some() && self.states.is_none() {
+            return Err(Error::Argument {
+                tensor: "states",
+                why: "needed where `saved` is given: the backward pass reads both",
+            });
+        }
         if let Some(saved) = &self.saved {
             saved.check(shapes, plan.problem().options.save)?;
         }

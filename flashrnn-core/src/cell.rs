@@ -117,6 +117,7 @@ impl Gate {
 /// ```
 ///
 /// # What a cell can't do
+/// A cell computes with [`Real`]: constants are `R::lit(1.0)`, and it branches only by [`Real::gt`] and [`Real::select`].
 /// `P` acts unit by unit and is deterministic: a layer norm inside the step (it needs all units), a projection of h
 /// (R reads h itself), peepholes across units, and random numbers (dropout inside the step) can't be written as a cell.
 ///
@@ -221,10 +222,17 @@ pub trait CellSizes: Cell {
 }
 
 impl<C: Cell> CellSizes for C {
-    const S: usize = sizes::<C>()[0];
-    const G: usize = sizes::<C>()[1];
-    const GR: usize = sizes::<C>()[2];
-    const GX: usize = sizes::<C>()[3];
+    const S: usize = Checked::<C>::SIZES[0];
+    const G: usize = Checked::<C>::SIZES[1];
+    const GR: usize = Checked::<C>::SIZES[2];
+    const GX: usize = Checked::<C>::SIZES[3];
+}
+
+/// A cell's constants, checked once.
+struct Checked<C>(std::marker::PhantomData<C>);
+
+impl<C: Cell> Checked<C> {
+    const SIZES: [usize; 4] = sizes::<C>();
 }
 
 /// Checks a cell's constants and returns its sizes S, G, Gr, Gx.

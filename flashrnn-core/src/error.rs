@@ -47,7 +47,8 @@ pub enum Error {
         /// Why it is needed or refused.
         why: &'static str,
     },
-    /// The backend can't do this problem. Only ever from `plan`.
+    /// The backend can't do this problem, or can't be had in this program or on this machine. From `plan` and from what makes
+    /// backends, never from a later call.
     #[error("backend {backend} does not support {what}: {why}")]
     Unsupported {
         /// The backend's name.

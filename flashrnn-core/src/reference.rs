@@ -172,6 +172,9 @@ pub fn backward<C: Cell>(
 ) -> Result<Gradients> {
     let shapes = problem.shapes::<C>()?;
     check(&shapes, x)?;
+    Shapes::check("states", out.states.len(), &shapes.states())?;
+    Shapes::check("states", out.kept.len(), &shapes.states())?;
+    Shapes::check("gates", out.gates.len(), &[shapes.tokens(), shapes.gates, shapes.units()])?;
     if let Some(d_states) = &d.d_states {
         Shapes::check("d_states", d_states.len(), &shapes.states())?;
     }

@@ -11,7 +11,7 @@ use crate::compiled::Blocks;
 use crate::division::{Division, Work};
 use crate::forward::{ForwardCall, ForwardData, ForwardPass};
 use crate::gather::Steps;
-use crate::memory::{Aligned, Memory, Shared, Span, SpanLayout, lock};
+use crate::memory::{Aligned, Memory, Shared, Span, SpanLayout, filled, lock};
 use crate::packed::Packed;
 use crate::product::{PackedOrder, Panels};
 use crate::recompute::{Recompute, RecomputeRoom};
@@ -201,8 +201,10 @@ impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
     fn step_room(&self) -> Result<StepRoom<T::Wide>> {
         let Shapes { batch, heads, states, head_dim, .. } = self.shapes;
         let padded = self.forward.vectors() * self.forward.lanes;
+        let mut rows = filled(Row { b: 0, length: 1 }, batch)?;
+        rows.iter_mut().enumerate().for_each(|(b, row)| row.b = b);
         Ok(StepRoom {
-            rows: (0..batch).map(|b| Row { b, length: 1 }).collect(),
+            rows,
             state: Aligned::new(heads * batch * states * padded)?,
             h: Aligned::new(heads * 2 * batch * head_dim)?,
             scratch: Aligned::new(V::ROWS * self.forward.outputs())?,

@@ -206,9 +206,9 @@ unsafe fn begin<T: Element>(call: &ForwardCall<'_, T, T::Wide>, task: &Task<'_, 
                     None => last.fill(T::Wide::default()),
                 }
             }
-            for t in row.length..shapes.time {
-                let token = shapes.token(row.b, t);
-                for out in [call.h.filter(|_| k == 0), call.states].into_iter().flatten() {
+            for out in [call.h.filter(|_| k == 0), call.states].into_iter().flatten() {
+                for t in row.length..shapes.time {
+                    let token = shapes.token(row.b, t);
                     // SAFETY: as above.
                     unsafe { out.slice((k * tokens + token) * units + column, d) }.fill(T::default());
                 }

@@ -116,7 +116,8 @@ impl Drop for Pool {
 /// programs that use rayon know, else what the system offers to this process.
 pub(crate) fn default_threads() -> usize {
     let said = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-    said.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
+    let offered = || thread::available_parallelism().map_or(1, usize::from).min(Pool::MAX_THREADS);
+    said.unwrap_or_else(offered)
 }
 
 /// This process, where processes can fork.
@@ -175,7 +176,12 @@ impl Call<'_> {
         }
         // Nobody looks at what the work has left half done: the caller panics too.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.work)(me))) {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*first {
+                None => *first = Some(panic),
+                // Not dropped: what it panicked with may panic when it is, and the caller waits for this thread to leave.
+                Some(_) => std::mem::forget(panic),
+            }
         }
         true
     }
@@ -356,6 +362,33 @@ mod tests {
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
             assert_eq!(count(&pool, 10).0, 10);
         }
+    }
+
+    /// A payload that panics when it is dropped, from several helpers at once: one reaches the caller, and nobody is left waiting.
+    #[test]
+    fn panics_that_panic_when_dropped_leave_nobody_waiting() {
+        struct Payload;
+        impl Drop for Payload {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let pool = Pool::start(4).unwrap();
+        let came = AtomicUsize::new(0);
+        let run = || {
+            pool.run(4, &|me| {
+                came.fetch_add(1, SeqCst);
+                while came.load(SeqCst) < 4 {
+                    thread::yield_now();
+                }
+                if me > 0 {
+                    std::panic::panic_any(Payload);
+                }
+            });
+        };
+        let panic = catch_unwind(AssertUnwindSafe(run)).expect_err("what a helper panicked with");
+        std::mem::forget(panic);
+        assert_eq!(count(&pool, 10).0, 10);
     }
 
     #[test]
