@@ -24,7 +24,7 @@
 //! let weights = plan.pack(&vec![0.1_f32; 4 * units * head_dim], &vec![0.0; 4 * units])?; // r [Gr, N, D, D], b [G, N, D]
 //!
 //! // Training: keep the states and what the backward pass needs.
-//! let wx = vec![0.5; batch * time * 4 * units]; // [B, T, Gx, N, D]
+//! let wx = vec![0.5_f32; batch * time * 4 * units]; // [B, T, Gx, N, D]
 //! let mut states = vec![0.0; 2 * batch * time * units]; // [S, B, T, N, D]; h comes first
 //! let mut saved = plan.saved()?;
 //! plan.forward(Forward {
@@ -70,6 +70,29 @@
 //! # }
 //! ```
 //!
+//! # Streaming, and a backend chosen at run time
+//! [`Plan::step`] advances a state, zeros at first, by one time step. [`AnyBackend`] is a backend by its name; its plans
+//! (`any::AnyPlan`) and buffers have one type each, so that they can lie in a struct.
+//!
+//! ```
+//! use flashrnn::prelude::*;
+//!
+//! # fn main() -> flashrnn::Result<()> {
+//! let backend = AnyBackend::new("cpu".parse()?)?; // or auto, cuda, wgpu
+//! let plan = backend.plan::<f32, f32, _>(&Lstm, &Problem::new(1, 1, 4, 32))?;
+//! let (r, b) = (backend.alloc(4 * 4 * 32 * 32)?, backend.alloc(4 * 4 * 32)?);
+//! let weights = plan.pack(backend.view(&r), backend.view(&b))?;
+//! let mut state = backend.alloc(2 * 4 * 32)?; // [S, B, N, D]: h and c
+//! let mut h = backend.alloc(4 * 32)?; // [B, N, D]
+//! for _ in 0..3 {
+//!     let wx = backend.upload(&[0.5; 4 * 4 * 32])?; // [B, Gx, N, D], of this step
+//!     let (state, h) = (backend.view_mut(&mut state), Some(backend.view_mut(&mut h)));
+//!     plan.step(Step { weights: &weights, wx: backend.view(&wx), state, h })?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Where to go on
 //! Start with [`Problem`] (sizes and options) and [`Plan`] (what can be run); write your own [`Cell`] as
 //! `examples/custom_cell.rs` does; call it from candle by the crate `flashrnn-candle`.
@@ -96,14 +119,14 @@ pub use flashrnn_wgpu::Wgpu;
 
 /// What most programs use: `use flashrnn::prelude::*`.
 pub mod prelude {
-    #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
-    pub use crate::AnyBackend;
     #[cfg(feature = "cpu")]
     pub use crate::Cpu;
     #[cfg(feature = "cuda")]
     pub use crate::Cuda;
     #[cfg(feature = "wgpu")]
     pub use crate::Wgpu;
+    #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+    pub use crate::{AnyBackend, BackendName};
     pub use flashrnn_core::prelude::*;
 }
 
