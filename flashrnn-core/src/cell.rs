@@ -9,6 +9,28 @@ mod sealed {
 
 /// A fixed-length array of numbers: the states or the gates of one unit. Implemented by `[R; LEN]` alone, so that
 /// kernels can rely on its length.
+///
+/// ```compile_fail,E0277
+/// #[derive(Clone, Copy)]
+/// struct Liar([f32; 1]);
+///
+/// impl AsRef<[f32]> for Liar {
+///     fn as_ref(&self) -> &[f32] {
+///         &self.0
+///     }
+/// }
+/// impl AsMut<[f32]> for Liar {
+///     fn as_mut(&mut self) -> &mut [f32] {
+///         &mut self.0
+///     }
+/// }
+/// impl flashrnn_core::Array<f32> for Liar {
+///     const LEN: usize = 1000; // kernels would write beyond it
+///     fn splat(v: f32) -> Self {
+///         Self([v])
+///     }
+/// }
+/// ```
 pub trait Array<R>: Copy + AsRef<[R]> + AsMut<[R]> + sealed::Sealed {
     /// How many numbers it holds.
     const LEN: usize;
