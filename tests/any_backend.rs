@@ -9,7 +9,12 @@ fn cpu() -> AnyBackend {
     AnyBackend::new(BackendName::Cpu).expect("the CPU is always there")
 }
 
-flashrnn_testsuite::conformance!(cpu(), same_bits_as: [cpu()], skip: []);
+/// The CPU with subnormal numbers, which a property is about.
+fn with_subnormals() -> AnyBackend {
+    AnyBackend::Cpu(flashrnn::Cpu::new().with_subnormals(flashrnn::cpu::Subnormals::Keep))
+}
+
+flashrnn_testsuite::conformance!(with_subnormals(), same_bits_as: [with_subnormals()], skip: []);
 
 /// The properties of calls, on a GPU or a driver for GPUs that runs on the CPU.
 #[cfg(feature = "wgpu")]
