@@ -70,7 +70,7 @@ impl Frozen {
     /// Makes a state from `s0 [S, B, N, D]`, such as an [`Output::last`].
     ///
     /// # Errors
-    /// Where `s0` has another shape or no float type, or lies on another device than the CPU.
+    /// Where `s0` has another shape or no float type, or is on another device than the CPU.
     pub fn state_from(&self, s0: &Tensor) -> Result<State> {
         self.calls.state(s0.dims4()?.1, Some(s0))
     }

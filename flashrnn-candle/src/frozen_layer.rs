@@ -69,7 +69,7 @@ impl FrozenLayer {
     /// Makes a state from `s0 [S, B, N, D]`, such as an [`Output::last`].
     ///
     /// # Errors
-    /// Where `s0` has another shape or no float type, or lies on another device than the CPU.
+    /// Where `s0` has another shape or no float type, or is on another device than the CPU.
     pub fn state_from(&self, s0: &Tensor) -> Result<State> {
         self.frozen.state_from(s0)
     }
@@ -82,7 +82,7 @@ impl FrozenLayer {
         self.frozen.step(&self.product(x, 2)?, state)
     }
 
-    /// `W x` in the shape `[.., Gx, N, D]`, of an x of so many axes.
+    /// Computes `W x` in the shape `[.., Gx, N, D]`, for an x of any number of axes.
     fn product(&self, x: &Tensor, axes: usize) -> Result<Tensor> {
         on_host([("x", x)])?;
         let input = self.w.dim(1)?;

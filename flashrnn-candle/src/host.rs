@@ -12,7 +12,7 @@ use flashrnn::Element;
 pub(crate) trait Number: Element<Wide: WithDType> + WithDType {}
 impl<T: Element<Wide: WithDType> + WithDType> Number for T {}
 
-/// Checks that every tensor given lies in the host's memory.
+/// Checks that every tensor given is in host memory.
 pub(crate) fn on_host<'a>(tensors: impl IntoIterator<Item = (&'static str, &'a Tensor)>) -> Result<()> {
     match tensors.into_iter().find(|(_, tensor)| !tensor.device().is_cpu()) {
         None => Ok(()),

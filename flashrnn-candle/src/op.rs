@@ -61,7 +61,7 @@ impl<T: Number, W: Number> Op<T, W> {
     }
 }
 
-/// Converts between `W` and `T::Wide`, of which one is as wide as the other or wider.
+/// Converts between `W` and `T::Wide`, where one is at least as wide as the other.
 fn convert<P: Element, Q: Element>(x: P) -> Q {
     Q::from_f64(x.to_f64())
 }

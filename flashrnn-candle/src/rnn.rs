@@ -105,7 +105,7 @@ impl<C: Cell> Rnn<C> {
     /// have then.
     ///
     /// # Errors
-    /// Where a tensor has the wrong shape or type or lies on another device than the CPU, a length
+    /// Where a tensor has the wrong shape or type or is on another device than the CPU, a length
     /// is not within 0 to T, an option makes no sense, or memory runs out.
     pub fn forward(&self, wx: &Tensor, r: &Tensor, b: &Tensor, options: &SequenceOptions) -> Result<Output> {
         let shapes = self.shapes_of(wx)?;

@@ -1,4 +1,4 @@
-//! What lies in the padding beyond `lengths` reaches no output and no gradient.
+//! Values in the padding beyond `lengths` affect no output and no gradient.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};

@@ -1,4 +1,4 @@
-//! The options of a problem on the command line: what they are called, and the [`Options`] they stand for.
+//! The options of a problem as command-line flags, and the [`Options`] that they set.
 
 use clap::ValueEnum;
 use flashrnn::{Layout, Options, Save};

@@ -124,7 +124,7 @@ fn a_read_only_file_is_refused_or_keeps_its_mode() {
     assert_eq!(fs::metadata(&path).expect("it is there").mode() & 0o777, 0o444);
 }
 
-/// A training with small sizes in `out` of `folder`, of so many steps.
+/// Trains for a few steps with small sizes, writing to `out` in `folder`.
 fn train(folder: &Folder, steps: &str, cell: &str) -> Child {
     let text = folder.path().join("text.txt");
     fs::write(&text, "ara mara tara. bella puella salve. ".repeat(60)).expect("the folder can be written to");

@@ -87,7 +87,7 @@ impl<'a> Report<'a> {
         if self.kept.is_some() { self.write(None) } else { Ok(()) }
     }
 
-    /// Notes how the network was before the first step, of which there is no checkpoint.
+    /// Records the network before the first step, which has no checkpoint.
     pub fn started(&mut self, line: Metrics) {
         self.metrics.push(line);
     }
