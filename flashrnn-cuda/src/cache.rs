@@ -9,9 +9,9 @@ use std::io;
 use std::path::PathBuf;
 
 use flashrnn_core::Result;
+use flashrnn_disk_cache::{DiskCache, Key};
 
 use crate::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
-use crate::disk_cache::{self, DiskCache, Key};
 
 /// Extension of the entries' files.
 const EXTENSION: &str = "cubin";
@@ -19,7 +19,7 @@ const EXTENSION: &str = "cubin";
 /// The folder where compiled kernels are kept; none where caching is off or the user has no cache folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
-    disk_cache::folder()
+    flashrnn_disk_cache::folder()
 }
 
 /// Deletes every compiled kernel in [`folder`], and nothing else there. Returns how many there were.

@@ -22,7 +22,7 @@
 //! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`), filled and read by `transfer.rs`; the pool they come from (`pool.rs`);
 //!    cudarc's slices (`borrowed.rs`).
 //! 3. `library.rs` checks that the driver, NVRTC and cuBLAS are there with every function that is called.
-//! 4. [`mod@compile`] and [`cache`] lead from source to machine code, which `disk_cache.rs` keeps.
+//! 4. [`mod@compile`] and [`cache`] lead from source to machine code, which the crate `flashrnn-disk-cache` keeps.
 //! 5. `launch.rs` has modules, kernels and graphs, `beside.rs` a second stream, `blas.rs` batched products.
 //! 6. `programs.rs` joins the kernel files with a cell, element types and tile. `select.rs` chooses the tile of a kernel per step,
 //!    [`spread`] the layout of a fused kernel; [`KernelChoice`] (`choice.rs`) tells people which.
@@ -40,7 +40,6 @@ mod choice;
 pub mod compile;
 mod context;
 mod device;
-mod disk_cache;
 mod driver;
 mod engine;
 mod forward;

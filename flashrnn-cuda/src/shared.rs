@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use flashrnn_core::{Error, Result};
+use flashrnn_disk_cache::Key;
 
 use crate::blas::Blas;
 use crate::cache;
 use crate::compile::{Arch, Nvrtc, Program};
 use crate::context::{Entered, Restoring, enter};
-use crate::disk_cache::Key;
 use crate::driver::{check, failure};
 use crate::launch::Module;
 use crate::library;

@@ -10,10 +10,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use flashrnn_core::Result;
+use flashrnn_disk_cache::{DiskCache, Key};
 use sha2::{Digest, Sha256};
 
 use crate::device::{Device, lock};
-use crate::disk_cache::{self, DiskCache, Key};
 
 /// Extension of the entries' files.
 const EXTENSION: &str = "pipelines";
@@ -21,7 +21,7 @@ const EXTENSION: &str = "pipelines";
 /// The folder where compiled pipelines are kept; none where caching is off or the user has no cache folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
-    disk_cache::folder()
+    flashrnn_disk_cache::folder()
 }
 
 /// Deletes all compiled pipelines in [`folder`], and nothing else there. Returns how many files there were.

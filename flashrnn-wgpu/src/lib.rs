@@ -9,7 +9,7 @@
 //!    their errors become ours.
 //! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's; `scratch.rs`: what calls work in.
 //! 3. `programs.rs` and, for the kernels of many steps, `fused.rs`: the shader files with a cell and element types;
-//!    `kernel.rs`: pipelines and dispatches; [`cache`] and `disk_cache.rs`: pipelines on disk.
+//!    `kernel.rs`: pipelines and dispatches; [`cache`] and the crate `flashrnn-disk-cache`: pipelines on disk.
 //! 4. `select/`: which kernels, and sizes of tiles and parts, chosen by pure functions from an adapter's properties;
 //!    [`KernelChoice`] (`choice.rs`): the same for people; `limits.rs`: what is refused; `probe.rs`: what the driver must first show.
 //! 5. `plan.rs`: the public interface, with `operands.rs`, which checks what core can't see; `engine.rs`: a plan's kernels;
@@ -23,7 +23,6 @@ pub mod cache;
 mod call;
 mod choice;
 mod device;
-mod disk_cache;
 mod engine;
 mod forward;
 mod fused;

@@ -1,4 +1,4 @@
-//! Keeps compiled programs on disk between processes.
+//! Keeps compiled programs on disk between processes, for flashrnn's GPU backends.
 //!
 //! An entry is one file. Its name is a hash of everything that decides its content ([`Key`]); the file holds a checksum of key and
 //! content, then the content. An entry is written to a new file of a random name and then renamed, so that processes can share the
@@ -26,11 +26,12 @@ const PART: &str = "part";
 
 /// Identifies an entry: a hash of everything that decides its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key([u8; 32]);
+pub struct Key([u8; 32]);
 
 impl Key {
     /// Hashes lists of texts. The length of every list and text is part of the hash, so that moving a boundary changes it.
-    pub(crate) fn new(lists: &[&[&str]]) -> Self {
+    #[must_use]
+    pub fn new(lists: &[&[&str]]) -> Self {
         let mut hash = Sha256::new();
         for list in lists {
             hash.update((list.len() as u64).to_le_bytes());
@@ -53,7 +54,8 @@ impl Key {
 }
 
 /// Returns the folder that the environment chooses; none where caching is off or the user has no cache folder.
-pub(crate) fn folder() -> Option<PathBuf> {
+#[must_use]
+pub fn folder() -> Option<PathBuf> {
     folder_for(std::env::var_os("FLASHRNN_CACHE"))
 }
 
@@ -67,7 +69,7 @@ fn folder_for(wish: Option<OsString>) -> Option<PathBuf> {
 
 /// The entries of one kind in a folder.
 #[derive(Clone, Debug)]
-pub(crate) struct DiskCache {
+pub struct DiskCache {
     folder: PathBuf,
     /// Extension of the entries' files.
     extension: &'static str,
@@ -75,7 +77,8 @@ pub(crate) struct DiskCache {
 
 impl DiskCache {
     /// The entries with this extension in `folder`, which is made when the first entry is written.
-    pub(crate) fn new(folder: impl Into<PathBuf>, extension: &'static str) -> Self {
+    #[must_use]
+    pub fn new(folder: impl Into<PathBuf>, extension: &'static str) -> Self {
         Self { folder: folder.into(), extension }
     }
 
@@ -84,7 +87,8 @@ impl DiskCache {
     }
 
     /// Reads an entry's content. Returns none where there is no entry, it is damaged, or a stranger may have written it.
-    pub(crate) fn read(&self, key: &Key) -> Option<Vec<u8>> {
+    #[must_use]
+    pub fn read(&self, key: &Key) -> Option<Vec<u8>> {
         let path = self.path(key);
         if !is_private(&fs::metadata(&self.folder).ok()?) {
             return None;
@@ -107,7 +111,7 @@ impl DiskCache {
     ///
     /// # Errors
     /// The system's; [`io::ErrorKind::PermissionDenied`] where somebody else may write the folder.
-    pub(crate) fn write(&self, key: &Key, content: &[u8]) -> io::Result<()> {
+    pub fn write(&self, key: &Key, content: &[u8]) -> io::Result<()> {
         make_private(&self.folder)?;
         if !is_private(&fs::metadata(&self.folder)?) {
             return Err(io::ErrorKind::PermissionDenied.into());
@@ -127,7 +131,7 @@ impl DiskCache {
     ///
     /// # Errors
     /// The system's, where the folder cannot be read or a file cannot be deleted.
-    pub(crate) fn clear(&self) -> io::Result<usize> {
+    pub fn clear(&self) -> io::Result<usize> {
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             entries => entries?,
