@@ -1,4 +1,5 @@
-//! The whole operator on the CPU, f32: cells × shapes × passes, and candle-nn's LSTM and GRU on the same work.
+//! The whole operator on the CPU, f32: cells × shapes × passes, and candle-nn's LSTM and GRU on the
+//! same work.
 //!
 //! `cargo bench --bench operator`; a filter follows `--`. Shapes are named `B x T, N x D`.
 
@@ -9,7 +10,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use flashrnn::{Backend, Backward, Cell, Cpu, Elman, Forward, Gru, Lstm, Plan, Problem, Slstm};
 
 /// B, T, N, D
-const SHAPES: [[usize; 4]; 4] = [[1, 256, 1, 512], [16, 256, 1, 128], [16, 256, 12, 64], [16, 256, 3, 256]];
+const SHAPES: [[usize; 4]; 4] =
+    [[1, 256, 1, 512], [16, 256, 1, 128], [16, 256, 12, 64], [16, 256, 3, 256]];
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(len: usize, scale: f32) -> Vec<f32> {
@@ -29,8 +31,10 @@ fn ours<C: Cell>(c: &mut Criterion, cell: &C) {
         let shapes = plan.shapes();
         let len = |dims: &[usize]| dims.iter().product::<usize>();
         let wx = numbers(len(&shapes.wx()), 1.0);
-        let (r, b) =
-            (numbers(len(&shapes.r()), (head_dim as f32).powf(-0.5)), numbers(len(&shapes.b()), 1.0));
+        let (r, b) = (
+            numbers(len(&shapes.r()), (head_dim as f32).powf(-0.5)),
+            numbers(len(&shapes.b()), 1.0),
+        );
         let weights = plan.pack(&r, &b).expect("weights of the right size");
         let mut h = numbers(len(&shapes.h()), 0.0);
         let mut states = numbers(len(&shapes.states()), 0.0);
@@ -83,17 +87,24 @@ fn candle(c: &mut Criterion) {
         let x = Var::randn(0f32, 1f32, (batch, time, 8), &Device::Cpu).expect("input");
         let lstm = lstm(8, head_dim, LSTMConfig::default(), builder.pp("lstm")).expect("lstm");
         let gru = gru(8, head_dim, GRUConfig::default(), builder.pp("gru")).expect("gru");
-        let run_lstm = |x: &Tensor| lstm.states_to_tensor(&lstm.seq(x).expect("forward")).expect("states");
-        let run_gru = |x: &Tensor| gru.states_to_tensor(&gru.seq(x).expect("forward")).expect("states");
+        let run_lstm =
+            |x: &Tensor| lstm.states_to_tensor(&lstm.seq(x).expect("forward")).expect("states");
+        let run_gru =
+            |x: &Tensor| gru.states_to_tensor(&gru.seq(x).expect("forward")).expect("states");
         let run: [&dyn Fn(&Tensor) -> Tensor; 2] = [&run_lstm, &run_gru];
         for (cell, run) in ["lstm", "gru"].into_iter().zip(run) {
             let constant = x.as_tensor().detach();
             group.bench_function(format!("{cell} forward, {}", name(shape)), |bencher| {
                 bencher.iter(|| run(&constant));
             });
-            group.bench_function(format!("{cell} forward and backward, {}", name(shape)), |bencher| {
-                bencher.iter(|| run(&x).sum_all().and_then(|sum| sum.backward()).expect("backward"));
-            });
+            group.bench_function(
+                format!("{cell} forward and backward, {}", name(shape)),
+                |bencher| {
+                    bencher.iter(|| {
+                        run(&x).sum_all().and_then(|sum| sum.backward()).expect("backward")
+                    });
+                },
+            );
         }
     }
 }

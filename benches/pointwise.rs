@@ -1,4 +1,5 @@
-//! The pointwise stage on the CPU, f32, one thread: heads of 16 units, whose products are small beside it.
+//! The pointwise stage on the CPU, f32, one thread: heads of 16 units, whose products are small
+//! beside it.
 //!
 //! `cargo bench --bench pointwise`. Throughput is in units (elements of h) a second.
 
@@ -11,16 +12,19 @@ fn cell<C: Cell>(c: &mut Criterion, cell: &C) {
     let mut group = c.benchmark_group(C::NAME);
     group.throughput(Throughput::Elements((batch * time * heads * head_dim) as u64));
     for level in Level::available() {
-        let cpu =
-            Cpu::with_threads(1).and_then(|cpu| cpu.with_level(level)).expect("a level of this machine");
+        let cpu = Cpu::with_threads(1)
+            .and_then(|cpu| cpu.with_level(level))
+            .expect("a level of this machine");
         let problem = Problem::new(batch, time, heads, head_dim);
         let plan = cpu.plan(cell, &problem).expect("a problem that makes sense");
         let shapes = plan.shapes();
         let len = |dims: &[usize]| dims.iter().product::<usize>();
-        let numbers =
-            |len: usize| (0..len).map(|i| (i * 7919 % 10007) as f32 / 5003.5 - 1.0).collect::<Vec<_>>();
+        let numbers = |len: usize| {
+            (0..len).map(|i| (i * 7919 % 10007) as f32 / 5003.5 - 1.0).collect::<Vec<_>>()
+        };
         let wx = numbers(len(&shapes.wx()));
-        let weights = plan.pack(&numbers(len(&shapes.r())), &numbers(len(&shapes.b()))).expect("weights");
+        let weights =
+            plan.pack(&numbers(len(&shapes.r())), &numbers(len(&shapes.b()))).expect("weights");
         let mut h = numbers(len(&shapes.h()));
         group.bench_function(level.name(), |bencher| {
             bencher.iter(|| {

@@ -6,8 +6,9 @@
 //! f = σ(g_f)    n = tanh(n_x + f n_h)    h' = (1 - f) h + f n
 //! ```
 //!
-//! The task: add up a sequence of noise, which takes a memory that forgets nothing. The gradients of the weights and of
-//! the inputs come from the operator; the read-out is the mean of h over its units.
+//! The task: add up a sequence of noise, which takes a memory that forgets nothing. The gradients
+//! of the weights and of the inputs come from the operator; the read-out is the mean of h over its
+//! units.
 //!
 //! Run it with `cargo run --release --example custom_cell`.
 
@@ -19,8 +20,10 @@ struct MinimalGated;
 impl Cell for MinimalGated {
     const NAME: &'static str = "minimal_gated";
     const STATES: &'static [&'static str] = &["h"];
-    // n_h takes recurrent input only and n_x external input only, so the first two are recurrent, the last two external.
-    const GATES: &'static [Gate] = &[Gate::recurrent("n_h"), Gate::both("f"), Gate::external("n_x")];
+    // n_h takes recurrent input only and n_x external input only, so the first two are recurrent,
+    // the last two external.
+    const GATES: &'static [Gate] =
+        &[Gate::recurrent("n_h"), Gate::both("f"), Gate::external("n_x")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 3];
 

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Builds what is to be run on a machine that has a GPU and no Rust, and puts it into one folder, stripped:
+# Builds what is to be run on a machine that has a GPU and no Rust, and puts it into one folder,
+# stripped:
 #
 #     scripts/gpu_bundle.sh FOLDER [cargo's options, such as --release]
 #
-# FOLDER/tests, FOLDER/benches and FOLDER/bin hold the binaries. Take the folder there and start its gpu_test.sh.
+# FOLDER/tests, FOLDER/benches and FOLDER/bin hold the binaries. Take the folder there and start its
+# gpu_test.sh.
 set -euo pipefail
 
 folder=$(mkdir -p "${1:?the folder to fill}" && cd "$1" && pwd)

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Runs the tests that gpu_bundle.sh put into this folder, on a machine with a GPU, and fails if one fails or was skipped:
+# Runs the tests that gpu_bundle.sh put into this folder, on a machine with a GPU, and fails if one
+# fails or was skipped:
 #
 #     gpu_test.sh [--sanitize] [names of tests, such as flashrnn-cuda.conformance; all by default]
 #
-# --sanitize runs every kernel on small problems under compute-sanitizer instead, with memcheck and with racecheck.
+# --sanitize runs every kernel on small problems under compute-sanitizer instead, with memcheck and
+# with racecheck.
 set -uo pipefail
 cd "$(dirname "$0")"
 export FLASHRNN_REQUIRE=cuda,wgpu
@@ -34,7 +36,8 @@ run() {
 
 if [ "$sanitize" ]; then
     for tool in memcheck racecheck; do
-        # It takes what clusters order by mbarriers for races: there blocks have a barrier beside each.
+        # It takes what clusters order by mbarriers for races: there blocks have a barrier beside
+        # each.
         [ "$tool" = memcheck ] || export FLASHRNN_BLOCK_BARRIERS=1
         # One test at a time: what it does on one stream spoils a recording on another.
         checked=(compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9)

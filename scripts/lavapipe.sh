@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs a Vulkan driver that runs on the CPU (Mesa's lavapipe), so that the wgpu backend's tests run on a machine without a GPU.
-# Debian 12's own Mesa 22.3 ends a shader's loop silently after 65,535 iterations, so there the one of bookworm-backports is taken.
-# Needs apt and root (or sudo). `FLASHRNN_WGPU_CPU=1` lets the backend take such a driver.
+# Installs a Vulkan driver that runs on the CPU (Mesa's lavapipe), so that the wgpu backend's tests
+# run on a machine without a GPU. Debian 12's own Mesa 22.3 ends a shader's loop silently after
+# 65,535 iterations, so there the one of bookworm-backports is taken. Needs apt and root (or sudo).
+# `FLASHRNN_WGPU_CPU=1` lets the backend take such a driver.
 set -euo pipefail
 
 root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds a crate outside this workspace that depends on flashrnn-cuda, as a user's would: with none of our .cargo/config.toml and
-# nothing of CUDA in the environment. Then runs it: it opens the first device, or says in words what is missing.
+# Builds a crate outside this workspace that depends on flashrnn-cuda, as a user's would: with none
+# of our .cargo/config.toml and nothing of CUDA in the environment. Then runs it: it opens the first
+# device, or says in words what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}/outside

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What would be published: every crate packs, with its licences and a README, and the command links no proptest.
+# What would be published: every crate packs, with its licences and a README, and the command links
+# no proptest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}/packages

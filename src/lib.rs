@@ -1,11 +1,12 @@
-//! flashrnn: LSTM, GRU, Elman, sLSTM and any cell you write, as one differentiable operator with many heads.
+//! flashrnn: LSTM, GRU, Elman, sLSTM and any cell you write, as one differentiable operator with
+//! many heads.
 //!
 //! ```text
 //! g_t = R s⁰_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
 //! ```
 //!
-//! This crate is the front door: it re-exports `flashrnn-core` (cells, problems, the backend traits, the f64 reference)
-//! and the backends that its features select.
+//! This crate is the front door: it re-exports `flashrnn-core` (cells, problems, the backend
+//! traits, the f64 reference) and the backends that its features select.
 //!
 //! | feature | backend | default |
 //! |---|---|---|
@@ -47,9 +48,10 @@
 //! ```
 //!
 //! # On a GPU
-//! What is on a device lies in `cuda::Buffer`s, of which a call takes `cuda::View`s and `cuda::ViewMut`s; `cuda::cudarc` is
-//! the crate whose streams and memory it works with. With the feature, everything builds without CUDA too: the driver,
-//! NVRTC and cuBLAS are looked for when the program runs. The backend `Wgpu` has its `Buffer`, `View` and `ViewMut` in `wgpu`, and is
+//! What is on a device lies in `cuda::Buffer`s, of which a call takes `cuda::View`s and
+//! `cuda::ViewMut`s; `cuda::cudarc` is the crate whose streams and memory it works with. With the
+//! feature, everything builds without CUDA too: the driver, NVRTC and cuBLAS are looked for when
+//! the program runs. The backend `Wgpu` has its `Buffer`, `View` and `ViewMut` in `wgpu`, and is
 //! called the same way.
 //!
 #![cfg_attr(feature = "cuda", doc = "```no_run")]
@@ -58,14 +60,12 @@
 //! use flashrnn::prelude::*;
 //!
 //! # fn main() -> flashrnn::Result<()> {
-//! let cuda = Cuda::new()?;
-//! let plan = cuda.plan(&Lstm, &Problem::new(16, 1024, 12, 64))?;
-//! let wx = cuda.upload(&vec![bf16::ONE; 16 * 1024 * 4 * 12 * 64])?; // [B, T, Gx, N, D]
-//! let (r, b) = (cuda.alloc::<bf16>(4 * 12 * 64 * 64)?, cuda.alloc(4 * 12 * 64)?);
-//! let weights = plan.pack(r.view(), b.view())?;
-//! let mut h = cuda.alloc(16 * 1024 * 12 * 64)?; // [B, T, N, D]
-//! plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(&weights, wx.view()) })?; // enqueued
-//! let h: Vec<bf16> = cuda.download(h.view())?; // waits
+//! let cuda = Cuda::new()?; let plan = cuda.plan(&Lstm, &Problem::new(16, 1024, 12, 64))?; let wx =
+//! cuda.upload(&vec![bf16::ONE; 16 * 1024 * 4 * 12 * 64])?; // [B, T, Gx, N, D] let (r, b) =
+//! (cuda.alloc::<bf16>(4 * 12 * 64 * 64)?, cuda.alloc(4 * 12 * 64)?); let weights =
+//! plan.pack(r.view(), b.view())?; let mut h = cuda.alloc(16 * 1024 * 12 * 64)?; // [B, T, N, D]
+//! plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(&weights, wx.view()) })?; //
+//! enqueued let h: Vec<bf16> = cuda.download(h.view())?; // waits
 //! # Ok(())
 //! # }
 //! ```

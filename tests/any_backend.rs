@@ -1,4 +1,5 @@
-//! A backend chosen at run time has the properties of the one that it is, and refuses what is another's.
+//! A backend chosen at run time has the properties of the one that it is, and refuses what is
+//! another's.
 
 #![cfg(feature = "cpu")]
 
@@ -28,7 +29,9 @@ mod wgpu {
     fn properties_of_calls() {
         let backend = match AnyBackend::new(BackendName::Wgpu) {
             Ok(backend) => backend,
-            Err(missing) if std::env::var("FLASHRNN_REQUIRE").is_ok_and(|list| list.contains("wgpu")) => {
+            Err(missing)
+                if std::env::var("FLASHRNN_REQUIRE").is_ok_and(|list| list.contains("wgpu")) =>
+            {
                 panic!("{missing}")
             }
             Err(missing) => return println!("skipped: {missing}"),
@@ -58,10 +61,19 @@ mod wgpu {
             named(plan.pack(zeros(other, 36).view(), b.view()).map(drop), "r");
             named(plan.forward(Forward::new(&weights, zeros(other, 24).view())), "wx");
             let mut h = zeros(other, 6);
-            named(plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(&weights, wx.view()) }), "h");
-            let theirs = other.plan::<f32, f32, _>(&Lstm, &Problem::new(1, 2, 1, 3)).expect("a good problem");
-            let foreign =
-                theirs.pack(zeros(other, 36).view(), zeros(other, 12).view()).expect("the right sizes");
+            named(
+                plan.forward(Forward {
+                    h: Some(h.view_mut()),
+                    ..Forward::new(&weights, wx.view())
+                }),
+                "h",
+            );
+            let theirs = other
+                .plan::<f32, f32, _>(&Lstm, &Problem::new(1, 2, 1, 3))
+                .expect("a good problem");
+            let foreign = theirs
+                .pack(zeros(other, 36).view(), zeros(other, 12).view())
+                .expect("the right sizes");
             assert!(plan.accepts(&weights) && !plan.accepts(&foreign));
             named(plan.forward(Forward::new(&foreign, wx.view())), "weights");
             assert!(backend.download(h.view()).is_err());
@@ -74,7 +86,10 @@ fn names() {
     for name in BackendName::ALL {
         assert_eq!(name.to_string().parse::<BackendName>(), Ok(name));
     }
-    assert!(matches!("gpu".parse::<BackendName>(), Err(Error::InvalidProblem { option: "backend", .. })));
+    assert!(matches!(
+        "gpu".parse::<BackendName>(),
+        Err(Error::InvalidProblem { option: "backend", .. })
+    ));
     let auto = AnyBackend::new(BackendName::Auto).expect("the CPU, if no GPU");
     assert!(auto.is_gpu() || auto.info().name == "cpu");
     // f64 is the CPU's alone.

@@ -83,8 +83,16 @@ impl<T: Number, W: Number> Call<T, W> {
 
     pub fn masks(&self) -> Result<Masks<'_>> {
         Ok(Masks {
-            lengths: self.lengths.as_deref().map(|lengths| stage(&self.backend, lengths)).transpose()?,
-            resets: self.resets.as_deref().map(|resets| stage(&self.backend, resets)).transpose()?,
+            lengths: self
+                .lengths
+                .as_deref()
+                .map(|lengths| stage(&self.backend, lengths))
+                .transpose()?,
+            resets: self
+                .resets
+                .as_deref()
+                .map(|resets| stage(&self.backend, resets))
+                .transpose()?,
         })
     }
 

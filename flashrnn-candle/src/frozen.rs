@@ -197,7 +197,11 @@ impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
             let states = Tensor::from_vec(head, shapes.states().as_slice(), &Device::Cpu)?;
             return Ok(Output { h: states.get(0)?, last, states: Some(states) });
         }
-        Ok(Output { h: Tensor::from_vec(head, shapes.h().as_slice(), &Device::Cpu)?, last, states: None })
+        Ok(Output {
+            h: Tensor::from_vec(head, shapes.h().as_slice(), &Device::Cpu)?,
+            last,
+            states: None,
+        })
     }
 
     fn state(&self, batch: usize, s0: Option<&Tensor>) -> Result<State> {
@@ -217,9 +221,12 @@ impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
         let Shapes { batch, external, heads, head_dim, .. } = shapes;
         check("wx", wx, &[batch, external, heads, head_dim])?;
         let memory: &mut dyn Any = &mut *state.memory;
-        let memory = memory.downcast_mut::<Memory<T::Wide>>().filter(|_| state.shape == shapes.state());
+        let memory =
+            memory.downcast_mut::<Memory<T::Wide>>().filter(|_| state.shape == shapes.state());
         let Some(memory) = memory else {
-            return Err(Error::msg("state: of another recurrence; make it with Frozen::state of this one"));
+            return Err(Error::msg(
+                "state: of another recurrence; make it with Frozen::state of this one",
+            ));
         };
         on_host([("wx", wx)])?;
         let wx = wx.contiguous()?;

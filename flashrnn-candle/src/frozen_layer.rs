@@ -93,7 +93,10 @@ impl FrozenLayer {
             }
             _ => {
                 let order = if axes == 2 { "[B, I]" } else { "[B, T, I] or [T, B, I]" };
-                Err(Error::msg(format!("x: got shape {:?}, wanted {order} with I = {input}", x.dims())))
+                Err(Error::msg(format!(
+                    "x: got shape {:?}, wanted {order} with I = {input}",
+                    x.dims()
+                )))
             }
         }
     }

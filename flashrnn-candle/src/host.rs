@@ -13,12 +13,16 @@ pub(crate) trait Number: Element<Wide: WithDType> + WithDType {}
 impl<T: Element<Wide: WithDType> + WithDType> Number for T {}
 
 /// Checks that every tensor given is in host memory.
-pub(crate) fn on_host<'a>(tensors: impl IntoIterator<Item = (&'static str, &'a Tensor)>) -> Result<()> {
+pub(crate) fn on_host<'a>(
+    tensors: impl IntoIterator<Item = (&'static str, &'a Tensor)>,
+) -> Result<()> {
     match tensors.into_iter().find(|(_, tensor)| !tensor.device().is_cpu()) {
         None => Ok(()),
         Some((name, tensor)) => {
             let device = tensor.device().location();
-            Err(Error::msg(format!("{name} lies on {device:?}; flashrnn-candle takes tensors on the CPU")))
+            Err(Error::msg(format!(
+                "{name} lies on {device:?}; flashrnn-candle takes tensors on the CPU"
+            )))
         }
     }
 }
@@ -83,7 +87,8 @@ pub(crate) fn gradient(values: CpuStorage, argument: &Tensor) -> Result<Tensor> 
 
 /// Whether candle keeps the graphs of gradients while it computes with them.
 fn second_derivatives_wanted() -> bool {
-    std::env::var_os("CANDLE_GRAD_DO_NOT_DETACH").is_some_and(|value| !value.is_empty() && value != "0")
+    std::env::var_os("CANDLE_GRAD_DO_NOT_DETACH")
+        .is_some_and(|value| !value.is_empty() && value != "0")
 }
 
 /// The operation that gives values computed elsewhere.
@@ -100,7 +105,8 @@ impl CustomOp1 for Gradient {
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let values = self.values.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let values = values.ok_or_else(|| Error::msg("flashrnn: a gradient was asked for twice"))?;
+        let values =
+            values.ok_or_else(|| Error::msg("flashrnn: a gradient was asked for twice"))?;
         Ok((values, self.shape.clone()))
     }
 
@@ -128,7 +134,9 @@ fn sample<P: Element>(values: &[P], layout: &Layout) -> Option<u64> {
     let values = values.get(start..end)?;
     let count = values.len().min(64);
     let bits = (0..count).map(|i| values[i * values.len() / count].to_f64().to_bits());
-    Some(bits.fold(count as u64, |sum, bits| (sum.rotate_left(5) ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    Some(bits.fold(count as u64, |sum, bits| {
+        (sum.rotate_left(5) ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }))
 }
 
 /// Checks that a tensor still has the fingerprint it had in the forward pass.

@@ -53,7 +53,8 @@ impl<P: Number> CustomOp2 for Join<P> {
         second: &CpuStorage,
         second_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (first, second) = (slice::<P>(first, first_layout)?, slice::<P>(second, second_layout)?);
+        let (first, second) =
+            (slice::<P>(first, first_layout)?, slice::<P>(second, second_layout)?);
         let mut out = Vec::with_capacity(self.0.iter().map(|part| part.len()).sum());
         for part in &self.0 {
             match part.clone() {
@@ -152,8 +153,14 @@ mod tests {
         assert_eq!(out.to_vec1::<f64>()?, [20.0, 12.0, 23.0, 1.0]);
         let weights = Tensor::new(&[1f64, 2.0, 3.0, 4.0], &Device::Cpu)?;
         let grads = (out * weights)?.sum_all()?.backward()?;
-        assert_eq!(grads.get(&first).map(Tensor::to_vec1::<f64>).transpose()?, Some(vec![4.0, 2.0, 3.0]));
-        assert_eq!(grads.get(&second).map(Tensor::to_vec1::<f64>).transpose()?, Some(vec![2.0, 4.0]));
+        assert_eq!(
+            grads.get(&first).map(Tensor::to_vec1::<f64>).transpose()?,
+            Some(vec![4.0, 2.0, 3.0])
+        );
+        assert_eq!(
+            grads.get(&second).map(Tensor::to_vec1::<f64>).transpose()?,
+            Some(vec![2.0, 4.0])
+        );
         Ok(())
     }
 }

@@ -25,10 +25,14 @@ pub struct LayerSize {
 impl LayerSize {
     fn check(self) -> Result<()> {
         let Self { input, heads, head_dim } = self;
-        match [("input", input), ("heads", heads), ("head_dim", head_dim)].iter().find(|(_, size)| *size == 0)
+        match [("input", input), ("heads", heads), ("head_dim", head_dim)]
+            .iter()
+            .find(|(_, size)| *size == 0)
         {
             None => Ok(()),
-            Some((name, _)) => Err(Error::msg(format!("layer size {name}: got 0, wanted at least 1"))),
+            Some((name, _)) => {
+                Err(Error::msg(format!("layer size {name}: got 0, wanted at least 1")))
+            }
         }
     }
 }
@@ -136,7 +140,10 @@ impl<C: Cell> RnnLayer<C> {
     pub fn from_weights(rnn: Rnn<C>, weights: &Weights) -> Result<Self> {
         let Weights { w, r, b } = weights;
         let &[_, heads, head_dim, _] = r.dims() else {
-            return Err(Error::msg(format!("r: got shape {:?}, wanted [Gr, N, D_out, D_in]", r.dims())));
+            return Err(Error::msg(format!(
+                "r: got shape {:?}, wanted [Gr, N, D_out, D_in]",
+                r.dims()
+            )));
         };
         let &[_, input] = w.dims() else {
             return Err(Error::msg(format!("w: got shape {:?}, wanted [Gx·N·D, I]", w.dims())));
@@ -146,7 +153,11 @@ impl<C: Cell> RnnLayer<C> {
         check("w", w, &[C::GX * heads * head_dim, input])?;
         check("r", r, &[C::GR, heads, head_dim, head_dim])?;
         check("b", b, &[C::G, heads, head_dim])?;
-        Ok(Self { rnn, size, parameters: Parameters::Own { w: w.clone(), r: r.clone(), b: vec![b.clone()] } })
+        Ok(Self {
+            rnn,
+            size,
+            parameters: Parameters::Own { w: w.clone(), r: r.clone(), b: vec![b.clone()] },
+        })
     }
 
     /// Runs the layer over `x [B, T, I]` (`[T, B, I]` with
@@ -175,7 +186,8 @@ impl<C: Cell> RnnLayer<C> {
     /// Where the parameters' types don't go together, or memory runs out.
     pub fn freeze(&self) -> Result<FrozenLayer> {
         let LayerSize { heads, head_dim, .. } = self.size;
-        let shapes = self.rnn.problem([1, 1], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
+        let shapes =
+            self.rnn.problem([1, 1], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
         let w = self.parameters.w();
         let (r, b) = self.parameters.recurrent()?;
         let frozen = self.rnn.freeze_flat(&r, &b, w.dtype(), &shapes)?;

@@ -108,7 +108,9 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         d_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let Some(Context { weights, s0, kept, wx_read }) = self.context.get() else {
-            return Err(Error::msg("flashrnn: backward without a forward pass that kept its states"));
+            return Err(Error::msg(
+                "flashrnn: backward without a forward pass that kept its states",
+            ));
         };
         let call = &self.call;
         let d_out = d_out.contiguous()?;
@@ -132,7 +134,8 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         let mut d_wx = call.alloc::<T>(wx.elem_count())?;
         let mut d_r = call.alloc::<W>(r.elem_count())?;
         let mut d_b = call.alloc::<W>(self.b_len())?;
-        let mut d_s0 = self.initial.then(|| call.alloc(rest.elem_count() - self.b_len())).transpose()?;
+        let mut d_s0 =
+            self.initial.then(|| call.alloc(rest.elem_count() - self.b_len())).transpose()?;
         call.plan
             .backward(Backward {
                 wx: wx_again.as_ref().map(Staged::view),
@@ -150,7 +153,8 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
             .map_err(Error::wrap)?;
         // A gradient for a tensor that depends on no variable would only stay behind in candle's
         // store.
-        let d_wx = wx.track_op().then(|| gradient(T::to_cpu_storage_owned(self.call.read(d_wx)?), wx));
+        let d_wx =
+            wx.track_op().then(|| gradient(T::to_cpu_storage_owned(self.call.read(d_wx)?), wx));
         let d_r = r.track_op().then(|| gradient(W::to_cpu_storage_owned(self.call.read(d_r)?), r));
         let d_rest = rest.track_op().then(|| gradient(self.joined(d_b, d_s0)?, rest));
         Ok((d_wx.transpose()?, d_r.transpose()?, d_rest.transpose()?))

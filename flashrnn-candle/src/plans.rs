@@ -86,7 +86,10 @@ mod tests {
         assert!(!made::<f32>(&plans, &problem));
         assert!(made::<f64>(&plans, &problem));
         assert!(made::<f32>(&plans, &Problem::new(2, 4, 1, 4)));
-        assert!(made::<f32>(&plans, &problem.with(Options { reverse: true, ..Options::default() })));
+        assert!(made::<f32>(
+            &plans,
+            &problem.with(Options { reverse: true, ..Options::default() })
+        ));
         assert!(!made::<f32>(&plans, &problem));
     }
 

@@ -69,7 +69,13 @@ impl<C: Cell> Rnn<C> {
     /// Makes the recurrence of `cell` on `backend`, batch-major, with every option off.
     #[must_use]
     pub fn on(backend: AnyBackend, cell: C) -> Self {
-        Self { cell, backend, options: Options::default(), all_states: false, plans: Arc::default() }
+        Self {
+            cell,
+            backend,
+            options: Options::default(),
+            all_states: false,
+            plans: Arc::default(),
+        }
     }
 
     /// Returns this recurrence with `options`.
@@ -107,7 +113,13 @@ impl<C: Cell> Rnn<C> {
     /// # Errors
     /// Where a tensor has the wrong shape or type or is on another device than the CPU, a length
     /// is not within 0 to T, an option makes no sense, or memory runs out.
-    pub fn forward(&self, wx: &Tensor, r: &Tensor, b: &Tensor, options: &SequenceOptions) -> Result<Output> {
+    pub fn forward(
+        &self,
+        wx: &Tensor,
+        r: &Tensor,
+        b: &Tensor,
+        options: &SequenceOptions,
+    ) -> Result<Output> {
         let shapes = self.shapes_of(wx)?;
         check("r", r, &shapes.r())?;
         check("b", b, &shapes.b())?;
@@ -124,7 +136,10 @@ impl<C: Cell> Rnn<C> {
     /// As [`Rnn::forward`].
     pub fn freeze(&self, r: &Tensor, b: &Tensor, dtype: DType) -> Result<Frozen> {
         let &[_, heads, head_dim, _] = r.dims() else {
-            return Err(Error::msg(format!("r: got shape {:?}, wanted [Gr, N, D_out, D_in]", r.dims())));
+            return Err(Error::msg(format!(
+                "r: got shape {:?}, wanted [Gr, N, D_out, D_in]",
+                r.dims()
+            )));
         };
         let shapes = self.problem([1, 1], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
         check("r", r, &shapes.r())?;
@@ -192,7 +207,8 @@ impl<C: Cell> Rnn<C> {
         let packed = wx.apply_op3(&r, &rest, Op::new(call, initial, differentiable))?;
         let head = packed.narrow(0, 0, head_len)?.to_dtype(wx.dtype())?;
         // A copy, which does not keep h.
-        let last = packed.narrow(0, head_len, packed.elem_count() - head_len)?.force_contiguous()?;
+        let last =
+            packed.narrow(0, head_len, packed.elem_count() - head_len)?.force_contiguous()?;
         let last = last.reshape(shapes.state().as_slice())?;
         if self.all_states {
             let states = head.reshape(shapes.states().as_slice())?;
@@ -208,8 +224,8 @@ impl<C: Cell> Rnn<C> {
         shapes: &Shapes,
         sequence: Sequence<'_>,
     ) -> Result<Call<T, W>> {
-        let problem =
-            Problem::new(shapes.batch, shapes.time, shapes.heads, shapes.head_dim).with(self.options);
+        let problem = Problem::new(shapes.batch, shapes.time, shapes.heads, shapes.head_dim)
+            .with(self.options);
         let make = || self.backend.plan::<T, W, C>(&self.cell, &problem);
         Ok(Call {
             backend: self.backend.clone(),
@@ -224,9 +240,13 @@ impl<C: Cell> Rnn<C> {
     pub(crate) fn shapes_of(&self, wx: &Tensor) -> Result<Shapes> {
         let &[outer, inner, _, heads, head_dim] = wx.dims() else {
             let order = self.order();
-            return Err(Error::msg(format!("wx: got shape {:?}, wanted [{order}, Gx, N, D]", wx.dims())));
+            return Err(Error::msg(format!(
+                "wx: got shape {:?}, wanted [{order}, Gx, N, D]",
+                wx.dims()
+            )));
         };
-        let shapes = self.problem([outer, inner], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
+        let shapes =
+            self.problem([outer, inner], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
         check("wx", wx, &shapes.wx())?;
         Ok(shapes)
     }

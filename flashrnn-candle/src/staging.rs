@@ -21,7 +21,10 @@ impl<P: Pod + Send + Sync> Staged<'_, P> {
 }
 
 /// Brings `data` to the backend.
-pub(crate) fn stage<'a, P: Pod + Send + Sync>(backend: &AnyBackend, data: &'a [P]) -> Result<Staged<'a, P>> {
+pub(crate) fn stage<'a, P: Pod + Send + Sync>(
+    backend: &AnyBackend,
+    data: &'a [P],
+) -> Result<Staged<'a, P>> {
     match backend {
         AnyBackend::Cpu(_) => Ok(Staged::InPlace(data)),
         other => other.upload(data).map(Staged::Copied).map_err(Error::wrap),
@@ -29,7 +32,10 @@ pub(crate) fn stage<'a, P: Pod + Send + Sync>(backend: &AnyBackend, data: &'a [P
 }
 
 /// Reads all elements of a buffer that is needed no longer.
-pub(crate) fn into_vec<P: Pod + Send + Sync>(backend: &AnyBackend, buffer: AnyBuffer<P>) -> Result<Vec<P>> {
+pub(crate) fn into_vec<P: Pod + Send + Sync>(
+    backend: &AnyBackend,
+    buffer: AnyBuffer<P>,
+) -> Result<Vec<P>> {
     match buffer {
         AnyBuffer::Cpu(values) => Ok(values),
         other => backend.download(other.view()).map_err(Error::wrap),

@@ -74,7 +74,10 @@ impl<C: FromTorch> Checked<C> {
         let mut k = 0;
         while k < gates.len() {
             let TorchGate { ih, hh } = gates[k];
-            assert!(hh.is_some() == (k < C::GR), "the gates with weight_hh are those with recurrent input");
+            assert!(
+                hh.is_some() == (k < C::GR),
+                "the gates with weight_hh are those with recurrent input"
+            );
             assert!(
                 ih.is_some() == (k >= C::G - C::GX),
                 "the gates with weight_ih are those with external input"
@@ -83,7 +86,10 @@ impl<C: FromTorch> Checked<C> {
                 assert!(index < C::GX, "FromTorch::TORCH_GATES names one of PyTorch's K gates");
             }
             if let Some(index) = ih {
-                assert!(index == k + C::GX - C::G, "the gates with external input are in PyTorch's order");
+                assert!(
+                    index == k + C::GX - C::G,
+                    "the gates with external input are in PyTorch's order"
+                );
             }
             k += 1;
         }
@@ -105,7 +111,12 @@ pub(crate) struct TorchWeights {
 
 impl TorchWeights {
     /// Finds the parameters in `vb`, or makes them as PyTorch does where `vb` makes variables.
-    pub fn find<C: FromTorch>(input: usize, hidden: usize, suffix: &str, vb: &VarBuilder) -> Result<Self> {
+    pub fn find<C: FromTorch>(
+        input: usize,
+        hidden: usize,
+        suffix: &str,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         let rows = Checked::<C>::K * hidden;
         let bound = 1.0 / (hidden as f64).sqrt();
         let init = Init::Uniform { lo: -bound, up: bound };
@@ -122,7 +133,8 @@ impl TorchWeights {
             (true, true) => Some([bias(&names[0])?, bias(&names[1])?]),
             (false, false) => None,
             _ => {
-                let [missing, there] = if ih { [&names[1], &names[0]] } else { [&names[0], &names[1]] };
+                let [missing, there] =
+                    if ih { [&names[1], &names[0]] } else { [&names[0], &names[1]] };
                 let prefix = vb.prefix();
                 let prefix = if prefix.is_empty() { prefix } else { format!("{prefix}.") };
                 return Err(Error::msg(format!(

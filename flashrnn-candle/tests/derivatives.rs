@@ -10,7 +10,8 @@ use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
 /// Wants a penalty on the gradient of `var` to be an error, unless it is detached.
 fn refuses(name: &str, grads: &GradStore, var: &Tensor) -> Result<()> {
     let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
-    let said = grad.sqr()?.sum_all()?.backward().err().map(|error| error.to_string()).unwrap_or_default();
+    let said =
+        grad.sqr()?.sum_all()?.backward().err().map(|error| error.to_string()).unwrap_or_default();
     assert!(said.contains("no second derivatives") && said.contains("detach"), "{name}: {said:?}");
     grad.detach().sqr()?.sum_all()?.backward()?;
     Ok(())
@@ -24,7 +25,8 @@ fn of_the_operator() -> Result<()> {
     let s0 = Var::ones((1, 1, 1, 3), DType::F64, &Device::Cpu)?;
     for s0 in [None, Some(s0.as_tensor())] {
         let options = SequenceOptions { s0, ..SequenceOptions::default() };
-        let grads = Rnn::new(Elman).forward(&wx, &r, &b, &options)?.h.sqr()?.sum_all()?.backward()?;
+        let grads =
+            Rnn::new(Elman).forward(&wx, &r, &b, &options)?.h.sqr()?.sum_all()?.backward()?;
         let vars = [("wx", wx.as_tensor()), ("r", &r), ("b", &b)];
         for (name, var) in vars.into_iter().chain(s0.map(|s0| ("s0", s0))) {
             refuses(name, &grads, var)?;
@@ -43,7 +45,8 @@ fn of_layers() -> Result<()> {
             let layer = RnnLayer::from_torch(Rnn::new(Gru), 3, 4, "l0", vb)?;
             layer.forward(&x, &SequenceOptions::default())?
         } else {
-            let layer = RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 3, heads: 1, head_dim: 4 }, vb)?;
+            let layer =
+                RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 3, heads: 1, head_dim: 4 }, vb)?;
             layer.forward(&x, &SequenceOptions::default())?
         };
         let grads = out.h.sqr()?.sum_all()?.backward()?;
@@ -64,7 +67,8 @@ fn of_what_lies_behind_other_operations() -> Result<()> {
         // candle reads the variable once a thread, so it takes a process of its own.
         let this = std::env::current_exe()?;
         let name = "of_what_lies_behind_other_operations";
-        let status = std::process::Command::new(this).args(["--exact", name]).env(KEEP, "1").status()?;
+        let status =
+            std::process::Command::new(this).args(["--exact", name]).env(KEEP, "1").status()?;
         assert!(status.success());
         return Ok(());
     }
@@ -74,6 +78,10 @@ fn of_what_lies_behind_other_operations() -> Result<()> {
         Tensor::ones((1, 1, 3), DType::F64, &Device::Cpu)?,
     );
     let wx = x.sin()?;
-    let grads = Rnn::new(Elman).forward(&wx, &r, &b, &SequenceOptions::default())?.h.sum_all()?.backward()?;
+    let grads = Rnn::new(Elman)
+        .forward(&wx, &r, &b, &SequenceOptions::default())?
+        .h
+        .sum_all()?
+        .backward()?;
     refuses("x", &grads, &x)
 }

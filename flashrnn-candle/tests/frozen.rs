@@ -17,17 +17,26 @@ fn layer<C: Cell>(rnn: Rnn<C>, dtype: DType) -> Result<RnnLayer<C>> {
 fn agrees<C: Cell>(cell: C, dtype: DType) -> Result<()> {
     for options in [
         Options::default(),
-        Options { layout: Layout::TimeMajor, reverse: true, forward_clip: Some(0.4), ..Options::default() },
+        Options {
+            layout: Layout::TimeMajor,
+            reverse: true,
+            forward_clip: Some(0.4),
+            ..Options::default()
+        },
     ] {
         let layer = layer(Rnn::new(cell.clone()).with(options).all_states(true), dtype)?;
         let frozen = layer.freeze()?;
         let lengths = Tensor::new(&[6u32, 0, 4, 6], &Device::Cpu)?;
         let x = Tensor::randn(0.0f64, 1.0, (4, 6, 3), &Device::Cpu)?.to_dtype(dtype)?;
-        let x = if options.layout == Layout::TimeMajor { x.transpose(0, 1)?.contiguous()? } else { x };
-        let first =
-            layer.forward(&x, &SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() })?;
+        let x =
+            if options.layout == Layout::TimeMajor { x.transpose(0, 1)?.contiguous()? } else { x };
+        let first = layer.forward(
+            &x,
+            &SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() },
+        )?;
         let s0 = Some(&first.last);
-        let sequence = SequenceOptions { s0, lengths: Some(&lengths), ..SequenceOptions::default() };
+        let sequence =
+            SequenceOptions { s0, lengths: Some(&lengths), ..SequenceOptions::default() };
         let (want, got) = (layer.forward(&x, &sequence)?, frozen.forward(&x, &sequence)?);
         assert_eq!(got.h.dtype(), dtype);
         assert_eq!(values(&got.h)?, values(&want.h)?, "{} {dtype:?} h", C::NAME);
@@ -69,7 +78,10 @@ fn steps_one_after_the_other_are_the_whole() -> Result<()> {
         let (h, last) = steps(&frozen, &x)?;
         // W x is a product of another size, whose sums may have another order.
         let near = |a: &Tensor, b: &Tensor| -> Result<bool> {
-            Ok(values(a)?.iter().zip(values(b)?).all(|(a, b)| (a - b).abs() <= tolerance * b.abs().max(1.0)))
+            Ok(values(a)?
+                .iter()
+                .zip(values(b)?)
+                .all(|(a, b)| (a - b).abs() <= tolerance * b.abs().max(1.0)))
         };
         assert!(near(&h, &whole.h)? && near(&last, &whole.last)?, "{dtype:?}");
         // From the middle on.
@@ -108,10 +120,16 @@ fn what_does_not_fit_is_named() -> Result<()> {
     said(frozen.step(&x, &mut other.state(2)?), "state: of another recurrence");
     said(frozen.step(&x, &mut wide.state(2)?), "state: of another recurrence");
     said(frozen.step(&x, &mut frozen.state(3)?), "wx: got shape [2, 4, 2, 5], wanted [3, 4, 2, 5]");
-    said(frozen.step(&x.unsqueeze(1)?, &mut frozen.state(2)?), "x: got shape [2, 1, 3], wanted [B, I]");
+    said(
+        frozen.step(&x.unsqueeze(1)?, &mut frozen.state(2)?),
+        "x: got shape [2, 1, 3], wanted [B, I]",
+    );
     said(frozen.step(&x.to_dtype(DType::F64)?, &mut frozen.state(2)?), "dtype mismatch");
     let state = |s0: &Tensor| frozen.state_from(s0).and_then(|state| state.to_tensor());
-    said(state(&Tensor::zeros((1, 2, 2, 5), DType::F32, &Device::Cpu)?), "s0: got shape [1, 2, 2, 5]");
+    said(
+        state(&Tensor::zeros((1, 2, 2, 5), DType::F32, &Device::Cpu)?),
+        "s0: got shape [1, 2, 2, 5]",
+    );
     let rnn = Rnn::new(Lstm);
     let r = Tensor::zeros((4, 2, 5, 5), DType::F32, &Device::Cpu)?;
     let frozen = |r: &Tensor, dtype| rnn.freeze(r, &r.narrow(3, 0, 1)?.squeeze(3)?, dtype);

@@ -61,8 +61,9 @@ fn compare<C: Cell>(
     let shapes = problem.shapes::<C>().map_err(candle_core::Error::wrap)?;
     let [with_s0, with_lengths, with_resets] = options;
     // The reference gets the values after rounding, so that both sides start from the same numbers.
-    let make =
-        |dims: &[usize], seed, scale, dtype| var(&noise(dims.iter().product(), seed, scale), dims, dtype);
+    let make = |dims: &[usize], seed, scale, dtype| {
+        var(&noise(dims.iter().product(), seed, scale), dims, dtype)
+    };
     let wide = if types.wx == DType::F64 { DType::F64 } else { DType::F32 };
     let wx = make(&shapes.wx(), 1, 1.5, types.wx)?;
     let r = make(&shapes.r(), 2, 0.7, types.weights)?;
@@ -70,9 +71,11 @@ fn compare<C: Cell>(
     // An earlier last, so that a stabilised cell's state makes sense.
     let earlier_dims = [problem.batch, 3, shapes.external, problem.heads, problem.head_dim];
     let earlier_wx = make(&earlier_dims, 4, 1.0, types.wx)?;
-    let earlier = Rnn::new(cell.clone()).forward(&earlier_wx, &r, &b, &SequenceOptions::default())?;
+    let earlier =
+        Rnn::new(cell.clone()).forward(&earlier_wx, &r, &b, &SequenceOptions::default())?;
     let s0 = Var::from_tensor(&earlier.last.detach())?;
-    let lengths: Vec<i64> = (0..problem.batch).map(|i| ((i * 5) % (problem.time + 1)) as i64).collect();
+    let lengths: Vec<i64> =
+        (0..problem.batch).map(|i| ((i * 5) % (problem.time + 1)) as i64).collect();
     let resets: Vec<u8> = (0..problem.batch * problem.time).map(|i| u8::from(i % 5 == 3)).collect();
     let lengths_tensor = Tensor::new(lengths.as_slice(), &Device::Cpu)?;
     let resets_tensor = Tensor::from_slice(&resets, shapes.resets().as_slice(), &Device::Cpu)?;
@@ -106,12 +109,14 @@ fn compare<C: Cell>(
     let mut d_states = values(&d_head)?;
     d_states.resize(want.states.len(), 0.0); // h comes first among the states
     let d = OutputGradients { d_states: Some(d_states), d_last: Some(values(&d_last)?) };
-    let want_grads =
-        reference::backward(&cell, problem, &inputs, &want, &d).map_err(candle_core::Error::wrap)?;
+    let want_grads = reference::backward(&cell, problem, &inputs, &want, &d)
+        .map_err(candle_core::Error::wrap)?;
 
     let h_len = out.h.elem_count();
-    let mut pairs =
-        vec![("h", values(&out.h)?, &want.states[..h_len]), ("last", values(&out.last)?, &want.last[..])];
+    let mut pairs = vec![
+        ("h", values(&out.h)?, &want.states[..h_len]),
+        ("last", values(&out.last)?, &want.last[..]),
+    ];
     if let Some(states) = &out.states {
         pairs.push(("states", values(states)?, &want.states));
     }
@@ -142,7 +147,12 @@ fn compare<C: Cell>(
     Ok(())
 }
 
-fn compare_cells(problem: &Problem, options: [bool; 3], all_states: bool, types: Types) -> Result<()> {
+fn compare_cells(
+    problem: &Problem,
+    options: [bool; 3],
+    all_states: bool,
+    types: Types,
+) -> Result<()> {
     compare(Elman, problem, options, all_states, types)?;
     compare(Gru, problem, options, all_states, types)?;
     compare(Lstm, problem, options, all_states, types)?;
@@ -161,7 +171,8 @@ fn plain() -> Result<()> {
 #[test]
 fn every_optional_input() -> Result<()> {
     for reverse in [false, true] {
-        for options in [[true, false, false], [false, true, false], [false, false, true], [true; 3]] {
+        for options in [[true, false, false], [false, true, false], [false, false, true], [true; 3]]
+        {
             let problem = Problem::new(4, 6, 2, 3).with(Options { reverse, ..Options::default() });
             compare_cells(&problem, options, false, F64)?;
             compare_cells(&problem, options, true, F32)?;
@@ -237,11 +248,13 @@ fn two_forwards_before_one_backward() -> Result<()> {
     let device = &Device::Cpu;
     let r = var(&noise(4 * 2 * 9, 1, 0.6), &[4, 2, 3, 3], DType::F64)?;
     let b = Var::zeros((4, 2, 3), DType::F64, device)?;
-    let inputs = [2, 3].map(|seed| var(&noise(2 * 5 * 24, seed, 1.0), &[2, 5, 4, 2, 3], DType::F64));
+    let inputs =
+        [2, 3].map(|seed| var(&noise(2 * 5 * 24, seed, 1.0), &[2, 5, 4, 2, 3], DType::F64));
     let [first, second] = inputs;
     let (first, second) = (first?, second?);
     let rnn = Rnn::new(Slstm);
-    let loss = |wx: &Tensor| rnn.forward(wx, &r, &b, &SequenceOptions::default())?.h.sqr()?.sum_all();
+    let loss =
+        |wx: &Tensor| rnn.forward(wx, &r, &b, &SequenceOptions::default())?.h.sqr()?.sum_all();
     // Both at once, and each alone.
     let both = (loss(&first)? + loss(&second)?)?;
     let grads = both.backward()?;
@@ -262,7 +275,11 @@ fn two_forwards_before_one_backward() -> Result<()> {
 #[test]
 fn chunks_joined_by_last_are_the_whole() -> Result<()> {
     let (batch, time, heads, dim) = (2, 8, 2, 3);
-    let wx = var(&noise(batch * time * 4 * heads * dim, 1, 1.0), &[batch, time, 4, heads, dim], DType::F64)?;
+    let wx = var(
+        &noise(batch * time * 4 * heads * dim, 1, 1.0),
+        &[batch, time, 4, heads, dim],
+        DType::F64,
+    )?;
     let r = var(&noise(4 * heads * dim * dim, 2, 0.6), &[4, heads, dim, dim], DType::F64)?;
     let b = Var::zeros((4, heads, dim), DType::F64, &Device::Cpu)?;
     let rnn = Rnn::new(Lstm);
@@ -275,7 +292,9 @@ fn chunks_joined_by_last_are_the_whole() -> Result<()> {
     let d_chunks = (first.h.sqr()?.sum_all()? + second.h.sqr()?.sum_all()?)?.backward()?;
     assert_eq!(values(&whole.h)?, values(&Tensor::cat(&[first.h, second.h], 1)?)?);
     for x in [&wx, &r, &b] {
-        let (Some(whole), Some(chunks)) = (d_whole.get(x), d_chunks.get(x)) else { panic!("no gradient") };
+        let (Some(whole), Some(chunks)) = (d_whole.get(x), d_chunks.get(x)) else {
+            panic!("no gradient")
+        };
         // The weight gradient is summed in two parts: another order of the same terms.
         assert!(distance(&values(chunks)?, &values(whole)?) < 1e-13);
     }
@@ -329,16 +348,25 @@ fn wrong_input_is_named() -> Result<()> {
         assert!(text.contains(wanted), "{text:?} does not say {wanted:?}");
     };
     said(rnn.forward(&zeros(&[2, 3, 20], DType::F32)?, &r, &b, &none), "wx: got shape [2, 3, 20]");
-    said(rnn.forward(&zeros(&[2, 3, 3, 1, 5], DType::F32)?, &r, &b, &none), "wx: got shape [2, 3, 3, 1, 5]");
+    said(
+        rnn.forward(&zeros(&[2, 3, 3, 1, 5], DType::F32)?, &r, &b, &none),
+        "wx: got shape [2, 3, 3, 1, 5]",
+    );
     said(rnn.forward(&wx.to_dtype(DType::U8)?, &r, &b, &none), "wx is U8");
     said(rnn.forward(&wx, &r.to_dtype(DType::F64)?, &b, &none), "r is F64");
     said(rnn.forward(&wx, &r, &b.to_dtype(DType::BF16)?, &none), "b is BF16");
     said(rnn.forward(&wx, &r.narrow(0, 0, 3)?, &b, &none), "r: got shape [3, 1, 5, 5]");
     said(rnn.forward(&zeros(&[2, 3, 4, 0, 5], DType::F32)?, &r, &b, &none), "heads");
     let lengths = Tensor::new(&[1i64, 4], device)?;
-    said(rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }), "lengths[1] is 4");
+    said(
+        rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }),
+        "lengths[1] is 4",
+    );
     let lengths = Tensor::new(&[-1i64, 3], device)?;
-    said(rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }), "lengths[0] is -1");
+    said(
+        rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }),
+        "lengths[0] is -1",
+    );
     let lengths = Tensor::new(&[1f32, 3.0], device)?;
     said(rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }), "integer");
     let resets = zeros(&[3, 2], DType::U8)?;
@@ -348,7 +376,8 @@ fn wrong_input_is_named() -> Result<()> {
     );
     let s0 = zeros(&[1, 2, 1, 5], DType::F32)?;
     said(rnn.forward(&wx, &r, &b, &SequenceOptions { s0: Some(&s0), ..none }), "s0: got shape");
-    let clipped = Rnn::new(Lstm).with(Options { forward_clip: Some(f64::NAN), ..Options::default() });
+    let clipped =
+        Rnn::new(Lstm).with(Options { forward_clip: Some(f64::NAN), ..Options::default() });
     said(clipped.forward(&wx, &r, &b, &none), "forward_clip");
     Ok(())
 }

@@ -17,7 +17,8 @@ fn parameters_have_the_documented_names() -> Result<()> {
         .map(|data| data.iter().map(|(k, v)| (k.clone(), v.dims().to_vec())).collect::<Vec<_>>())
         .unwrap_or_default();
     named.sort();
-    let mut want = vec![("rnn.r".to_string(), vec![3, 2, 4, 4]), ("rnn.w".to_string(), vec![24, 6])];
+    let mut want =
+        vec![("rnn.r".to_string(), vec![3, 2, 4, 4]), ("rnn.w".to_string(), vec![24, 6])];
     want.extend(["n_h", "n_x", "r", "z"].map(|gate| (format!("rnn.b_{gate}"), vec![2, 4])));
     want.sort();
     assert_eq!(named, want);
@@ -42,7 +43,8 @@ fn a_batch_of_no_rows_has_gradients_of_zero() -> Result<()> {
     assert_eq!(out.h.dims(), [0, 5, 2, 4]);
     let grads = out.h.sum_all()?.backward()?;
     for var in map.all_vars() {
-        let sum = grads.get(&var).map(|grad| grad.abs()?.sum_all()?.to_scalar::<f32>()).transpose()?;
+        let sum =
+            grads.get(&var).map(|grad| grad.abs()?.sum_all()?.to_scalar::<f32>()).transpose()?;
         assert_eq!(sum, Some(0.0));
     }
     assert_eq!(layer.freeze()?.forward(&x, &SequenceOptions::default())?.h.dims(), [0, 5, 2, 4]);
@@ -63,7 +65,8 @@ fn learns<C: Cell>(cell: C) -> Result<()> {
     let device = &Device::Cpu;
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, device);
-    let layer = RnnLayer::new(Rnn::new(cell), LayerSize { input: 1, heads: 2, head_dim: 8 }, vb.pp("rnn"))?;
+    let layer =
+        RnnLayer::new(Rnn::new(cell), LayerSize { input: 1, heads: 2, head_dim: 8 }, vb.pp("rnn"))?;
     let head = candle_nn::linear(16, 1, vb.pp("head"))?;
     // x: [8, 10, 1], ±1 at the first step, then zeros; the target is that first number.
     let signs: Vec<f32> = (0..8).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();

@@ -29,8 +29,11 @@ fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
 fn run<C: Cell>(cell: C, options: Options, padding: f32) -> Result<Vec<(String, Vec<u32>)>> {
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
-    let layer =
-        RnnLayer::new(Rnn::new(cell).with(options), LayerSize { input: 2, heads: 2, head_dim: 3 }, vb)?;
+    let layer = RnnLayer::new(
+        Rnn::new(cell).with(options),
+        LayerSize { input: 2, heads: 2, head_dim: 3 },
+        vb,
+    )?;
     let data = map.data().lock().expect("no panic");
     let mut vars: Vec<_> = data.iter().collect();
     vars.sort_by_key(|(name, _)| name.as_str());
@@ -42,8 +45,8 @@ fn run<C: Cell>(cell: C, options: Options, padding: f32) -> Result<Vec<(String, 
     let x = Tensor::arange(0f32, 24.0, &Device::Cpu)?.cos()?.reshape(outer)?;
     let x = Var::from_tensor(&with_padding(&x, padding, options.layout)?)?;
     let lengths = Tensor::new(&LENGTHS, &Device::Cpu)?;
-    let out =
-        layer.forward(&x, &SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() })?;
+    let out = layer
+        .forward(&x, &SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() })?;
     // The last states of sLSTM's stabiliser take no gradient.
     let loss = (out.h.sqr()?.sum_all()? + out.last.get(0)?.sin()?.sum_all()?)?;
     let grads = loss.backward()?;
@@ -79,8 +82,9 @@ fn a_layer_of_any_cell_gives_the_same_bits_whatever_lies_there() -> Result<()> {
 
 #[test]
 fn infinite_gradients_of_outputs_there_are_left_out() -> Result<()> {
-    let wx =
-        Var::from_tensor(&Tensor::arange(1f32, 25.0, &Device::Cpu)?.sin()?.reshape((3, TIME, 1, 1, 2))?)?;
+    let wx = Var::from_tensor(
+        &Tensor::arange(1f32, 25.0, &Device::Cpu)?.sin()?.reshape((3, TIME, 1, 1, 2))?,
+    )?;
     let r = Var::new(&[[[[0.5f32, -0.3], [0.2, 0.4]]]], &Device::Cpu)?;
     let b = Var::zeros((1, 1, 2), DType::F32, &Device::Cpu)?;
     let lengths = Tensor::new(&LENGTHS, &Device::Cpu)?;

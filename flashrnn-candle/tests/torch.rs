@@ -47,7 +47,10 @@ fn lstm_weights_mean_what_they_mean_in_candle_nn() -> Result<()> {
     let states = theirs.seq(&x)?;
     let ours = RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", vb)?;
     let out = ours.forward(&x, &SequenceOptions::default())?;
-    assert!(largest_difference(&out.h.flatten_from(2)?, &theirs.states_to_tensor(&states)?)? < TOLERANCE);
+    assert!(
+        largest_difference(&out.h.flatten_from(2)?, &theirs.states_to_tensor(&states)?)?
+            < TOLERANCE
+    );
     let last = &states[6];
     for (k, theirs) in [last.h(), last.c()].into_iter().enumerate() {
         assert!(largest_difference(&out.last.get(k)?.squeeze(1)?, theirs)? < TOLERANCE);
@@ -122,7 +125,11 @@ fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
         let squared = grad.sqr()?.sum_all()?.to_scalar::<f64>()?;
         let slope = (along(1e-4)? - along(-1e-4)?) / 2e-4;
         // The second-order term vanishes; the third is of the size of the step squared.
-        assert!((slope - squared).abs() <= 1e-5 * squared, "{} {name}: {slope} of {squared}", C::NAME);
+        assert!(
+            (slope - squared).abs() <= 1e-5 * squared,
+            "{} {name}: {slope} of {squared}",
+            C::NAME
+        );
     }
 
     let mut optimiser = AdamW::new_lr(map.all_vars(), 0.02)?;
@@ -134,7 +141,10 @@ fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
     assert!(after < 0.2 * before, "{}: {before} to {after}", C::NAME);
     // A second layer that reads the trained variables is the same layer.
     let again = RnnLayer::from_torch(Rnn::new(cell), INPUT, HIDDEN, "l0", vb.pp("rnn"))?;
-    assert_eq!(largest_difference(&output(&layer, DType::F64)?, &output(&again, DType::F64)?)?, 0.0);
+    assert_eq!(
+        largest_difference(&output(&layer, DType::F64)?, &output(&again, DType::F64)?)?,
+        0.0
+    );
     Ok(())
 }
 
@@ -169,7 +179,10 @@ fn absent_biases_are_zero_and_wrong_shapes_are_refused() -> Result<()> {
     weights.remove("bias_hh_l0");
     let layer = RnnLayer::from_torch(Rnn::new(Gru), INPUT, HIDDEN, "l0", builder(weights.clone()))?;
     assert_eq!(layer.weights()?.b.abs()?.sum_all()?.to_scalar::<f64>()?, 0.0);
-    assert!(RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", builder(weights.clone())).is_err());
+    assert!(
+        RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", builder(weights.clone()))
+            .is_err()
+    );
     assert!(RnnLayer::from_torch(Rnn::new(Gru), INPUT, HIDDEN, "l1", builder(weights)).is_err());
     Ok(())
 }
@@ -179,7 +192,9 @@ fn one_of_two_biases_is_an_error_that_names_the_other() -> Result<()> {
     for (missing, there) in [("bias_ih_l0", "bias_hh_l0"), ("bias_hh_l0", "bias_ih_l0")] {
         let mut weights = torch_weights(4, "l0")?;
         weights.remove(missing);
-        let vb = builder(weights.into_iter().map(|(name, tensor)| (format!("rnn.{name}"), tensor)).collect());
+        let vb = builder(
+            weights.into_iter().map(|(name, tensor)| (format!("rnn.{name}"), tensor)).collect(),
+        );
         let layer = RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", vb.pp("rnn"));
         let said = layer.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(said.contains(&format!("rnn.{missing} is missing")), "{said}");
@@ -196,8 +211,12 @@ fn weights_of_the_reverse_direction_take_a_reverse_recurrence() -> Result<()> {
     let said = forwards.err().map(|error| error.to_string()).unwrap_or_default();
     assert!(said.contains("l0_reverse") && said.contains("reverse: true"), "{said}");
     let rnn = Rnn::new(Lstm).with(reverse());
-    assert!(RnnLayer::from_torch(rnn.clone(), INPUT, HIDDEN, "l0_reverse", builder(weights)).is_ok());
+    assert!(
+        RnnLayer::from_torch(rnn.clone(), INPUT, HIDDEN, "l0_reverse", builder(weights)).is_ok()
+    );
     // A one-directional module that its user ran over flipped sequences.
-    assert!(RnnLayer::from_torch(rnn, INPUT, HIDDEN, "l0", builder(torch_weights(4, "l0")?)).is_ok());
+    assert!(
+        RnnLayer::from_torch(rnn, INPUT, HIDDEN, "l0", builder(torch_weights(4, "l0")?)).is_ok()
+    );
     Ok(())
 }

@@ -31,7 +31,11 @@ fn from_copies(map: &VarMap) -> Result<Vec<f32>> {
     let copies = data.iter().map(|(name, var)| Ok((name.clone(), var.copy()?.detach())));
     let copies = copies.collect::<Result<_>>()?;
     drop(data);
-    output(&RnnLayer::new(Rnn::new(Gru), SIZE, VarBuilder::from_tensors(copies, DType::F32, &Device::Cpu))?)
+    output(&RnnLayer::new(
+        Rnn::new(Gru),
+        SIZE,
+        VarBuilder::from_tensors(copies, DType::F32, &Device::Cpu),
+    )?)
 }
 
 #[test]
@@ -41,8 +45,11 @@ fn a_call_uses_the_values_variables_have_then() -> Result<()> {
     // A layer that knows the variables only by detached aliases of their memory.
     let data = map.data().lock().expect("no panic").clone();
     let aliases = data.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
-    let alias =
-        RnnLayer::new(Rnn::new(Gru), SIZE, VarBuilder::from_tensors(aliases, DType::F32, &Device::Cpu))?;
+    let alias = RnnLayer::new(
+        Rnn::new(Gru),
+        SIZE,
+        VarBuilder::from_tensors(aliases, DType::F32, &Device::Cpu),
+    )?;
     let mut before = output(&layer)?;
     let mut changed = |by: &str| -> Result<()> {
         let now = output(&layer)?;
@@ -78,7 +85,10 @@ fn what_is_frozen_keeps_its_values() -> Result<()> {
     }
     assert_eq!(of_frozen()?, before);
     assert_ne!(output(&layer)?, before);
-    assert_eq!(values(&layer.freeze()?.forward(&input()?, &SequenceOptions::default())?.h)?, output(&layer)?);
+    assert_eq!(
+        values(&layer.freeze()?.forward(&input()?, &SequenceOptions::default())?.h)?,
+        output(&layer)?
+    );
     Ok(())
 }
 
@@ -86,11 +96,16 @@ fn what_is_frozen_keeps_its_values() -> Result<()> {
 #[test]
 fn an_initial_state_may_be_overwritten_before_the_backward_pass() -> Result<()> {
     let run = |overwrite: bool, save: Save| -> Result<Vec<Vec<f32>>> {
-        let wx =
-            Var::from_tensor(&Tensor::arange(0f32, 24.0, &Device::Cpu)?.sin()?.reshape((1, 2, 4, 1, 3))?)?;
-        let r = Var::from_tensor(&Tensor::arange(0f32, 36.0, &Device::Cpu)?.cos()?.reshape((4, 1, 3, 3))?)?;
+        let wx = Var::from_tensor(
+            &Tensor::arange(0f32, 24.0, &Device::Cpu)?.sin()?.reshape((1, 2, 4, 1, 3))?,
+        )?;
+        let r = Var::from_tensor(
+            &Tensor::arange(0f32, 36.0, &Device::Cpu)?.cos()?.reshape((4, 1, 3, 3))?,
+        )?;
         let b = Var::zeros((4, 1, 3), DType::F32, &Device::Cpu)?;
-        let s0 = Var::from_tensor(&Tensor::arange(0f32, 6.0, &Device::Cpu)?.cos()?.reshape((2, 1, 1, 3))?)?;
+        let s0 = Var::from_tensor(
+            &Tensor::arange(0f32, 6.0, &Device::Cpu)?.cos()?.reshape((2, 1, 1, 3))?,
+        )?;
         let rnn = Rnn::new(Lstm).with(Options { save, ..Options::default() });
         let options = SequenceOptions { s0: Some(&s0), ..SequenceOptions::default() };
         let out = rnn.forward(&wx, &r, &b, &options)?;
@@ -100,7 +115,10 @@ fn an_initial_state_may_be_overwritten_before_the_backward_pass() -> Result<()> 
             b.set(&b.ones_like()?)?;
         }
         let grads = out.h.sum_all()?.backward()?;
-        [&wx, &r, &b, &s0].into_iter().map(|var| values(grads.get(var).expect("a gradient"))).collect()
+        [&wx, &r, &b, &s0]
+            .into_iter()
+            .map(|var| values(grads.get(var).expect("a gradient")))
+            .collect()
     };
     for save in [Save::Gates, Save::Recompute] {
         assert_eq!(run(true, save)?, run(false, save)?);
@@ -114,13 +132,19 @@ fn error(result: Result<candle_core::backprop::GradStore>) -> String {
 
 #[test]
 fn inputs_that_are_read_again_and_were_changed_are_an_error() -> Result<()> {
-    for (name, says) in [("w", "the layer's W was changed in place"), ("x", "x was changed in place")] {
+    for (name, says) in
+        [("w", "the layer's W was changed in place"), ("x", "x was changed in place")]
+    {
         let map = VarMap::new();
         let layer = layer(&map)?;
         let x = Var::from_tensor(&input()?)?;
         let loss = layer.forward(&x, &SequenceOptions::default())?.h.sum_all()?;
         loss.backward()?;
-        let var = if name == "x" { x.clone() } else { map.data().lock().expect("no panic")[name].clone() };
+        let var = if name == "x" {
+            x.clone()
+        } else {
+            map.data().lock().expect("no panic")[name].clone()
+        };
         let before = var.copy()?.detach();
         var.set(&var.affine(1.0, 0.01)?.detach())?;
         let said = error(loss.backward());

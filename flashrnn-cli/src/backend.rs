@@ -12,10 +12,12 @@ pub fn parser() -> impl TypedValueParser<Value = BackendName> {
         .try_map(|name| name.parse::<BackendName>())
 }
 
-/// Finds what `name` asks for, with these kernels; `dtype` is the element type to compute in, where it is one.
+/// Finds what `name` asks for, with these kernels; `dtype` is the element type to compute in, where
+/// it is one.
 ///
 /// # Errors
-/// Where the backend is not compiled in, its device or libraries are missing, or it has no choice of kernels.
+/// Where the backend is not compiled in, its device or libraries are missing, or it has no choice
+/// of kernels.
 pub fn find(name: BackendName, dtype: Option<DtypeName>, kernel: KernelName) -> Result<AnyBackend> {
     if !compiled_in(name) {
         bail!(
@@ -59,7 +61,9 @@ pub fn with_kernel(backend: AnyBackend, kernel: KernelName) -> Result<AnyBackend
             let family = if kernel == KernelName::Fused { Fused } else { Alternating };
             Ok(AnyBackend::Wgpu(wgpu.with_family(family)))
         }
-        backend => bail!("--kernel {kernel} is for GPUs: this is the backend {}", backend.info().name),
+        backend => {
+            bail!("--kernel {kernel} is for GPUs: this is the backend {}", backend.info().name)
+        }
     }
 }
 
@@ -93,7 +97,10 @@ mod tests {
     #[test]
     fn the_cpu_has_no_kernels_to_choose_from() {
         for kernel in [KernelName::Fused, KernelName::Alternating] {
-            let said = find(BackendName::Cpu, None, kernel).err().map(|e| e.to_string()).unwrap_or_default();
+            let said = find(BackendName::Cpu, None, kernel)
+                .err()
+                .map(|e| e.to_string())
+                .unwrap_or_default();
             assert!(said.contains("for GPUs"), "{said}");
         }
     }

@@ -1,13 +1,13 @@
-//! What the command line names at run time — a cell, an element type — and the way from each name to the
-//! type it stands for.
+//! What the command line names at run time — a cell, an element type — and the way from each name
+//! to the type it stands for.
 
 use std::fmt;
 
 use clap::ValueEnum;
 use flashrnn::{Dtype, Element};
 
-/// Evaluates an expression with the cell that a [`CellName`] stands for: `with_cell!(name, |cell| run(&cell))`.
-/// The expression is compiled once for each cell.
+/// Evaluates an expression with the cell that a [`CellName`] stands for: `with_cell!(name, |cell|
+/// run(&cell))`. The expression is compiled once for each cell.
 macro_rules! with_cell {
     ($name:expr, |$cell:ident| $body:expr) => {
         match $name {
@@ -31,8 +31,8 @@ macro_rules! with_cell {
     };
 }
 
-/// Evaluates an expression with the element type that a [`DtypeName`] stands for: `with_dtype!(name, |T| run::<T>())`.
-/// The expression is compiled once for each type.
+/// Evaluates an expression with the element type that a [`DtypeName`] stands for:
+/// `with_dtype!(name, |T| run::<T>())`. The expression is compiled once for each type.
 macro_rules! with_dtype {
     ($name:expr, |$t:ident| $body:expr) => {
         match $name {

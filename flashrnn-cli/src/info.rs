@@ -1,4 +1,5 @@
-//! `flashrnn info`: which backends there are, on which devices, with which element types, and which kernels a problem gets.
+//! `flashrnn info`: which backends there are, on which devices, with which element types, and which
+//! kernels a problem gets.
 
 use std::io::Write;
 use std::thread;
@@ -59,7 +60,8 @@ pub fn main(args: &Args, out: &mut impl Write) -> Result<()> {
     }
     writeln!(out, "flashrnn {}", env!("CARGO_PKG_VERSION"))?;
     writeln!(out)?;
-    let threads = thread::available_parallelism().map_or_else(|_| "unknown".into(), |n| n.to_string());
+    let threads =
+        thread::available_parallelism().map_or_else(|_| "unknown".into(), |n| n.to_string());
     found(&Cpu::new().info(), out)?;
     line(out, "threads", &threads)?;
     writeln!(out)?;
@@ -154,7 +156,9 @@ fn cleared(
     clear: impl FnOnce() -> io::Result<usize>,
     out: &mut impl Write,
 ) -> Result<()> {
-    let Some(folder) = folder else { return Ok(writeln!(out, "the kernel cache of {name} is off")?) };
+    let Some(folder) = folder else {
+        return Ok(writeln!(out, "the kernel cache of {name} is off")?);
+    };
     let folder = folder.display();
     let deleted = clear().with_context(|| format!("can't clear the kernel cache {folder}"))?;
     Ok(writeln!(out, "{deleted} files of {name} deleted from {folder}")?)
@@ -168,7 +172,8 @@ fn kernels(
     dtype: DtypeName,
     out: &mut impl Write,
 ) -> Result<()> {
-    let lines = with_cell!(cell, |cell| with_dtype!(dtype, |T| lines::<T, _>(backend, &cell, problem)))?;
+    let lines =
+        with_cell!(cell, |cell| with_dtype!(dtype, |T| lines::<T, _>(backend, &cell, problem)))?;
     let info = backend.info();
     let Problem { batch, time, heads, head_dim, .. } = problem;
     writeln!(
@@ -183,16 +188,24 @@ fn kernels(
 }
 
 /// What a plan on a GPU says of its kernels, a line each.
-fn lines<T: Element, C: Cell>(backend: &AnyBackend, cell: &C, problem: &Problem) -> Result<Vec<String>> {
+fn lines<T: Element, C: Cell>(
+    backend: &AnyBackend,
+    cell: &C,
+    problem: &Problem,
+) -> Result<Vec<String>> {
     match backend {
         #[cfg(feature = "cuda")]
-        AnyBackend::Cuda(cuda) => {
-            Ok(cuda.plan::<T, T, C>(cell, problem)?.kernels().map(|kernel| kernel.to_string()).into())
-        }
+        AnyBackend::Cuda(cuda) => Ok(cuda
+            .plan::<T, T, C>(cell, problem)?
+            .kernels()
+            .map(|kernel| kernel.to_string())
+            .into()),
         #[cfg(feature = "wgpu")]
-        AnyBackend::Wgpu(wgpu) => {
-            Ok(wgpu.plan::<T, T, C>(cell, problem)?.kernels().map(|kernel| kernel.to_string()).into())
-        }
+        AnyBackend::Wgpu(wgpu) => Ok(wgpu
+            .plan::<T, T, C>(cell, problem)?
+            .kernels()
+            .map(|kernel| kernel.to_string())
+            .into()),
         backend => {
             let name = backend.plan::<T, T, C>(cell, problem).map(|_| backend.info().name)?;
             bail!("there are no kernels to choose from: this is the backend {name}")

@@ -8,7 +8,8 @@
 //! | `verify` | compares this machine's results with the f64 reference |
 //! | `bench` | times forward and forward+backward |
 //!
-//! Exit status: 0 where all went well, 1 for bad input or a failed check, 2 for a command line that makes no sense.
+//! Exit status: 0 where all went well, 1 for bad input or a failed check, 2 for a command line that
+//! makes no sense.
 
 mod backend;
 mod bench;
@@ -77,7 +78,8 @@ fn run(command: Command) -> anyhow::Result<bool> {
     Ok(good)
 }
 
-/// Starts the threads that rayon shares in this process: candle and the backend would panic where they can't be had.
+/// Starts the threads that rayon shares in this process: candle and the backend would panic where
+/// they can't be had.
 fn start_threads() -> anyhow::Result<()> {
     const VARIABLE: &str = "RAYON_NUM_THREADS";
     // As many as a backend of the CPU may have of its own.
@@ -86,10 +88,13 @@ fn start_threads() -> anyhow::Result<()> {
     if let Some(n) = wanted.filter(|&n| n > MAX_THREADS) {
         bail!("{VARIABLE} is {n}, wanted at most {MAX_THREADS} threads");
     }
-    rayon::ThreadPoolBuilder::new().build_global().context("can't start the threads to compute with")
+    rayon::ThreadPoolBuilder::new()
+        .build_global()
+        .context("can't start the threads to compute with")
 }
 
-/// Prints what is wrong with the command line, or the help that was asked for, and returns clap's exit status.
+/// Prints what is wrong with the command line, or the help that was asked for, and returns clap's
+/// exit status.
 fn refuse(error: &clap::Error) -> ExitCode {
     let steers = |arg: OsString| escaped(&arg.to_string_lossy()) != arg.to_string_lossy();
     // Where stderr or stdout can't be written to there is nothing more to do.

@@ -1,4 +1,5 @@
-//! Memory: what is asked for is compared with what there is, and where there is none left the command says so.
+//! Memory: what is asked for is compared with what there is, and where there is none left the
+//! command says so.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
@@ -7,8 +8,9 @@ use std::process;
 
 use anyhow::{Result, bail};
 
-/// The system's allocator, for the command as a whole. Where it has no memory to give, the process says so and exits with status 1,
-/// instead of aborting: most of what allocates here, in this crate and in others, has no way to return an error.
+/// The system's allocator, for the command as a whole. Where it has no memory to give, the process
+/// says so and exits with status 1, instead of aborting: most of what allocates here, in this crate
+/// and in others, has no way to return an error.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory;
 

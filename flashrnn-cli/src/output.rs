@@ -15,13 +15,15 @@ const READER: Duration = Duration::from_secs(5);
 
 /// Writes `bytes` to `path`.
 ///
-/// A new or an ordinary file is whole or as it was before: the bytes go to another file in the same folder, which takes the name
-/// once it is on disk. It gets the mode and the owner of the file it replaces. A link is followed. Devices, pipes and files with
-/// several names are written through, and so is a file whose owner or folder does not allow replacing it.
+/// A new or an ordinary file is whole or as it was before: the bytes go to another file in the same
+/// folder, which takes the name once it is on disk. It gets the mode and the owner of the file it
+/// replaces. A link is followed. Devices, pipes and files with several names are written through,
+/// and so is a file whose owner or folder does not allow replacing it.
 ///
 /// # Errors
-/// Says why `path` can't be written: it is read-only (even where its folder would let it be replaced), a link to nothing, a folder,
-/// or a pipe that nobody opens for reading within five seconds.
+/// Says why `path` can't be written: it is read-only (even where its folder would let it be
+/// replaced), a link to nothing, a folder, or a pipe that nobody opens for reading within five
+/// seconds.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     put(path, bytes).with_context(|| format!("can't write {}", path.display()))
 }
@@ -32,7 +34,9 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
             // Renaming asks the folder for permission, so ask the file first.
             OpenOptions::new().write(true).open(path)?;
             match replace(&fs::canonicalize(path)?, bytes, Some(&old)) {
-                Err(error) if error.kind() == ErrorKind::PermissionDenied => write_through(path, bytes),
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                    write_through(path, bytes)
+                }
                 done => done,
             }
         }
@@ -45,7 +49,8 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Writes to what is there. Opening a pipe blocks until it has a reader, so another thread opens it.
+/// Writes to what is there. Opening a pipe blocks until it has a reader, so another thread opens
+/// it.
 fn write_through(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (sender, receiver) = mpsc::channel();
     let owned = path.to_owned();
@@ -59,7 +64,8 @@ fn write_through(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Gives the name `path` to a new file that holds `bytes`, with the mode and owner of `old`.
 fn replace(path: &Path, bytes: &[u8], old: Option<&Metadata>) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let staged = stage(folder, |file| {
         file.write_all(bytes)?;
         old.map_or(Ok(()), |old| keep(file, old))?;
@@ -68,11 +74,13 @@ fn replace(path: &Path, bytes: &[u8], old: Option<&Metadata>) -> io::Result<()> 
     staged.persist(path).map_err(|failed| failed.error)
 }
 
-/// Makes a file in `folder`, filled by `fill`, under a temporary name that goes when the result is dropped.
+/// Makes a file in `folder`, filled by `fill`, under a temporary name that goes when the result is
+/// dropped.
 fn stage(folder: &Path, fill: impl Fn(&mut File) -> io::Result<()>) -> io::Result<TempPath> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".flashrnn-");
-    // A file without a name vanishes with the process, however that ends. Not every file system has them.
+    // A file without a name vanishes with the process, however that ends. Not every file system has
+    // them.
     #[cfg(target_os = "linux")]
     if let Ok(mut file) = nameless(folder) {
         fill(&mut file)?;
@@ -80,7 +88,8 @@ fn stage(folder: &Path, fill: impl Fn(&mut File) -> io::Result<()>) -> io::Resul
             return Ok(named.into_temp_path());
         }
     }
-    // Temporary files are private by default; this one becomes an ordinary file, subject to the umask.
+    // Temporary files are private by default; this one becomes an ordinary file, subject to the
+    // umask.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = builder.tempfile_in(folder)?;

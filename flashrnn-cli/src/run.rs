@@ -18,13 +18,15 @@
 //! | `d_Wx`, `d_R`, `d_b` | as `Wx`, `R`, `b` | `--dtype` |
 //! | `d_states_initial` | `[S, B, N, D]` | f64 for f64, else f32 |
 //!
-//! The gradients need `--backward`. Without it `d_states` and `d_last_states` are checked and then left aside, so that
-//! one file serves both.
+//! The gradients need `--backward`. Without it `d_states` and `d_last_states` are checked and then
+//! left aside, so that one file serves both.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use flashrnn::{Backend, BackendName, Backward, Cell, CellSizes, Element, Forward, Plan, Problem, Shapes};
+use flashrnn::{
+    Backend, BackendName, Backward, Cell, CellSizes, Element, Forward, Plan, Problem, Shapes,
+};
 
 use crate::backend;
 use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
@@ -32,7 +34,8 @@ use crate::options::OptionArgs;
 use crate::tensors::{self, Input, Output};
 
 /// Every tensor that the input may hold.
-const KNOWN: [&str; 8] = ["Wx", "R", "b", "states", "lengths", "resets", "d_states", "d_last_states"];
+const KNOWN: [&str; 8] =
+    ["Wx", "R", "b", "states", "lengths", "resets", "d_states", "d_last_states"];
 
 /// The arguments of `flashrnn run`.
 #[derive(clap::Args)]
@@ -108,17 +111,22 @@ fn needed<P: Element>(input: &Input, name: &str, want: &[usize]) -> Result<Vec<P
     input.floats(name, want)?.with_context(|| format!("tensor {name} is missing"))
 }
 
-/// Checks that the results are in proportion to the file that asks for them: with T = 0 the size B costs it nothing.
+/// Checks that the results are in proportion to the file that asks for them: with T = 0 the size B
+/// costs it nothing.
 fn check_results<T: Element>(shapes: &Shapes, file: usize) -> Result<()> {
-    // Where a tensor backs every size, results are below 32 times as large, from 16 bits to 64 and all gradients included.
+    // Where a tensor backs every size, results are below 32 times as large, from 16 bits to 64 and
+    // all gradients included.
     const TIMES: u128 = 64;
     const ALWAYS: u128 = 64 << 20;
-    let bytes =
-        |shape: &[usize], each: usize| shape.iter().fold(each as u128, |p, &n| p.saturating_mul(n as u128));
-    let results =
-        bytes(&shapes.states(), size_of::<T>()).saturating_add(bytes(&shapes.state(), size_of::<T::Wide>()));
+    let bytes = |shape: &[usize], each: usize| {
+        shape.iter().fold(each as u128, |p, &n| p.saturating_mul(n as u128))
+    };
+    let results = bytes(&shapes.states(), size_of::<T>())
+        .saturating_add(bytes(&shapes.state(), size_of::<T::Wide>()));
     if results > ALWAYS.max(TIMES * file as u128) {
-        bail!("the results would take {results} bytes of memory, too much for a file of {file} bytes");
+        bail!(
+            "the results would take {results} bytes of memory, too much for a file of {file} bytes"
+        );
     }
     Ok(())
 }

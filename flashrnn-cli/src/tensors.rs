@@ -11,7 +11,8 @@ use safetensors::{Dtype as FileDtype, SafeTensors, View};
 
 use crate::output;
 
-/// The tensors of a file that lies in memory. Dimensions and types are checked as each is taken out.
+/// The tensors of a file that lies in memory. Dimensions and types are checked as each is taken
+/// out.
 pub struct Input<'a>(SafeTensors<'a>);
 
 impl<'a> Input<'a> {
@@ -20,8 +21,10 @@ impl<'a> Input<'a> {
         let tensors = SafeTensors::deserialize(bytes)
             .context("not a whole safetensors file (truncated, or of another format)")?;
         let names = tensors.names().into_iter();
-        let mut unknown: Vec<String> =
-            names.filter(|name| !known.contains(name)).map(|name| name.escape_debug().to_string()).collect();
+        let mut unknown: Vec<String> = names
+            .filter(|name| !known.contains(name))
+            .map(|name| name.escape_debug().to_string())
+            .collect();
         unknown.sort_unstable();
         if !unknown.is_empty() {
             bail!("unknown tensor {}; wanted only {}", unknown.join(", "), known.join(", "));
@@ -41,7 +44,8 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// The values of a floating-point tensor of dimensions `want`, converted to `P`; none if it isn't there.
+    /// The values of a floating-point tensor of dimensions `want`, converted to `P`; none if it
+    /// isn't there.
     pub fn floats<P: Element>(&self, name: &str, want: &[usize]) -> Result<Option<Vec<P>>> {
         let Some((dtype, data)) = self.take(name, want)? else { return Ok(None) };
         Ok(Some(match dtype {
@@ -87,7 +91,8 @@ fn some(names: &str) -> &str {
     if names.is_empty() { "no tensor at all" } else { names }
 }
 
-/// Reads a little-endian number of `LEN` bytes after the other. The file's header was checked: nothing is left over.
+/// Reads a little-endian number of `LEN` bytes after the other. The file's header was checked:
+/// nothing is left over.
 fn decode<const LEN: usize, P>(data: &[u8], read: impl Fn([u8; LEN]) -> P) -> Vec<P> {
     data.as_chunks::<LEN>().0.iter().map(|&bytes| read(bytes)).collect()
 }
@@ -151,7 +156,8 @@ pub fn write(path: &Path, tensors: &[(&str, Output)]) -> Result<()> {
 /// The header of a safetensors file is at most this long (the format's own limit).
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// Reads a whole file; of one that begins with no header's length, only as much: a device might never end.
+/// Reads a whole file; of one that begins with no header's length, only as much: a device might
+/// never end.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let read = || {
         let mut file = File::open(path)?;

@@ -17,7 +17,8 @@ impl<W: Write> Write for Printable<W> {
     }
 }
 
-/// `text` with every character that a terminal obeys instead of showing, but for line feeds and tabs, written as Rust writes it.
+/// `text` with every character that a terminal obeys instead of showing, but for line feeds and
+/// tabs, written as Rust writes it.
 pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,5 @@
-//! `flashrnn verify`: random problems, with every option, against the f64 reference on this very machine.
+//! `flashrnn verify`: random problems, with every option, against the f64 reference on this very
+//! machine.
 
 use std::io::Write;
 
@@ -108,7 +109,10 @@ fn table(out: &mut impl Write, columns: &[(DtypeName, Vec<Worst>)]) -> Result<()
     }
     writeln!(out)?;
     if columns.iter().flat_map(|(_, worst)| worst).any(|worst| worst.excused) {
-        writeln!(out, "* as far off as the reference itself when its input changes in the last place")?;
+        writeln!(
+            out,
+            "* as far off as the reference itself when its input changes in the last place"
+        )?;
     }
     Ok(())
 }

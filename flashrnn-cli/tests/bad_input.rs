@@ -1,4 +1,5 @@
-//! Bad input gives an error that names what was wrong and what was wanted, the right exit status, and no output file.
+//! Bad input gives an error that names what was wrong and what was wanted, the right exit status,
+//! and no output file.
 
 #[allow(dead_code)] // each test file uses its part
 mod common;
@@ -16,7 +17,8 @@ fn with(tensor: Tensor) -> Vec<u8> {
     file(&tensors)
 }
 
-/// Runs `bytes` with further arguments; the command must exit with `status`, say every one of `says`, and write nothing.
+/// Runs `bytes` with further arguments; the command must exit with `status`, say every one of
+/// `says`, and write nothing.
 fn refused(bytes: &[u8], args: &[&str], status: i32, says: &[&str]) {
     let folder = Folder::new();
     let run = folder.run(bytes, &[&["--cell", "lstm"], args].concat());
@@ -125,7 +127,8 @@ fn escape_sequences_are_not_printed() {
     let run = folder.run(&file(&tensors), &["--cell", "lstm"]);
     assert_eq!(run.status.code(), Some(1));
     assert!(shown(&run).contains("unknown tensor \\u{1b}]0;owned"));
-    // Arguments: names of files, and words that clap does not know, which it would show in colour on a terminal.
+    // Arguments: names of files, and words that clap does not know, which it would show in colour
+    // on a terminal.
     for args in [
         &["run", evil, "-o", evil, "--cell", "gru"][..],
         &["train", "--text", evil],
@@ -133,7 +136,8 @@ fn escape_sequences_are_not_printed() {
         &[evil],
     ] {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flashrnn"));
-        let run = command.args(args).env("CLICOLOR_FORCE", "1").output().expect("the command was built");
+        let run =
+            command.args(args).env("CLICOLOR_FORCE", "1").output().expect("the command was built");
         assert!(!run.status.success());
         shown(&run);
     }
@@ -170,14 +174,15 @@ mod limits {
     fn memory_that_can_not_be_had() {
         let out = tempfile::tempdir().expect("a folder");
         let out = out.path().join("out");
-        let train =
-            |sizes: &str| format!("train --backend cpu --layers 1 --steps 1 --out {} {sizes}", out.display());
+        let train = |sizes: &str| {
+            format!("train --backend cpu --layers 1 --steps 1 --out {} {sizes}", out.display())
+        };
         let limit = "ulimit -c 0; ulimit -v 1500000; export RAYON_NUM_THREADS=2";
         says(limit, &train("--heads 1 --head-dim 4096 --batch 1 --seq-len 4"), "memory");
         says(limit, &train("--heads 1 --head-dim 1 --seq-len 1 --batch 134217728"), "memory");
         says(limit, &train("--text /dev/zero"), "memory");
-        let layers =
-            train("--heads 1 --head-dim 1 --seq-len 4 --layers 268435456").replace("--layers 1 ", "");
+        let layers = train("--heads 1 --head-dim 1 --seq-len 4 --layers 268435456")
+            .replace("--layers 1 ", "");
         says(limit, &layers, "memory");
     }
 }
@@ -297,7 +302,9 @@ fn options() {
 
 #[test]
 fn usage() {
-    for args in [&["run"][..], &["dance"], &["bench", "--batch", "-3"], &["bench", "--cell", "perceptron"]] {
+    for args in
+        [&["run"][..], &["dance"], &["bench", "--batch", "-3"], &["bench", "--cell", "perceptron"]]
+    {
         let run = flashrnn(args);
         assert_eq!(run.status.code(), Some(2), "{args:?}: {}", stderr(&run));
     }

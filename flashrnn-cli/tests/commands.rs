@@ -17,9 +17,18 @@ fn succeeds(args: &[&str]) -> Output {
 #[test]
 fn info_names_the_backends_and_their_element_types() {
     let text = stdout(&succeeds(&["info"]));
-    for word in
-        ["cpu", "found", "f16", "bf16", "f32", "f64", "slstm", "backend cuda", "backend wgpu", "auto picks"]
-    {
+    for word in [
+        "cpu",
+        "found",
+        "f16",
+        "bf16",
+        "f32",
+        "f64",
+        "slstm",
+        "backend cuda",
+        "backend wgpu",
+        "auto picks",
+    ] {
         assert!(text.contains(word), "no {word} in: {text}");
     }
 }
@@ -37,8 +46,19 @@ fn verify_without_cases_has_nothing_to_complain_about() {
     succeeds(&["verify", "--cases", "0"]);
 }
 
-const SMALL: [&str; 11] =
-    ["bench", "--batch", "2", "--seq-len", "3", "--heads", "2", "--head-dim", "4", "--budget", "0.01"];
+const SMALL: [&str; 11] = [
+    "bench",
+    "--batch",
+    "2",
+    "--seq-len",
+    "3",
+    "--heads",
+    "2",
+    "--head-dim",
+    "4",
+    "--budget",
+    "0.01",
+];
 
 #[test]
 fn bench_prints_a_table() {
@@ -49,10 +69,13 @@ fn bench_prints_a_table() {
 #[test]
 fn bench_prints_json_lines() {
     for (cell, dtype, long) in [("gru", "f32", "float32"), ("slstm", "bf16", "bfloat16")] {
-        let args = [&SMALL[..], &["--cell", cell, "--dtype", dtype, "--threads", "1", "--json"]].concat();
+        let args =
+            [&SMALL[..], &["--cell", cell, "--dtype", dtype, "--threads", "1", "--json"]].concat();
         let text = stdout(&succeeds(&args));
-        let rows: Vec<Value> =
-            text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+        let rows: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("each line is JSON"))
+            .collect();
         assert_eq!(rows.len(), 2);
         for (row, pass) in rows.iter().zip(["fwd", "fwdbwd"]) {
             assert_eq!(row["peer"], "flashrnn-rs.cpu");

@@ -1,4 +1,5 @@
-//! What an output is written onto stays what it was, and what a stopped training leaves is whole and of one run.
+//! What an output is written onto stays what it was, and what a stopped training leaves is whole
+//! and of one run.
 
 #![cfg(unix)]
 
@@ -31,13 +32,18 @@ fn run_onto(folder: &Folder, name: &str) -> std::process::Output {
 }
 
 fn is_result(path: &Path) -> bool {
-    fs::read(path)
-        .is_ok_and(|bytes| SafeTensors::deserialize(&bytes).is_ok_and(|file| file.tensor("states").is_ok()))
+    fs::read(path).is_ok_and(|bytes| {
+        SafeTensors::deserialize(&bytes).is_ok_and(|file| file.tensor("states").is_ok())
+    })
 }
 
 /// Runs a tool of the system.
 fn tool(name: &str, args: &[&str], folder: &Folder) -> bool {
-    Command::new(name).args(args).current_dir(folder.path()).status().is_ok_and(|status| status.success())
+    Command::new(name)
+        .args(args)
+        .current_dir(folder.path())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 #[test]
@@ -127,7 +133,8 @@ fn a_read_only_file_is_refused_or_keeps_its_mode() {
 /// Trains for a few steps with small sizes, writing to `out` in `folder`.
 fn train(folder: &Folder, steps: &str, cell: &str) -> Child {
     let text = folder.path().join("text.txt");
-    fs::write(&text, "ara mara tara. bella puella salve. ".repeat(60)).expect("the folder can be written to");
+    fs::write(&text, "ara mara tara. bella puella salve. ".repeat(60))
+        .expect("the folder can be written to");
     let sizes = "--backend cpu --layers 1 --heads 1 --head-dim 8 --seq-len 8 --batch 4";
     Command::new(env!("CARGO_BIN_EXE_flashrnn"))
         .arg("train")
@@ -151,7 +158,10 @@ fn out(folder: &Folder) -> PathBuf {
 fn left(folder: &Folder) -> Vec<(String, Vec<u8>)> {
     let Ok(entries) = fs::read_dir(out(folder)) else { return Vec::new() };
     let read = |entry: fs::DirEntry| {
-        (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).expect("it can be read"))
+        (
+            entry.file_name().to_string_lossy().into_owned(),
+            fs::read(entry.path()).expect("it can be read"),
+        )
     };
     entries.map(|entry| read(entry.expect("the folder can be read"))).collect()
 }
@@ -172,7 +182,8 @@ fn a_training_that_is_stopped_leaves_files_of_one_run() {
     assert!(first.success());
     let earlier = left(&folder);
     assert_eq!(earlier.len(), 4);
-    let checkpoint = || fs::read(out(&folder).join("checkpoint.safetensors")).expect("it is always there");
+    let checkpoint =
+        || fs::read(out(&folder).join("checkpoint.safetensors")).expect("it is always there");
     let old = checkpoint();
     let mut second = train(&folder, "100000", "gru");
     wait_until(|| checkpoint() != old);
@@ -196,7 +207,9 @@ fn a_training_that_is_killed_leaves_whole_files() {
         for (name, bytes) in left(&folder) {
             let text = || String::from_utf8_lossy(&bytes);
             match name.as_str() {
-                "checkpoint.safetensors" => assert!(SafeTensors::deserialize(&bytes).is_ok(), "{name}"),
+                "checkpoint.safetensors" => {
+                    assert!(SafeTensors::deserialize(&bytes).is_ok(), "{name}")
+                }
                 "loss.svg" => assert!(text().trim_end().ends_with("</svg>"), "{name}"),
                 "metrics.jsonl" => {
                     assert!(text().ends_with('\n') && text().lines().count() > 1, "{}", text());

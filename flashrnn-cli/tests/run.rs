@@ -11,8 +11,8 @@ use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Options, Problem, Save, Slstm};
 use flashrnn_testsuite::{Case, Tensors, tolerance};
 use safetensors::{Dtype, SafeTensors};
 
-/// f64 differs from the reference by the order of sums and by exp and tanh only; over these few steps that stays far
-/// below the 1e-9 that the command promises.
+/// f64 differs from the reference by the order of sums and by exp and tanh only; over these few
+/// steps that stays far below the 1e-9 that the command promises.
 const F64: f64 = 1e-12;
 
 /// The values of a tensor of f64.
@@ -39,8 +39,9 @@ fn tensors<C: Cell>(case: &Case) -> Vec<Tensor> {
         Tensor::floats("b", &shapes.b(), b),
     ];
     tensors.extend(s0.as_ref().map(|v| Tensor::floats("states", &shapes.state(), v)));
-    let integers =
-        |v: &Vec<i32>| Tensor::integers("lengths", &v.iter().map(|&n| n.into()).collect::<Vec<_>>());
+    let integers = |v: &Vec<i32>| {
+        Tensor::integers("lengths", &v.iter().map(|&n| n.into()).collect::<Vec<_>>())
+    };
     tensors.extend(lengths.as_ref().map(integers));
     tensors.extend(resets.as_ref().map(|v| {
         let flags: Vec<u8> = v.iter().map(|&flag| (flag != 0).into()).collect();
@@ -53,7 +54,8 @@ fn tensors<C: Cell>(case: &Case) -> Vec<Tensor> {
 
 /// Runs a case by the command and compares every tensor with the reference.
 fn same_as_reference<C: Cell>(cell: &C, problem: &Problem, tensors_given: Tensors) {
-    let case = Case::random::<C, f64, f64>(cell, problem, tensors_given, 5).expect("the problem is good");
+    let case =
+        Case::random::<C, f64, f64>(cell, problem, tensors_given, 5).expect("the problem is good");
     let mut args = vec!["--cell", C::NAME, "--dtype", "f64", "--backward"];
     if problem.options.layout == Layout::TimeMajor {
         args.push("--time-major");
@@ -79,7 +81,8 @@ fn same_as_reference<C: Cell>(cell: &C, problem: &Problem, tensors_given: Tensor
     let got = SafeTensors::deserialize(&bytes).expect("the command wrote safetensors");
 
     let out = reference::forward(cell, problem, &case.inputs).expect("the problem is good");
-    let d = reference::backward(cell, problem, &case.inputs, &out, &case.d).expect("the problem is good");
+    let d = reference::backward(cell, problem, &case.inputs, &out, &case.d)
+        .expect("the problem is good");
     let shapes = problem.shapes::<C>().expect("the problem is good");
     let wanted = [
         ("states", &shapes.states()[..], &out.states),

@@ -1,7 +1,8 @@
 //! The arguments of a plan's calls, and their checks.
 
 use crate::{
-    Backend, Element, Error, Len, Plan, Result, Save, SavedMut, SavedRef, Shapes, Weights, Workspace,
+    Backend, Element, Error, Len, Plan, Result, Save, SavedMut, SavedRef, Shapes, Weights,
+    Workspace,
 };
 
 /// The arguments of [`Plan::forward`].
@@ -22,10 +23,11 @@ pub struct Forward<'a, B: Backend, T: Element> {
     pub states: Option<B::ViewMut<'a, T>>,
     /// `[S, B, N, D]`, written: the state each row ends in.
     pub last: Option<B::ViewMut<'a, T::Wide>>,
-    /// Written: what the backward pass needs besides `states`, which must be given too; of [`Plan::saved`] or of the caller's own
-    /// memory. None for inference.
+    /// Written: what the backward pass needs besides `states`, which must be given too; of
+    /// [`Plan::saved`] or of the caller's own memory. None for inference.
     pub saved: Option<SavedMut<'a, B, T>>,
-    /// Scratch memory as [`Plan::forward_workspace`] says. Without it the call takes some from a pool.
+    /// Scratch memory as [`Plan::forward_workspace`] says. Without it the call takes some from a
+    /// pool.
     pub workspace: Option<B::ViewMut<'a, u8>>,
 }
 
@@ -47,7 +49,8 @@ impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
         }
     }
 
-    /// Checks the layout of the weights and the size of every tensor given. Backends call this first.
+    /// Checks the layout of the weights and the size of every tensor given. Backends call this
+    /// first.
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::Shape`]
@@ -106,12 +109,14 @@ pub struct Backward<'a, B: Backend, T: Element, W: Element> {
     pub d_s0: Option<B::ViewMut<'a, T::Wide>>,
     /// Add to `d_r` and `d_b` instead of overwriting them.
     pub accumulate: bool,
-    /// Scratch memory as [`Plan::backward_workspace`] says. Without it the call takes some from a pool.
+    /// Scratch memory as [`Plan::backward_workspace`] says. Without it the call takes some from a
+    /// pool.
     pub workspace: Option<B::ViewMut<'a, u8>>,
 }
 
 impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
-    /// Makes a call that computes `d_wx` only, from no gradient; name what there is by struct update.
+    /// Makes a call that computes `d_wx` only, from no gradient; name what there is by struct
+    /// update.
     #[must_use]
     pub fn new(
         weights: &'a Weights<B, T>,
@@ -139,7 +144,8 @@ impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
         }
     }
 
-    /// Checks the layout of the weights, and that every tensor needed is there and has its size. Backends call this first.
+    /// Checks the layout of the weights, and that every tensor needed is there and has its size.
+    /// Backends call this first.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Argument`]
@@ -153,7 +159,10 @@ impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
             });
         }
         if self.d_h.is_some() && self.d_states.is_some() {
-            return Err(Error::Argument { tensor: "d_h", why: "excludes d_states, whose first part it is" });
+            return Err(Error::Argument {
+                tensor: "d_h",
+                why: "excludes d_states, whose first part it is",
+            });
         }
         Shapes::check("states", self.states.len(), &shapes.states())?;
         self.saved.check(shapes, save)?;

@@ -7,8 +7,8 @@ mod sealed {
     impl<R, const LEN: usize> Sealed for [R; LEN] {}
 }
 
-/// A fixed-length array of numbers: the states or the gates of one unit. Implemented by `[R; LEN]` alone, so that
-/// kernels can rely on its length.
+/// A fixed-length array of numbers: the states or the gates of one unit. Implemented by `[R; LEN]`
+/// alone, so that kernels can rely on its length.
 ///
 /// ```compile_fail,E0277
 /// #[derive(Clone, Copy)]
@@ -34,7 +34,8 @@ mod sealed {
 pub trait Array<R>: Copy + AsRef<[R]> + AsMut<[R]> + sealed::Sealed {
     /// How many numbers it holds.
     const LEN: usize;
-    /// Makes an array of equal numbers, to be filled in a loop: a closure would stop the CPU backend's inlining.
+    /// Makes an array of equal numbers, to be filled in a loop: a closure would stop the CPU
+    /// backend's inlining.
     fn splat(v: R) -> Self;
 }
 
@@ -67,8 +68,9 @@ impl Gate {
         Self { name, recurrent: true, external: true }
     }
 
-    /// Declares a gate that takes external input and no `R h`, such as GRU's `n_x`. Where a caller gives no external
-    /// input for it (zeros), its value is its bias: that is how a cell gets trainable parameters of its own.
+    /// Declares a gate that takes external input and no `R h`, such as GRU's `n_x`. Where a caller
+    /// gives no external input for it (zeros), its value is its bias: that is how a cell gets
+    /// trainable parameters of its own.
     #[must_use]
     pub const fn external(name: &'static str) -> Self {
         Self { name, recurrent: false, external: true }
@@ -81,14 +83,16 @@ impl Gate {
     }
 }
 
-/// A recurrent cell, `s_t = P(s_{t-1}, g_t)` with `g_t = R s⁰_{t-1} + x_t + b`, where `P` acts unit by unit.
+/// A recurrent cell, `s_t = P(s_{t-1}, g_t)` with `g_t = R s⁰_{t-1} + x_t + b`, where `P` acts unit
+/// by unit.
 ///
-/// The user writes [`forward`](Cell::forward), generic over the number it computes with; every backend and every
-/// derivative comes from that one function. State 0 is h, the one that `R` reads. Every gate receives its bias `b`;
-/// which ones receive `R h` and `x` is declared in [`GATES`](Cell::GATES).
+/// The user writes [`forward`](Cell::forward), generic over the number it computes with; every
+/// backend and every derivative comes from that one function. State 0 is h, the one that `R` reads.
+/// Every gate receives its bias `b`; which ones receive `R h` and `x` is declared in
+/// [`GATES`](Cell::GATES).
 ///
-/// Mark `forward` (and `backward`) `#[inline(always)]`: the CPU backend inlines them into its SIMD loops, and is
-/// many times slower where it can't.
+/// Mark `forward` (and `backward`) `#[inline(always)]`: the CPU backend inlines them into its SIMD
+/// loops, and is many times slower where it can't.
 ///
 /// ```
 /// use flashrnn_core::{Cell, Gate, Real};
@@ -113,10 +117,10 @@ impl Gate {
 /// ```
 ///
 /// # Parameters of a cell's own
-/// A number that is the same for every unit and is not trained is a field of the cell, as `a` above. A parameter that
-/// is trained, one a unit, is the bias of a gate with [`Gate::external`]: give zeros as its external input, and the
-/// gate's value is the bias, whose gradient is in `d_b`. To keep it within a range, apply a function to it in
-/// `forward` (`a.sigmoid()`).
+/// A number that is the same for every unit and is not trained is a field of the cell, as `a`
+/// above. A parameter that is trained, one a unit, is the bias of a gate with [`Gate::external`]:
+/// give zeros as its external input, and the gate's value is the bias, whose gradient is in `d_b`.
+/// To keep it within a range, apply a function to it in `forward` (`a.sigmoid()`).
 ///
 /// ```
 /// use flashrnn_core::{Cell, Gate, Real};
@@ -139,9 +143,10 @@ impl Gate {
 /// ```
 ///
 /// # What a cell can't do
-/// A cell computes with [`Real`]: constants are `R::lit(1.0)`, and it branches only by [`Real::gt`] and [`Real::select`].
-/// `P` acts unit by unit and is deterministic: a layer norm inside the step (it needs all units), a projection of h
-/// (R reads h itself), peepholes across units, and random numbers (dropout inside the step) can't be written as a cell.
+/// A cell computes with [`Real`]: constants are `R::lit(1.0)`, and it branches only by [`Real::gt`]
+/// and [`Real::select`]. `P` acts unit by unit and is deterministic: a layer norm inside the step
+/// (it needs all units), a projection of h (R reads h itself), peepholes across units, and random
+/// numbers (dropout inside the step) can't be written as a cell.
 ///
 /// # What is checked
 /// A cell whose constants contradict each other does not compile: see [`CellSizes`].
@@ -170,18 +175,21 @@ pub trait Cell: Clone + Send + Sync + 'static {
     const NAME: &'static str;
     /// The names of the states, in order; the first is the one that `R` reads.
     const STATES: &'static [&'static str];
-    /// The gates (pre-activations), in order: first those with recurrent input only, then those with both, then those
-    /// with external input only. The first, at least, takes recurrent input.
+    /// The gates (pre-activations), in order: first those with recurrent input only, then those
+    /// with both, then those with external input only. The first, at least, takes recurrent input.
     const GATES: &'static [Gate];
-    /// The indices of states whose values the backward pass needs in full precision even where tensors are 16 bits.
+    /// The indices of states whose values the backward pass needs in full precision even where
+    /// tensors are 16 bits.
     const WIDE: &'static [usize] = &[];
-    /// The indices of gates of which the same is true: those whose rounding an exponential would blow up.
+    /// The indices of gates of which the same is true: those whose rounding an exponential would
+    /// blow up.
     const WIDE_GATES: &'static [usize] = &[];
-    /// The indices of states that are held constant in every gradient: gradients given for them are ignored, and
-    /// theirs are 0.
+    /// The indices of states that are held constant in every gradient: gradients given for them are
+    /// ignored, and theirs are 0.
     const CONSTANT: &'static [usize] = &[];
 
-    /// Whether this is one of this crate's cells, which a backend may have compiled ahead. Others leave it alone.
+    /// Whether this is one of this crate's cells, which a backend may have compiled ahead. Others
+    /// leave it alone.
     #[doc(hidden)]
     const BUILT_IN: bool = false;
 
@@ -193,11 +201,12 @@ pub trait Cell: Clone + Send + Sync + 'static {
     /// `P`: the states after a step, from the states before it and the gates.
     fn forward<R: Real>(&self, state: Self::State<R>, gates: Self::Gates<R>) -> Self::State<R>;
 
-    /// The transposed derivative of `P`: from the gradient `d` of the states after the step, the gradients of the
-    /// states before it and of the gates. Derived from [`forward`](Cell::forward) unless overridden.
+    /// The transposed derivative of `P`: from the gradient `d` of the states after the step, the
+    /// gradients of the states before it and of the gates. Derived from [`forward`](Cell::forward)
+    /// unless overridden.
     ///
-    /// What does not depend on `d` belongs in parentheses of its own, as in `d * (a * b)`: GPU kernels compute it before `d` is
-    /// there.
+    /// What does not depend on `d` belongs in parentheses of its own, as in `d * (a * b)`: GPU
+    /// kernels compute it before `d` is there.
     #[inline(always)]
     fn backward<R: Real>(
         &self,
@@ -209,9 +218,9 @@ pub trait Cell: Clone + Send + Sync + 'static {
     }
 }
 
-/// The numbers of a cell's states and gates. Every [`Cell`] has them, and using one checks the cell's constants when the
-/// program is compiled: as many names as states and gates, gates in the order that [`Cell::GATES`] asks for, and indices in
-/// range and given once.
+/// The numbers of a cell's states and gates. Every [`Cell`] has them, and using one checks the
+/// cell's constants when the program is compiled: as many names as states and gates, gates in the
+/// order that [`Cell::GATES`] asks for, and indices in range and given once.
 ///
 /// ```compile_fail,E0080
 /// use flashrnn_core::{Cell, CellSizes, Gate, Real};
@@ -266,16 +275,28 @@ const fn sizes<C: Cell>() -> [usize; 4] {
     let (mut recurrent, mut external, mut k) = (0, 0, 0);
     while k < gates {
         let gate = C::GATES[k];
-        assert!(!gate.recurrent || recurrent == k, "gates with recurrent input come first in Cell::GATES");
-        assert!(gate.external || external == 0, "gates with external input come last in Cell::GATES");
+        assert!(
+            !gate.recurrent || recurrent == k,
+            "gates with recurrent input come first in Cell::GATES"
+        );
+        assert!(
+            gate.external || external == 0,
+            "gates with external input come last in Cell::GATES"
+        );
         recurrent += gate.recurrent as usize;
         external += gate.external as usize;
         k += 1;
     }
     assert!(recurrent >= 1, "at least one gate in Cell::GATES takes recurrent input");
     assert!(distinct_below(C::WIDE, states), "Cell::WIDE holds indices of states, each once");
-    assert!(distinct_below(C::CONSTANT, states), "Cell::CONSTANT holds indices of states, each once");
-    assert!(distinct_below(C::WIDE_GATES, gates), "Cell::WIDE_GATES holds indices of gates, each once");
+    assert!(
+        distinct_below(C::CONSTANT, states),
+        "Cell::CONSTANT holds indices of states, each once"
+    );
+    assert!(
+        distinct_below(C::WIDE_GATES, gates),
+        "Cell::WIDE_GATES holds indices of gates, each once"
+    );
     [states, gates, recurrent, external]
 }
 
@@ -298,7 +319,8 @@ const fn distinct_below(indices: &[usize], end: usize) -> bool {
     true
 }
 
-/// [`Cell::backward`] from [`Cell::forward`] alone, by one forward-mode pass for each state and gate.
+/// [`Cell::backward`] from [`Cell::forward`] alone, by one forward-mode pass for each state and
+/// gate.
 ///
 /// The passes share all their values, so a compiler or a tracer computes those once.
 #[inline(always)]

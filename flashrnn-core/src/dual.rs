@@ -7,8 +7,8 @@ use crate::Real;
 /// A number of type `R` with the derivative of that number along one direction.
 ///
 /// `Dual<R>` is itself [`Real`] for every `R`, so a cell's derivative runs wherever the cell does.
-/// Where a function has a kink, the derivative is the one of the branch that [`Real::select`] takes;
-/// `abs` has derivative 0 at 0, and `log_sigmoid` its true derivative everywhere.
+/// Where a function has a kink, the derivative is the one of the branch that [`Real::select`]
+/// takes; `abs` has derivative 0 at 0, and `log_sigmoid` its true derivative everywhere.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dual<R> {
     /// The number.
@@ -57,7 +57,10 @@ impl<R: Real> Mul for Dual<R> {
     type Output = Self;
     #[inline(always)]
     fn mul(self, o: Self) -> Self {
-        Self { value: self.value * o.value, tangent: self.tangent * o.value + self.value * o.tangent }
+        Self {
+            value: self.value * o.value,
+            tangent: self.tangent * o.value + self.value * o.tangent,
+        }
     }
 }
 

@@ -37,7 +37,8 @@ mod sealed {
 
 /// An element of a tensor: f16, bf16, f32 or f64.
 ///
-/// Storage may be narrow, arithmetic never is: everything is computed, carried and summed in [`Element::Wide`].
+/// Storage may be narrow, arithmetic never is: everything is computed, carried and summed in
+/// [`Element::Wide`].
 pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed::Sealed {
     /// The type that arithmetic uses: f64 for f64, else f32.
     type Wide: Element<Wide = Self::Wide> + Real<Mask = bool> + PartialOrd;
@@ -57,14 +58,14 @@ pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed
     /// Narrows, rounding to the nearest, ties to even. What lies beyond the range becomes infinite.
     fn from_wide(wide: Self::Wide) -> Self;
 
-    /// Narrows a state or a saved gate: as [`from_wide`](Element::from_wide), but a 16-bit type takes what lies beyond
-    /// its range, infinities included, as ±[`MAX`](Element::MAX). A NaN stays. Every backend rounds them so, and
-    /// `h` before a product.
+    /// Narrows a state or a saved gate: as [`from_wide`](Element::from_wide), but a 16-bit type
+    /// takes what lies beyond its range, infinities included, as ±[`MAX`](Element::MAX). A NaN
+    /// stays. Every backend rounds them so, and `h` before a product.
     #[inline(always)]
     fn saturating_from_wide(wide: Self::Wide) -> Self {
         let bound = Self::Wide::lit(Self::MAX);
         if size_of::<Self>() < size_of::<Self::Wide>() {
-            Self::from_wide(Real::min(Real::max(wide, -bound), bound))
+            Self::from_wide(wide.clamp_min(-bound).clamp_max(bound))
         } else {
             Self::from_wide(wide)
         }
@@ -119,5 +120,15 @@ element!(
     bf16::to_f64,
     |v| bf16::from_f32(v as f32)
 );
-element!(f32, f32, F32, 0.5 * f32::EPSILON as f64, f32::MAX as f64, |v| v, |v| v, |v| v as f64, |v| v as f32);
+element!(
+    f32,
+    f32,
+    F32,
+    0.5 * f32::EPSILON as f64,
+    f32::MAX as f64,
+    |v| v,
+    |v| v,
+    |v| v as f64,
+    |v| v as f32
+);
 element!(f64, f64, F64, 0.5 * f64::EPSILON, f64::MAX, |v| v, |v| v, |v| v, |v| v);

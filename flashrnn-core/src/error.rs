@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-/// What can go wrong. No public path panics on bad input, on a missing driver or library, or on a lost device.
+/// What can go wrong. No public path panics on bad input, on a missing driver or library, or on a
+/// lost device.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -38,8 +39,8 @@ pub enum Error {
         /// What would do.
         want: &'static str,
     },
-    /// A tensor that this call needs was not given, or one was given that it can't take: two that exclude each other,
-    /// weights packed in another layout, memory of another device.
+    /// A tensor that this call needs was not given, or one was given that it can't take: two that
+    /// exclude each other, weights packed in another layout, memory of another device.
     #[error("{tensor}: {why}")]
     Argument {
         /// The tensor's name in the operator.
@@ -47,8 +48,8 @@ pub enum Error {
         /// Why it is needed or refused.
         why: &'static str,
     },
-    /// The backend can't do this problem, or can't be had in this program or on this machine. From `plan` and from what makes
-    /// backends, never from a later call.
+    /// The backend can't do this problem, or can't be had in this program or on this machine. From
+    /// `plan` and from what makes backends, never from a later call.
     #[error("backend {backend} does not support {what}: {why}")]
     Unsupported {
         /// The backend's name.
@@ -84,8 +85,8 @@ impl Error {
         Self::Device(Failure { what: what.into(), cause: None })
     }
 
-    /// Makes an [`Error::Device`] that says what was being done, and keeps the error that this met as its
-    /// [source](std::error::Error::source).
+    /// Makes an [`Error::Device`] that says what was being done, and keeps the error that this met
+    /// as its [source](std::error::Error::source).
     #[must_use]
     pub fn device_because(
         what: impl Into<String>,
@@ -95,8 +96,8 @@ impl Error {
     }
 }
 
-/// A failure of a device, its driver or a library: what failed in words and, as its source, the other library's error if there
-/// is one.
+/// A failure of a device, its driver or a library: what failed in words and, as its source, the
+/// other library's error if there is one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("device: {what}")]
 pub struct Failure {

@@ -1,4 +1,5 @@
-//! What is to be computed: sizes, layout and options, and the shape of every tensor that follows from them.
+//! What is to be computed: sizes, layout and options, and the shape of every tensor that follows
+//! from them.
 
 use crate::{Cell, CellSizes, Error, Result};
 
@@ -24,20 +25,22 @@ pub enum Save {
 
 /// The options of a recurrence, without its sizes.
 ///
-/// Fields are public; `Options { reverse: true, ..Options::default() }` names just what differs from the default,
-/// which is batch-major with every option off.
+/// Fields are public; `Options { reverse: true, ..Options::default() }` names just what differs
+/// from the default, which is batch-major with every option off.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Options {
     /// The order of the batch and time axes.
     pub layout: Layout,
     /// Time runs backwards, each row from its own end; outputs stay at their positions.
     pub reverse: bool,
-    /// `h' ← clamp(h', -v, v)`, v > 0. The gradient passes where `|h'| <= v` and is 0 beyond; NaN stays NaN.
+    /// `h' ← clamp(h', -v, v)`, v > 0. The gradient passes where `|h'| <= v` and is 0 beyond; NaN
+    /// stays NaN.
     pub forward_clip: Option<f64>,
-    /// The gradient that reaches `h_{t-1}` (or s0) through R is clamped elementwise to ±v, v > 0, after summing
-    /// over gates.
+    /// The gradient that reaches `h_{t-1}` (or s0) through R is clamped elementwise to ±v, v > 0,
+    /// after summing over gates.
     pub recurrent_grad_clip: Option<f64>,
-    /// No gradient reaches `h_{t-1}` through R (`d_r` is still computed). Overrides `recurrent_grad_clip`.
+    /// No gradient reaches `h_{t-1}` through R (`d_r` is still computed). Overrides
+    /// `recurrent_grad_clip`.
     pub cut_recurrent_grad: bool,
     /// f32 products may round their factors to TF32 where a backend gains from it.
     pub tf32: bool,
@@ -84,8 +87,9 @@ impl Problem {
     /// Checks the sizes and options, and returns the shape of every tensor for the cell `C`.
     ///
     /// # Errors
-    /// [`Error::InvalidProblem`] where `heads` or `head_dim` is 0, a clip is not above 0 or is NaN, or a tensor would
-    /// not fit the address space. A cell whose constants contradict each other does not compile ([`CellSizes`]).
+    /// [`Error::InvalidProblem`] where `heads` or `head_dim` is 0, a clip is not above 0 or is NaN,
+    /// or a tensor would not fit the address space. A cell whose constants contradict each other
+    /// does not compile ([`CellSizes`]).
     pub fn shapes<C: Cell>(&self) -> Result<Shapes> {
         let shapes = Shapes {
             batch: self.batch,
@@ -111,9 +115,13 @@ impl Problem {
             return wrong("time", self.time.to_string(), "at most 2147483647");
         }
         let Options { forward_clip, recurrent_grad_clip, .. } = self.options;
-        for (option, clip) in [("forward_clip", forward_clip), ("recurrent_grad_clip", recurrent_grad_clip)] {
+        for (option, clip) in
+            [("forward_clip", forward_clip), ("recurrent_grad_clip", recurrent_grad_clip)]
+        {
             match clip {
-                Some(v) if v.is_nan() || v <= 0.0 => return wrong(option, v.to_string(), "a number above 0"),
+                Some(v) if v.is_nan() || v <= 0.0 => {
+                    return wrong(option, v.to_string(), "a number above 0");
+                }
                 _ => {}
             }
         }
@@ -166,9 +174,10 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Whether every tensor in f64 fits the address space, with head dimensions rounded up to 64 as the kernels'
-    /// packed and padded forms are, twice over as where a buffer has two halves. So no product of sizes that a
-    /// backend forms for memory of its own overflows. An empty batch counts as one row, no time as one step.
+    /// Whether every tensor in f64 fits the address space, with head dimensions rounded up to 64 as
+    /// the kernels' packed and padded forms are, twice over as where a buffer has two halves. So no
+    /// product of sizes that a backend forms for memory of its own overflows. An empty batch counts
+    /// as one row, no time as one step.
     fn fit_the_address_space(&self) -> bool {
         let fits = |dims: &[usize]| {
             dims.iter()
@@ -250,7 +259,8 @@ impl Shapes {
         let unit_steps = self.tokens() * self.units();
         let gates = if save == Save::Gates { self.gates * unit_steps } else { 0 };
         let wide_gates = if save == Save::Gates { self.wide_gates.len() } else { 0 };
-        let wide = if size_of::<T>() < size_of::<T::Wide>() { self.wide.len() + wide_gates } else { 0 };
+        let wide =
+            if size_of::<T>() < size_of::<T::Wide>() { self.wide.len() + wide_gates } else { 0 };
         [gates, wide * unit_steps]
     }
 

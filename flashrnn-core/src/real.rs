@@ -1,9 +1,10 @@
 //! The number a cell computes with.
 //!
-//! A [`Cell`](crate::Cell) is written once, generic over [`Real`]. With `f64` it is the reference, with a SIMD
-//! vector the CPU kernel, with [`Dual`](crate::Dual) its own derivative, and with a handle into a graph it traces
-//! itself. Every method is therefore free of context: a literal needs no graph, and a condition is a value
-//! ([`Real::Mask`]) that only [`Real::select`] consumes, so a cell cannot branch.
+//! A [`Cell`](crate::Cell) is written once, generic over [`Real`]. With `f64` it is the reference,
+//! with a SIMD vector the CPU kernel, with [`Dual`](crate::Dual) its own derivative, and with a
+//! handle into a graph it traces itself. Every method is therefore free of context: a literal needs
+//! no graph, and a condition is a value ([`Real::Mask`]) that only [`Real::select`] consumes, so a
+//! cell cannot branch.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -12,7 +13,12 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 /// The operations follow IEEE 754 on NaN, infinities and signed zeros, up to the accuracy that each
 /// implementation states.
 pub trait Real:
-    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
+    Copy
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
 {
     /// The result of a comparison, one truth value for each number.
     type Mask: Copy;
@@ -57,15 +63,17 @@ pub trait Real:
         self.with_gradient_of(Self::lit(0.0))
     }
 
-    /// `bound` where `bound > self`, else `self`. A NaN in `self` stays; a NaN in `bound` is ignored.
+    /// `bound` where `bound > self`, else `self`. A NaN in `self` stays; a NaN in `bound` is
+    /// ignored.
     #[inline(always)]
-    fn max(self, bound: Self) -> Self {
+    fn clamp_min(self, bound: Self) -> Self {
         Self::select(bound.gt(self), bound, self)
     }
 
-    /// `bound` where `self > bound`, else `self`. A NaN in `self` stays; a NaN in `bound` is ignored.
+    /// `bound` where `self > bound`, else `self`. A NaN in `self` stays; a NaN in `bound` is
+    /// ignored.
     #[inline(always)]
-    fn min(self, bound: Self) -> Self {
+    fn clamp_max(self, bound: Self) -> Self {
         Self::select(self.gt(bound), bound, self)
     }
 
@@ -75,8 +83,8 @@ pub trait Real:
         Self::lit(1.0) / (Self::lit(1.0) + (-self).exp())
     }
 
-    /// [`sigmoid`](Real::sigmoid) and its derivative `σ (1 - σ) = e / (1 + e)²`, `e = exp(-|x|)`, which keeps its
-    /// accuracy where σ is near 1 and `1 - σ` would lose it.
+    /// [`sigmoid`](Real::sigmoid) and its derivative `σ (1 - σ) = e / (1 + e)²`, `e = exp(-|x|)`,
+    /// which keeps its accuracy where σ is near 1 and `1 - σ` would lose it.
     #[inline(always)]
     fn sigmoid_and_slope(self) -> (Self, Self) {
         let one = Self::lit(1.0);
@@ -86,8 +94,8 @@ pub trait Real:
         (Self::select(self.gt(Self::lit(0.0)), r, below), below * r)
     }
 
-    /// [`tanh`](Real::tanh) and its derivative `1 - tanh² = 4 e / (1 + e)²`, `e = exp(-2|x|)`, which keeps its accuracy
-    /// where tanh is near ±1.
+    /// [`tanh`](Real::tanh) and its derivative `1 - tanh² = 4 e / (1 + e)²`, `e = exp(-2|x|)`,
+    /// which keeps its accuracy where tanh is near ±1.
     #[inline(always)]
     fn tanh_and_slope(self) -> (Self, Self) {
         let (_, slope) = (self + self).sigmoid_and_slope();
@@ -97,7 +105,7 @@ pub trait Real:
     /// `ln(sigmoid(x))`, without overflow: `min(x, 0) - ln(1 + exp(-|x|))`.
     #[inline(always)]
     fn log_sigmoid(self) -> Self {
-        self.min(Self::lit(0.0)) - self.softplus_neg_abs()
+        self.clamp_max(Self::lit(0.0)) - self.softplus_neg_abs()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The operator as the obvious loop in f64: what every backend is measured against.
 //!
-//! One row, one head, one unit at a time, straight from the equations, and slow. It shares no code with any backend
-//! but the cell.
+//! One row, one head, one unit at a time, straight from the equations, and slow. It shares no code
+//! with any backend but the cell.
 
 use crate::cell::Array;
 use crate::{Cell, Problem, Result, Shapes};
@@ -21,8 +21,9 @@ pub struct Inputs {
     pub lengths: Option<Vec<i32>>,
     /// `[B, T]`
     pub resets: Option<Vec<u8>>,
-    /// The [`Element::MAX`](crate::Element::MAX) of 16-bit elements: stored states, saved gates and the h that `R` reads
-    /// saturate there. Nothing else is rounded, and nothing at all where this is absent.
+    /// The [`Element::MAX`](crate::Element::MAX) of 16-bit elements: stored states, saved gates and
+    /// the h that `R` reads saturate there. Nothing else is rounded, and nothing at all where this
+    /// is absent.
     pub range: Option<f64>,
 }
 
@@ -68,7 +69,8 @@ pub struct Gradients {
     pub d_s0: Vec<f64>,
 }
 
-/// The steps of one row in processing order: time indices, and whether the state is zeroed before each.
+/// The steps of one row in processing order: time indices, and whether the state is zeroed before
+/// each.
 fn row_steps(problem: &Problem, shapes: &Shapes, x: &Inputs, b: usize) -> Vec<(usize, bool)> {
     let length = x.lengths.as_ref().map_or(problem.time, |lengths| lengths[b] as usize);
     let step = |t| (t, x.resets.as_ref().is_some_and(|resets| resets[shapes.token(b, t)] != 0));
@@ -99,8 +101,8 @@ fn check(shapes: &Shapes, x: &Inputs) -> Result<()> {
 /// The forward pass.
 ///
 /// # Errors
-/// [`Error::InvalidProblem`](crate::Error::InvalidProblem), [`Error::Shape`](crate::Error::Shape) and
-/// [`Error::Value`](crate::Error::Value) for input that makes no sense.
+/// [`Error::InvalidProblem`](crate::Error::InvalidProblem), [`Error::Shape`](crate::Error::Shape)
+/// and [`Error::Value`](crate::Error::Value) for input that makes no sense.
 pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outputs> {
     let shapes = problem.shapes::<C>()?;
     check(&shapes, x)?;
@@ -128,7 +130,8 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
                     let gates = array::<C::Gates<f64>>(|k| {
                         let mut gate = x.b[k * units + u];
                         if k < recurrent {
-                            let row = &x.r[((k * heads + n) * head_dim + j) * head_dim..][..head_dim];
+                            let row =
+                                &x.r[((k * heads + n) * head_dim + j) * head_dim..][..head_dim];
                             let h = &h[n * head_dim..][..head_dim];
                             gate += row.iter().zip(h).map(|(r, h)| r * h).sum::<f64>();
                         }
@@ -139,7 +142,8 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
                     });
                     for (k, &gate) in gates.as_ref().iter().enumerate() {
                         let wide = C::WIDE_GATES.contains(&k);
-                        out.gates[(token * g + k) * units + u] = if wide { gate } else { x.stored(gate) };
+                        out.gates[(token * g + k) * units + u] =
+                            if wide { gate } else { x.stored(gate) };
                     }
                     let before = array::<C::State<f64>>(|k| out.last[(k * batch + b) * units + u]);
                     let mut after = cell.forward(before, gates);
@@ -214,7 +218,8 @@ pub fn backward<C: Cell>(
                 .collect();
             if let Some(d_states) = &d.d_states {
                 for (j, d_state) in d_state.iter_mut().enumerate() {
-                    *d_state += d_states[((j / units) * shapes.tokens() + token) * units + j % units];
+                    *d_state +=
+                        d_states[((j / units) * shapes.tokens() + token) * units + j % units];
                 }
             }
             // d_gates: [G, N, D]
@@ -254,7 +259,8 @@ pub fn backward<C: Cell>(
                 }
                 if !problem.options.cut_recurrent_grad {
                     for (i, &d_h) in d_h.iter().enumerate() {
-                        let clipped = problem.options.recurrent_grad_clip.map_or(d_h, |v| clamp(d_h, v));
+                        let clipped =
+                            problem.options.recurrent_grad_clip.map_or(d_h, |v| clamp(d_h, v));
                         d_state[n * head_dim + i] += clipped;
                     }
                 }

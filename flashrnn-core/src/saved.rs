@@ -46,11 +46,13 @@ fn check<T: Element>(gates: usize, wide: usize, shapes: &Shapes, save: Save) -> 
     Shapes::check("saved.wide", wide, &want[1..])
 }
 
-/// Owned memory for what a forward pass leaves to its backward pass, from [`Plan::saved`](crate::Plan::saved). A caller with an
-/// allocator of its own gives views of two buffers instead, whose sizes are [`Shapes::saved`].
+/// Owned memory for what a forward pass leaves to its backward pass, from
+/// [`Plan::saved`](crate::Plan::saved). A caller with an allocator of its own gives views of two
+/// buffers instead, whose sizes are [`Shapes::saved`].
 ///
-/// The order of the elements is the backend's own: only a plan of the same cell, sizes and options, of the same backend and device,
-/// finds in them what the forward pass wrote. Another plan of equal sizes reads them as other numbers, and never reads beyond them.
+/// The order of the elements is the backend's own: only a plan of the same cell, sizes and options,
+/// of the same backend and device, finds in them what the forward pass wrote. Another plan of equal
+/// sizes reads them as other numbers, and never reads beyond them.
 pub struct Saved<B: Backend, T: Element> {
     backend: B,
     gates: B::Buffer<T>,
@@ -64,7 +66,11 @@ impl<B: Backend, T: Element> Saved<B, T> {
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory)
     pub fn new(backend: &B, shapes: &Shapes, save: Save) -> Result<Self> {
         let [gates, wide] = shapes.saved::<T>(save);
-        Ok(Self { backend: backend.clone(), gates: backend.alloc(gates)?, wide: backend.alloc(wide)? })
+        Ok(Self {
+            backend: backend.clone(),
+            gates: backend.alloc(gates)?,
+            wide: backend.alloc(wide)?,
+        })
     }
 
     /// Borrows the memory for a backward pass.

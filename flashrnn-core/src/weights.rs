@@ -20,15 +20,16 @@ pub struct WeightsLayout<O> {
     pub order: O,
 }
 
-/// R and b, packed by [`Plan::pack`](crate::Plan::pack): usable by every plan of an equal layout, whatever its batch,
-/// time, options and number of threads.
+/// R and b, packed by [`Plan::pack`](crate::Plan::pack): usable by every plan of an equal layout,
+/// whatever its batch, time, options and number of threads.
 pub struct Weights<B: Backend, T: Element> {
     layout: Arc<WeightsLayout<B::PackedOrder>>,
     packed: B::Packed<T>,
 }
 
 impl<B: Backend, T: Element> Weights<B, T> {
-    /// Joins packed memory with its layout. For backends: the layout must be the one that `packed` was made with.
+    /// Joins packed memory with its layout. For backends: the layout must be the one that `packed`
+    /// was made with.
     #[must_use]
     pub fn new(layout: Arc<WeightsLayout<B::PackedOrder>>, packed: B::Packed<T>) -> Self {
         Self { layout, packed }
@@ -46,7 +47,8 @@ impl<B: Backend, T: Element> Weights<B, T> {
         &self.packed
     }
 
-    /// Whether the weights are laid out as `wanted`: compared by address first, then field by field.
+    /// Whether the weights are laid out as `wanted`: compared by address first, then field by
+    /// field.
     pub(crate) fn has_layout(&self, wanted: &Arc<WeightsLayout<B::PackedOrder>>) -> bool {
         Arc::ptr_eq(&self.layout, wanted) || self.layout == *wanted
     }
@@ -59,8 +61,7 @@ impl<B: Backend, T: Element> Weights<B, T> {
         if self.has_layout(wanted) {
             return Ok(());
         }
-        let why =
-            "packed by a plan of other sizes, another device or instruction set; pack them with this plan";
+        let why = "packed by a plan of other sizes, another device or instruction set; pack them with this plan";
         Err(Error::Argument { tensor: "weights", why })
     }
 }

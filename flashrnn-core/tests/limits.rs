@@ -1,4 +1,5 @@
-//! Infinite gates give the limits of the cells' formulas, with finite gradients; 16-bit storage saturates.
+//! Infinite gates give the limits of the cells' formulas, with finite gradients; 16-bit storage
+//! saturates.
 
 use flashrnn_core::{
     Cell, CellSizes, Element, Elman, Gru, Lstm, Slstm, bf16, cell::Array, derived_backward, f16,
@@ -46,8 +47,14 @@ fn slstm_after_an_infinite_input_gate_at_the_first_step() {
         assert_close("h after the next step", second[0], sigmoid(0.2) * z.tanh());
 
         // Two such steps weigh the same, as two equal and very large finite gates do.
-        let [_, both] = slstm(&[[i, 0.9, 0.4, 0.2], [i, 0.9, 1.4, 0.2]])[..] else { unreachable!() };
-        assert_close("h after two", both[0], sigmoid(0.2) * (0.4_f64.tanh() + 1.4_f64.tanh()) / 2.0);
+        let [_, both] = slstm(&[[i, 0.9, 0.4, 0.2], [i, 0.9, 1.4, 0.2]])[..] else {
+            unreachable!()
+        };
+        assert_close(
+            "h after two",
+            both[0],
+            sigmoid(0.2) * (0.4_f64.tanh() + 1.4_f64.tanh()) / 2.0,
+        );
     }
 }
 
@@ -63,7 +70,8 @@ fn slstm_after_an_infinite_gate_later() {
     assert_eq!(after([-INF, INF, 1.4, 0.2]), one);
     // i = +inf or f = -inf start anew, and both together.
     let anew = sigmoid(0.2) * 1.4_f64.tanh();
-    for gates in [[INF, 0.9, 1.4, 0.2], [0.1, -INF, 1.4, 0.2], [-INF, -INF, 1.4, 0.2], [INF, -INF, 1.4, 0.2]]
+    for gates in
+        [[INF, 0.9, 1.4, 0.2], [0.1, -INF, 1.4, 0.2], [-INF, -INF, 1.4, 0.2], [INF, -INF, 1.4, 0.2]]
     {
         assert_close("h", after(gates)[0], anew);
     }
@@ -99,7 +107,8 @@ fn check_cell<C: Cell>(cell: &C, states: &[&[f64]]) {
             let (state, g) = (array::<C::State<f64>>(state), array::<C::Gates<f64>>(&gates));
             let after = cell.forward(state, g);
             assert!(after.as_ref().iter().all(|s| s.is_finite()), "{what}: {:?}", after.as_ref());
-            // One infinite gate gives what a large finite one does; of two it depends on which is larger.
+            // One infinite gate gives what a large finite one does; of two it depends on which is
+            // larger.
             if gates.iter().filter(|v| v.is_infinite()).count() == 1 && moderate {
                 let large = |&v: &f64| if v.is_finite() { v } else { 1e38 * v.signum() };
                 let near = cell.forward(state, array(&gates.iter().map(large).collect::<Vec<_>>()));
@@ -115,7 +124,10 @@ fn check_cell<C: Cell>(cell: &C, states: &[&[f64]]) {
             let got = [d_state.as_ref(), d_gates.as_ref()].concat();
             let want = [want_state.as_ref(), want_gates.as_ref()].concat();
             for (got, want) in got.iter().zip(&want) {
-                assert!(got.is_finite() && (got - want).abs() <= 1e-14, "{what}: {got:?}, derived {want:?}");
+                assert!(
+                    got.is_finite() && (got - want).abs() <= 1e-14,
+                    "{what}: {got:?}, derived {want:?}"
+                );
             }
         }
     }
@@ -127,7 +139,10 @@ fn infinite_gates_give_limits_and_finite_gradients() {
     check_cell(&Gru, &[&[0.0], &[0.4]]);
     check_cell(&Lstm, &[&[0.0, 0.0], &[0.4, -1.5]]);
     let [most, least] = [f64::from(f32::MAX), f64::from(f32::MIN)];
-    check_cell(&Slstm, &[&[0.0; 4], &[0.4, 0.6, 1.3, -0.7], &[0.4, 0.6, 1.0, most], &[0.4, 0.6, 1.0, least]]);
+    check_cell(
+        &Slstm,
+        &[&[0.0; 4], &[0.4, 0.6, 1.3, -0.7], &[0.4, 0.6, 1.0, most], &[0.4, 0.6, 1.0, least]],
+    );
 }
 
 /// What lies beyond the range saturates where a state is stored, and overflows elsewhere.

@@ -34,10 +34,11 @@ fn sizes() {
 #[test]
 fn clips() {
     for v in [0.0, -0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {
-        let forward = Problem::new(1, 1, 1, 1).with(Options { forward_clip: Some(v), ..Options::default() });
+        let forward =
+            Problem::new(1, 1, 1, 1).with(Options { forward_clip: Some(v), ..Options::default() });
         assert_eq!(refused::<Gru>(&forward), Some("forward_clip"), "{v}");
-        let gradient =
-            Problem::new(1, 1, 1, 1).with(Options { recurrent_grad_clip: Some(v), ..Options::default() });
+        let gradient = Problem::new(1, 1, 1, 1)
+            .with(Options { recurrent_grad_clip: Some(v), ..Options::default() });
         assert_eq!(refused::<Gru>(&gradient), Some("recurrent_grad_clip"), "{v}");
     }
     for v in [f64::MIN_POSITIVE, 1.0, f64::INFINITY] {
@@ -113,13 +114,18 @@ fn errors_have_a_source() {
     assert!(Error::device("no driver").source().is_none());
 }
 
-/// Elements round to the nearest, ties to even, and their roundoff is half the distance from 1 to the next.
+/// Elements round to the nearest, ties to even, and their roundoff is half the distance from 1 to
+/// the next.
 #[test]
 fn elements_round() {
     fn check<T: Element>() {
         let next = 1.0 + 2.0 * T::ROUNDOFF;
         assert_eq!(T::from_f64(next).to_f64(), next);
-        assert_eq!(T::from_f64(1.0 + T::ROUNDOFF).to_f64(), 1.0, "a tie goes to the even neighbour");
+        assert_eq!(
+            T::from_f64(1.0 + T::ROUNDOFF).to_f64(),
+            1.0,
+            "a tie goes to the even neighbour"
+        );
         assert_eq!(T::from_f64(1.0 + 1.5 * T::ROUNDOFF).to_f64(), next);
         assert_eq!(T::from_f64(1.0 + 3.0 * T::ROUNDOFF).to_f64(), 1.0 + 4.0 * T::ROUNDOFF);
         assert!(T::from_f64(f64::NAN).to_f64().is_nan());

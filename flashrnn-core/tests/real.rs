@@ -21,9 +21,9 @@ fn functions<R: Real>() -> Vec<Function<R>> {
         ("sum and difference", |x| (x + R::lit(2.0)) - (R::lit(3.0) - x), [-5.0, 5.0]),
         ("product and quotient", |x| x * x / (x * x + R::lit(1.0)), [-5.0, 5.0]),
         ("quotient by it", |x| R::lit(2.0) / x, [0.2, 5.0]),
-        ("max", |x| (x * x).max(R::lit(-1.0)), [-5.0, 5.0]),
-        ("max, bound", |x| R::lit(-9.0).max(x), [-5.0, 5.0]),
-        ("min", |x| (x * x).min(R::lit(30.0)), [-5.0, 5.0]),
+        ("max", |x| (x * x).clamp_min(R::lit(-1.0)), [-5.0, 5.0]),
+        ("max, bound", |x| R::lit(-9.0).clamp_min(x), [-5.0, 5.0]),
+        ("min", |x| (x * x).clamp_max(R::lit(30.0)), [-5.0, 5.0]),
         ("select", |x| R::select(x.gt(R::lit(0.0)), x * x, -x), [0.1, 5.0]),
     ]
 }
@@ -34,25 +34,37 @@ fn points([low, high]: [f64; 2]) -> impl Iterator<Item = f64> {
 
 #[test]
 fn f32_agrees_with_f64() {
-    for ((name, narrow, range), (_, wide, _)) in functions::<f32>().into_iter().zip(functions::<f64>()) {
+    for ((name, narrow, range), (_, wide, _)) in
+        functions::<f32>().into_iter().zip(functions::<f64>())
+    {
         for x in points(range) {
             let (got, want) = (narrow(x as f32) as f64, wide(x as f32 as f64));
             // A few roundings of 6e-8 each, relative to numbers of up to 30.
-            assert!((got - want).abs() <= 4e-7 * (1.0 + want.abs()), "{name}({x}): {got}, wanted {want}");
+            assert!(
+                (got - want).abs() <= 4e-7 * (1.0 + want.abs()),
+                "{name}({x}): {got}, wanted {want}"
+            );
         }
     }
 }
 
 #[test]
 fn dual_agrees_with_finite_differences() {
-    for ((name, dual, range), (_, plain, _)) in functions::<Dual<f64>>().into_iter().zip(functions::<f64>()) {
+    for ((name, dual, range), (_, plain, _)) in
+        functions::<Dual<f64>>().into_iter().zip(functions::<f64>())
+    {
         for x in points(range) {
             let got = dual(Dual::variable(x));
-            // sigmoid's value comes with its slope from exp(-|x|), the plain one from exp(-x): each rounds in its own way.
+            // sigmoid's value comes with its slope from exp(-|x|), the plain one from exp(-x): each
+            // rounds in its own way.
             let value = plain(x);
             let off = (got.value - value).abs();
-            assert!(off <= 2.0 * f64::EPSILON * value.abs(), "the value of {name}({x}) is off by {off}");
-            // The error of the central difference is h² f'''/6 + 1e-16/h: about 1e-9 relative to the largest slopes.
+            assert!(
+                off <= 2.0 * f64::EPSILON * value.abs(),
+                "the value of {name}({x}) is off by {off}"
+            );
+            // The error of the central difference is h² f'''/6 + 1e-16/h: about 1e-9 relative to
+            // the largest slopes.
             let h = 1e-5;
             let want = (plain(x + h) - plain(x - h)) / (2.0 * h);
             let error = (got.tangent - want).abs();
@@ -82,8 +94,8 @@ fn slopes_at_the_kinks() {
     // Its two halves each have a kink at 0; together they are smooth.
     assert_eq!(at_zero(Real::log_sigmoid), 0.5);
     // A tie is not above the bound: the number itself is taken.
-    assert_eq!(at_zero(|x| x.max(Dual::constant(0.0))), 1.0);
-    assert_eq!(at_zero(|x| x.min(Dual::constant(0.0))), 1.0);
+    assert_eq!(at_zero(|x| x.clamp_min(Dual::constant(0.0))), 1.0);
+    assert_eq!(at_zero(|x| x.clamp_max(Dual::constant(0.0))), 1.0);
     // abs of -0 has no sign.
     assert_eq!(Dual::variable(-0.0).abs().tangent, 0.0);
 }
@@ -108,8 +120,8 @@ macro_rules! special_values {
         fn $name() {
             let (inf, nan) = (<$t>::INFINITY, <$t>::NAN);
             // These two have inherent methods of the same name on floats, which differ.
-            let max = |a: $t, b: $t| Real::max(a, b);
-            let min = |a: $t, b: $t| Real::min(a, b);
+            let max = |a: $t, b: $t| Real::clamp_min(a, b);
+            let min = |a: $t, b: $t| Real::clamp_max(a, b);
             assert!(max(nan, 1.0).is_nan() && min(nan, 1.0).is_nan());
             assert_eq!((max(1.0, nan), min(1.0, nan)), (1.0, 1.0));
             assert_eq!((max(-inf, 1.0), min(inf, 1.0)), (1.0, 1.0));
@@ -118,7 +130,8 @@ macro_rules! special_values {
             for f in [Real::exp, Real::ln, Real::sqrt, Real::abs, Real::tanh] as [fn($t) -> $t; 5] {
                 assert!(f(nan).is_nan());
             }
-            for f in [Real::softplus_neg_abs, Real::sigmoid, Real::log_sigmoid] as [fn($t) -> $t; 3] {
+            for f in [Real::softplus_neg_abs, Real::sigmoid, Real::log_sigmoid] as [fn($t) -> $t; 3]
+            {
                 assert!(f(nan).is_nan());
             }
             assert_eq!((Real::sigmoid(inf), Real::sigmoid(-inf)), (1.0, 0.0));
@@ -129,7 +142,10 @@ macro_rules! special_values {
             assert_eq!((Real::exp(-inf), Real::exp(inf)), (0.0, inf));
             assert!(Real::ln(-1.0 as $t).is_nan() && Real::sqrt(-1.0 as $t).is_nan());
             assert_eq!(Real::ln(0.0 as $t), -inf);
-            assert!(Real::tanh(-0.0 as $t).is_sign_negative() && Real::abs(-0.0 as $t).is_sign_positive());
+            assert!(
+                Real::tanh(-0.0 as $t).is_sign_negative()
+                    && Real::abs(-0.0 as $t).is_sign_positive()
+            );
             assert_eq!((Real::tanh(inf), Real::tanh(-inf)), (1.0, -1.0));
         }
     };

@@ -1,15 +1,17 @@
 //! ndarray at the edges: views in, arrays out, for whoever does not want to keep buffers.
 
-use flashrnn_core::{Backend, Backward, Element, Error, Forward, Plan, Result, Saved, Shapes, Weights};
+use flashrnn_core::{
+    Backend, Backward, Element, Error, Forward, Plan, Result, Saved, Shapes, Weights,
+};
 use ndarray::{
-    Array, Array3, Array4, Array5, ArrayView, ArrayView1, ArrayView2, ArrayView3, ArrayView4, ArrayView5,
-    CowArray, Dimension, ShapeBuilder,
+    Array, Array3, Array4, Array5, ArrayView, ArrayView1, ArrayView2, ArrayView3, ArrayView4,
+    ArrayView5, CowArray, Dimension, ShapeBuilder,
 };
 
 use crate::{Cpu, CpuPlan};
 
-/// What the forward pass reads, besides the weights. Any strides will do; what is not contiguous is copied. In
-/// time-major problems the first two axes of `wx` and `resets` change places.
+/// What the forward pass reads, besides the weights. Any strides will do; what is not contiguous is
+/// copied. In time-major problems the first two axes of `wx` and `resets` change places.
 #[derive(Clone, Debug)]
 pub struct Inputs<'a, T: Element> {
     /// `[B, T, Gx, N, D]`
@@ -96,7 +98,8 @@ fn zeros<P: Element, D: Dimension>(
     len: usize,
 ) -> Result<Array<P, D>> {
     let buffer = cpu.alloc(len)?;
-    Array::from_shape_vec(shape, buffer).map_err(|e| Error::device_because("laying out an array", e))
+    Array::from_shape_vec(shape, buffer)
+        .map_err(|e| Error::device_because("laying out an array", e))
 }
 
 /// [`zeros`] of the dimensions `shape`.
@@ -112,7 +115,11 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::OutOfMemory`]
-    pub fn pack_arrays(&self, r: ArrayView4<'_, W>, b: ArrayView3<'_, W>) -> Result<Weights<Cpu, T>> {
+    pub fn pack_arrays(
+        &self,
+        r: ArrayView4<'_, W>,
+        b: ArrayView3<'_, W>,
+    ) -> Result<Weights<Cpu, T>> {
         let shapes = self.shapes();
         let (r, b) = (standard("r", &r, &shapes.r())?, standard("b", &b, &shapes.b())?);
         self.pack(slice(&r), slice(&b))
@@ -122,7 +129,11 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     ///
     /// # Errors
     /// As [`Plan::forward`].
-    pub fn forward_arrays(&self, weights: &Weights<Cpu, T>, x: &Inputs<'_, T>) -> Result<Outputs<T>> {
+    pub fn forward_arrays(
+        &self,
+        weights: &Weights<Cpu, T>,
+        x: &Inputs<'_, T>,
+    ) -> Result<Outputs<T>> {
         let x = Standard::new(self.shapes(), x)?;
         let mut states: Array5<T> = zeros!(self.backend(), self.shapes().states())?;
         let mut last: Array4<T::Wide> = zeros!(self.backend(), self.shapes().state())?;

@@ -100,7 +100,11 @@ pub(crate) struct BackwardPass<'a, T: Element> {
 impl<T: Element> Pass<T::Wide> for BackwardPass<'_, T> {
     type Data<'a> = BackwardData<'a, T::Wide>;
 
-    fn data<'a>(&self, d_state: Shared<'a, T::Wide>, d_gates: Shared<'a, T::Wide>) -> Self::Data<'a> {
+    fn data<'a>(
+        &self,
+        d_state: Shared<'a, T::Wide>,
+        d_gates: Shared<'a, T::Wide>,
+    ) -> Self::Data<'a> {
         BackwardData { d_state, d_gates }
     }
 
@@ -122,7 +126,9 @@ impl<T: Element> Pass<T::Wide> for BackwardPass<'_, T> {
         scratch: &mut [T::Wide],
     ) {
         // SAFETY: as promised by the caller; the machine has the cell's instruction set.
-        unsafe { self.cell.backward(BackwardBlock { call: &self.call, task, iteration, block, scratch }) }
+        unsafe {
+            self.cell.backward(BackwardBlock { call: &self.call, task, iteration, block, scratch })
+        }
     }
 }
 
@@ -130,7 +136,10 @@ impl<T: Element> Pass<T::Wide> for BackwardPass<'_, T> {
 ///
 /// # Safety
 /// No other thread uses `d_wx` of the task's rows and head.
-unsafe fn begin<T: Element>(call: &BackwardCall<'_, T, T::Wide>, task: &Task<'_, BackwardData<'_, T::Wide>>) {
+unsafe fn begin<T: Element>(
+    call: &BackwardCall<'_, T, T::Wide>,
+    task: &Task<'_, BackwardData<'_, T::Wide>>,
+) {
     let shapes = call.time.shapes;
     for row in task.rows {
         for t in row.length..shapes.time {
@@ -160,13 +169,15 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, BackwardBlock<
 
     #[inline(always)]
     unsafe fn run(self) {
-        let With { cell, work: BackwardBlock { call, task, iteration, block, scratch } } = self.work;
+        let With { cell, work: BackwardBlock { call, task, iteration, block, scratch } } =
+            self.work;
         let (d, depth) = (call.time.shapes.head_dim, call.panels.depth);
         let padded = call.panels.vectors() * V::LANES;
         let longest = task.rows.first().map_or(0, |row| row.length);
         // The step, counted forwards; None is the one that leaves d_s0.
         let step = (longest - iteration.min(longest)).checked_sub(1);
-        // Rows that have this step, and those of them that have the step after it: both the first so many.
+        // Rows that have this step, and those of them that have the step after it: both the first
+        // so many.
         let running = step.map_or(task.rows.len(), |step| active(task.rows, step));
         let after = active(task.rows, step.map_or(0, |step| step + 1));
         let from = (iteration + 1) % 2 * task.rows.len() * depth;
@@ -194,7 +205,8 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, BackwardBlock<
                     rows: continued,
                     out: scratch.as_mut_ptr(),
                 };
-                // SAFETY: `scratch` has room for ROWS rows; nobody writes this half of `d_gates` now.
+                // SAFETY: `scratch` has room for ROWS rows; nobody writes this half of `d_gates`
+                // now.
                 unsafe { product.compute::<V>() };
             }
             for r in first..end {
@@ -254,7 +266,11 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     /// # Safety
     /// No other thread uses these units of the row; `product [LANES]` is valid.
     #[inline(always)]
-    unsafe fn vector<V: Vector<T>, const FULL: bool>(&self, vector: usize, product: *const T::Wide) {
+    unsafe fn vector<V: Vector<T>, const FULL: bool>(
+        &self,
+        vector: usize,
+        product: *const T::Wide,
+    ) {
         let Self { call, task, row, .. } = *self;
         let shapes = call.time.shapes;
         let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
@@ -264,10 +280,12 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
         let column = task.head * d + first;
         let padded = self.padded;
         let zero = V::lit(0.0);
-        // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes say (and `at` checks
-        // in debug builds); what is written belongs to these units of this row.
+        // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes
+        // say (and `at` checks in debug builds); what is written belongs to these units of this
+        // row.
         unsafe {
-            let carried = |k| task.data.d_state.at((self.r * states + k) * padded + first, V::LANES);
+            let carried =
+                |k| task.data.d_state.at((self.r * states + k) * padded + first, V::LANES);
             let per_row = |k| (k * shapes.batch + row.b) * units + column;
             let mut d_after = C::State::<V>::splat(zero);
             for (k, d_state) in d_after.as_mut().iter_mut().enumerate() {
@@ -285,7 +303,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                     if k == 0 && !call.cut_recurrent_grad {
                         let mut d_h = <V as Storage<T::Wide>>::load(product);
                         if let Some(v) = call.recurrent_grad_clip {
-                            d_h = d_h.min(V::lit(v)).max(V::lit(-v));
+                            d_h = d_h.clamp_max(V::lit(v)).clamp_min(V::lit(-v));
                         }
                         d_state = d_state + d_h;
                     }
@@ -302,8 +320,11 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
             };
             let per_token = |k: usize, token: usize| (k * tokens + token) * units + column;
             if let Some(d_states) = call.d_states {
-                for (k, d_after) in d_after.as_mut().iter_mut().enumerate().take(call.d_states_given) {
-                    *d_after = *d_after + <V as Storage<T>>::load_n(at(d_states, per_token(k, token), n), n);
+                for (k, d_after) in
+                    d_after.as_mut().iter_mut().enumerate().take(call.d_states_given)
+                {
+                    *d_after = *d_after
+                        + <V as Storage<T>>::load_n(at(d_states, per_token(k, token), n), n);
                 }
             }
             let mut state = C::State::<V>::splat(zero);
@@ -314,12 +335,17 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
                         Some(s0) => <V as Storage<T::Wide>>::load_n(at(s0, per_row(k), n), n),
                         None => zero,
                     },
-                    Before::Token(token) => match (call.wide, C::WIDE.iter().position(|&wide| wide == k)) {
-                        (Some(wide), Some(i)) => {
-                            <V as Storage<T::Wide>>::load_n(at(wide, per_token(i, token), n), n)
+                    Before::Token(token) => {
+                        match (call.wide, C::WIDE.iter().position(|&wide| wide == k)) {
+                            (Some(wide), Some(i)) => {
+                                <V as Storage<T::Wide>>::load_n(at(wide, per_token(i, token), n), n)
+                            }
+                            _ => <V as Storage<T>>::load_n(
+                                at(call.states, per_token(k, token), n),
+                                n,
+                            ),
                         }
-                        _ => <V as Storage<T>>::load_n(at(call.states, per_token(k, token), n), n),
-                    },
+                    }
                 };
             }
             let layout = GateLayout::of::<C>(shapes);

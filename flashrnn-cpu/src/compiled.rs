@@ -1,11 +1,15 @@
-//! A cell compiled for an element type and an instruction set: the two functions of it that a plan runs.
+//! A cell compiled for an element type and an instruction set: the two functions of it that a plan
+//! runs.
 //!
-//! The built-in cells are compiled here, with all element types, in functions that are not generic: a crate that makes plans
-//! links them. Of a user's cell, the user's crate compiles these two functions, with the element types that it uses.
+//! The built-in cells are compiled here, with all element types, in functions that are not generic:
+//! a crate that makes plans links them. Of a user's cell, the user's crate compiles these two
+//! functions, with the element types that it uses.
 
 use std::any::Any;
 
-use flashrnn_core::{Cell, Element, Elman, Error, Gru, Lstm, Problem, Result, Shapes, Slstm, bf16, f16};
+use flashrnn_core::{
+    Cell, Element, Elman, Error, Gru, Lstm, Problem, Result, Shapes, Slstm, bf16, f16,
+};
 
 use crate::backward::BackwardBlock;
 use crate::engine::{Engine, Kernel};
@@ -16,7 +20,8 @@ use crate::workers::Workers;
 /// A block of one step of a cell.
 pub(crate) trait Blocks<T: Element>: Send + Sync {
     /// # Safety
-    /// The machine has the instruction set; the block is this thread's alone; all blocks of the step before are done.
+    /// The machine has the instruction set; the block is this thread's alone; all blocks of the
+    /// step before are done.
     unsafe fn forward(&self, block: ForwardBlock<'_, T>);
     /// # Safety
     /// As for [`Blocks::forward`].
@@ -109,9 +114,13 @@ macro_rules! vectors {
                 workers: Workers,
             ) -> Box<dyn Kernel<Self>> {
                 match level {
-                    Level::Portable => Engine::<_, Self::Portable>::build(cell, problem, shapes, workers),
+                    Level::Portable => {
+                        Engine::<_, Self::Portable>::build(cell, problem, shapes, workers)
+                    }
                     Level::Avx2 => Engine::<_, Self::Avx2>::build(cell, problem, shapes, workers),
-                    Level::Avx512 => Engine::<_, Self::Avx512>::build(cell, problem, shapes, workers),
+                    Level::Avx512 => {
+                        Engine::<_, Self::Avx512>::build(cell, problem, shapes, workers)
+                    }
                 }
             }
         }
@@ -138,7 +147,11 @@ pub(crate) fn kernel<T: Element, C: Cell>(
         ($t:ty) => {
             // Conditions on constants alone: the other branches are not even compiled.
             if const { T::DTYPE as u8 == <$t>::DTYPE as u8 } {
-                let cell = if C::BUILT_IN { <$t>::built_in(cell, level) } else { Some(blocks(cell, level)) };
+                let cell = if C::BUILT_IN {
+                    <$t>::built_in(cell, level)
+                } else {
+                    Some(blocks(cell, level))
+                };
                 let Some(cell) = cell else { return Err(not_built_in(C::NAME)) };
                 return Ok(same_type(<$t>::engine(cell, problem, shapes, level, workers)));
             }

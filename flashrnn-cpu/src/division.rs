@@ -1,4 +1,5 @@
-//! How the work of a call is divided: into tasks (a head and some rows of the batch) and teams of threads for a task.
+//! How the work of a call is divided: into tasks (a head and some rows of the batch) and teams of
+//! threads for a task.
 
 /// The division of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,8 +8,8 @@ pub(crate) struct Division {
     pub tiles: usize,
     /// How many threads share a task, block by block.
     pub team: usize,
-    /// How many heads of the same rows one thread takes through time together, step by step: a step's inputs of
-    /// neighbouring heads share pages. A divisor of the number of heads.
+    /// How many heads of the same rows one thread takes through time together, step by step: a
+    /// step's inputs of neighbouring heads share pages. A divisor of the number of heads.
     pub bundle: usize,
 }
 
@@ -30,17 +31,19 @@ pub(crate) struct Work {
 const MAX_ROWS: usize = 64;
 /// Fewer rows leave the product waiting for loads.
 const MIN_ROWS: usize = 4;
-/// A thread goes through a head's matrix of up to this size alone at each step, from its core's second-level cache and in part
-/// from the third; larger ones are shared out.
+/// A thread goes through a head's matrix of up to this size alone at each step, from its core's
+/// second-level cache and in part from the third; larger ones are shared out.
 pub(crate) const WHOLE: usize = 1 << 20;
-/// Matrices of heads that go through time together stay in a core's second-level cache up to this size of all of them.
+/// Matrices of heads that go through time together stay in a core's second-level cache up to this
+/// size of all of them.
 const BUNDLE: usize = 512 << 10;
-/// Cycles of work a member must have in a step to be worth the signals between members: where two threads take as long as one.
+/// Cycles of work a member must have in a step to be worth the signals between members: where two
+/// threads take as long as one.
 const MIN_SHARE_CYCLES: usize = 1100;
 
 impl Division {
-    /// Whole tasks for each thread where they come out even and each thread can hold a head's matrix;
-    /// else a team, whose members each hold a part of the matrix.
+    /// Whole tasks for each thread where they come out even and each thread can hold a head's
+    /// matrix; else a team, whose members each hold a part of the matrix.
     pub fn new(w: Work) -> Self {
         let batch = w.batch.max(1);
         let least = batch.div_ceil(MAX_ROWS);
@@ -55,7 +58,8 @@ impl Division {
             let fits = (BUNDLE / w.matrix.max(1)).clamp(1, w.heads);
             let together = |&n: &usize| {
                 let bundles = w.heads / n * tiles;
-                w.heads.is_multiple_of(n) && (bundles.is_multiple_of(w.threads) || bundles >= 4 * w.threads)
+                w.heads.is_multiple_of(n)
+                    && (bundles.is_multiple_of(w.threads) || bundles >= 4 * w.threads)
             };
             return Self { tiles, team: 1, bundle: (1..=fits).rev().find(together).unwrap_or(1) };
         }

@@ -1,5 +1,5 @@
-//! What a plan runs, for an element type and an instruction set, behind an interface that hides both. The cell is behind
-//! [`Blocks`], so that all this is compiled once and not once a cell.
+//! What a plan runs, for an element type and an instruction set, behind an interface that hides
+//! both. The cell is behind [`Blocks`], so that all this is compiled once and not once a cell.
 
 use std::sync::Mutex;
 
@@ -24,7 +24,8 @@ use crate::workers::Workers;
 /// Where a backward pass puts the weight gradients.
 pub(crate) type Sink<'a, S> = &'a (dyn Fn(Part<'_, S>) + Sync);
 
-/// What a plan runs. The weights' element type plays no part: they are packed wide. The plan has checked the calls.
+/// What a plan runs. The weights' element type plays no part: they are packed wide. The plan has
+/// checked the calls.
 pub(crate) trait Kernel<T: Element>: Send + Sync {
     /// What the order of packed weights depends on besides their sizes.
     fn order(&self) -> PackedOrder;
@@ -76,7 +77,8 @@ struct ForwardRoom {
     time_loop: TimeLoop,
 }
 
-/// Where a backward pass finds its scratch memory. What is before, in and after the time loop shares it.
+/// Where a backward pass finds its scratch memory. What is before, in and after the time loop
+/// shares it.
 struct BackwardRoom {
     bytes: usize,
     rows: Span,
@@ -137,7 +139,11 @@ impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
         ForwardRoom { bytes: layout.bytes(), rows, time_loop }
     }
 
-    fn backward_room(shapes: &Shapes, [forward, backward]: [&Panels; 2], threads: usize) -> BackwardRoom {
+    fn backward_room(
+        shapes: &Shapes,
+        [forward, backward]: [&Panels; 2],
+        threads: usize,
+    ) -> BackwardRoom {
         let mut layout = SpanLayout::default();
         let unit_steps = shapes.tokens() * shapes.units();
         let rows = layout.add::<Row>(shapes.batch);
@@ -189,12 +195,18 @@ impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
     fn transposed<'a>(&self, packed: &'a Packed<T::Wide>) -> Result<&'a [T::Wide]> {
         packed.transposed(|transposed| {
             let (d, head_len) = (self.shapes.head_dim, self.forward.len());
-            // The term (gate, unit j) of output `unit` is factor k = `unit` of the forward pass's output (gate, j).
-            self.backward.pack(&self.workers, packed.forward(), transposed, |head, _, unit, term| {
-                let (gate, j) = (term / d, term % d);
-                let (start, step) = self.forward.place(gate, j / V::LANES);
-                (head * head_len + start + unit * step + j % V::LANES, step)
-            });
+            // The term (gate, unit j) of output `unit` is factor k = `unit` of the forward pass's
+            // output (gate, j).
+            self.backward.pack(
+                &self.workers,
+                packed.forward(),
+                transposed,
+                |head, _, unit, term| {
+                    let (gate, j) = (term / d, term % d);
+                    let (start, step) = self.forward.place(gate, j / V::LANES);
+                    (head * head_len + start + unit * step + j % V::LANES, step)
+                },
+            );
         })
     }
 
@@ -287,7 +299,8 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
         let steps = &Steps::new(rows, starts);
         let (time, states, s0) = (self.time(call.resets), call.states, call.s0);
         let gates = (!call.saved.gates.is_empty()).then_some(call.saved.gates);
-        // What T is too narrow for: saved by the forward pass, or recomputed in two parts. Empty where T is wide.
+        // What T is too narrow for: saved by the forward pass, or recomputed in two parts. Empty
+        // where T is wide.
         let wide_states =
             if narrow::<T>() { shapes.wide.len() * shapes.tokens() * shapes.units() } else { 0 };
         let (wide, wide_gates) = call.saved.wide.split_at(wide_states);
@@ -296,9 +309,21 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             let (d_wx, d_inner) = (Shared::new(&mut *call.d_wx), Shared::new(&mut *d_inner));
             let (panels, packed, b) = (self.forward, packed.forward(), packed.b());
             let remainders = recomputed.then(|| Shared::new(&mut *remainders));
-            let recompute =
-                Recompute { time, panels, packed, b, wx, states, s0, steps, d_wx, d_inner, remainders };
-            // SAFETY: an engine is built only for a level that the machine has; nothing else runs yet.
+            let recompute = Recompute {
+                time,
+                panels,
+                packed,
+                b,
+                wx,
+                states,
+                s0,
+                steps,
+                d_wx,
+                d_inner,
+                remainders,
+            };
+            // SAFETY: an engine is built only for a level that the machine has; nothing else runs
+            // yet.
             unsafe { recompute.run::<V>(&self.workers, memory, room.recompute) };
         }
         let backward = BackwardCall {
@@ -327,8 +352,10 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             room.time_loop.run(memory, &self.workers, rows, &pass);
         }
         if let Some(sink) = sink {
-            let grad = WeightGrad { time, states, s0, d_wx: &*call.d_wx, d_inner: &*d_inner, steps };
-            // SAFETY: an engine is built only for a level that the machine has; the time loop is over.
+            let grad =
+                WeightGrad { time, states, s0, d_wx: &*call.d_wx, d_inner: &*d_inner, steps };
+            // SAFETY: an engine is built only for a level that the machine has; the time loop is
+            // over.
             unsafe { grad.run::<V>(&self.workers, memory, room.weight_grad, sink) };
         }
         Ok(())
@@ -355,8 +382,10 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             wide: None,
         };
         let heads = self.shapes.heads;
-        let (state_len, h_len) = (room.state.as_slice().len() / heads, room.h.as_slice().len() / heads);
-        let (state, h) = (Shared::new(room.state.as_mut_slice()), Shared::new(room.h.as_mut_slice()));
+        let (state_len, h_len) =
+            (room.state.as_slice().len() / heads, room.h.as_slice().len() / heads);
+        let (state, h) =
+            (Shared::new(room.state.as_mut_slice()), Shared::new(room.h.as_mut_slice()));
         let task = |head| {
             let (state, h) = (state.part(head * state_len, state_len), h.part(head * h_len, h_len));
             Task { head, rows: &room.rows[..], data: ForwardData::new(state, h) }
@@ -365,7 +394,8 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
         let _mode = self.workers.subnormals.enter();
         let pass = ForwardPass { cell, call: ForwardCall { s0: Some(&*call.state), ..args } };
         for head in 0..heads {
-            // SAFETY: nothing else uses the room or the outputs; `state` is read here and written below.
+            // SAFETY: nothing else uses the room or the outputs; `state` is read here and written
+            // below.
             unsafe { pass.begin(&task(head)) };
         }
         let last = Some(Shared::new(&mut *call.state));

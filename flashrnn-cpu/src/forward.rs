@@ -7,8 +7,8 @@
 //!     store outputs, `state`, and `h` rounded to T for the next step's products
 //! ```
 //!
-//! A reset is carried out by the step before it, which leaves a zero `h` and `state` behind; `h` has two halves, one read
-//! while the other is written, so that a step needs one barrier only.
+//! A reset is carried out by the step before it, which leaves a zero `h` and `state` behind; `h`
+//! has two halves, one read while the other is written, so that a step needs one barrier only.
 
 use flashrnn_core::{Array, Cell, CellSizes, Element, Real};
 
@@ -77,7 +77,8 @@ impl<T: Element> ForwardCall<'_, T, T::Wide> {
     }
 }
 
-/// Where gates are kept: the external ones like `wx [B, T, Gx, N, D]`, then the others `[B, T, G - Gx, N, D]`.
+/// Where gates are kept: the external ones like `wx [B, T, Gx, N, D]`, then the others `[B, T, G -
+/// Gx, N, D]`.
 #[derive(Clone, Copy)]
 pub(crate) struct GateLayout {
     units: usize,
@@ -100,7 +101,8 @@ impl GateLayout {
         Self { units: shapes.units(), inner, external, tokens: shapes.tokens() }
     }
 
-    /// Where a token's units of a gate lie: in the first part for external gates, else in the second.
+    /// Where a token's units of a gate lie: in the first part for external gates, else in the
+    /// second.
     #[inline(always)]
     pub fn position(&self, gate: usize, token: usize) -> (bool, usize) {
         if gate >= self.inner {
@@ -142,7 +144,11 @@ pub(crate) struct ForwardPass<'a, T: Element> {
 impl<T: Element> Pass<T::Wide> for ForwardPass<'_, T> {
     type Data<'a> = ForwardData<'a, T::Wide>;
 
-    fn data<'a>(&self, state: Shared<'a, T::Wide>, h: Shared<'a, T::Wide>) -> ForwardData<'a, T::Wide> {
+    fn data<'a>(
+        &self,
+        state: Shared<'a, T::Wide>,
+        h: Shared<'a, T::Wide>,
+    ) -> ForwardData<'a, T::Wide> {
         ForwardData::new(state, h)
     }
 
@@ -167,12 +173,15 @@ impl<T: Element> Pass<T::Wide> for ForwardPass<'_, T> {
     }
 }
 
-/// Fills a task's state from `s0`, and writes what no step writes: zeros beyond the rows' lengths, and the last state of
-/// rows without steps.
+/// Fills a task's state from `s0`, and writes what no step writes: zeros beyond the rows' lengths,
+/// and the last state of rows without steps.
 ///
 /// # Safety
 /// No other thread uses the task's data or the outputs of its rows and head.
-unsafe fn begin<T: Element>(call: &ForwardCall<'_, T, T::Wide>, task: &Task<'_, ForwardData<'_, T::Wide>>) {
+unsafe fn begin<T: Element>(
+    call: &ForwardCall<'_, T, T::Wide>,
+    task: &Task<'_, ForwardData<'_, T::Wide>>,
+) {
     let shapes = call.time.shapes;
     let (d, units, tokens) = (shapes.head_dim, shapes.units(), shapes.tokens());
     let padded = call.panels.vectors() * call.panels.lanes;
@@ -210,7 +219,8 @@ unsafe fn begin<T: Element>(call: &ForwardCall<'_, T, T::Wide>, task: &Task<'_, 
                 for t in row.length..shapes.time {
                     let token = shapes.token(row.b, t);
                     // SAFETY: as above.
-                    unsafe { out.slice((k * tokens + token) * units + column, d) }.fill(T::default());
+                    unsafe { out.slice((k * tokens + token) * units + column, d) }
+                        .fill(T::default());
                 }
             }
         }
@@ -258,7 +268,8 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, ForwardBlock<'
                 rows: end - first,
                 out: scratch.as_mut_ptr(),
             };
-            // SAFETY: `scratch` has room for ROWS rows; nobody writes this half of `h` during the step.
+            // SAFETY: `scratch` has room for ROWS rows; nobody writes this half of `h` during the
+            // step.
             unsafe { product.compute::<V>() };
             for r in first..end {
                 let row = task.rows[r];
@@ -276,7 +287,8 @@ impl<C: Cell, T: Element, V: Vector<T>> Op for For<V, With<'_, C, ForwardBlock<'
                 };
                 let vectors = call.panels.block_vectors(block);
                 let start = (r - first) * stride;
-                // SAFETY: the block's units belong to this thread; the products of a row are `start` on in `scratch`.
+                // SAFETY: the block's units belong to this thread; the products of a row are
+                // `start` on in `scratch`.
                 unsafe { units.vectors::<V>(vectors, at(scratch, start, stride)) };
             }
         }
@@ -359,7 +371,8 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
     /// How many gates take recurrent input only: the first G - Gx.
     const INNER: usize = C::G - C::GX;
 
-    /// The state before the step, and the gates, of a vector of units, `FULL` if it has all its lanes.
+    /// The state before the step, and the gates, of a vector of units, `FULL` if it has all its
+    /// lanes.
     ///
     /// # Safety
     /// As for [`Self::vectors`].
@@ -375,8 +388,8 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
         let first = vector * V::LANES;
         let n = if FULL { V::LANES } else { d - first };
         let column = task.head * d + first;
-        // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes say (and `at` checks
-        // in debug builds).
+        // SAFETY: every address lies in its tensor, n elements from its end at least, as the shapes
+        // say (and `at` checks in debug builds).
         unsafe {
             let mut gates = C::Gates::<V>::splat(V::lit(0.0));
             for (k, out) in gates.as_mut().iter_mut().enumerate() {
@@ -426,7 +439,7 @@ impl<C: Cell, T: Element> RowUnits<'_, C, T> {
         unsafe {
             if let Some(v) = call.forward_clip {
                 let h = &mut after.as_mut()[0];
-                *h = h.min(V::lit(v)).max(V::lit(-v));
+                *h = h.clamp_max(V::lit(v)).clamp_min(V::lit(-v));
             }
             if let Some(saved) = call.gates {
                 let layout = GateLayout::of::<C>(shapes);

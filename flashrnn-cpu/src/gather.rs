@@ -1,4 +1,5 @@
-//! Many steps of many rows as the rows of one matrix, for the products before and after the time loop.
+//! Many steps of many rows as the rows of one matrix, for the products before and after the time
+//! loop.
 
 use std::ops::Range;
 
@@ -52,7 +53,8 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// `h_{t-1}` of one head for some steps, as the recurrent products read it: rounded to `T`, widened.
+/// `h_{t-1}` of one head for some steps, as the recurrent products read it: rounded to `T`,
+/// widened.
 pub(crate) struct GatherH<'a, T: Element> {
     pub time: Time<'a>,
     pub head: usize,

@@ -1,4 +1,5 @@
-//! Aligned memory, slices that several threads write at disjoint places, and the parts of a workspace.
+//! Aligned memory, slices that several threads write at disjoint places, and the parts of a
+//! workspace.
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,11 +21,16 @@ pub(crate) struct Aligned<S> {
 struct Line(#[allow(dead_code)] [u8; ALIGN]);
 
 impl<S: bytemuck::Pod> Aligned<S> {
-    /// Allocates room for `len` elements, which takes up no memory before it is touched if it is large.
+    /// Allocates room for `len` elements, which takes up no memory before it is touched if it is
+    /// large.
     pub fn new(len: usize) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<S>());
         let lines = bytemuck::allocation::try_zeroed_vec(bytes.div_ceil(ALIGN));
-        Ok(Self { lines: lines.map_err(|()| Error::OutOfMemory { bytes })?, len, element: PhantomData })
+        Ok(Self {
+            lines: lines.map_err(|()| Error::OutOfMemory { bytes })?,
+            len,
+            element: PhantomData,
+        })
     }
 
     /// Allocates memory that [`Reserved::zeroed`] makes of use, and does not touch it before.
@@ -36,7 +42,8 @@ impl<S: bytemuck::Pod> Aligned<S> {
     }
 
     pub fn as_slice(&self) -> &[S] {
-        // SAFETY: the lines hold at least `len` elements, all bytes are initialised, and any bytes make an S.
+        // SAFETY: the lines hold at least `len` elements, all bytes are initialised, and any bytes
+        // make an S.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 
@@ -61,7 +68,8 @@ impl<S: bytemuck::Pod> Reserved<S> {
 /// A vector of `len` copies of `value`, or the error that there is no memory for it.
 pub(crate) fn filled<P: Copy>(value: P, len: usize) -> Result<Vec<P>> {
     let mut v = Vec::new();
-    v.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len.saturating_mul(size_of::<P>()) })?;
+    v.try_reserve_exact(len)
+        .map_err(|_| Error::OutOfMemory { bytes: len.saturating_mul(size_of::<P>()) })?;
     v.resize(len, value);
     Ok(v)
 }
@@ -78,8 +86,8 @@ pub(crate) struct Span {
     bytes: usize,
 }
 
-/// Divides a workspace into spans, each from the beginning of a cache line on. Sums saturate: a workspace that would not
-/// fit the address space can't be had.
+/// Divides a workspace into spans, each from the beginning of a cache line on. Sums saturate: a
+/// workspace that would not fit the address space can't be had.
 #[derive(Default)]
 pub(crate) struct SpanLayout {
     end: usize,
@@ -134,9 +142,13 @@ impl<'a> Memory<'a> {
     /// Nobody else uses the span while the slice lives.
     pub unsafe fn numbers<P: bytemuck::Pod>(self, span: Span) -> &'a mut [P] {
         assert!(inside(span.start, span.bytes, self.len));
-        // SAFETY: within bounds; aligned, as the start and all spans are; any bytes make a P; exclusive by the caller's promise.
+        // SAFETY: within bounds; aligned, as the start and all spans are; any bytes make a P;
+        // exclusive by the caller's promise.
         unsafe {
-            std::slice::from_raw_parts_mut(self.start.add(span.start).cast(), span.bytes / size_of::<P>())
+            std::slice::from_raw_parts_mut(
+                self.start.add(span.start).cast(),
+                span.bytes / size_of::<P>(),
+            )
         }
     }
 
@@ -148,7 +160,8 @@ impl<'a> Memory<'a> {
         const { assert!(!std::mem::needs_drop::<P>() && align_of::<P>() <= ALIGN) }
         assert!(inside(span.start, span.bytes, self.len));
         let len = span.bytes / size_of::<P>();
-        // SAFETY: within bounds and aligned, as above; exclusive by the caller's promise; all of it is written before it is read.
+        // SAFETY: within bounds and aligned, as above; exclusive by the caller's promise; all of it
+        // is written before it is read.
         unsafe {
             let start: *mut P = self.start.add(span.start).cast();
             for i in 0..len {
@@ -187,7 +200,8 @@ impl Workspaces {
     fn take(&self, bytes: usize) -> Result<Aligned<u8>> {
         {
             let mut kept = lock(&self.0);
-            let enough = (0..kept.len()).filter(|&i| kept[i].len >= bytes).min_by_key(|&i| kept[i].len);
+            let enough =
+                (0..kept.len()).filter(|&i| kept[i].len >= bytes).min_by_key(|&i| kept[i].len);
             if let Some(i) = enough {
                 return Ok(kept.swap_remove(i));
             }
@@ -225,7 +239,8 @@ impl<P> Clone for Shared<'_, P> {
 
 impl<P> Copy for Shared<'_, P> {}
 
-// SAFETY: dereferencing is unsafe, and whoever does it promises that no two threads touch an element at once.
+// SAFETY: dereferencing is unsafe, and whoever does it promises that no two threads touch an
+// element at once.
 unsafe impl<P: Send> Send for Shared<'_, P> {}
 // SAFETY: as above.
 unsafe impl<P: Send> Sync for Shared<'_, P> {}

@@ -6,7 +6,8 @@ use flashrnn_core::Result;
 
 use crate::memory::{Aligned, Reserved, lock};
 
-/// R and b, widened to `S` and packed; R once more in transposed order from the first backward pass on.
+/// R and b, widened to `S` and packed; R once more in transposed order from the first backward pass
+/// on.
 pub struct Packed<S> {
     forward: Aligned<S>,
     backward: OnceLock<Aligned<S>>,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Real, Result, Saved,
-    Shapes, Step, Weights, WeightsLayout, Workspace,
+    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Real, Result,
+    Saved, Shapes, Step, Weights, WeightsLayout, Workspace,
 };
 
 use crate::compiled;
@@ -21,13 +21,15 @@ use crate::workers::Workers;
 /// The CPU backend: threads over heads and batch rows, SIMD within.
 ///
 /// # Threads
-/// The thread that makes a call works on it, and helper threads join where there is work for more than one. Nobody runs
-/// another job while it waits, so calls may be made under a lock, from rayon's threads and from several threads at once; the more
-/// callers, the fewer helpers each has. Results do not depend on the number of threads.
+/// The thread that makes a call works on it, and helper threads join where there is work for more
+/// than one. Nobody runs another job while it waits, so calls may be made under a lock, from
+/// rayon's threads and from several threads at once; the more callers, the fewer helpers each has.
+/// Results do not depend on the number of threads.
 ///
-/// After a `fork`, a child process has no helpers. Its calls of plans that it was born with run on their own thread; a plan
-/// that it makes with [`Cpu::new`], and a backend that it makes by [`Cpu::with_threads`], have new ones. As with any
-/// library that locks, no other thread may be making a plan or a call while the process forks.
+/// After a `fork`, a child process has no helpers. Its calls of plans that it was born with run on
+/// their own thread; a plan that it makes with [`Cpu::new`], and a backend that it makes by
+/// [`Cpu::with_threads`], have new ones. As with any library that locks, no other thread may be
+/// making a plan or a call while the process forks.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     level: Level,
@@ -47,19 +49,27 @@ impl Cpu {
     /// The most threads a backend may have.
     pub const MAX_THREADS: usize = Pool::MAX_THREADS;
 
-    /// Makes a backend with the machine's best instruction set, on threads that all such backends share. There are as many as
-    /// the environment variable `RAYON_NUM_THREADS` says, else as the system offers to this process. The first
-    /// [`plan`](Backend::plan) starts them, and fails where they can't be started.
+    /// Makes a backend with the machine's best instruction set, on threads that all such backends
+    /// share. There are as many as the environment variable `RAYON_NUM_THREADS` says, else as the
+    /// system offers to this process. The first [`plan`](Backend::plan) starts them, and fails
+    /// where they can't be started.
     #[must_use]
     pub fn new() -> Self {
         let level = Level::available().pop().unwrap_or(Level::Portable);
-        Self { level, subnormals: Subnormals::default(), pool: None, workspaces: Workspaces::default() }
+        Self {
+            level,
+            subnormals: Subnormals::default(),
+            pool: None,
+            workspaces: Workspaces::default(),
+        }
     }
 
-    /// Makes a backend whose calls use 1 to [`Cpu::MAX_THREADS`] threads: the caller's, and others of the backend's own.
+    /// Makes a backend whose calls use 1 to [`Cpu::MAX_THREADS`] threads: the caller's, and others
+    /// of the backend's own.
     ///
     /// # Errors
-    /// [`Error::InvalidProblem`] for another number, [`Error::Device`] where the threads can't be started.
+    /// [`Error::InvalidProblem`] for another number, [`Error::Device`] where the threads can't be
+    /// started.
     pub fn with_threads(threads: usize) -> Result<Self> {
         Ok(Self { pool: Some(Arc::new(Pool::start(threads)?)), ..Self::new() })
     }
@@ -80,7 +90,8 @@ impl Cpu {
         Ok(Self { level, ..self })
     }
 
-    /// Returns the same backend with another treatment of subnormal numbers, which are flushed to zero by default.
+    /// Returns the same backend with another treatment of subnormal numbers, which are flushed to
+    /// zero by default.
     #[must_use]
     pub fn with_subnormals(self, subnormals: Subnormals) -> Self {
         Self { subnormals, ..self }
@@ -143,7 +154,11 @@ impl Backend for Cpu {
         buffer
     }
 
-    fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<CpuPlan<T, W>> {
+    fn plan<T: Element, W: Element, C: Cell>(
+        &self,
+        cell: &C,
+        problem: &Problem,
+    ) -> Result<CpuPlan<T, W>> {
         let shapes = problem.shapes::<C>()?;
         if W::DTYPE != T::DTYPE && W::DTYPE != <T::Wide as Element>::DTYPE {
             let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
@@ -182,7 +197,9 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     }
 
     fn check_lengths(&self, lengths: Option<&[i32]>) -> Result<()> {
-        lengths.map_or(Ok(()), |lengths| flashrnn_core::backend::check_lengths(lengths, self.shapes.time))
+        lengths.map_or(Ok(()), |lengths| {
+            flashrnn_core::backend::check_lengths(lengths, self.shapes.time)
+        })
     }
 }
 
@@ -249,14 +266,19 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
         call.check(self)?;
         self.check_lengths(call.lengths)?;
         let (given, bytes) = (call.workspace.take(), self.kernel.workspaces()[0]);
-        // SAFETY: the memory is this call's, and as large as the kernel says: the caller's, by the check above.
-        self.cpu.workspaces.with(given, bytes, |memory| unsafe { self.kernel.forward(call, memory) })
+        // SAFETY: the memory is this call's, and as large as the kernel says: the caller's, by the
+        // check above.
+        self.cpu
+            .workspaces
+            .with(given, bytes, |memory| unsafe { self.kernel.forward(call, memory) })
     }
 
     fn backward(&self, call: Backward<'_, Cpu, T, W>) -> Result<()> {
         call.check(self)?;
         self.check_lengths(call.lengths)?;
-        let Backward { weights, states, saved, wx, s0, lengths, resets, d_h, d_states, d_last, .. } = call;
+        let Backward {
+            weights, states, saved, wx, s0, lengths, resets, d_h, d_states, d_last, ..
+        } = call;
         let Backward { d_wx, d_r, d_b, d_s0, accumulate, workspace, .. } = call;
         let Shapes { heads, head_dim, .. } = self.shapes;
         let wanted = d_r.is_some() || d_b.is_some();
@@ -266,7 +288,9 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
             if let Some(d_r) = d_r.filter(|_| !part.d_r.is_empty()) {
                 // SAFETY: each part of the gradient comes once.
                 let d_r = unsafe { d_r.slice(first * head_dim, part.d_b.len() * head_dim) };
-                for (d_r, sums) in d_r.chunks_exact_mut(head_dim).zip(part.d_r.chunks_exact(part.stride)) {
+                for (d_r, sums) in
+                    d_r.chunks_exact_mut(head_dim).zip(part.d_r.chunks_exact(part.stride))
+                {
                     put(d_r, &sums[..head_dim], accumulate);
                 }
             }
@@ -294,7 +318,8 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
             workspace: None,
         };
         let (sink, bytes) = (wanted.then_some(sink), self.kernel.workspaces()[1]);
-        // SAFETY: the memory is this call's, and as large as the kernel says: the caller's, by the check above.
+        // SAFETY: the memory is this call's, and as large as the kernel says: the caller's, by the
+        // check above.
         let run = |memory: Memory<'_>| unsafe { self.kernel.backward(call, sink, memory) };
         self.cpu.workspaces.with(workspace, bytes, run)?
     }

@@ -1,7 +1,7 @@
 //! The product of a few rows with a head's packed matrix: where the time goes.
 //!
-//! The matrix is cut into vectors of outputs (LANES of them), all gates of one vector of units after the other, and packed
-//! panel by panel, so that the product reads it once, in order:
+//! The matrix is cut into vectors of outputs (LANES of them), all gates of one vector of units
+//! after the other, and packed panel by panel, so that the product reads it once, in order:
 //!
 //! ```text
 //! panel 0                                     panel 1 …
@@ -9,12 +9,13 @@
 //! (v: a vector of LANES outputs; k: the index that is summed over)
 //! ```
 //!
-//! This order depends on LANES and PANEL alone ([`PackedOrder`]). A block is the outputs that one thread computes and then needs
-//! together: in the forward pass all gates of one or more vectors of units, in the backward pass a panel's width of units. Its
-//! size may depend on the number of threads; where it begins or ends within a panel, the product reads a part of each of the
-//! panel's rows. With ROWS rows at a time, ROWS × PANEL accumulators stay in registers: per k, PANEL loads and ROWS broadcasts
-//! feed ROWS × PANEL multiply-adds. Each output is summed over k in order by one accumulator, so its bits do not depend on how
-//! many rows, blocks or threads there are.
+//! This order depends on LANES and PANEL alone ([`PackedOrder`]). A block is the outputs that one
+//! thread computes and then needs together: in the forward pass all gates of one or more vectors of
+//! units, in the backward pass a panel's width of units. Its size may depend on the number of
+//! threads; where it begins or ends within a panel, the product reads a part of each of the panel's
+//! rows. With ROWS rows at a time, ROWS × PANEL accumulators stay in registers: per k, PANEL loads
+//! and ROWS broadcasts feed ROWS × PANEL multiply-adds. Each output is summed over k in order by
+//! one accumulator, so its bits do not depend on how many rows, blocks or threads there are.
 
 use std::ops::Range;
 
@@ -44,7 +45,8 @@ pub(crate) struct Panels {
     pub panel: usize,
 }
 
-/// The order of packed weights: which vectors read them. Two plans with equal orders and sizes share packed weights.
+/// The order of packed weights: which vectors read them. Two plans with equal orders and sizes
+/// share packed weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedOrder {
     lanes: usize,
@@ -54,11 +56,19 @@ pub struct PackedOrder {
 impl Panels {
     /// For `R h`: `recurrent` gates a unit, summed over D.
     pub fn forward<V: Simd>(recurrent: usize, head_dim: usize, threads: usize) -> Self {
-        // A few vectors, to share what a row costs in each block; but where threads share a head, each needs a block.
+        // A few vectors, to share what a row costs in each block; but where threads share a head,
+        // each needs a block.
         let matrix = recurrent * head_dim * head_dim * size_of::<V::Scalar>();
         let least = if matrix <= WHOLE { 4 } else { (head_dim / V::LANES / threads).clamp(2, 4) };
         let block = (V::PANEL / recurrent).max(least);
-        Self { depth: head_dim, kinds: recurrent, units: head_dim, block, lanes: V::LANES, panel: V::PANEL }
+        Self {
+            depth: head_dim,
+            kinds: recurrent,
+            units: head_dim,
+            block,
+            lanes: V::LANES,
+            panel: V::PANEL,
+        }
     }
 
     /// For `Rᵀ dg`: one output a unit, summed over `recurrent` gates of D units.
@@ -111,8 +121,9 @@ impl Panels {
         self.panel * self.depth * self.lanes
     }
 
-    /// Where the part of a panel from vector `v` of outputs on starts in a packed head, how many vectors it has, and how far
-    /// (in elements) it is from one `k` to the next. Inlined with `lanes` and `panel` as constants, it divides by shifts.
+    /// Where the part of a panel from vector `v` of outputs on starts in a packed head, how many
+    /// vectors it has, and how far (in elements) it is from one `k` to the next. Inlined with
+    /// `lanes` and `panel` as constants, it divides by shifts.
     #[inline(always)]
     fn part(&self, v: usize, lanes: usize, panel: usize) -> (usize, usize, usize) {
         let (first, offset) = (v / panel * panel, v % panel);
@@ -120,14 +131,16 @@ impl Panels {
         ((first * self.depth + offset) * lanes, width - offset, width * lanes)
     }
 
-    /// Where a kind's vector of units starts in a packed head, and how far it is from one `k` to the next.
+    /// Where a kind's vector of units starts in a packed head, and how far it is from one `k` to
+    /// the next.
     pub fn place(&self, kind: usize, vector: usize) -> (usize, usize) {
         let (start, _, step) = self.part(vector * self.kinds + kind, self.lanes, self.panel);
         (start, step)
     }
 
-    /// Packs every head's matrix from `from` to `packed [heads, len]`, where the factors of term `k` in the outputs of a kind
-    /// for the units from `unit` on start at, and are apart by, `source(head, kind, unit, k)`.
+    /// Packs every head's matrix from `from` to `packed [heads, len]`, where the factors of term
+    /// `k` in the outputs of a kind for the units from `unit` on start at, and are apart by,
+    /// `source(head, kind, unit, k)`.
     pub fn pack<S: Element>(
         &self,
         workers: &Workers,
@@ -241,12 +254,14 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, Product<'_, S>>
 mod tests {
     use super::*;
 
-    /// `[outputs, depth]` with `outputs = kinds · units`, packed, times one row, against the obvious sum.
+    /// `[outputs, depth]` with `outputs = kinds · units`, packed, times one row, against the
+    /// obvious sum.
     fn product_is_right(kinds: usize, units: usize, depth: usize, rows: usize, block: usize) {
         // Packed as for another size of blocks, and read in blocks of this one.
         let packing = Panels { depth, kinds, units, block: 4, lanes: 1, panel: 4 };
         let panels = Panels { block, ..packing };
-        let matrix: Vec<f64> = (0..kinds * units * depth).map(|i| (i * 37 % 101) as f64 - 50.0).collect();
+        let matrix: Vec<f64> =
+            (0..kinds * units * depth).map(|i| (i * 37 % 101) as f64 - 50.0).collect();
         let workers = Workers::alone();
         let mut packed = vec![0.0; packing.len()];
         packing.pack(&workers, &matrix, &mut packed, |_, kind, unit, k| {
@@ -257,9 +272,17 @@ mod tests {
             let mut out = vec![f64::NAN; rows * panels.outputs()];
             let (a_start, out_start) = (a.as_ptr(), out.as_mut_ptr());
             let packed = &packed[..];
-            let call =
-                Product { panels: &panels, block, packed, a: a_start, stride: depth, rows, out: out_start };
-            // SAFETY: `a` and `out` have the shapes asked for; vectors of one f64 need no instruction set.
+            let call = Product {
+                panels: &panels,
+                block,
+                packed,
+                a: a_start,
+                stride: depth,
+                rows,
+                out: out_start,
+            };
+            // SAFETY: `a` and `out` have the shapes asked for; vectors of one f64 need no
+            // instruction set.
             unsafe { call.compute::<f64>() };
             for row in 0..rows {
                 for (i, unit) in panels.block_vectors(block).enumerate() {

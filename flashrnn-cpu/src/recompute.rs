@@ -1,7 +1,8 @@
 //! All gates at once, for the backward pass of [`Save::Recompute`](flashrnn_core::Save::Recompute).
 //!
-//! Every `h_{t-1}` is known from the states, so `R h + wx + b` is one large product, many steps a tile. The gates go where
-//! the backward pass will overwrite them by their gradients: `d_wx`, and a buffer for those without external input.
+//! Every `h_{t-1}` is known from the states, so `R h + wx + b` is one large product, many steps a
+//! tile. The gates go where the backward pass will overwrite them by their gradients: `d_wx`, and a
+//! buffer for those without external input.
 
 use flashrnn_core::Element;
 
@@ -36,9 +37,10 @@ pub(crate) struct Recompute<'a, T: Element> {
     pub d_wx: Shared<'a, T>,
     /// `[B, T, G - Gx, N, D]`, written.
     pub d_inner: Shared<'a, T>,
-    /// `[wide gates, B, T, N, D]`, written where `T` is too narrow for them: what rounding to `T` takes away, itself
-    /// rounded to `T`. The two together have twice the digits in half the room of the wide type. Of an infinite gate,
-    /// whose saturated value is finite, the remainder is infinite.
+    /// `[wide gates, B, T, N, D]`, written where `T` is too narrow for them: what rounding to `T`
+    /// takes away, itself rounded to `T`. The two together have twice the digits in half the room
+    /// of the wide type. Of an infinite gate, whose saturated value is finite, the remainder is
+    /// infinite.
     pub remainders: Option<Shared<'a, T>>,
 }
 
@@ -62,7 +64,12 @@ impl RecomputeRoom {
 impl<T: Element> Recompute<'_, T> {
     /// # Safety
     /// The machine has `V`'s instruction set; nobody else uses the memory of `room`.
-    pub unsafe fn run<V: Vector<T>>(&self, workers: &Workers, memory: Memory<'_>, room: RecomputeRoom) {
+    pub unsafe fn run<V: Vector<T>>(
+        &self,
+        workers: &Workers,
+        memory: Memory<'_>,
+        room: RecomputeRoom,
+    ) {
         let chunks = self.steps.chunks(CHUNK).len();
         // SAFETY: as promised by the caller.
         let (h, scratch) = unsafe { (memory.numbers(room.h), memory.numbers(room.scratch)) };
@@ -77,8 +84,16 @@ impl<T: Element> Recompute<'_, T> {
             };
             let (time, states, s0, steps) = (self.time, self.states, self.s0, self.steps);
             let stride = self.panels.depth;
-            let gather =
-                GatherH { time, head, states, s0, steps, range: range.clone(), out: &mut *h, stride };
+            let gather = GatherH {
+                time,
+                head,
+                states,
+                s0,
+                steps,
+                range: range.clone(),
+                out: &mut *h,
+                stride,
+            };
             // SAFETY: as promised by the caller; each task writes gates of its own head and steps.
             unsafe {
                 For::<V, _>::run_vectorized(gather);
@@ -128,20 +143,28 @@ impl<T: Element, V: Vector<T>> Op for For<V, Chunk<'_, T>> {
                         let n = V::LANES.min(d - vector * V::LANES);
                         let column = head * d + vector * V::LANES;
                         for k in 0..shapes.gates {
-                            // SAFETY: addresses lie in their tensors as the shapes say (`at` checks in debug builds);
-                            // what is written belongs to this head and step.
+                            // SAFETY: addresses lie in their tensors as the shapes say (`at` checks
+                            // in debug builds); what is written belongs to this head and step.
                             unsafe {
-                                let mut gate =
-                                    <V as Storage<T::Wide>>::load_n(at(call.b, k * units + column, n), n);
+                                let mut gate = <V as Storage<T::Wide>>::load_n(
+                                    at(call.b, k * units + column, n),
+                                    n,
+                                );
                                 if k >= inner {
-                                    let position = (token * shapes.external + k - inner) * units + column;
-                                    gate = gate + <V as Storage<T>>::load_n(at(call.wx, position, n), n);
+                                    let position =
+                                        (token * shapes.external + k - inner) * units + column;
+                                    gate = gate
+                                        + <V as Storage<T>>::load_n(at(call.wx, position, n), n);
                                 }
                                 if k < shapes.recurrent {
-                                    let position =
-                                        r * panels.outputs() + (i * shapes.recurrent + k) * V::LANES;
-                                    gate =
-                                        gate + <V as Storage<T::Wide>>::load(at(scratch, position, V::LANES));
+                                    let position = r * panels.outputs()
+                                        + (i * shapes.recurrent + k) * V::LANES;
+                                    gate = gate
+                                        + <V as Storage<T::Wide>>::load(at(
+                                            scratch,
+                                            position,
+                                            V::LANES,
+                                        ));
                                 }
                                 let wide = shapes.wide_gates.iter().position(|&wide| wide == k);
                                 if let Some((out, i)) = call.remainders.zip(wide) {

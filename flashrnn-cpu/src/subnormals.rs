@@ -1,14 +1,17 @@
 //! What becomes of numbers below the smallest normal one.
 //!
-//! Processors take a hundred times as long for an operation on subnormal numbers. States and gradients that fade pass through
-//! them on their way to zero, so by default they are taken for zero.
+//! Processors take a hundred times as long for an operation on subnormal numbers. States and
+//! gradients that fade pass through them on their way to zero, so by default they are taken for
+//! zero.
 
-/// Whether kernels compute with subnormal numbers of f32 and f64, which takes 10 to 190 times as long.
+/// Whether kernels compute with subnormal numbers of f32 and f64, which takes 10 to 190 times as
+/// long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Subnormals {
-    /// Operations take operands below the smallest normal number (1.2e-38 in f32, 2.2e-308 in f64) for zero, and return zero
-    /// in place of such results. f16 keeps its own subnormals, which are normal numbers of f32; those of bf16 are those of
-    /// f32, and are flushed. Without effect where the processor has no such mode or it can't be reached (WebAssembly).
+    /// Operations take operands below the smallest normal number (1.2e-38 in f32, 2.2e-308 in f64)
+    /// for zero, and return zero in place of such results. f16 keeps its own subnormals, which are
+    /// normal numbers of f32; those of bf16 are those of f32, and are flushed. Without effect where
+    /// the processor has no such mode or it can't be reached (WebAssembly).
     #[default]
     Flush,
     /// As IEEE 754 demands.
@@ -39,10 +42,11 @@ impl Drop for Mode {
     }
 }
 
-/// The register that holds the mode. Rust compiles arithmetic for the default mode and does not promise what happens in
-/// another one. What it may do is compute before, after or at compile time what the source computes between two writes, by
-/// the rules of the default mode. That changes subnormal numbers only, of which `Flush` promises nothing exact, and kernels
-/// are functions called through pointers, across which nothing moves.
+/// The register that holds the mode. Rust compiles arithmetic for the default mode and does not
+/// promise what happens in another one. What it may do is compute before, after or at compile time
+/// what the source computes between two writes, by the rules of the default mode. That changes
+/// subnormal numbers only, of which `Flush` promises nothing exact, and kernels are functions
+/// called through pointers, across which nothing moves.
 #[cfg(target_arch = "x86_64")]
 mod control {
     use std::arch::asm;
@@ -60,8 +64,11 @@ mod control {
 
     /// Writes what `read` returned, but for the bits of `FLUSH`.
     pub fn write(mxcsr: Register) {
-        // SAFETY: reads 4 bytes from the address; no reserved bit is set. For the mode see this module's documentation.
-        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const mxcsr, options(nostack, preserves_flags)) };
+        // SAFETY: reads 4 bytes from the address; no reserved bit is set. For the mode see this
+        // module's documentation.
+        unsafe {
+            asm!("ldmxcsr [{}]", in(reg) &raw const mxcsr, options(nostack, preserves_flags))
+        };
     }
 }
 

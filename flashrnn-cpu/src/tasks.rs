@@ -55,7 +55,8 @@ impl Time<'_> {
     }
 }
 
-/// Sorts the rows of a call, the longest first, so that those still running are always the first ones.
+/// Sorts the rows of a call, the longest first, so that those still running are always the first
+/// ones.
 pub(crate) fn sort_rows(rows: &mut [Row]) {
     // The sort that needs no memory, with an order that leaves it no choice.
     rows.sort_unstable_by_key(|row| (std::cmp::Reverse(row.length), row.b));

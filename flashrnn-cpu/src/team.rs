@@ -1,10 +1,11 @@
 //! Threads that go through the time steps of one head together.
 //!
-//! Each step's blocks must all be done before the next step begins. A barrier among a fixed set of threads would
-//! deadlock where a pool is busy and some of them never start, so nothing here waits for a thread that has not begun:
-//! members claim blocks, each first those of its own range (whose part of R its cache holds) and then the others', and
-//! whoever finishes a step's last block opens the next step. One member alone gets through everything; a member that comes
-//! late joins in; a member waits only for blocks that somebody is working on right now.
+//! Each step's blocks must all be done before the next step begins. A barrier among a fixed set of
+//! threads would deadlock where a pool is busy and some of them never start, so nothing here waits
+//! for a thread that has not begun: members claim blocks, each first those of its own range (whose
+//! part of R its cache holds) and then the others', and whoever finishes a step's last block opens
+//! the next step. One member alone gets through everything; a member that comes late joins in; a
+//! member waits only for blocks that somebody is working on right now.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,7 +23,8 @@ impl Signal {
 pub(crate) struct Team<'a> {
     steps: u64,
     blocks: usize,
-    /// A member's range: the step in the upper half, the next block of the range to claim in the lower.
+    /// A member's range: the step in the upper half, the next block of the range to claim in the
+    /// lower.
     claims: &'a [Signal],
     step: &'a AtomicU64,
     /// Blocks done since the beginning.
@@ -67,8 +69,11 @@ impl<'a> Team<'a> {
             for range in (me..self.claims.len()).chain(0..me) {
                 while let Some(block) = self.claim(range, step) {
                     work(step, block);
-                    // The last to finish has synchronised with all others, and with it whoever sees its new step.
-                    if self.done.fetch_add(1, Ordering::AcqRel) + 1 == (opened + 1) * self.blocks as u64 {
+                    // The last to finish has synchronised with all others, and with it whoever sees
+                    // its new step.
+                    if self.done.fetch_add(1, Ordering::AcqRel) + 1
+                        == (opened + 1) * self.blocks as u64
+                    {
                         self.open(opened + 1);
                     }
                     spins = 0;
@@ -99,7 +104,8 @@ impl<'a> Team<'a> {
             if (seen >> 32) as usize != step || next >= end - first {
                 return None;
             }
-            match claim.compare_exchange_weak(seen, seen + 1, Ordering::Relaxed, Ordering::Relaxed) {
+            match claim.compare_exchange_weak(seen, seen + 1, Ordering::Relaxed, Ordering::Relaxed)
+            {
                 Ok(_) => return Some(first + back_and_forth(step, next, end - first)),
                 Err(now) => seen = now,
             }
@@ -107,8 +113,9 @@ impl<'a> Team<'a> {
     }
 }
 
-/// The `i`th of `n` blocks, from the front in even steps and from the back in odd ones: what the cache still holds of
-/// the last step's end is used first, where going round and round would have thrown it out.
+/// The `i`th of `n` blocks, from the front in even steps and from the back in odd ones: what the
+/// cache still holds of the last step's end is used first, where going round and round would have
+/// thrown it out.
 pub(crate) fn back_and_forth(step: usize, i: usize, n: usize) -> usize {
     if step.is_multiple_of(2) { i } else { n - 1 - i }
 }

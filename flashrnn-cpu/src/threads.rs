@@ -1,9 +1,10 @@
 //! The threads that help with a call.
 //!
-//! The thread that makes a call works on it and could do all of it alone. Helpers join while there is work and leave when
-//! they find none. At its end the call is closed: helpers that come too late see nothing of it, and the caller waits for those
-//! that are inside, each of which is busy with this call's work. So nobody ever runs another job while waiting, and a call
-//! needs neither idle threads nor memory.
+//! The thread that makes a call works on it and could do all of it alone. Helpers join while there
+//! is work and leave when they find none. At its end the call is closed: helpers that come too late
+//! see nothing of it, and the caller waits for those that are inside, each of which is busy with
+//! this call's work. So nobody ever runs another job while waiting, and a call needs neither idle
+//! threads nor memory.
 //!
 //! A slot says which call is open and how many helpers are looking at it:
 //!
@@ -12,8 +13,8 @@
 //! caller: write call; wake helpers; work; write null; wait until visitors = 0
 //! ```
 //!
-//! In the one order of all these accesses (they are sequentially consistent) a helper that the caller does not see among the
-//! visitors reads the call after the null was written.
+//! In the one order of all these accesses (they are sequentially consistent) a helper that the
+//! caller does not see among the visitors reads the call after the null was written.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -42,7 +43,8 @@ impl Pool {
     /// A pool for calls of `threads` threads, the caller among them.
     ///
     /// # Errors
-    /// [`Error::InvalidProblem`] if `threads` is not 1 to [`Self::MAX_THREADS`], [`Error::Device`] if they can't be started.
+    /// [`Error::InvalidProblem`] if `threads` is not 1 to [`Self::MAX_THREADS`], [`Error::Device`]
+    /// if they can't be started.
     pub fn start(threads: usize) -> Result<Self> {
         if !(1..=Self::MAX_THREADS).contains(&threads) {
             let got = threads.to_string();
@@ -53,14 +55,15 @@ impl Pool {
             let board = pool.board.clone();
             let builder = thread::Builder::new().name(format!("flashrnn-{me}"));
             // On an error the pool is dropped, and the threads already started end.
-            builder
-                .spawn(move || board.help(me))
-                .map_err(|e| Error::device_because(format!("could not start {threads} threads"), e))?;
+            builder.spawn(move || board.help(me)).map_err(|e| {
+                Error::device_because(format!("could not start {threads} threads"), e)
+            })?;
         }
         Ok(pool)
     }
 
-    /// The pool of all backends that have none of their own, started when it is first needed in this process.
+    /// The pool of all backends that have none of their own, started when it is first needed in
+    /// this process.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -78,8 +81,9 @@ impl Pool {
         self.board.helpers.len() + 1
     }
 
-    /// Calls `work(0)` on this thread, and on helpers that have time `work(member)` for members 1 to `members - 1`, each at
-    /// most once. `work(0)` must see to it that everything is done even if nobody else comes.
+    /// Calls `work(0)` on this thread, and on helpers that have time `work(member)` for members 1
+    /// to `members - 1`, each at most once. `work(0)` must see to it that everything is done even
+    /// if nobody else comes.
     ///
     /// # Panics
     /// If `work` panics on any thread, after all have left it.
@@ -90,7 +94,12 @@ impl Pool {
         let caller = Caller::enter(&self.board);
         // Other callers work too, so that no more threads than the pool's are busy.
         let helpers = self.board.helpers.len().saturating_sub(caller.others).min(members - 1);
-        let call = Call { work, members: helpers + 1, joined: AtomicUsize::new(1), panic: Mutex::default() };
+        let call = Call {
+            work,
+            members: helpers + 1,
+            joined: AtomicUsize::new(1),
+            panic: Mutex::default(),
+        };
         // Dropped, and so closed, also if the work panics.
         let open = if helpers > 0 { self.board.open(&call) } else { None };
         if open.is_some() {
@@ -112,10 +121,12 @@ impl Drop for Pool {
     }
 }
 
-/// How many threads a call uses if nobody says otherwise: what the environment variable `RAYON_NUM_THREADS` says, which
-/// programs that use rayon know, else what the system offers to this process.
+/// How many threads a call uses if nobody says otherwise: what the environment variable
+/// `RAYON_NUM_THREADS` says, which programs that use rayon know, else what the system offers to
+/// this process.
 pub(crate) fn default_threads() -> usize {
-    let said = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+    let said =
+        std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
     let offered = || thread::available_parallelism().map_or(1, usize::from).min(Pool::MAX_THREADS);
     said.unwrap_or_else(offered)
 }
@@ -179,7 +190,8 @@ impl Call<'_> {
             let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
             match &*first {
                 None => *first = Some(panic),
-                // Not dropped: what it panicked with may panic when it is, and the caller waits for this thread to leave.
+                // Not dropped: what it panicked with may panic when it is, and the caller waits for
+                // this thread to leave.
                 Some(_) => std::mem::forget(panic),
             }
         }
@@ -229,7 +241,8 @@ impl Board {
             }
             slot.visitors.fetch_add(1, SeqCst);
             let call = slot.call.load(SeqCst);
-            // SAFETY: not null while this thread is a visitor, so `Open` keeps the call alive until it is none.
+            // SAFETY: not null while this thread is a visitor, so `Open` keeps the call alive until
+            // it is none.
             let worked = unsafe { call.as_ref() }.is_some_and(Call::join);
             slot.visitors.fetch_sub(1, SeqCst);
             worked
@@ -364,7 +377,8 @@ mod tests {
         }
     }
 
-    /// A payload that panics when it is dropped, from several helpers at once: one reaches the caller, and nobody is left waiting.
+    /// A payload that panics when it is dropped, from several helpers at once: one reaches the
+    /// caller, and nobody is left waiting.
     #[test]
     fn panics_that_panic_when_dropped_leave_nobody_waiting() {
         struct Payload;
@@ -394,7 +408,10 @@ mod tests {
     #[test]
     fn too_many_threads_are_an_error() {
         for threads in [0, 1025, 100_000] {
-            assert!(matches!(Pool::start(threads), Err(Error::InvalidProblem { option: "threads", .. })));
+            assert!(matches!(
+                Pool::start(threads),
+                Err(Error::InvalidProblem { option: "threads", .. })
+            ));
         }
     }
 }

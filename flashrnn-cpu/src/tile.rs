@@ -4,8 +4,9 @@ use flashrnn_core::Element;
 
 use crate::simd::{Simd, Storage};
 
-/// `out [rows, vectors] = a [rows, depth] · b [depth, vectors]`, of up to ROWS rows and PANEL vectors; or, if `ADD`,
-/// `out += aᵀ b` with `a [depth, rows]`. Every sum is added up in the order of `depth`.
+/// `out [rows, vectors] = a [rows, depth] · b [depth, vectors]`, of up to ROWS rows and PANEL
+/// vectors; or, if `ADD`, `out += aᵀ b` with `a [depth, rows]`. Every sum is added up in the order
+/// of `depth`.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<S> {
     pub depth: usize,
@@ -21,7 +22,8 @@ pub(crate) struct Tile<S> {
 
 impl<S: Element> Tile<S> {
     /// # Safety
-    /// All three are valid for `rows <= ROWS` and `width <= PANEL` vectors; the machine has `V`'s instruction set.
+    /// All three are valid for `rows <= ROWS` and `width <= PANEL` vectors; the machine has `V`'s
+    /// instruction set.
     #[inline(always)]
     pub unsafe fn compute<V: Storage<S> + Simd<Scalar = S>, const ADD: bool>(
         self,
@@ -40,7 +42,10 @@ impl<S: Element> Tile<S> {
     }
 
     #[inline(always)]
-    unsafe fn rows<V: Storage<S> + Simd<Scalar = S>, const ADD: bool, const WIDTH: usize>(self, rows: usize) {
+    unsafe fn rows<V: Storage<S> + Simd<Scalar = S>, const ADD: bool, const WIDTH: usize>(
+        self,
+        rows: usize,
+    ) {
         // SAFETY: as promised by the caller of `compute`.
         unsafe {
             match rows {
@@ -60,7 +65,8 @@ impl<S: Element> Tile<S> {
         V: Storage<S> + Simd<Scalar = S>,
     {
         let mut sums = [[V::lit(0.0); WIDTH]; ROWS];
-        let out = |row: usize, v: usize| self.out.wrapping_add(row * self.out_stride + v * V::LANES);
+        let out =
+            |row: usize, v: usize| self.out.wrapping_add(row * self.out_stride + v * V::LANES);
         if ADD {
             for (row, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {

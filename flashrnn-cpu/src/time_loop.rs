@@ -17,7 +17,8 @@ pub(crate) trait Pass<S>: Sync {
     /// What a task carries from step to step.
     type Data<'a>: Sync;
 
-    /// A task's data in memory of its own: `[rows, S, vectors · LANES]`, and twice `[rows, depth of the product]`.
+    /// A task's data in memory of its own: `[rows, S, vectors · LANES]`, and twice `[rows, depth of
+    /// the product]`.
     fn data<'a>(&self, state: Shared<'a, S>, inputs: Shared<'a, S>) -> Self::Data<'a>;
 
     /// Does what comes before a task's first step.
@@ -32,8 +33,15 @@ pub(crate) trait Pass<S>: Sync {
     /// Computes a block of a step, with room for the products.
     ///
     /// # Safety
-    /// The block is this thread's alone; the task has begun, and all blocks of the step before are done.
-    unsafe fn block(&self, task: &Task<'_, Self::Data<'_>>, step: usize, block: usize, scratch: &mut [S]);
+    /// The block is this thread's alone; the task has begun, and all blocks of the step before are
+    /// done.
+    unsafe fn block(
+        &self,
+        task: &Task<'_, Self::Data<'_>>,
+        step: usize,
+        block: usize,
+        scratch: &mut [S],
+    );
 }
 
 /// A time loop with a size and a division: where its memory lies in a workspace.
@@ -69,7 +77,8 @@ impl TimeLoop {
         let tasks = shapes.heads * division.tiles;
         let whole_lines = |len: usize| len.next_multiple_of(ALIGN / size_of::<S>());
         let row_lens = [shapes.states * panels.vectors() * panels.lanes, 2 * panels.depth];
-        let [state, inputs] = row_lens.map(|len| whole_lines(shapes.batch.div_ceil(division.tiles) * len));
+        let [state, inputs] =
+            row_lens.map(|len| whole_lines(shapes.batch.div_ceil(division.tiles) * len));
         let scratch = whole_lines(rows * panels.outputs());
         let teams = if division.team > 1 { tasks } else { 0 };
         let members = match teams {
@@ -94,8 +103,8 @@ impl TimeLoop {
     /// Runs all steps of all `rows`, the longest of which come first.
     ///
     /// # Safety
-    /// The memory is a workspace of the layout that this loop was added to, and nobody else uses it; `pass` is the one of
-    /// [`Self::new`].
+    /// The memory is a workspace of the layout that this loop was added to, and nobody else uses
+    /// it; `pass` is the one of [`Self::new`].
     pub unsafe fn run<P: Pass<S>, S: Pod + Send + Sync>(
         &self,
         memory: Memory<'_>,
@@ -105,14 +114,16 @@ impl TimeLoop {
     ) {
         let [state, inputs, scratch_len] = self.lens;
         // SAFETY: each span of this loop's own is taken once.
-        let (carried, scratch) =
-            unsafe { (Shared::new(memory.numbers(self.carried)), Shared::new(memory.numbers(self.scratch))) };
+        let (carried, scratch) = unsafe {
+            (Shared::new(memory.numbers(self.carried)), Shared::new(memory.numbers(self.scratch)))
+        };
         let task = |i: usize| {
             let (tile, tiles) = (i / self.heads, self.division.tiles);
             let rows = &rows[tile * rows.len() / tiles..(tile + 1) * rows.len() / tiles];
             let first = i * (state + inputs);
             let [state_len, inputs_len] = self.row_lens.map(|len| rows.len() * len);
-            let data = pass.data(carried.part(first, state_len), carried.part(first + state, inputs_len));
+            let data =
+                pass.data(carried.part(first, state_len), carried.part(first + state, inputs_len));
             Task { head: i % self.heads, rows, data }
         };
         // SAFETY: as above.
@@ -122,7 +133,9 @@ impl TimeLoop {
             workers.run(self.members, |me| {
                 // SAFETY: a member's own.
                 let scratch = unsafe { scratch.slice(me * scratch_len, scratch_len) };
-                while let Some(bundle) = tasks.chunks(self.division.bundle).nth(next.fetch_add(1, Relaxed)) {
+                while let Some(bundle) =
+                    tasks.chunks(self.division.bundle).nth(next.fetch_add(1, Relaxed))
+                {
                     // SAFETY: the bundle is claimed by this thread alone.
                     unsafe { self.alone(pass, bundle, scratch) };
                 }
@@ -131,11 +144,13 @@ impl TimeLoop {
         }
         // SAFETY: as above.
         let signals = &*unsafe { memory.fill(self.signals, |_| Signal::zero()) };
-        let signals_of =
-            |i: usize| &signals[i * Team::signals(self.division.team)..][..Team::signals(self.division.team)];
+        let signals_of = |i: usize| {
+            &signals[i * Team::signals(self.division.team)..][..Team::signals(self.division.team)]
+        };
         // SAFETY: as above.
         let teams = &*unsafe {
-            memory.fill(self.teams, |i| Team::new(pass.steps(&tasks[i]), self.blocks, signals_of(i)))
+            memory
+                .fill(self.teams, |i| Team::new(pass.steps(&tasks[i]), self.blocks, signals_of(i)))
         };
         workers.run(1, |_| {
             for task in tasks {
@@ -143,8 +158,9 @@ impl TimeLoop {
                 unsafe { pass.begin(task) };
             }
         });
-        // Several teams may work at once, each beginning at a task of its own. Every member joins all teams in the end, so
-        // that one alone gets through everything; a team that is done lets nobody wait.
+        // Several teams may work at once, each beginning at a task of its own. Every member joins
+        // all teams in the end, so that one alone gets through everything; a team that is done lets
+        // nobody wait.
         let groups = groups(workers.threads(), self.division, tasks.len());
         workers.run(self.members, |me| {
             // SAFETY: a member's own.
@@ -153,7 +169,8 @@ impl TimeLoop {
             for group in (group..groups).chain(0..group) {
                 for (task, team) in tasks.iter().zip(teams).skip(group).step_by(groups) {
                     team.join(me, |step, block| {
-                        // SAFETY: a team gives a block to one member, after all blocks of the step before.
+                        // SAFETY: a team gives a block to one member, after all blocks of the step
+                        // before.
                         unsafe { pass.block(task, step, block, scratch) };
                     });
                 }
@@ -165,7 +182,12 @@ impl TimeLoop {
     ///
     /// # Safety
     /// No other thread uses the tasks.
-    unsafe fn alone<P: Pass<S>, S>(&self, pass: &P, bundle: &[Task<'_, P::Data<'_>>], scratch: &mut [S]) {
+    unsafe fn alone<P: Pass<S>, S>(
+        &self,
+        pass: &P,
+        bundle: &[Task<'_, P::Data<'_>>],
+        scratch: &mut [S],
+    ) {
         for task in bundle {
             // SAFETY: as promised by the caller.
             unsafe { pass.begin(task) };

@@ -4,8 +4,8 @@
 //! d_r[g, n, j, k] = Σ d_gate[g, n, j] h_{t-1}[n, k]      d_b[g, n, j] = Σ d_gate[g, n, j]      over all rows and steps
 //! ```
 //!
-//! A task is a part of the units of a gate and head. It goes through all steps in chunks of a fixed size and order, so
-//! that its bits do not depend on the number of threads.
+//! A task is a part of the units of a gate and head. It goes through all steps in chunks of a fixed
+//! size and order, so that its bits do not depend on the number of threads.
 
 use flashrnn_core::{Element, Shapes};
 
@@ -42,7 +42,8 @@ pub(crate) struct Part<'a, S> {
     pub head: usize,
     /// The first of the units.
     pub unit: usize,
-    /// `[units, stride]`, of which the first D columns count; empty for gates without recurrent input.
+    /// `[units, stride]`, of which the first D columns count; empty for gates without recurrent
+    /// input.
     pub d_r: &'a [S],
     pub stride: usize,
     /// `[units]`
@@ -98,8 +99,8 @@ impl<T: Element> WeightGrad<'_, T> {
         });
     }
 
-    /// Computes the `i`th part, in memory for `d_r [units, stride]`, `h [steps, stride]`, `d_gate [steps, units]`, and `d_b`
-    /// and its sums over a chunk `[units]`.
+    /// Computes the `i`th part, in memory for `d_r [units, stride]`, `h [steps, stride]`, `d_gate
+    /// [steps, units]`, and `d_b` and its sums over a chunk `[units]`.
     ///
     /// # Safety
     /// The machine has `V`'s instruction set.
@@ -112,7 +113,8 @@ impl<T: Element> WeightGrad<'_, T> {
     ) {
         let shapes = self.time.shapes;
         let (d, blocks) = (shapes.head_dim, shapes.head_dim.div_ceil(UNITS));
-        let (head, gate, block) = (i / blocks / shapes.gates, i / blocks % shapes.gates, i % blocks);
+        let (head, gate, block) =
+            (i / blocks / shapes.gates, i / blocks % shapes.gates, i % blocks);
         let units = UNITS.min(d - block * UNITS);
         let recurrent = gate < shapes.recurrent;
         let (d_b, sums) = (&mut d_b[..units], &mut sums[..units]);
@@ -145,7 +147,13 @@ impl<T: Element> WeightGrad<'_, T> {
                 // SAFETY: as promised by the caller.
                 unsafe {
                     For::<V, _>::run_vectorized(gather);
-                    add_product::<V, T::Wide>(AddProduct { out: &mut *d_r, a: d_gate, b: h, units, stride });
+                    add_product::<V, T::Wide>(AddProduct {
+                        out: &mut *d_r,
+                        a: d_gate,
+                        b: h,
+                        units,
+                        stride,
+                    });
                 }
             }
         }
@@ -153,7 +161,8 @@ impl<T: Element> WeightGrad<'_, T> {
     }
 }
 
-/// `out [units, stride] += aᵀ b` with `a [steps, units]` and `b [steps, stride]`, whose rows are whole vectors.
+/// `out [units, stride] += aᵀ b` with `a [steps, units]` and `b [steps, stride]`, whose rows are
+/// whole vectors.
 struct AddProduct<'a, S> {
     out: &'a mut [S],
     a: &'a [S],
@@ -179,7 +188,11 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, AddProduct<'_, 
     unsafe fn run(self) {
         let AddProduct { out, a, b, units, stride } = self.work;
         let depth = b.len() / stride;
-        assert!(a.len() == depth * units && out.len() == units * stride && stride.is_multiple_of(V::LANES));
+        assert!(
+            a.len() == depth * units
+                && out.len() == units * stride
+                && stride.is_multiple_of(V::LANES)
+        );
         let vectors = stride / V::LANES;
         // A panel of `b` stays in the cache while all units pass over it.
         for first in (0..vectors).step_by(V::PANEL) {

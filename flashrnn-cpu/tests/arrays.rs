@@ -1,4 +1,5 @@
-//! The ndarray edges: the same numbers as plain slices give, from views of any strides; wrong dimensions are named.
+//! The ndarray edges: the same numbers as plain slices give, from views of any strides; wrong
+//! dimensions are named.
 
 use flashrnn_core::{Backend, Error, Forward, Lstm, Plan, Problem};
 use flashrnn_cpu::{Cpu, Inputs, OutputGradients};
@@ -15,7 +16,8 @@ fn ramp<D: Dimension>(shape: impl ndarray::ShapeBuilder<Dim = D>) -> Array<f32, 
 #[test]
 fn arrays_give_what_slices_give() {
     let (batch, time, heads, head_dim) = (3, 5, 2, 7);
-    let plan = Cpu::new().plan::<f32, f32, _>(&Lstm, &Problem::new(batch, time, heads, head_dim)).unwrap();
+    let plan =
+        Cpu::new().plan::<f32, f32, _>(&Lstm, &Problem::new(batch, time, heads, head_dim)).unwrap();
     let wx: Array5<f32> = ramp((batch, time, 4, heads, head_dim));
     let (r, b): (Array4<f32>, Array3<f32>) =
         (ramp((4, heads, head_dim, head_dim)), ramp((4, heads, head_dim)));
@@ -30,7 +32,8 @@ fn arrays_give_what_slices_give() {
 
     let out = plan.forward_arrays(&weights, &Inputs::new(scattered.view())).unwrap();
     let mut states = vec![f32::NAN; out.states.len()];
-    let call = Forward { states: Some(&mut states[..]), ..Forward::new(&weights, wx.as_slice().unwrap()) };
+    let call =
+        Forward { states: Some(&mut states[..]), ..Forward::new(&weights, wx.as_slice().unwrap()) };
     plan.forward(call).unwrap();
     assert_eq!(out.states.as_slice().unwrap(), &states[..]);
 

@@ -1,4 +1,5 @@
-//! The properties that every backend must have, on the CPU: with the machine's best instruction set, and with the others.
+//! The properties that every backend must have, on the CPU: with the machine's best instruction
+//! set, and with the others.
 
 use flashrnn_core::{Backend, Cell, Error, Gate, Problem, Real};
 use flashrnn_cpu::{Cpu, Level, Subnormals};

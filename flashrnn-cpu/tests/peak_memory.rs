@@ -4,7 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Options, Plan, Problem, Save, Slstm, bf16,
+    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Options, Plan, Problem, Save,
+    Slstm, bf16,
 };
 use flashrnn_cpu::Cpu;
 
@@ -33,12 +34,18 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Peak over what must be held: wx, R, b, states, the saved gates, and the gradients of h and of everything given.
-fn ratio<C: Cell, T: Element>(cell: &C, save: Save, [batch, time, heads, head_dim]: [usize; 4]) -> f64 {
+/// Peak over what must be held: wx, R, b, states, the saved gates, and the gradients of h and of
+/// everything given.
+fn ratio<C: Cell, T: Element>(
+    cell: &C,
+    save: Save,
+    [batch, time, heads, head_dim]: [usize; 4],
+) -> f64 {
     let plan = Cpu::new()
         .plan::<T, T, C>(
             cell,
-            &Problem::new(batch, time, heads, head_dim).with(Options { save, ..Options::default() }),
+            &Problem::new(batch, time, heads, head_dim)
+                .with(Options { save, ..Options::default() }),
         )
         .expect("a good problem");
     let zeros = |dims: &[usize]| vec![T::default(); dims.iter().product()];
@@ -69,7 +76,8 @@ fn ratio<C: Cell, T: Element>(cell: &C, save: Save, [batch, time, heads, head_di
     (PEAK.load(Ordering::SeqCst) - before) as f64 / held as f64
 }
 
-/// One test, so that nothing else allocates meanwhile. The bound is the one that this library promises.
+/// One test, so that nothing else allocates meanwhile. The bound is the one that this library
+/// promises.
 #[test]
 fn peak_memory_is_near_what_must_be_held() {
     let mut failures = Vec::new();

@@ -5,7 +5,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use flashrnn_core::{Backend, Cell, Elman, Gru, Lstm, Plan, Problem, Slstm, Step};
 use flashrnn_cpu::Cpu;
 
-/// The system's allocator, counting the allocations of each thread: the test harness has threads of its own.
+/// The system's allocator, counting the allocations of each thread: the test harness has threads of
+/// its own.
 struct Counting;
 
 thread_local! {

@@ -1,4 +1,5 @@
-//! By default subnormal numbers of f32 and f64 are zeros to the kernels; a switch keeps them; f16 keeps its own.
+//! By default subnormal numbers of f32 and f64 are zeros to the kernels; a switch keeps them; f16
+//! keeps its own.
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
 mod common;
@@ -23,8 +24,8 @@ impl Cell for Fading {
     }
 }
 
-/// The state after every step, the state after as many calls of `step`, and the gradient of every step's input for a gradient
-/// of `start` at the last step, from a state `start` on, without input.
+/// The state after every step, the state after as many calls of `step`, and the gradient of every
+/// step's input for a gradient of `start` at the last step, from a state `start` on, without input.
 fn fade<T: Element>(cpu: &Cpu, time: usize, start: T) -> [Vec<f64>; 3] {
     let plan: CpuPlan<T, T> = common::plan(cpu, &Fading, &Problem::new(1, time, 1, 16));
     let shapes = plan.shapes();
@@ -47,8 +48,13 @@ fn fade<T: Element>(cpu: &Cpu, time: usize, start: T) -> [Vec<f64>; 3] {
     let (mut state, mut stepped) = (s0, Vec::new());
     for _ in 0..time {
         let mut h = [T::default(); 16];
-        plan.step(Step { weights: &weights, wx: &wx[..16], state: &mut state[..], h: Some(&mut h[..]) })
-            .unwrap();
+        plan.step(Step {
+            weights: &weights,
+            wx: &wx[..16],
+            state: &mut state[..],
+            h: Some(&mut h[..]),
+        })
+        .unwrap();
         stepped.push(h[0].to_f64());
     }
     let first = |tensor: &[T]| tensor.iter().step_by(16).map(|x| x.to_f64()).collect();

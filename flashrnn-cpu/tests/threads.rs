@@ -1,4 +1,5 @@
-//! Calls from other pools' threads: nobody runs a foreign job while it waits, so a lock around a call can't be taken twice.
+//! Calls from other pools' threads: nobody runs a foreign job while it waits, so a lock around a
+//! call can't be taken twice.
 
 mod common;
 
@@ -19,8 +20,11 @@ fn stream(cpu: &Cpu, batch: usize, head_dim: usize) -> Vec<f32> {
     (0..calls).into_par_iter().with_max_len(1).for_each(|_| {
         let mut state = state.lock().unwrap();
         let before = state.clone();
-        let call =
-            Forward { s0: Some(&before[..]), last: Some(&mut state[..]), ..Forward::new(&weights, &wx) };
+        let call = Forward {
+            s0: Some(&before[..]),
+            last: Some(&mut state[..]),
+            ..Forward::new(&weights, &wx)
+        };
         plan.forward(call).unwrap();
     });
     state.into_inner().unwrap()
@@ -69,7 +73,10 @@ fn a_lock_around_a_call_is_no_deadlock() {
 #[test]
 fn threads_that_cannot_be_had_are_an_error() {
     for threads in [0, Cpu::MAX_THREADS + 1, 100_000] {
-        assert!(matches!(Cpu::with_threads(threads), Err(Error::InvalidProblem { option: "threads", .. })));
+        assert!(matches!(
+            Cpu::with_threads(threads),
+            Err(Error::InvalidProblem { option: "threads", .. })
+        ));
     }
 }
 
@@ -95,7 +102,8 @@ fn a_panic_leaves_the_backend_usable() {
 
     let cpu = Cpu::with_threads(2).unwrap();
     for [batch, heads, head_dim] in [[16, 12, 8], [1, 1, 512]] {
-        let plan = cpu.plan::<f32, f32, _>(&Panics, &Problem::new(batch, 8, heads, head_dim)).unwrap();
+        let plan =
+            cpu.plan::<f32, f32, _>(&Panics, &Problem::new(batch, 8, heads, head_dim)).unwrap();
         let (weights, wx) = (common::pack(&plan), vec![0.0; common::len(&plan.shapes().wx())]);
         let call = std::panic::AssertUnwindSafe(|| plan.forward(Forward::new(&weights, &wx)));
         assert!(std::panic::catch_unwind(call).is_err());

@@ -1,4 +1,5 @@
-//! Packed weights serve every plan whose kernels read them in the same order, and are refused by others.
+//! Packed weights serve every plan whose kernels read them in the same order, and are refused by
+//! others.
 
 mod common;
 
@@ -9,7 +10,8 @@ use flashrnn_cpu::{Cpu, Level};
 fn any_number_of_threads<C: Cell>(cell: &C, head_dim: usize) {
     let cpus: Vec<_> = [1, 2, 5, 16].map(|threads| Cpu::with_threads(threads).unwrap()).into();
     let problem = Problem::new(3, 4, 1, head_dim);
-    let plans: Vec<_> = cpus.iter().map(|cpu| common::plan::<f32, C>(cpu, cell, &problem)).collect();
+    let plans: Vec<_> =
+        cpus.iter().map(|cpu| common::plan::<f32, C>(cpu, cell, &problem)).collect();
     let want = common::run(&plans[0], &common::pack(&plans[0]), None, None);
     for packing in &plans {
         let weights = common::pack(packing);
@@ -41,7 +43,8 @@ fn weights_do_not_depend_on_the_number_of_threads() {
 fn weights_of_another_instruction_set_are_refused() {
     let problem = Problem::new(2, 3, 1, 33);
     for packed_for in Level::available() {
-        let plan_of = |level| common::plan::<f32, _>(&Cpu::new().with_level(level).unwrap(), &Lstm, &problem);
+        let plan_of =
+            |level| common::plan::<f32, _>(&Cpu::new().with_level(level).unwrap(), &Lstm, &problem);
         let weights = common::pack(&plan_of(packed_for));
         for level in Level::available() {
             let plan = plan_of(level);
@@ -51,7 +54,10 @@ fn weights_of_another_instruction_set_are_refused() {
             if level == packed_for {
                 result.unwrap();
             } else {
-                assert!(matches!(result, Err(Error::Argument { tensor: "weights", .. })), "{result:?}");
+                assert!(
+                    matches!(result, Err(Error::Argument { tensor: "weights", .. })),
+                    "{result:?}"
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Calls that are given a workspace allocate nothing, on any thread, and compute the same from whatever it holds.
+//! Calls that are given a workspace allocate nothing, on any thread, and compute the same from
+//! whatever it holds.
 
 mod common;
 
@@ -7,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use common::Workspaces;
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Error, Forward, Gru, Lstm, Options, Plan, Problem, Save, Slstm,
-    bf16,
+    Backend, Backward, Cell, Element, Elman, Error, Forward, Gru, Lstm, Options, Plan, Problem,
+    Save, Slstm, bf16,
 };
 use flashrnn_cpu::Cpu;
 
@@ -41,8 +42,10 @@ static COUNTING: Counting = Counting;
 fn allocations<C: Cell, T: Element>(cpu: &Cpu, cell: &C, problem: &Problem) -> usize {
     let plan = common::plan::<T, C>(cpu, cell, problem);
     let (weights, shapes) = (common::pack(&plan), plan.shapes());
-    let (wx, d_h) =
-        (vec![T::default(); common::len(&shapes.wx())], vec![T::default(); common::len(&shapes.h())]);
+    let (wx, d_h) = (
+        vec![T::default(); common::len(&shapes.wx())],
+        vec![T::default(); common::len(&shapes.h())],
+    );
     let (mut out, mut saved) = (common::results(&plan), plan.saved().unwrap());
     let mut workspaces = Workspaces::new(&plan);
     let before = ALLOCATIONS.load(SeqCst);
@@ -68,16 +71,23 @@ fn allocations<C: Cell, T: Element>(cpu: &Cpu, cell: &C, problem: &Problem) -> u
 }
 
 fn check<C: Cell, T: Element>(failures: &mut Vec<String>, cpus: &[Cpu], cell: &C) {
-    // A task of many rows, bundles of heads, a team of threads, an empty batch, more rows than a sort keeps on the stack.
-    for [batch, time, heads, head_dim] in
-        [[3, 5, 1, 7], [16, 3, 12, 64], [1, 9, 1, 160], [0, 4, 2, 8], [70, 2, 1, 33], [2, 3, 1, 300]]
-    {
+    // A task of many rows, bundles of heads, a team of threads, an empty batch, more rows than a
+    // sort keeps on the stack.
+    for [batch, time, heads, head_dim] in [
+        [3, 5, 1, 7],
+        [16, 3, 12, 64],
+        [1, 9, 1, 160],
+        [0, 4, 2, 8],
+        [70, 2, 1, 33],
+        [2, 3, 1, 300],
+    ] {
         for save in [Save::Gates, Save::Recompute] {
             let options = Options { save, ..Options::default() };
             let problem = Problem::new(batch, time, heads, head_dim).with(options);
             let lengths: Vec<i32> = (0..batch).map(|b| (b * 5 % (time + 1)) as i32).collect();
             for cpu in cpus {
-                let what = format!("{} {} {problem:?} on {} threads", C::NAME, T::DTYPE, cpu.threads());
+                let what =
+                    format!("{} {} {problem:?} on {} threads", C::NAME, T::DTYPE, cpu.threads());
                 let n = allocations::<C, T>(cpu, cell, &problem);
                 if n > 0 {
                     failures.push(format!("{what}: {n} allocations"));
@@ -85,9 +95,11 @@ fn check<C: Cell, T: Element>(failures: &mut Vec<String>, cpus: &[Cpu], cell: &C
                 let plan = common::plan::<T, C>(cpu, cell, &problem);
                 let weights = common::pack(&plan);
                 let want = common::run(&plan, &weights, Some(&lengths), None);
-                let got = common::run(&plan, &weights, Some(&lengths), Some(&mut Workspaces::new(&plan)));
+                let got =
+                    common::run(&plan, &weights, Some(&lengths), Some(&mut Workspaces::new(&plan)));
                 if want != got {
-                    failures.push(format!("{what}: other numbers from other bytes in the workspace"));
+                    failures
+                        .push(format!("{what}: other numbers from other bytes in the workspace"));
                 }
             }
         }

@@ -1,8 +1,10 @@
-// One step of the backward pass, one kernel: from dg of the step after, the gradient that reaches h through R (a product with
-// R transposed), then the cell's derivative as its epilogue, which gives this step's dg. One more step, -1, gives d_s0.
+// One step of the backward pass, one kernel: from dg of the step after, the gradient that reaches h
+// through R (a product with R transposed), then the cell's derivative as its epilogue, which gives
+// this step's dg. One more step, -1, gives d_s0.
 //
-// Grid, shared memory and registers are as in forward_step.cu, with PER_UNIT = 1 and k over the recurrent gates and the head's
-// units. From step to step go dg rounded to T, in two buffers in turn, and the gradient of the f32 states, in place.
+// Grid, shared memory and registers are as in forward_step.cu, with PER_UNIT = 1 and k over the
+// recurrent gates and the head's units. From step to step go dg rounded to T, in two buffers in
+// turn, and the gradient of the f32 states, in place.
 #include "call.cuh"
 #include "overlap.cuh"
 #include "product.cuh"

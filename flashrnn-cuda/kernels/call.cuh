@@ -1,5 +1,6 @@
-// The arguments of a pass, as the Rust structs of the same names give them (call.rs). The fused kernels take them by value; the
-// kernels of single steps find them in device memory, so that a graph serves any buffers and any T.
+// The arguments of a pass, as the Rust structs of the same names give them (call.rs). The fused
+// kernels take them by value; the kernels of single steps find them in device memory, so that a
+// graph serves any buffers and any T.
 #pragma once
 #include "cell.cuh"
 #include "element.cuh"

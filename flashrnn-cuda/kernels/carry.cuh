@@ -1,10 +1,13 @@
-// What the fused kernels' carrying warps do: bring a step's inputs to shared memory ahead of time, and take results from there, up to
-// 16 bytes a lane. Each of their threads serves one row of the batch, and works its addresses out once, before the time loop.
+// What the fused kernels' carrying warps do: bring a step's inputs to shared memory ahead of time,
+// and take results from there, up to 16 bytes a lane. Each of their threads serves one row of the
+// batch, and works its addresses out once, before the time loop.
 //
-// -DCOPY_BYTES divides the addresses of all tensors of T and the bytes of D elements, and so the address of every row: 16, 8 or 4
-// are what a lane copies at a time. With 2, rows of 16-bit elements may begin in the middle of a word of 4 bytes. Then a lane copies
-// whole words: fetched rows lie in shared memory one element further where their address is odd (`Shifts`), and the first and the
-// last element of a stored row are written alone where their words are shared with other rows.
+// -DCOPY_BYTES divides the addresses of all tensors of T and the bytes of D elements, and so the
+// address of every row: 16, 8 or 4 are what a lane copies at a time. With 2, rows of 16-bit
+// elements may begin in the middle of a word of 4 bytes. Then a lane copies whole words: fetched
+// rows lie in shared memory one element further where their address is odd (`Shifts`), and the
+// first and the last element of a stored row are written alone where their words are shared with
+// other rows.
 #pragma once
 #include "fused.cuh"
 
@@ -36,13 +39,15 @@ struct Block {
     __device__ __forceinline__ Offset place() const { return Offset(head) * HEAD_DIM + unit0; }
 };
 
-// A tensor in global memory: the block's first unit at token 0, and the elements from a token to the next.
+// A tensor in global memory: the block's first unit at token 0, and the elements from a token to
+// the next.
 template <class P> struct Tensor {
     P* first;
     Offset token_stride;
 };
 
-// The token of the first step that is carried, and the tokens from each step to the next: where every row has all steps.
+// The token of the first step that is carried, and the tokens from each step to the next: where
+// every row has all steps.
 struct Walk {
     Offset token, advance;
 
@@ -55,8 +60,8 @@ struct Walk {
 template <class P> struct Plain { using Type = P; };
 template <class P> struct Plain<const P> { using Type = P; };
 
-// Where things lie in shared memory, from one address that the compiler holds in a register: left alone it works each out anew
-// every step, from the block's place in its cluster.
+// Where things lie in shared memory, from one address that the compiler holds in a register: left
+// alone it works each out anew every step, from the block's place in its cluster.
 struct SharedAddresses {
     const void* memory;
     unsigned first;
@@ -69,19 +74,21 @@ struct SharedAddresses {
     }
 };
 
-// All gates of a unit. With -DINTERLEAVED saved gates are [tokens, N, D, G], so that a unit's lie at a multiple of their size. Without
-// it nothing is copied as these, whatever the number of gates, and one is as good as all.
+// All gates of a unit. With -DINTERLEAVED saved gates are [tokens, N, D, G], so that a unit's lie
+// at a multiple of their size. Without it nothing is copied as these, whatever the number of gates,
+// and one is as good as all.
 constexpr int TOGETHER_GATES = INTERLEAVED ? Cell::GATES : 1;
 struct alignas(TOGETHER_GATES * sizeof(T)) AllGates {
     T of[TOGETHER_GATES];
 };
 
-// With -DCOPY_BYTES=1 they may begin anywhere, which costs what it costs: nobody's allocator gives such memory.
+// With -DCOPY_BYTES=1 they may begin anywhere, which costs what it costs: nobody's allocator gives
+// such memory.
 template <class P> constexpr bool ANYWHERE = false;
 template <> constexpr bool ANYWHERE<const AllGates> = INTERLEAVED && COPY_BYTES == 1;
 
-// Which of up to 16 tensors' rows lie one element further in shared memory than where they are aligned, since they begin in the
-// middle of a word: bit i for tensor i.
+// Which of up to 16 tensors' rows lie one element further in shared memory than where they are
+// aligned, since they begin in the middle of a word: bit i for tensor i.
 struct Shifts {
     unsigned bits = 0;  // the lower half: at token 0; the upper half: those that change from each token to the next
 
@@ -114,8 +121,9 @@ struct TokenBit {
 
 static_assert(Cell::GATES <= 16 && Cell::STATES <= 16, "bits of Shifts");
 
-// The lanes that share a tensor's row, a power of 2: so that each has the fewest of `pieces` of `bytes` in `tensors` rows, and
-// among these the fewest lanes that copy 32 bytes at a time, since then a lane has more pieces at one address.
+// The lanes that share a tensor's row, a power of 2: so that each has the fewest of `pieces` of
+// `bytes` in `tensors` rows, and among these the fewest lanes that copy 32 bytes at a time, since
+// then a lane has more pieces at one address.
 __host__ __device__ constexpr int lanes_of_tensor(int tensors, int pieces, int bytes) {
     int best = LANES, best_count = 1 << 30;
     for (int lanes = LANES; lanes > 0 && lanes * bytes >= 32; lanes /= 2) {
@@ -128,10 +136,11 @@ __host__ __device__ constexpr int lanes_of_tensor(int tensors, int pieces, int b
     return best;
 }
 
-// This thread's share of the block's units of its row, of TENSORS tensors. In shared memory a tensor begins TENSOR_STRIDE elements
-// after the one before, a row ROW_STRIDE after the one before.
+// This thread's share of the block's units of its row, of TENSORS tensors. In shared memory a
+// tensor begins TENSOR_STRIDE elements after the one before, a row ROW_STRIDE after the one before.
 //
-// A token is looked up where rows are ragged; elsewhere each call goes on to the next step by itself.
+// A token is looked up where rows are ragged; elsewhere each call goes on to the next step by
+// itself.
 template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces {
     static constexpr bool SPLIT_WORDS = SHIFTED && sizeof(P) == sizeof(T);
     // Rows of f32 beside 16-bit tensors have twice their alignment.
@@ -184,13 +193,14 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
         return shared + place + (i * TOGETHER * TENSOR_STRIDE + j * STEP) * int(sizeof(P));
     }
 
-    // Brings what lies at `token` to shared memory at `shared`, without waiting: shifted rows one element further.
+    // Brings what lies at `token` to shared memory at `shared`, without waiting: shifted rows one
+    // element further.
     __device__ __forceinline__ void fetch(unsigned shared, Offset token) {
 #pragma unroll
         for (int i = 0; i < OF_LANE; ++i) {
             const P* from = address(i, token);
-            // Of a split word, both elements or one are the row's. The element before it is some other's in the same memory; the one
-            // after it might be in none, and is not read.
+            // Of a split word, both elements or one are the row's. The element before it is some
+            // other's in the same memory; the one after it might be in none, and is not read.
             const int shift = this->shift(from), units = left[i] + shift;
             from -= shift;
 #pragma unroll
@@ -206,8 +216,8 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
         }
     }
 
-    // Takes what lies at `shared` to `token`; zeros where the row is not active. Of so many pieces at once that one's way to shared
-    // memory hides behind another's.
+    // Takes what lies at `shared` to `token`; zeros where the row is not active. Of so many pieces
+    // at once that one's way to shared memory hides behind another's.
     __device__ __forceinline__ void store(unsigned shared, Offset token, bool active) {
         constexpr int AT_ONCE = COUNT >= 8 ? 1 : 8 / COUNT;
 #pragma unroll
@@ -250,8 +260,9 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct Pieces
         }
     }
 
-    // Whether the elements of split word j are units of the row. `units` are left from the word's first element on, which a shift
-    // puts before unit 0 in the first word of a row; the word past CELLS has one at most.
+    // Whether the elements of split word j are units of the row. `units` are left from the word's
+    // first element on, which a shift puts before unit 0 in the first word of a row; the word past
+    // CELLS has one at most.
     __device__ __forceinline__ bool has_low(int shift, int units, int j) const { return units > 0 && (j > 0 || unit >= shift); }
     static __device__ __forceinline__ bool has_high(int units, int j) { return may_be_whole(j) && units > 1; }
     static __device__ __forceinline__ constexpr bool may_be_whole(int j) { return j * STEP < CELLS; }
@@ -272,7 +283,8 @@ template <class P, class E> __device__ __forceinline__ Tensor<P> all_gates(const
     return {reinterpret_cast<P*>(gates.external) + place, sizes.units()};
 }
 
-// The tensor of a gate, in the pair of tensors that hold those with and those without external input.
+// The tensor of a gate, in the pair of tensors that hold those with and those without external
+// input.
 template <class P> __device__ __forceinline__ Tensor<P> gate_tensor(const Gates<P>& gates, const Sizes& sizes, int gate, Offset place) {
     const int of_token = gate < INNER ? INNER : Cell::EXTERNAL;
     return {&gates.at(sizes, 0, gate, place), of_token * sizes.units()};

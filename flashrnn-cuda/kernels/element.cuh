@@ -1,6 +1,7 @@
-// The types a tensor can hold. `-DELEMENT=` and `-DWEIGHT=` choose T, the element of wx and states, and W, that of R
-// and b. Arithmetic is f32: every load widens, every store rounds to the nearest, ties to even. States and gates saturate:
-// what lies beyond the range of a 16-bit T, infinities included, becomes its largest number. Gradients and weights become infinite.
+// The types a tensor can hold. `-DELEMENT=` and `-DWEIGHT=` choose T, the element of wx and states,
+// and W, that of R and b. Arithmetic is f32: every load widens, every store rounds to the nearest,
+// ties to even. States and gates saturate: what lies beyond the range of a 16-bit T, infinities
+// included, becomes its largest number. Gradients and weights become infinite.
 #pragma once
 
 struct f16 {

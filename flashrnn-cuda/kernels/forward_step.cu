@@ -1,12 +1,14 @@
-// One step of the forward pass, one kernel: the product R h_{t-1}, and the cell as its epilogue. The time loop is a CUDA
-// graph of these kernels (src/time_loop.rs).
+// One step of the forward pass, one kernel: the product R h_{t-1}, and the cell as its epilogue.
+// The time loop is a CUDA graph of these kernels (src/time_loop.rs).
 //
-// Grid: a block for UNITS units of a head and ROWS rows of the batch; units innermost, then heads, then rows.
-// Shared memory: the warps' sums, WARPS x 16 TILES x (ROWS + 8) floats. Registers: the first chunks of R, and each thread's
-// PAIRS (unit, row) pairs' inputs, all fetched before the previous step has ended.
+// Grid: a block for UNITS units of a head and ROWS rows of the batch; units innermost, then heads,
+// then rows. Shared memory: the warps' sums, WARPS x 16 TILES x (ROWS + 8) floats. Registers: the
+// first chunks of R, and each thread's PAIRS (unit, row) pairs' inputs, all fetched before the
+// previous step has ended.
 //
-// What goes from step to step lies in global memory: h rounded to T in two buffers in turn (a step reads one and writes the
-// other, for other blocks read what this one would overwrite), the f32 states in place (only their own thread reads them).
+// What goes from step to step lies in global memory: h rounded to T in two buffers in turn (a step
+// reads one and writes the other, for other blocks read what this one would overwrite), the f32
+// states in place (only their own thread reads them).
 #include "call.cuh"
 #include "overlap.cuh"
 #include "product.cuh"

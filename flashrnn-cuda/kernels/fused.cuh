@@ -1,22 +1,26 @@
-// What the fused kernels share: copies that are under way while others work, and the exchange within a cluster of blocks.
+// What the fused kernels share: copies that are under way while others work, and the exchange
+// within a cluster of blocks.
 //
-// A time step is so short that asking for an option costs more than the option: the kernels are compiled without those that are
-// not used. -DRAGGED: there are lengths or resets. -DCLIPS: there is a clip, or the recurrent gradient is cut.
+// A time step is so short that asking for an option costs more than the option: the kernels are
+// compiled without those that are not used. -DRAGGED: there are lengths or resets. -DCLIPS: there
+// is a clip, or the recurrent gradient is cut.
 #pragma once
 #include "call.cuh"
 
 constexpr int CHUNK = 64 / sizeof(T);
 constexpr int DEPTH = (HEAD_DIM + CHUNK - 1) / CHUNK * CHUNK;  // of packed R
 
-// -DINTERLEAVED: the gates of a unit lie together in what the forward pass saves, where D is no multiple of 16 bytes.
+// -DINTERLEAVED: the gates of a unit lie together in what the forward pass saves, where D is no
+// multiple of 16 bytes.
 
 // The number of things in an array, which has at least one.
 __host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
-// With -DBLOCK_BARRIERS a block of a cluster has a barrier beside each mbarrier that it waits for, which is all that racecheck knows.
+// With -DBLOCK_BARRIERS a block of a cluster has a barrier beside each mbarrier that it waits for,
+// which is all that racecheck knows.
 //
-// With -DDELAYS a warp waits here now and then, for up to a microsecond: for tests, that what the kernels give does not hang on who is
-// first.
+// With -DDELAYS a warp waits here now and then, for up to a microsecond: for tests, that what the
+// kernels give does not hang on who is first.
 __device__ __forceinline__ void delay() {
 #if DELAYS
     const unsigned hash = (unsigned(clock64()) ^ blockIdx.x * 2654435761u ^ threadIdx.x / 32 * 40503u) * 2246822519u;
@@ -105,8 +109,9 @@ struct Barrier {
         asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                      : "memory");
     }
-    // Waits until the phase of this parity is over: all arrivals and bytes of it are there, and visible. (What the others send
-    // lies in this block's shared memory, so its scope is the block: a wider one would throw away the first-level cache.)
+    // Waits until the phase of this parity is over: all arrivals and bytes of it are there, and
+    // visible. (What the others send lies in this block's shared memory, so its scope is the block:
+    // a wider one would throw away the first-level cache.)
     __device__ __forceinline__ void wait(unsigned parity) {
         asm volatile(
             "{\n"

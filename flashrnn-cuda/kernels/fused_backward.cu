@@ -1,16 +1,20 @@
-// The backward pass of all time steps in one kernel: R transposed stays in registers, what its products give in shared memory.
+// The backward pass of all time steps in one kernel: R transposed stays in registers, what its
+// products give in shared memory.
 //
-// Grid as in fused_forward.cu: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch; each has UNITS of its units. It
-// computes dg of its units, multiplies by its columns of R transposed, and hands every block the part of dh of that block's units.
+// Grid as in fused_forward.cu: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch;
+// each has UNITS of its units. It computes dg of its units, multiplies by its columns of R
+// transposed, and hands every block the part of dh of that block's units.
 //
-// Warps: 8 that compute and HELPERS that carry: they fetch what the steps need STAGES - 1 steps ahead, and store dg.
+// Warps: 8 that compute and HELPERS that carry: they fetch what the steps need STAGES - 1 steps
+// ahead, and store dg.
 //
-// A step: dh, the sum of PARTS parts; the cell's derivative; dg to shared memory; the product, tiles of 16 of the head's units (m),
-// the rows (n) and k over the gates of the block's units: a warp has one tile or more, or a part of k of one. The cell's derivative
-// is prepared while the parts are on their way. For all this but the product a thread has one unit of a row, or a few.
+// A step: dh, the sum of PARTS parts; the cell's derivative; dg to shared memory; the product,
+// tiles of 16 of the head's units (m), the rows (n) and k over the gates of the block's units: a
+// warp has one tile or more, or a part of k of one. The cell's derivative is prepared while the
+// parts are on their way. For all this but the product a thread has one unit of a row, or a few.
 //
-// Shared memory: dg [2][ROWS][K], the parts of dh [2][PARTS][UNITS][ROWS], and of each of STAGES steps the gates, the states
-// before and the gradients given.
+// Shared memory: dg [2][ROWS][K], the parts of dh [2][PARTS][UNITS][ROWS], and of each of STAGES
+// steps the gates, the states before and the gradients given.
 constexpr int WARPS = COMPUTING_WARPS;
 #if TENSOR_CORES
 #include "tensor_cores.cuh"
@@ -64,7 +68,8 @@ __device__ __forceinline__ T& dg_of(Shared& shared, int round, int gate, int row
                                   : shared.apart[now][::max(gate - Cell::RECURRENT, 0)][row][unit];
 }
 
-// After this, all parts of this round's dh are there, and the inputs of this round and the next. Every warp of the block calls it.
+// After this, all parts of this round's dh are there, and the inputs of this round and the next.
+// Every warp of the block calls it.
 __device__ __forceinline__ void wait_for_round(Shared& shared, unsigned round) {
     delay();
     if constexpr (BLOCKS == 1)
@@ -77,8 +82,8 @@ __device__ __forceinline__ void wait_for_round(Shared& shared, unsigned round) {
     delay();
 }
 
-// A warp has done its part for round `round`: what it wrote before is there for those who wait. In a cluster every warp of the block
-// arrives once for each round.
+// A warp has done its part for round `round`: what it wrote before is there for those who wait. In
+// a cluster every warp of the block arrives once for each round.
 __device__ __forceinline__ void arrive_for_round(Shared& shared, unsigned round) {
     delay();
     if (BLOCKS == 1) return;
@@ -86,7 +91,8 @@ __device__ __forceinline__ void arrive_for_round(Shared& shared, unsigned round)
     if (threadIdx.x % 32 == 0) shared.arrived[round % 2].arrive();
 }
 
-// The tensors that a step reads, from the block's first unit: gates, the gradients given, and the states.
+// The tensors that a step reads, from the block's first unit: gates, the gradients given, and the
+// states.
 __device__ __forceinline__ Tensor<const T> gate_in(const BackwardCall& call, const Block& block, int gate) {
     return gate_tensor(call.gates, call.sizes, gate, block.place());
 }
@@ -198,7 +204,8 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         return RAGGED && call.resets && shared.resets[round % STAGES] >> (8 + b) & 1;
     };
 
-    // Hands rows of a unit of tile i to its block: those of unit r, or r + 8 for `half` 1 and for lanes that have no rows of their own.
+    // Hands rows of a unit of tile i to its block: those of unit r, or r + 8 for `half` 1 and for
+    // lanes that have no rows of their own.
     const int own_half = ROWS == 4 ? q / 2 : 0, own_row = q * 2 % ROWS;
     unsigned parts_of[OF_WARP], arrived_of[OF_WARP];
     constexpr unsigned PARTS_BYTES = sizeof(shared.parts[0]), HALF_BYTES = 8 * sizeof(shared.parts[0][0][0]);
@@ -226,8 +233,8 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 #endif
     };
 
-    // Where rows begin in the middle of a word each thread stores its own dg, which costs fewer instructions than to put words
-    // together from shared memory.
+    // Where rows begin in the middle of a word each thread stores its own dg, which costs fewer
+    // instructions than to put words together from shared memory.
     const auto store_dg = [&](int round) {
         const Offset token = row.token(sizes, sizes.time - 1 - round);
 #pragma unroll
@@ -273,7 +280,8 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 
         float2 parts[OF_WARP][ROWS / 4];
         product.run(shared.dg[now][0], DG_STRIDE, parts);
-        // Beside the tensor cores, or in a cluster while the parts are on their way; after the last round for nothing.
+        // Beside the tensor cores, or in a cluster while the parts are on their way; after the last
+        // round for nothing.
         if (BLOCKS == 1) linearize(round + 1);
 #pragma unroll
         for (int i = 0; i < OF_WARP; ++i) {
@@ -327,7 +335,8 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     Pieces<T, SHIFTED ? 0 : APART, ROWS * IN_STRIDE, IN_STRIDE> apart(
         block, walk, [&](int which) { return gate_tensor(call.d_gates, sizes, Cell::RECURRENT + which, place); });
 
-    // The state before the first step is f32: here it is rounded as those of the other steps are, but for the wide ones.
+    // The state before the first step is f32: here it is rounded as those of the other steps are,
+    // but for the wide ones.
     const auto fetch_s0 = [&](int stage) {
         for (int i = carrying_thread(); i < Cell::STATES * ROWS * UNITS; i += HELPERS * 32) {
             const int s = i / (ROWS * UNITS), b = i / UNITS % ROWS, unit = i % UNITS;
@@ -338,7 +347,8 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
             if (kept_wide(Cell::WIDE, s)) shared.wide[stage][rank(Cell::WIDE, s)][b][unit] = v;
         }
     };
-    // The first carrying warp asks for the rows' resets, a lane a row: 8 lanes of this step's, 8 of the step after.
+    // The first carrying warp asks for the rows' resets, a lane a row: 8 lanes of this step's, 8 of
+    // the step after.
     const Row asked(sizes, call.lengths, block.row0 + ::min(carrying_thread() % 8, block.rows - 1));
     const SharedAddresses at(&shared);
     const auto fetch = [&](int round) {

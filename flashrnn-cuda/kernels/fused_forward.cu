@@ -1,16 +1,20 @@
 // The forward pass of all time steps in one kernel: R stays in registers, h in shared memory.
 //
-// Grid: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch; each has UNITS of the head's units. Nothing wider ever
-// waits: blocks of a cluster hand each other h, different heads and rows never meet.
+// Grid: BLOCKS blocks, a cluster, for a head and ROWS rows of the batch; each has UNITS of the
+// head's units. Nothing wider ever waits: blocks of a cluster hand each other h, different heads
+// and rows never meet.
 //
-// Warps: SPLIT for each 8 units, which *compute*, each a part of k, and HELPERS that *carry*: they fetch wx STAGES - 1 steps ahead
-// and store what was computed the step before, up to 16 bytes a lane.
+// Warps: SPLIT for each 8 units, which *compute*, each a part of k, and HELPERS that *carry*: they
+// fetch wx STAGES - 1 steps ahead and store what was computed the step before, up to 16 bytes a
+// lane.
 //
-// Registers of a computing warp: the rows of R of its 8 units, all gates, for its part of k. A thread gets every gate of one unit,
-// lane / 4, for one or two rows of the batch, and keeps their states in registers from first to last step.
+// Registers of a computing warp: the rows of R of its 8 units, all gates, for its part of k. A
+// thread gets every gate of one unit, lane / 4, for one or two rows of the batch, and keeps their
+// states in registers from first to last step.
 //
-// Shared memory: h [2][ROWS][depth] (a step reads one and writes the other), wx [STAGES][Gx][ROWS][UNITS], and what is saved
-// for the backward pass [2][S - 1 + G][ROWS][UNITS]. Rows are padded, so that they are read without bank conflicts.
+// Shared memory: h [2][ROWS][depth] (a step reads one and writes the other), wx
+// [STAGES][Gx][ROWS][UNITS], and what is saved for the backward pass [2][S - 1 + G][ROWS][UNITS].
+// Rows are padded, so that they are read without bank conflicts.
 constexpr int GROUPS = UNITS / 8, WARPS = GROUPS * SPLIT;  // that compute
 #if TENSOR_CORES
 #include "tensor_cores.cuh"
@@ -57,8 +61,8 @@ __device__ __forceinline__ void wait_for_step(Shared& shared, unsigned step) {
     delay();
 }
 
-// A warp has done its part for step `step`: what it wrote before is there for those who wait. In a cluster every warp of the block
-// arrives once for each step.
+// A warp has done its part for step `step`: what it wrote before is there for those who wait. In a
+// cluster every warp of the block arrives once for each step.
 __device__ __forceinline__ void arrive_for_step(Shared& shared, unsigned step) {
     delay();
     if (BLOCKS == 1) return;
@@ -191,7 +195,8 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
         if constexpr (BLOCKS > 1) {
 #if __CUDA_ARCH__ >= 900
             __syncwarp();
-            // The warp's 8 units in pieces of 16 bytes: piece l % PIECES to blocks l / PIECES, and so on.
+            // The warp's 8 units in pieces of 16 bytes: piece l % PIECES to blocks l / PIECES, and
+            // so on.
             constexpr int OF_ROW = 8 * sizeof(T) / 16, PIECES = ROWS * OF_ROW;
             const T* piece = &shared.h[next_buffer][lane % PIECES / OF_ROW][block.unit0 + first_unit + lane % OF_ROW * int(16 / sizeof(T))];
             const uint4 v = *reinterpret_cast<const uint4*>(piece);
@@ -306,7 +311,8 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
     for (int step = 0; step < STAGES - 1; ++step) fetch(step);
     for (int step = 0; step <= sizes.time; ++step) {
         wait_for_copies<STAGES - 2>();
-        // wx of this step is there, and what was stored last may be overwritten: the computing warps may go on.
+        // wx of this step is there, and what was stored last may be overwritten: the computing
+        // warps may go on.
         arrive_for_step(shared, step);
         wait_for_step(shared, step);
         if (BLOCK_BARRIERS && SPLIT > 1 && step < sizes.time) __syncthreads();  // with those who compute, for the sum of parts

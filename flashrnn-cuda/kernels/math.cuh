@@ -1,11 +1,13 @@
 // The functions that a printed cell calls, with the meaning of Rust's trait `Real`.
 //
-// Those of CUDA's library without fast-math: within 2 units in the last place, with denormals, infinities and NaN. With
-// `-DMATH=` the fused kernels of 16-bit tensors take the hardware's: `HARDWARE_F16`, errors near 1e-6; `HARDWARE_BF16`, tanh within
-// 5e-4, a tenth of bf16's roundoff, at half the cost.
+// Those of CUDA's library without fast-math: within 2 units in the last place, with denormals,
+// infinities and NaN. With `-DMATH=` the fused kernels of 16-bit tensors take the hardware's:
+// `HARDWARE_F16`, errors near 1e-6; `HARDWARE_BF16`, tanh within 5e-4, a tenth of bf16's roundoff,
+// at half the cost.
 //
-// The slopes of tanh and sigmoid keep their relative accuracy in both tails: a few units in the last place, HARDWARE_F16 1e-5.
-// HARDWARE_BF16 takes them from tanh, to an absolute 1e-3 and 2.5e-4; in the tails they are noise of that size, then 0.
+// The slopes of tanh and sigmoid keep their relative accuracy in both tails: a few units in the
+// last place, HARDWARE_F16 1e-5. HARDWARE_BF16 takes them from tanh, to an absolute 1e-3 and
+// 2.5e-4; in the tails they are noise of that size, then 0.
 #pragma once
 
 namespace real {

@@ -1,5 +1,6 @@
-// What the fused kernels compute with where tensors are f32: multiply-adds. The functions and structs are those of
-// tensor_cores.cuh, and so is who gets what; the four lanes that share lane / 4 split k, 4 elements each in turn.
+// What the fused kernels compute with where tensors are f32: multiply-adds. The functions and
+// structs are those of tensor_cores.cuh, and so is who gets what; the four lanes that share lane /
+// 4 split k, 4 elements each in turn.
 #pragma once
 #include "carry.cuh"
 

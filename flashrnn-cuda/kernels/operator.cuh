@@ -2,8 +2,8 @@
 //
 //     g_t = R s0_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
 //
-// A *step* counts in processing order, a *position* is the place in time that it reads and writes; a *token* is a position
-// of a row among the B*T of the caller's layout.
+// A *step* counts in processing order, a *position* is the place in time that it reads and writes;
+// a *token* is a position of a row among the B*T of the caller's layout.
 #pragma once
 
 struct Sizes {
@@ -44,7 +44,8 @@ struct Row {
     }
 };
 
-// How many bits are set. (Without a loop, so that it becomes a number wherever the set is known: a loop stayed one.)
+// How many bits are set. (Without a loop, so that it becomes a number wherever the set is known: a
+// loop stayed one.)
 __host__ __device__ constexpr int count(unsigned set) {
     set -= set >> 1 & 0x55555555;
     set = (set & 0x33333333) + (set >> 2 & 0x33333333);
@@ -60,7 +61,8 @@ __host__ __device__ constexpr bool kept_wide(unsigned set, int k) { return sizeo
 // The gates that take no external input come first.
 constexpr int INNER = Cell::GATES - Cell::EXTERNAL;
 
-// Where a gate of one unit and token lies in the pair of tensors [tokens, Gx, N, D] and [tokens, G - Gx, N, D].
+// Where a gate of one unit and token lies in the pair of tensors [tokens, Gx, N, D] and [tokens, G
+// - Gx, N, D].
 template <class P> struct Gates {
     P *external, *inner;
 

@@ -2,20 +2,23 @@
 //
 //     out[g][unit][row] = sum over k of weights[g][unit][k] x[row][k]        g < PER_UNIT
 //
-// Forward, PER_UNIT is Gr and x is h (k over the head's units); backward, PER_UNIT is 1 and x is dg (k over gates and units).
-// Both operands lie in memory with k innermost, in chunks of 64 bytes padded with zeros.
+// Forward, PER_UNIT is Gr and x is h (k over the head's units); backward, PER_UNIT is 1 and x is dg
+// (k over gates and units). Both operands lie in memory with k innermost, in chunks of 64 bytes
+// padded with zeros.
 //
-// The warps split k: warp w takes chunks w, w + WARPS, ... of all outputs, and the sums meet in shared memory. The weights of
-// the first chunks are fetched into registers before the previous step has ended (`fetch`).
+// The warps split k: warp w takes chunks w, w + WARPS, ... of all outputs, and the sums meet in
+// shared memory. The weights of the first chunks are fetched into registers before the previous
+// step has ended (`fetch`).
 //
-// Work of a lane, q = lane % 4, r = lane / 4, as the tensor cores' m16n8 accumulators want it: outputs (r, 2q), (r, 2q + 1),
-// (r + 8, 2q), (r + 8, 2q + 1) of every tile of 16 weight rows and 8 batch rows. The order of k inside a chunk is free as long
-// as both operands share it, so lane q reads 16 contiguous bytes, elements q V to q V + V - 1 of the chunk.
+// Work of a lane, q = lane % 4, r = lane / 4, as the tensor cores' m16n8 accumulators want it:
+// outputs (r, 2q), (r, 2q + 1), (r + 8, 2q), (r + 8, 2q + 1) of every tile of 16 weight rows and 8
+// batch rows. The order of k inside a chunk is free as long as both operands share it, so lane q
+// reads 16 contiguous bytes, elements q V to q V + V - 1 of the chunk.
 #pragma once
 
 constexpr int THREADS = 32 * WARPS;
-// Blocks that a multiprocessor shall hold, so that the next step's are there while this one's run: 16 warps of 128 registers
-// (f32 factors take more).
+// Blocks that a multiprocessor shall hold, so that the next step's are there while this one's run:
+// 16 warps of 128 registers (f32 factors take more).
 constexpr int RESIDENT = 16 / WARPS;
 constexpr int CHUNK = 64 / sizeof(T);   // elements of k in a chunk
 constexpr int VECTOR = 16 / sizeof(T);  // elements in a 16-byte load
@@ -28,7 +31,8 @@ template <class P> __device__ __forceinline__ uint4 load_x(const P* p) {
     return load_exchanged(reinterpret_cast<const uint4*>(p));
 }
 
-// What multiplies: `-DMULTIPLY=` BF16 or F16 (tensor cores), TF32 (tensor cores, f32 rounded) or F32 (plain multiply-adds).
+// What multiplies: `-DMULTIPLY=` BF16 or F16 (tensor cores), TF32 (tensor cores, f32 rounded) or
+// F32 (plain multiply-adds).
 enum Multiply { BF16, F16, TF32, F32 };
 
 // Rounds f32 bits to the nearest TF32.
@@ -72,8 +76,8 @@ template <Multiply HOW> struct Accumulator {
     }
 };
 
-// Without tensor cores a lane sums its part of k for weight rows r and r + 8 and all 8 batch rows, whose x it gets from the
-// other lanes; at the end the four lanes that share r are added.
+// Without tensor cores a lane sums its part of k for weight rows r and r + 8 and all 8 batch rows,
+// whose x it gets from the other lanes; at the end the four lanes that share r are added.
 template <> struct Accumulator<F32> {
     float d[2][8] = {};
 
@@ -115,10 +119,12 @@ template <> struct Accumulator<F32> {
 template <int PER_UNIT> struct Product {
     static constexpr int TILES = (PER_UNIT * UNITS + 15) / 16;  // of 16 weight rows
     static constexpr int COLUMNS = ROWS / 8;                    // tiles of 8 batch rows
-    // Chunks fetched ahead: as many as about 96 registers hold beside the accumulators, weights and x.
+    // Chunks fetched ahead: as many as about 96 registers hold beside the accumulators, weights and
+    // x.
     static constexpr int FIT = (96 - TILES * COLUMNS * int(sizeof(Accumulator<MULTIPLY>) / sizeof(float))) / (TILES * 8 + COLUMNS * 4);
     static constexpr int AHEAD = FIT < 1 ? 1 : FIT > 4 ? 4 : FIT;
-    // Floats in a row of `sums`: 8 more than ROWS, so that the lanes of a store lie in different banks.
+    // Floats in a row of `sums`: 8 more than ROWS, so that the lanes of a store lie in different
+    // banks.
     static constexpr int STRIDE = ROWS == 8 ? 8 : ROWS + 8;
 
     struct Sums {
@@ -130,8 +136,8 @@ template <int PER_UNIT> struct Product {
     const T* x[COLUMNS];         // batch row r of each tile
     uint4 ahead[AHEAD][TILES][2];
 
-    // `weights_of(gate, unit)` is the start of a row of weights, `x_of(row)` that of a row of x, for units and rows of the
-    // block below `units` and `rows`.
+    // `weights_of(gate, unit)` is the start of a row of weights, `x_of(row)` that of a row of x,
+    // for units and rows of the block below `units` and `rows`.
     template <class WeightsOf, class XOf>
     __device__ __forceinline__ Product(int depth, int units, int rows, WeightsOf weights_of, XOf x_of)
         : chunks(depth / CHUNK), warp(threadIdx.x / 32), r(threadIdx.x % 32 / 4), q(threadIdx.x % 4) {

@@ -1,7 +1,7 @@
 // What the fused kernels compute with where tensors are 16-bit: the tensor cores' m16n8k16.
 //
-// A computing thread has row lane / 4 of a matrix of 8, and of its columns 2 (lane % 4) and the next. Of 4 rows of the batch, each is
-// two columns, and nobody looks at the second.
+// A computing thread has row lane / 4 of a matrix of 8, and of its columns 2 (lane % 4) and the
+// next. Of 4 rows of the batch, each is two columns, and nobody looks at the second.
 #pragma once
 #include "carry.cuh"
 
@@ -45,8 +45,9 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsig
 #undef FLASHRNN_MMA
 }
 
-// Four 8 x 8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, and gets elements
-// (l / 4, 2 (l % 4)) and the next of each; transposed, elements (2 (l % 4), l / 4) and the one below.
+// Four 8 x 8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8,
+// and gets elements (l / 4, 2 (l % 4)) and the next of each; transposed, elements (2 (l % 4), l /
+// 4) and the one below.
 template <bool TRANSPOSED> __device__ __forceinline__ void load_matrices(unsigned (&v)[4], unsigned address) {
     if constexpr (TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -60,8 +61,9 @@ template <bool TRANSPOSED> __device__ __forceinline__ void load_matrices(unsigne
                      : "memory");
 }
 
-// The reverse of load_matrices<true> for COUNT matrices, 1, 2 or 4: this lane's elements (2 (l % 4), l / 4) and the one below of
-// each. `row_of(i, row)` is where row `row` of matrix i goes, which every lane can say of any row.
+// The reverse of load_matrices<true> for COUNT matrices, 1, 2 or 4: this lane's elements (2 (l %
+// 4), l / 4) and the one below of each. `row_of(i, row)` is where row `row` of matrix i goes, which
+// every lane can say of any row.
 template <int COUNT, class RowOf> __device__ __forceinline__ void store_transposed(const unsigned (&v)[COUNT], RowOf row_of) {
     const int lane = threadIdx.x % 32;
 #if __CUDA_ARCH__ >= 900
@@ -85,7 +87,8 @@ template <int COUNT, class RowOf> __device__ __forceinline__ void store_transpos
 #endif
 }
 
-// Of COUNT tensors this lane's unit and rows. `first` is tensor 0's first row at the warp's first unit.
+// Of COUNT tensors this lane's unit and rows. `first` is tensor 0's first row at the warp's first
+// unit.
 template <int COUNT>
 __device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROWS_OF_LANE], const T* first, int tensor_stride, int row_stride) {
     const int lane = threadIdx.x % 32;
@@ -129,8 +132,8 @@ __device__ __forceinline__ void store_tensors(const float (&v)[at_least_one(COUN
     }
 }
 
-// The forward product: for 8 units of a warp and all rows, R h. Tile i of 16 rows of R holds gates 2i (rows 0 to 7) and 2i + 1
-// (rows 8 to 15) of the 8 units. STEPS times 16 of k, from `first`.
+// The forward product: for 8 units of a warp and all rows, R h. Tile i of 16 rows of R holds gates
+// 2i (rows 0 to 7) and 2i + 1 (rows 8 to 15) of the 8 units. STEPS times 16 of k, from `first`.
 template <int STEPS> struct ForwardProduct {
     static constexpr int TILES = (Cell::RECURRENT + 1) / 2;
     unsigned weights[TILES][STEPS][4];
@@ -187,16 +190,18 @@ template <int STEPS> struct ForwardProduct {
     }
 };
 
-// The backward product: for TILES tiles of 16 units and all rows, R transposed times dg. STEPS times 32 of k, from `first`.
+// The backward product: for TILES tiles of 16 units and all rows, R transposed times dg. STEPS
+// times 32 of k, from `first`.
 //
-// A lane gets units lane / 4 and that + 8 of a tile, rows 2 (lane % 4) and the next. Of 4 rows, lanes that have none of their own get
-// the second unit of the others.
+// A lane gets units lane / 4 and that + 8 of a tile, rows 2 (lane % 4) and the next. Of 4 rows,
+// lanes that have none of their own get the second unit of the others.
 template <int TILES, int STEPS> struct BackwardProduct {
     static constexpr int OF_LANE = ROWS / 4;  // units of a tile
     unsigned weights[TILES][STEPS][2][4];
     int first;
 
-    // `at(tile, unit, k)` is where R transposed is for a tile's unit, and the k's gate and unit and those of the next k; null for none.
+    // `at(tile, unit, k)` is where R transposed is for a tile's unit, and the k's gate and unit and
+    // those of the next k; null for none.
     template <class At> __device__ __forceinline__ void load(At at, int first_k) {
         const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
         first = first_k;

@@ -9,7 +9,8 @@ struct alignas(16) Vector {
     T of[LENGTH];
 };
 
-// Up to LENGTH elements from `from` on, as wide as its address allows; zeros after the first `count`.
+// Up to LENGTH elements from `from` on, as wide as its address allows; zeros after the first
+// `count`.
 __device__ __forceinline__ Vector load_vector(const T* from, int count) {
     const size_t address = reinterpret_cast<size_t>(from);
     if (count >= Vector::LENGTH && address % sizeof(Vector) == 0) return *reinterpret_cast<const Vector*>(from);
@@ -24,8 +25,8 @@ __device__ __forceinline__ Vector load_vector(const T* from, int count) {
     return v;
 }
 
-// h before every step, as the product read it: out [tokens, N, depth], 0 after a reset, beyond a row's length, and where k
-// pads D. A warp a token; a lane writes 16 bytes at a time.
+// h before every step, as the product read it: out [tokens, N, depth], 0 after a reset, beyond a
+// row's length, and where k pads D. A warp a token; a lane writes 16 bytes at a time.
 extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, const int* lengths,
                                       const unsigned char* resets, T* out) {
     // 32 bits count the vectors of a token: 2^32 of them would be 64 GiB.
@@ -57,8 +58,8 @@ extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, 
     }
 }
 
-// Rows of D elements, each padded with zeros to `depth`: so that their addresses are multiples of 16. A power of 2 of lanes, up to
-// 32, has a row, and a lane writes 16 bytes at a time.
+// Rows of D elements, each padded with zeros to `depth`: so that their addresses are multiples of
+// 16. A power of 2 of lanes, up to 32, has a row, and a lane writes 16 bytes at a time.
 extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int depth, T* out) {
     const int vectors = depth / Vector::LENGTH;
     int log_lanes = 0;
@@ -72,8 +73,9 @@ extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int de
     }
 }
 
-// The gates of some tokens, from products [count, Gr, N, depth] of R with the h before: g = x_t + b + R h, as the forward pass adds.
-// They go to `gates`, those marked wide to `wide_gates` too. A thread for each unit of a token.
+// The gates of some tokens, from products [count, Gr, N, depth] of R with the h before: g = x_t + b
+// + R h, as the forward pass adds. They go to `gates`, those marked wide to `wide_gates` too. A
+// thread for each unit of a token.
 extern "C" __global__ void gates_again(Sizes sizes, Offset first_token, Offset count, const float* products, const T* wx,
                                        const float* b, Gates<T> gates, float* wide_gates) {
     const Offset units = sizes.units(), len = count * units;
@@ -93,7 +95,8 @@ extern "C" __global__ void gates_again(Sizes sizes, Offset first_token, Offset c
     }
 }
 
-// Partial sums of the columns of d_gates over the tokens: partial [parts, columns]. A thread a column and part.
+// Partial sums of the columns of d_gates over the tokens: partial [parts, columns]. A thread a
+// column and part.
 extern "C" __global__ void column_sums(const T* rows, Offset count, Offset columns, Offset rows_a_part, float* partial,
                                        Offset partial_stride) {
     const Offset column = Offset(blockIdx.x) * blockDim.x + threadIdx.x;

@@ -3,9 +3,9 @@
 
 using W = WEIGHT;
 
-// From r [Gr, N, D_out, D_in] the forward pass's [Gr, N, D_out, depth], the backward pass's [N, D_in, Gr, depth], both
-// padded with zeros; from b [G, N, D] its f32 copy.
-// Grid: tiles of 32 x 32 of (k, m) for each gate and head, so that both are written in whole lines; 256 threads.
+// From r [Gr, N, D_out, D_in] the forward pass's [Gr, N, D_out, depth], the backward pass's [N,
+// D_in, Gr, depth], both padded with zeros; from b [G, N, D] its f32 copy. Grid: tiles of 32 x 32
+// of (k, m) for each gate and head, so that both are written in whole lines; 256 threads.
 extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward, float* bias, int recurrent, int heads,
                                 int head_dim, int depth, Offset bias_len) {
     __shared__ float tile[32][33];
@@ -37,8 +37,8 @@ extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward,
     }
 }
 
-// out [rows, length] = sum over parts, in their order, of partial [parts, rows, stride]; added to what is there with
-// `accumulate`.
+// out [rows, length] = sum over parts, in their order, of partial [parts, rows, stride]; added to
+// what is there with `accumulate`.
 extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, Offset length, Offset stride, W* out,
                                   int accumulate) {
     for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * length; i += Offset(gridDim.x) * blockDim.x) {
@@ -49,13 +49,15 @@ extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, 
     }
 }
 
-// Where the matrices of one operand of a batched product lie: the first, and in bytes from a part, gate or head to the next.
+// Where the matrices of one operand of a batched product lie: the first, and in bytes from a part,
+// gate or head to the next.
 struct Operand {
     char* first;
     Offset part, gate, head;
 };
 
-// The addresses of the matrices of a batched product, out [3, parts, gates, heads]. A thread for each triple of them.
+// The addresses of the matrices of a batched product, out [3, parts, gates, heads]. A thread for
+// each triple of them.
 extern "C" __global__ void addresses(Operand a, Operand b, Operand c, int parts, int gates, int heads, char** out) {
     const Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x, batch = Offset(parts) * gates * heads;
     if (i >= batch) return;

@@ -1,5 +1,6 @@
-//! The backward pass: the gates again where none were saved, the time loop, then the gradients of R and b. What d_r needs beside
-//! the time loop's results is prepared while that runs, and d_b is summed while d_r is multiplied.
+//! The backward pass: the gates again where none were saved, the time loop, then the gradients of R
+//! and b. What d_r needs beside the time loop's results is prepared while that runs, and d_b is
+//! summed while d_r is multiplied.
 
 use bytemuck::Zeroable;
 use flashrnn_core::{Backward, Element, Result};
@@ -11,7 +12,10 @@ use crate::scratch::BackwardNeeds;
 use crate::tokens::Rows;
 
 impl Engine {
-    pub(crate) fn backward<T: Element, W: Element>(&self, call: Backward<'_, Cuda, T, W>) -> Result<()> {
+    pub(crate) fn backward<T: Element, W: Element>(
+        &self,
+        call: Backward<'_, Cuda, T, W>,
+    ) -> Result<()> {
         let given = self.backward_call(&call);
         let fused = self.fused_backward.as_ref();
         let needs = BackwardNeeds {
@@ -20,10 +24,12 @@ impl Engine {
             time_loop: fused.is_none(),
             misaligned: !call.d_wx.ptr().is_multiple_of(16),
         };
-        let scratch = self.scratch(call.workspace.as_ref(), |bump| self.backward_scratch(bump, needs))?;
+        let scratch =
+            self.scratch(call.workspace.as_ref(), |bump| self.backward_scratch(bump, needs))?;
         let scratch = &scratch.buffers;
         let d_gates = Gates { inner: scratch.d_inner, ..given.d_gates };
-        // Gates that are computed again lie where their gradients will: a step reads the ones before it writes the others.
+        // Gates that are computed again lie where their gradients will: a step reads the ones
+        // before it writes the others.
         let (gates, wide_gates) = match &scratch.gates_again {
             Some(_) => (d_gates, scratch.wide_gates),
             None => (given.gates, given.wide_gates),
@@ -34,11 +40,13 @@ impl Engine {
         let BackwardCall { sizes, s0, lengths, resets, .. } = arguments;
         let rows = Rows { sizes, s0, lengths, resets };
         let stream = self.device.stream.cu_stream();
-        let h_before = |stream| self.previous_h(stream, &rows, arguments.states, scratch.previous_h);
+        let h_before =
+            |stream| self.previous_h(stream, &rows, arguments.states, scratch.previous_h);
         if let Some(again) = &scratch.gates_again {
             h_before(stream)?;
             let packed = call.weights.packed();
-            let inputs = [packed.forward.ptr(), packed.b.ptr(), address(&call.wx), scratch.previous_h];
+            let inputs =
+                [packed.forward.ptr(), packed.b.ptr(), address(&call.wx), scratch.previous_h];
             self.gates_again(&rows, inputs, d_gates, wide_gates, again)?;
         }
         let time_loop = || match fused {
@@ -69,7 +77,10 @@ impl Engine {
     }
 
     /// The arguments of the time loop that a call gives.
-    fn backward_call<T: Element, W: Element>(&self, call: &Backward<'_, Cuda, T, W>) -> BackwardCall {
+    fn backward_call<T: Element, W: Element>(
+        &self,
+        call: &Backward<'_, Cuda, T, W>,
+    ) -> BackwardCall {
         let options = &self.problem.options;
         let (wide_states, wide_gates) = self.wide_at(call.saved.wide.ptr());
         let (d_states, d_states_count) = match (&call.d_h, &call.d_states) {

@@ -24,11 +24,12 @@ impl Beside {
         Ok(Self { stream: Stream::new()?, left: Event::new()?, done: Event::new()? })
     }
 
-    /// Enqueues `ahead`, on `stream`, and beside it `aside`, on the stream it is given. `aside` comes after all that `stream` had
-    /// before, and before all that it gets after this call. The context is current.
+    /// Enqueues `ahead`, on `stream`, and beside it `aside`, on the stream it is given. `aside`
+    /// comes after all that `stream` had before, and before all that it gets after this call. The
+    /// context is current.
     ///
-    /// The memory that `aside` uses outlives this call and was allocated before it: a buffer of its own would be allocated and
-    /// freed in the order of the device's stream.
+    /// The memory that `aside` uses outlives this call and was allocated before it: a buffer of its
+    /// own would be allocated and freed in the order of the device's stream.
     pub(crate) fn run(
         &self,
         stream: CUstream,
@@ -60,7 +61,8 @@ impl Stream {
     pub(crate) fn new() -> Result<Self> {
         let mut stream = ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: the context is current, and the pointer is to a handle that lives through the call.
+        // SAFETY: the context is current, and the pointer is to a handle that lives through the
+        // call.
         check(unsafe { sys::cuStreamCreate(&raw mut stream, flags) }, "creating a stream")?;
         Ok(Self(stream))
     }
@@ -85,7 +87,8 @@ impl Event {
     fn new() -> Result<Self> {
         let mut event = ptr::null_mut();
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-        // SAFETY: the context is current, and the pointer is to a handle that lives through the call.
+        // SAFETY: the context is current, and the pointer is to a handle that lives through the
+        // call.
         check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "creating an event")?;
         Ok(Self(event))
     }
@@ -105,7 +108,8 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed only here. The driver keeps it for the streams that still wait.
+        // SAFETY: made by `new`, destroyed only here. The driver keeps it for the streams that
+        // still wait.
         unsafe { sys::cuEventDestroy_v2(self.0) };
     }
 }

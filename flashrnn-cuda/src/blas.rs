@@ -19,8 +19,8 @@ pub(crate) struct Blas {
     context: Restoring<Arc<CudaContext>>,
 }
 
-/// Memory that a product works in. Its results depend on how much there is; with a fixed amount the same product gives the same
-/// bits.
+/// Memory that a product works in. Its results depend on how much there is; with a fixed amount the
+/// same product gives the same bits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlasScratch {
     pub address: CUdeviceptr,
@@ -34,10 +34,12 @@ impl BlasScratch {
     }
 }
 
-// SAFETY: cuBLAS's handles may go from thread to thread as long as one at a time uses them, which the mutex around this sees to.
+// SAFETY: cuBLAS's handles may go from thread to thread as long as one at a time uses them, which
+// the mutex around this sees to.
 unsafe impl Send for Blas {}
 
-/// A batch of matrices: in column-major order, element (i, j) lies at `i + j ld` from its matrix's address.
+/// A batch of matrices: in column-major order, element (i, j) lies at `i + j ld` from its matrix's
+/// address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matrix {
     /// A device array of the matrices' addresses.
@@ -48,7 +50,8 @@ pub(crate) struct Matrix {
     pub transposed: bool,
 }
 
-/// `C = A B` for `batch` triples of matrices: A is `m × k`, B is `k × n`, C is `m × n`. Sums are in f32.
+/// `C = A B` for `batch` triples of matrices: A is `m × k`, B is `k × n`, C is `m × n`. Sums are in
+/// f32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
     /// `m × k`
@@ -79,7 +82,8 @@ impl Blas {
         library::cublas()?;
         let _entered = enter(context)?;
         let mut handle = ptr::null_mut();
-        // SAFETY: the context is current, and the pointer is to a handle that lives through the call.
+        // SAFETY: the context is current, and the pointer is to a handle that lives through the
+        // call.
         check(unsafe { cublas::cublasCreate_v2(&raw mut handle) }, "starting cuBLAS")?;
         // From here on a failure drops `blas`, and with it the handle.
         let blas = Self { handle, context: Restoring::new(context.clone()) };
@@ -96,8 +100,8 @@ impl Blas {
     /// Enqueues `product` on `stream`, to work in `scratch`. The context is current.
     ///
     /// # Safety
-    /// The arrays hold `batch` addresses of matrices of the sizes given, valid until the product has run as `scratch` is, and nothing
-    /// else on the device touches C or `scratch` meanwhile.
+    /// The arrays hold `batch` addresses of matrices of the sizes given, valid until the product
+    /// has run as `scratch` is, and nothing else on the device touches C or `scratch` meanwhile.
     pub(crate) unsafe fn batched(
         &self,
         stream: CUstream,
@@ -109,13 +113,18 @@ impl Blas {
             return Ok(());
         }
         // SAFETY: handle and stream are alive.
-        check(unsafe { cublas::cublasSetStream_v2(self.handle, stream.cast()) }, "setting cuBLAS's stream")?;
+        check(
+            unsafe { cublas::cublasSetStream_v2(self.handle, stream.cast()) },
+            "setting cuBLAS's stream",
+        )?;
         // Setting the stream makes cuBLAS forget its memory.
         let BlasScratch { address, bytes } = scratch;
         // SAFETY: the caller's promise.
-        let result = unsafe { cublas::cublasSetWorkspace_v2(self.handle, address as *mut c_void, bytes) };
+        let result =
+            unsafe { cublas::cublasSetWorkspace_v2(self.handle, address as *mut c_void, bytes) };
         check(result, "setting cuBLAS's memory")?;
-        // The pedantic kind of f32 is never emulated by narrower types, whatever the environment says.
+        // The pedantic kind of f32 is never emulated by narrower types, whatever the environment
+        // says.
         let compute = match (input, tf32) {
             (Dtype::F32, true) => cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
             (Dtype::F32, false) => cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F_PEDANTIC,
@@ -159,7 +168,8 @@ impl Blas {
 impl Drop for Blas {
     fn drop(&mut self) {
         let Ok(_entered) = enter(&self.context) else { return };
-        // SAFETY: made by `new`, destroyed only here. Every handle of the device has waited for its stream.
+        // SAFETY: made by `new`, destroyed only here. Every handle of the device has waited for its
+        // stream.
         unsafe { cublas::cublasDestroy_v2(self.handle) };
     }
 }

@@ -13,8 +13,9 @@ use crate::context::{Restoring, keep};
 use crate::device::Place;
 use crate::memory::{View, ViewMut};
 
-/// One of cudarc's slices, lent to one [`Cuda`] for reading. Work enqueued while this lives comes after what was written to
-/// the slice before, and before what is written to it later, on whatever stream.
+/// One of cudarc's slices, lent to one [`Cuda`] for reading. Work enqueued while this lives comes
+/// after what was written to the slice before, and before what is written to it later, on whatever
+/// stream.
 #[must_use]
 pub struct Borrowed<'a, P> {
     ptr: CUdeviceptr,
@@ -66,8 +67,9 @@ impl Cuda {
     /// Lends one of cudarc's slices for reading, without a copy.
     ///
     /// # Errors
-    /// [`Error::Argument`] where cudarc can't keep the slice's uses in order: it is on another stream and belongs to another
-    /// `CudaContext` than this one's stream, or its context doesn't track events.
+    /// [`Error::Argument`] where cudarc can't keep the slice's uses in order: it is on another
+    /// stream and belongs to another `CudaContext` than this one's stream, or its context doesn't
+    /// track events.
     pub fn borrow<'a, P>(&'a self, slice: &'a CudaSlice<P>) -> Result<Borrowed<'a, P>> {
         self.check_order(slice)?;
         let _kept = keep()?;

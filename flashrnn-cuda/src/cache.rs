@@ -1,9 +1,10 @@
 //! Compiled kernels, kept on disk between processes.
 //!
-//! What decides on an entry: source, headers, options, architecture, the compiler's version and build, and this crate's version.
-//! Entries lie in the environment's `FLASHRNN_CACHE`, else in `flashrnn` in the user's cache folder (on Linux `~/.cache`), one file
-//! each. `FLASHRNN_CACHE=off` keeps nothing. A folder that somebody else may write is not used, and where it cannot be written,
-//! nothing is kept; neither is an error.
+//! What decides on an entry: source, headers, options, architecture, the compiler's version and
+//! build, and this crate's version. Entries lie in the environment's `FLASHRNN_CACHE`, else in
+//! `flashrnn` in the user's cache folder (on Linux `~/.cache`), one file each. `FLASHRNN_CACHE=off`
+//! keeps nothing. A folder that somebody else may write is not used, and where it cannot be
+//! written, nothing is kept; neither is an error.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,13 +17,15 @@ use crate::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
 /// Extension of the entries' files.
 const EXTENSION: &str = "cubin";
 
-/// The folder where compiled kernels are kept; none where caching is off or the user has no cache folder.
+/// The folder where compiled kernels are kept; none where caching is off or the user has no cache
+/// folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
     flashrnn_disk_cache::folder()
 }
 
-/// Deletes every compiled kernel in [`folder`], and nothing else there. Returns how many there were.
+/// Deletes every compiled kernel in [`folder`], and nothing else there. Returns how many there
+/// were.
 ///
 /// # Errors
 /// The system's, where the folder can't be read or a file can't be deleted.
@@ -37,7 +40,8 @@ pub(crate) fn key(program: &Program, arch: Arch, nvrtc: &Nvrtc) -> Key {
     let own = [env!("CARGO_PKG_VERSION"), &nvrtc.build, &program.name, &program.source];
     let headers: Vec<&str> =
         program.headers.iter().flat_map(|(name, text)| [name.as_str(), text.as_str()]).collect();
-    let options: Vec<&str> = OPTIONS.into_iter().chain(program.options.iter().map(String::as_str)).collect();
+    let options: Vec<&str> =
+        OPTIONS.into_iter().chain(program.options.iter().map(String::as_str)).collect();
     Key::new(&[&numbers, &own, &headers, &options])
 }
 

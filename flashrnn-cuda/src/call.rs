@@ -1,4 +1,5 @@
-//! The arguments of the time loops, as the kernels read them; each struct stands in the kernel file of the same name too.
+//! The arguments of the time loops, as the kernels read them; each struct stands in the kernel file
+//! of the same name too.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -48,12 +48,20 @@ impl KernelChoice {
     }
 
     /// The forward pass's kernel of a step.
-    pub(crate) fn alternating_forward(shapes: &Shapes, element_bytes: usize, why: &'static str) -> Self {
+    pub(crate) fn alternating_forward(
+        shapes: &Shapes,
+        element_bytes: usize,
+        why: &'static str,
+    ) -> Self {
         Self::alternating("forward", shapes, select::forward_tile(shapes, element_bytes), why)
     }
 
     /// The backward pass's kernel of a step.
-    pub(crate) fn alternating_backward(shapes: &Shapes, element_bytes: usize, why: &'static str) -> Self {
+    pub(crate) fn alternating_backward(
+        shapes: &Shapes,
+        element_bytes: usize,
+        why: &'static str,
+    ) -> Self {
         Self::alternating("backward", shapes, select::backward_tile(shapes, element_bytes), why)
     }
 
@@ -113,13 +121,17 @@ mod tests {
 
     #[test]
     fn choices_say_what_and_why() {
-        let shapes = |heads, head_dim| Problem::new(16, 1, heads, head_dim).shapes::<Lstm>().unwrap();
+        let shapes =
+            |heads, head_dim| Problem::new(16, 1, heads, head_dim).shapes::<Lstm>().unwrap();
         let small = KernelChoice::forward(&shapes(12, 64), 2, H200);
         assert_eq!((small.family, small.blocks), ("fused", 12 * 4 * small.cluster));
         let f32 = KernelChoice::backward(&shapes(3, 256), 4, H200);
         assert_eq!((f32.family, f32.cluster), ("alternating", 1));
         assert!(f32.to_string().contains("does not fit"), "{f32}");
         let large = KernelChoice::forward(&shapes(1, 4096), 2, H200).to_string();
-        assert!(large.starts_with("forward: alternating, a launch a step of 512 blocks"), "{large}");
+        assert!(
+            large.starts_with("forward: alternating, a launch a step of 512 blocks"),
+            "{large}"
+        );
     }
 }

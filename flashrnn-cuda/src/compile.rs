@@ -96,17 +96,24 @@ impl Nvrtc {
         // SAFETY: both pointers are to integers that live through the call.
         check(unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }, "nvrtcVersion")?;
         // SAFETY: as above.
-        check(unsafe { sys::nvrtcGetNumSupportedArchs(&raw mut count) }, "nvrtcGetNumSupportedArchs")?;
+        check(
+            unsafe { sys::nvrtcGetNumSupportedArchs(&raw mut count) },
+            "nvrtcGetNumSupportedArchs",
+        )?;
         let mut architectures: Vec<c_int> = vec![0; count.max(0) as usize];
         // SAFETY: there is room for as many numbers as NVRTC has just announced.
-        check(unsafe { sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()) }, "nvrtcGetSupportedArchs")?;
+        check(
+            unsafe { sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()) },
+            "nvrtcGetSupportedArchs",
+        )?;
         let architectures: Vec<u32> = architectures.into_iter().map(c_int::unsigned_abs).collect();
         let oldest = architectures.iter().min().copied().unwrap_or(Arch::OLDEST.number());
         Ok(Self::new(major.unsigned_abs(), minor.unsigned_abs(), &build(oldest)?, &architectures))
     }
 
-    /// The architecture to compile for so that the result runs on `arch`: `arch` itself, with its own instructions
-    /// (`sm_90a`), or where this NVRTC doesn't know it, the newest before it that is compatible.
+    /// The architecture to compile for so that the result runs on `arch`: `arch` itself, with its
+    /// own instructions (`sm_90a`), or where this NVRTC doesn't know it, the newest before it that
+    /// is compatible.
     fn target(&self, arch: Arch) -> Result<String> {
         let known = |number: &u32| *number <= arch.number() && *number / 10 == arch.major;
         match self.architectures.iter().copied().filter(known).max() {
@@ -123,7 +130,8 @@ impl Nvrtc {
 /// Compiles `program` for `arch`.
 ///
 /// # Errors
-/// [`Error::Compile`] with the compiler's log; [`Error::Device`] where NVRTC is missing or doesn't know `arch`.
+/// [`Error::Compile`] with the compiler's log; [`Error::Device`] where NVRTC is missing or doesn't
+/// know `arch`.
 pub fn compile(program: &Program, arch: Arch) -> Result<Compiled> {
     let target = Nvrtc::get()?.target(arch)?;
     let target = format!("--gpu-architecture={target}");
@@ -136,12 +144,17 @@ pub fn compile(program: &Program, arch: Arch) -> Result<Compiled> {
 
 /// The compiler's release and build, which NVRTC tells only in the head of what it compiles.
 fn build(arch: u32) -> Result<String> {
-    let program =
-        Program { name: "build.cu".into(), source: String::new(), headers: Vec::new(), options: Vec::new() };
+    let program = Program {
+        name: "build.cu".into(),
+        source: String::new(),
+        headers: Vec::new(),
+        options: Vec::new(),
+    };
     let handle = Handle::new(&program)?;
     handle.compile(&[&format!("--gpu-architecture=compute_{arch}")])?;
     let ptx = handle.output(sys::nvrtcGetPTXSize, sys::nvrtcGetPTX)?;
-    let head: Vec<_> = ptx.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"//")).collect();
+    let head: Vec<_> =
+        ptx.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"//")).collect();
     Ok(head
         .iter()
         .map(|line| String::from_utf8_lossy(&line[2..]).trim().to_string())
@@ -149,7 +162,8 @@ fn build(arch: u32) -> Result<String> {
         .join("\n"))
 }
 
-/// An NVRTC program, destroyed when dropped. NVRTC may refer to the texts it was made of, so they live as long.
+/// An NVRTC program, destroyed when dropped. NVRTC may refer to the texts it was made of, so they
+/// live as long.
 struct Handle {
     program: sys::nvrtcProgram,
     name: String,
@@ -169,12 +183,13 @@ impl Handle {
             texts.push(text(name)?);
             texts.push(text(header)?);
         }
-        let pointers =
-            |skip: usize| texts.iter().skip(skip).step_by(2).map(|s| s.as_ptr()).collect::<Vec<_>>();
+        let pointers = |skip: usize| {
+            texts.iter().skip(skip).step_by(2).map(|s| s.as_ptr()).collect::<Vec<_>>()
+        };
         let (names, headers) = (pointers(2), pointers(3));
         let mut handle = ptr::null_mut();
-        // SAFETY: all pointers are to zero-terminated texts that live as long as the program, and the two arrays have the
-        // length given.
+        // SAFETY: all pointers are to zero-terminated texts that live as long as the program, and
+        // the two arrays have the length given.
         let result = unsafe {
             sys::nvrtcCreateProgram(
                 &raw mut handle,
@@ -191,17 +206,22 @@ impl Handle {
 
     /// Compiles and returns the log.
     fn compile(&self, options: &[&str]) -> Result<String> {
-        let options: Vec<CString> = options.iter().filter_map(|option| CString::new(*option).ok()).collect();
+        let options: Vec<CString> =
+            options.iter().filter_map(|option| CString::new(*option).ok()).collect();
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         // SAFETY: the program is alive, and the array holds as many zero-terminated texts as said.
-        let result =
-            unsafe { sys::nvrtcCompileProgram(self.program, pointers.len() as c_int, pointers.as_ptr()) };
+        let result = unsafe {
+            sys::nvrtcCompileProgram(self.program, pointers.len() as c_int, pointers.as_ptr())
+        };
         let log = self.output(sys::nvrtcGetProgramLogSize, sys::nvrtcGetProgramLog)?;
         let log = String::from_utf8_lossy(&log).trim_matches(['\0', '\n', ' ']).to_string();
         if result == sys::nvrtcResult::NVRTC_SUCCESS {
             return Ok(log);
         }
-        Err(Error::Compile { kernel: self.name.clone(), log: format!("{log}\n{}", describe(result)) })
+        Err(Error::Compile {
+            kernel: self.name.clone(),
+            log: format!("{log}\n{}", describe(result)),
+        })
     }
 
     /// One of the texts or binaries that NVRTC hands out by a pair of functions.
@@ -211,7 +231,8 @@ impl Handle {
         get: unsafe fn(sys::nvrtcProgram, *mut c_char) -> sys::nvrtcResult,
     ) -> Result<Vec<u8>> {
         let mut bytes = 0;
-        // SAFETY: the program is alive and the pointer is to an integer that lives through the call.
+        // SAFETY: the program is alive and the pointer is to an integer that lives through the
+        // call.
         check(unsafe { size(self.program, &raw mut bytes) }, "NVRTC's output size")?;
         let mut output = vec![0_u8; bytes];
         // SAFETY: there is room for as many bytes as NVRTC has just announced.
@@ -222,7 +243,8 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by nvrtcCreateProgram, destroyed only here. A failure leaves nothing to be done.
+        // SAFETY: made by nvrtcCreateProgram, destroyed only here. A failure leaves nothing to be
+        // done.
         unsafe { sys::nvrtcDestroyProgram(&raw mut self.program) };
     }
 }

@@ -1,4 +1,5 @@
-//! The CUDA context that is current on a thread: every call enters the device's and leaves the caller's as it was.
+//! The CUDA context that is current on a thread: every call enters the device's and leaves the
+//! caller's as it was.
 
 use std::ops::Deref;
 use std::ptr;
@@ -43,14 +44,15 @@ pub(crate) struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         if let Some(before) = self.before {
-            // SAFETY: the caller had made this context current, and keeps it alive while it is. Without one the thread's stack of
-            // contexts was empty, and becomes so again.
+            // SAFETY: the caller had made this context current, and keeps it alive while it is.
+            // Without one the thread's stack of contexts was empty, and becomes so again.
             unsafe { sys::cuCtxSetCurrent(before as CUcontext) };
         }
     }
 }
 
-/// A value of cudarc's that makes its own context current when it is dropped; here the caller's is current again afterwards.
+/// A value of cudarc's that makes its own context current when it is dropped; here the caller's is
+/// current again afterwards.
 pub(crate) struct Restoring<T> {
     // In this order: the value is dropped before the guard.
     value: T,

@@ -1,4 +1,5 @@
-//! A handle of a device: the stream that everything is enqueued on, and how plans choose their kernels.
+//! A handle of a device: the stream that everything is enqueued on, and how plans choose their
+//! kernels.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,9 +19,9 @@ use crate::time_loop::TimeLoops;
 
 /// An NVIDIA GPU and a stream on it. Clones share both; [`Cuda::with_stream`] shares the GPU alone.
 ///
-/// Calls enqueue on the stream and return; only `synchronize`, `download` and `trim` wait. A failure on the device may therefore
-/// be reported by a later call than the one that caused it. Every call leaves the CUDA context current that the caller had made
-/// so.
+/// Calls enqueue on the stream and return; only `synchronize`, `download` and `trim` wait. A
+/// failure on the device may therefore be reported by a later call than the one that caused it.
+/// Every call leaves the CUDA context current that the caller had made so.
 #[derive(Clone)]
 pub struct Cuda {
     pub(crate) device: Arc<Device>,
@@ -41,7 +42,8 @@ pub enum Family {
     Alternating,
 }
 
-/// How the warps of a fused kernel wait for each other, which must not change its results. For tests.
+/// How the warps of a fused kernel wait for each other, which must not change its results. For
+/// tests.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Waits {
@@ -49,7 +51,8 @@ pub enum Waits {
     Plain,
     /// Every warp waits now and then for a random time too.
     Delayed,
-    /// Where a cluster waits for an mbarrier, each block waits for a barrier too: racecheck knows only this one.
+    /// Where a cluster waits for an mbarrier, each block waits for a barrier too: racecheck knows
+    /// only this one.
     Block,
 }
 
@@ -57,7 +60,8 @@ impl Cuda {
     /// Opens the first device, with a stream of its own.
     ///
     /// # Errors
-    /// [`Error::Device`] where the driver or a device is missing, or too old: it says which, and what to do.
+    /// [`Error::Device`] where the driver or a device is missing, or too old: it says which, and
+    /// what to do.
     pub fn new() -> Result<Self> {
         Self::with_device(0)
     }
@@ -71,7 +75,9 @@ impl Cuda {
         if ordinal >= count {
             return Err(Error::device(match count {
                 0 => no_device(),
-                _ => format!("there is no CUDA device {ordinal}: there are {count}, numbered from 0"),
+                _ => {
+                    format!("there is no CUDA device {ordinal}: there are {count}, numbered from 0")
+                }
             }));
         }
         let _kept = keep()?;
@@ -79,22 +85,26 @@ impl Cuda {
         Self::on_stream(new_stream(&context)?)
     }
 
-    /// Uses a stream that the caller has: everything is enqueued there, in order with the caller's own work.
+    /// Uses a stream that the caller has: everything is enqueued there, in order with the caller's
+    /// own work.
     ///
     /// # Errors
-    /// As [`Cuda::new`]; [`Error::Argument`] for CUDA's per-thread stream, which is another one on every thread.
+    /// As [`Cuda::new`]; [`Error::Argument`] for CUDA's per-thread stream, which is another one on
+    /// every thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         library::driver()?;
         let shared = Arc::new(Shared::new(stream.context())?);
         Self::of(shared, stream, Family::Auto, Waits::default())
     }
 
-    /// Makes a second handle of the same device on another stream of the same context. It shares context, modules, compiled
-    /// kernels and the pool of memory with this one, so that what one stream has compiled and loaded the other has too. Buffers
-    /// and packed weights stay with the stream they were made on.
+    /// Makes a second handle of the same device on another stream of the same context. It shares
+    /// context, modules, compiled kernels and the pool of memory with this one, so that what one
+    /// stream has compiled and loaded the other has too. Buffers and packed weights stay with the
+    /// stream they were made on.
     ///
     /// # Errors
-    /// [`Error::Argument`] where the stream belongs to another context, or is CUDA's per-thread stream; [`Error::Device`].
+    /// [`Error::Argument`] where the stream belongs to another context, or is CUDA's per-thread
+    /// stream; [`Error::Device`].
     pub fn with_stream(&self, stream: Arc<CudaStream>) -> Result<Self> {
         if stream.context().cu_ctx() != self.device.shared.context.cu_ctx() {
             let why = "it belongs to another CUDA context than the handle";
@@ -112,8 +122,18 @@ impl Cuda {
         self.with_stream(new_stream(self.device.stream.context())?)
     }
 
-    fn of(shared: Arc<Shared>, stream: Arc<CudaStream>, family: Family, waits: Waits) -> Result<Self> {
-        Ok(Self { device: Arc::new(Device::new(shared, stream)?), loops: Arc::default(), family, waits })
+    fn of(
+        shared: Arc<Shared>,
+        stream: Arc<CudaStream>,
+        family: Family,
+        waits: Waits,
+    ) -> Result<Self> {
+        Ok(Self {
+            device: Arc::new(Device::new(shared, stream)?),
+            loops: Arc::default(),
+            family,
+            waits,
+        })
     }
 
     /// The same device and stream, with plans of these kernels.
@@ -175,21 +195,26 @@ pub(crate) struct Place {
 impl Device {
     fn new(shared: Arc<Shared>, stream: Arc<CudaStream>) -> Result<Self> {
         if stream.cu_stream() as usize == PER_THREAD_STREAM {
-            let why = "CUDA's per-thread stream is another one on every thread; use a stream of its own";
+            let why =
+                "CUDA's per-thread stream is another one on every thread; use a stream of its own";
             return Err(Error::Argument { tensor: "stream", why });
         }
         let _entered = shared.enter()?;
         Ok(Self { beside: Beside::new()?, stream, entered: None, shared })
     }
 
-    /// Makes the device's context current on this thread until the guard is dropped. Every public method begins with it.
+    /// Makes the device's context current on this thread until the guard is dropped. Every public
+    /// method begins with it.
     pub(crate) fn enter(&self) -> Result<Entered> {
         enter(&self.shared.context)
     }
 
     /// Where this handle's memory is valid. A live stream's address is unique within its context.
     pub(crate) fn place(&self) -> Place {
-        Place { context: self.shared.context.cu_ctx() as usize, stream: self.stream.cu_stream() as usize }
+        Place {
+            context: self.shared.context.cu_ctx() as usize,
+            stream: self.stream.cu_stream() as usize,
+        }
     }
 
     /// As [`Shared::module`].
@@ -201,13 +226,17 @@ impl Device {
     pub(crate) fn synchronize(&self) -> Result<()> {
         let _entered = self.enter()?;
         // SAFETY: the stream is alive as long as the device.
-        check(unsafe { sys::cuStreamSynchronize(self.stream.cu_stream()) }, "waiting for the device")
+        check(
+            unsafe { sys::cuStreamSynchronize(self.stream.cu_stream()) },
+            "waiting for the device",
+        )
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Kernels may still run whose modules are about to be unloaded. A device that failed has nothing to wait for.
+        // Kernels may still run whose modules are about to be unloaded. A device that failed has
+        // nothing to wait for.
         let _ = self.synchronize();
         self.entered = self.enter().ok();
     }

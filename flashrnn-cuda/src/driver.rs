@@ -35,7 +35,8 @@ pub(crate) fn check(result: CUresult, what: &str) -> Result<()> {
 /// The error for a failed call of the driver.
 pub(crate) fn failure(result: CUresult, what: &str) -> Error {
     let mut text = ptr::null();
-    // SAFETY: the pointer is to a pointer that lives through the call; the driver stores a static text or null.
+    // SAFETY: the pointer is to a pointer that lives through the call; the driver stores a static
+    // text or null.
     let described = unsafe { sys::cuGetErrorString(result, &raw mut text) };
     if described != CUresult::CUDA_SUCCESS || text.is_null() {
         return Error::device(format!("{what}: {result:?}"));

@@ -63,13 +63,19 @@ impl Engine {
         let (fused_forward, fused_backward) =
             (spread::fused_forward(shapes, bytes, gpu), spread::fused_backward(shapes, bytes, gpu));
         if family == Family::Fused && (fused_forward.is_none() || fused_backward.is_none()) {
-            let choices =
-                [KernelChoice::forward(shapes, bytes, gpu), KernelChoice::backward(shapes, bytes, gpu)];
-            let why = choices.iter().find(|choice| choice.family != "fused").map_or("", |choice| choice.why);
+            let choices = [
+                KernelChoice::forward(shapes, bytes, gpu),
+                KernelChoice::backward(shapes, bytes, gpu),
+            ];
+            let why = choices
+                .iter()
+                .find(|choice| choice.family != "fused")
+                .map_or("", |choice| choice.why);
             let what = "fused kernels for this problem".into();
             return Err(Error::Unsupported { backend: "cuda", what, why: why.into() });
         }
-        let clips = problem.options.forward_clip.is_some() || problem.options.recurrent_grad_clip.is_some();
+        let clips =
+            problem.options.forward_clip.is_some() || problem.options.recurrent_grad_clip.is_some();
         let clips = clips || problem.options.cut_recurrent_grad;
         let uses = Uses { clips, waits: cuda.waits, ..Uses::default() };
         let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
@@ -86,15 +92,25 @@ impl Engine {
                     loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
                 });
                 let fused_forward = spawn(scope, || {
-                    wanted(fused_forward).map(|layout| FusedForward::new(&fused, layout)).transpose()
+                    wanted(fused_forward)
+                        .map(|layout| FusedForward::new(&fused, layout))
+                        .transpose()
                 });
                 let fused_backward = spawn(scope, || {
-                    wanted(fused_backward).map(|layout| FusedBackward::new(&fused, layout)).transpose()
+                    wanted(fused_backward)
+                        .map(|layout| FusedBackward::new(&fused, layout))
+                        .transpose()
                 });
                 let backward = spawn(scope, || {
                     let tile = select::backward_tile(shapes, bytes);
                     let program = programs::backward_step(cell, element, multiply, tile);
-                    loops.get(device, &program, "backward", select::blocks(shapes, tile), tile.warps)
+                    loops.get(
+                        device,
+                        &program,
+                        "backward",
+                        select::blocks(shapes, tile),
+                        tile.warps,
+                    )
                 });
                 let tokens = spawn(scope, || device.module(&programs::tokens(cell, element)));
                 let weights = device.module(&programs::weights(element, W::DTYPE));
@@ -137,16 +153,20 @@ impl Engine {
         })
     }
 
-    /// Where the two parts of a tensor of all gates lie: `[tokens, Gx, N, D]`, then `[tokens, G - Gx, N, D]`. Gates that fused
-    /// kernels save side by side (`spread::interleaves`) have no parts and begin at the first.
+    /// Where the two parts of a tensor of all gates lie: `[tokens, Gx, N, D]`, then `[tokens, G -
+    /// Gx, N, D]`. Gates that fused kernels save side by side (`spread::interleaves`) have no parts
+    /// and begin at the first.
     pub fn gates_at(&self, address: Address) -> Gates {
-        let external = self.shapes.tokens() * self.shapes.external * self.shapes.units() * self.bytes;
+        let external =
+            self.shapes.tokens() * self.shapes.external * self.shapes.units() * self.bytes;
         Gates { external: address, inner: address + external as Address }
     }
 
-    /// Where wide states and wide gates lie in `saved.wide`: `[WIDE, tokens, N, D]`, then `[WIDE_GATES, tokens, N, D]`.
+    /// Where wide states and wide gates lie in `saved.wide`: `[WIDE, tokens, N, D]`, then
+    /// `[WIDE_GATES, tokens, N, D]`.
     pub fn wide_at(&self, address: Address) -> (Address, Address) {
-        let states = self.shapes.wide.len() * self.shapes.tokens() * self.shapes.units() * size_of::<f32>();
+        let states =
+            self.shapes.wide.len() * self.shapes.tokens() * self.shapes.units() * size_of::<f32>();
         (address, address + states as Address)
     }
 }
@@ -219,6 +239,8 @@ mod tests {
     fn sizes_beyond_32_bits_are_refused_where_a_plan_is_made() {
         let problem = Problem::new(1 << 31, 1, 1, 1);
         let refused = sizes(&problem, &problem.shapes::<Lstm>().unwrap(), 16);
-        assert!(matches!(refused, Err(Error::Unsupported { what, .. }) if what == "batch 2147483648"));
+        assert!(
+            matches!(refused, Err(Error::Unsupported { what, .. }) if what == "batch 2147483648")
+        );
     }
 }

@@ -86,17 +86,18 @@ impl Versions {
         Ok(place.get_or_init(|| Pass { kernel, launch }))
     }
 
-    /// The most bytes of [`COPY_BYTES`] that divide the address of every row of `tensors`; rows of the f32 tensors `wide`, which
-    /// have as many elements, are copied as much wider as these are, and so are interleaved gates.
+    /// The most bytes of [`COPY_BYTES`] that divide the address of every row of `tensors`; rows of
+    /// the f32 tensors `wide`, which have as many elements, are copied as much wider as these are,
+    /// and so are interleaved gates.
     fn copy_bytes(&self, tensors: &[Address], wide: &[Address], interleaved: Address) -> usize {
         let row = (self.shapes.head_dim * self.bytes) as Address;
         let divides = |bytes: usize, address: &Address| address.is_multiple_of(bytes as Address);
         let fits = |bytes: &usize| {
             divides(*bytes, &row)
                 && tensors.iter().all(|address| divides(*bytes, address))
-                && wide
-                    .iter()
-                    .all(|address| divides((bytes * size_of::<f32>() / self.bytes).min(16), address))
+                && wide.iter().all(|address| {
+                    divides((bytes * size_of::<f32>() / self.bytes).min(16), address)
+                })
                 && (*bytes == 1 || divides((bytes * self.shapes.gates).min(16), &interleaved))
         };
         COPY_BYTES.into_iter().find(fits).unwrap_or(1)
@@ -125,7 +126,8 @@ pub(crate) struct FusedProblem<'a> {
 }
 
 impl FusedProblem<'_> {
-    /// The versions of one pass's kernel, of which those that write and read tensors at multiples of 16 bytes are compiled.
+    /// The versions of one pass's kernel, of which those that write and read tensors at multiples
+    /// of 16 bytes are compiled.
     fn versions(&self, fused: Fused, backward: bool) -> Result<Versions> {
         let versions = Versions {
             device: self.device.clone(),
@@ -162,8 +164,8 @@ impl FusedForward {
 
     /// Enqueues all steps of `call`.
     pub(crate) fn run(&self, mut call: ForwardCall) -> Result<()> {
-        let saved =
-            [call.gates.external, call.gates.inner].map(|gates| gates * Address::from(call.save_gates != 0));
+        let saved = [call.gates.external, call.gates.inner]
+            .map(|gates| gates * Address::from(call.save_gates != 0));
         let interleaved = self.0.uses.interleaved;
         let gates = if interleaved { [0; 2] } else { saved };
         let tensors = [&[call.wx, call.h, call.states][..], &gates].concat();

@@ -55,7 +55,8 @@ impl Module {
         })
     }
 
-    /// The kernel called `name` (`extern "C"` in the source), allowed all the shared memory there is.
+    /// The kernel called `name` (`extern "C"` in the source), allowed all the shared memory there
+    /// is.
     pub(crate) fn kernel(self: &Arc<Self>, name: &str) -> Result<Kernel> {
         let _entered = enter(&self.context)?;
         let missing = || Error::device(format!("{} has no kernel {name}", self.name));
@@ -69,13 +70,17 @@ impl Module {
         }
         let mut own: c_int = 0;
         let asked = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-        // SAFETY: the function is alive as long as its module, and the pointer is to an integer that lives through the call.
+        // SAFETY: the function is alive as long as its module, and the pointer is to an integer
+        // that lives through the call.
         let result = unsafe { sys::cuFuncGetAttribute(&raw mut own, asked, function) };
         check(result, "asking a kernel's attributes")?;
         let dynamic = self.shared_memory.saturating_sub(own.unsigned_abs() as usize);
         let set = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is alive.
-        check(unsafe { sys::cuFuncSetAttribute(function, set, dynamic as c_int) }, "allowing shared memory")?;
+        check(
+            unsafe { sys::cuFuncSetAttribute(function, set, dynamic as c_int) },
+            "allowing shared memory",
+        )?;
         if self.early {
             let set = FunctionAttribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
             // SAFETY: as above.
@@ -88,8 +93,8 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         let Ok(_entered) = enter(&self.context) else { return };
-        // SAFETY: kernels and graphs keep their module alive, and every handle of the device waits for its stream before it lets go
-        // of the modules; so nothing runs that is being unloaded.
+        // SAFETY: kernels and graphs keep their module alive, and every handle of the device waits
+        // for its stream before it lets go of the modules; so nothing runs that is being unloaded.
         unsafe { sys::cuModuleUnload(self.module) };
     }
 }
@@ -117,8 +122,9 @@ pub(crate) struct Launch {
     pub block: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared: u32,
-    /// Whether it may start before the kernel before it in the stream has ended, where the device can do that (compute
-    /// capability 9.0): it then waits by itself (`griddepcontrol.wait`) before it touches what that one writes.
+    /// Whether it may start before the kernel before it in the stream has ended, where the device
+    /// can do that (compute capability 9.0): it then waits by itself (`griddepcontrol.wait`) before
+    /// it touches what that one writes.
     pub early: bool,
     /// Blocks of a cluster; 1 for none.
     pub cluster: u32,
@@ -135,9 +141,10 @@ impl Kernel {
     /// Enqueues the kernel on `stream`, with pointers to its arguments in order.
     ///
     /// # Safety
-    /// There are as many arguments as the kernel's parameters, each of its parameter's size; addresses among them are valid, as
-    /// far as the kernel uses them, until it has run; and nothing else on the device touches what it writes meanwhile. Where
-    /// `stream` records a [`Graph`], this holds whenever the graph is launched.
+    /// There are as many arguments as the kernel's parameters, each of its parameter's size;
+    /// addresses among them are valid, as far as the kernel uses them, until it has run; and
+    /// nothing else on the device touches what it writes meanwhile. Where `stream` records a
+    /// [`Graph`], this holds whenever the graph is launched.
     pub(crate) unsafe fn launch(
         &self,
         stream: CUstream,
@@ -189,12 +196,20 @@ impl Kernel {
         };
         // SAFETY: the function is alive; of the arguments the caller is sure.
         let result = unsafe {
-            sys::cuLaunchKernelEx(&raw const config, self.function, args.as_mut_ptr(), ptr::null_mut())
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.function,
+                args.as_mut_ptr(),
+                ptr::null_mut(),
+            )
         };
         if result == CUresult::CUDA_SUCCESS {
             return Ok(());
         }
-        Err(failure(result, &format!("launching {} of {} with {launch:?}", self.name, self.module.name)))
+        Err(failure(
+            result,
+            &format!("launching {} of {} with {launch:?}", self.name, self.module.name),
+        ))
     }
 }
 
@@ -204,16 +219,19 @@ pub(crate) struct Graph {
     device: Arc<Device>,
 }
 
-// SAFETY: the handle may be used from any thread; that two launches don't meet is up to the driver, which orders launches of the
-// same graph.
+// SAFETY: the handle may be used from any thread; that two launches don't meet is up to the driver,
+// which orders launches of the same graph.
 unsafe impl Send for Graph {}
 // SAFETY: as above.
 unsafe impl Sync for Graph {}
 
 impl Graph {
-    /// Records what `enqueue` enqueues on the stream it is given, which is none of the caller's: nothing runs. An early launch
-    /// ([`Launch::early`]) becomes a programmatic edge.
-    pub(crate) fn record(device: &Arc<Device>, enqueue: impl FnOnce(CUstream) -> Result<()>) -> Result<Self> {
+    /// Records what `enqueue` enqueues on the stream it is given, which is none of the caller's:
+    /// nothing runs. An early launch ([`Launch::early`]) becomes a programmatic edge.
+    pub(crate) fn record(
+        device: &Arc<Device>,
+        enqueue: impl FnOnce(CUstream) -> Result<()>,
+    ) -> Result<Self> {
         let _entered = device.enter()?;
         let recording = Recording::begin()?;
         let enqueued = enqueue(recording.0.0);
@@ -237,7 +255,8 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         let Ok(_entered) = self.device.enter() else { return };
-        // SAFETY: made by `record`, destroyed only here. The driver lets a graph that runs come to its end.
+        // SAFETY: made by `record`, destroyed only here. The driver lets a graph that runs come to
+        // its end.
         unsafe { sys::cuGraphExecDestroy(self.graph) };
     }
 }

@@ -1,5 +1,6 @@
-//! Whether the libraries that CUDA needs are there. cudarc loads them at its first call and panics where one is missing;
-//! so each is looked for here first, and its absence becomes an error that says what is missing and how to get it.
+//! Whether the libraries that CUDA needs are there. cudarc loads them at its first call and panics
+//! where one is missing; so each is looked for here first, and its absence becomes an error that
+//! says what is missing and how to get it.
 
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::ffi::c_int;
@@ -10,14 +11,16 @@ use cudarc::driver::sys::CUDA_VERSION;
 use flashrnn_core::{Error, Result};
 use libloading::Library;
 
-/// The oldest CUDA whose driver will do, as `cuDriverGetVersion` counts: 12.3, the first with programmatic edges in graphs.
+/// The oldest CUDA whose driver will do, as `cuDriverGetVersion` counts: 12.3, the first with
+/// programmatic edges in graphs.
 pub(crate) const OLDEST_DRIVER: i32 = 12030;
 
 /// A shared library: what it is called, what it must have, how to get it.
 struct Wanted {
     /// Its name without the platform's prefix and suffix; several where platforms differ.
     stems: &'static [&'static str],
-    /// Prefix of the names of libraries that it loads itself, and finds only where the loader looks.
+    /// Prefix of the names of libraries that it loads itself, and finds only where the loader
+    /// looks.
     companion: Option<&'static str>,
     /// Every function that this crate calls, or cudarc for it: cudarc panics where one is missing.
     functions: &'static [&'static str],
@@ -117,7 +120,8 @@ const CUBLAS: Wanted = Wanted {
              driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or CUDA_PATH lead to it",
 };
 
-/// Makes sure that the driver's library can be called, and returns the driver's version as `cuDriverGetVersion` counts.
+/// Makes sure that the driver's library can be called, and returns the driver's version as
+/// `cuDriverGetVersion` counts.
 ///
 /// # Errors
 /// [`Error::Device`] where it is missing, too old, or lacks a function.
@@ -151,9 +155,11 @@ fn driver_version(library: &Library) -> std::result::Result<i32, String> {
     const NAME: &str = "cuDriverGetVersion";
     type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
     let mut version = 0;
-    // SAFETY: the driver's function of this name has this type, and the pointer is to an integer that lives through the call.
+    // SAFETY: the driver's function of this name has this type, and the pointer is to an integer
+    // that lives through the call.
     let result = unsafe {
-        let function = library.get::<GetVersion>(NAME.as_bytes()).map_err(|_| lacks(&DRIVER, NAME))?;
+        let function =
+            library.get::<GetVersion>(NAME.as_bytes()).map_err(|_| lacks(&DRIVER, NAME))?;
         function(&raw mut version)
     };
     if result == 0 {
@@ -168,12 +174,14 @@ fn lacks(library: &Wanted, function: &str) -> String {
 }
 
 impl Wanted {
-    /// Loads the library once for the life of the process. What is missing today is looked for again at the next call.
+    /// Loads the library once for the life of the process. What is missing today is looked for
+    /// again at the next call.
     fn find(&self, found: &OnceLock<Library>) -> Result<()> {
         if found.get().is_none() {
             let library = self.load(&folders()).map_err(|why| self.missing(&why))?;
             self.check(&library).map_err(|why| self.missing(&why))?;
-            // Another thread may have been faster; then this handle is closed and the library stays loaded.
+            // Another thread may have been faster; then this handle is closed and the library stays
+            // loaded.
             let _ = found.set(library);
         }
         Ok(())
@@ -188,8 +196,9 @@ impl Wanted {
         Error::device(format!("{why}: {}", self.advice))
     }
 
-    /// Opens the first file that the loader knows. Where it knows none, they are looked for in `folders`: a library once opened by
-    /// its path is found by its own name from then on, by cudarc too.
+    /// Opens the first file that the loader knows. Where it knows none, they are looked for in
+    /// `folders`: a library once opened by its path is found by its own name from then on, by
+    /// cudarc too.
     fn load(&self, folders: &[PathBuf]) -> std::result::Result<Library, String> {
         let names: Vec<String> = self.stems.iter().flat_map(|stem| names(stem)).collect();
         let known = || names.iter().find_map(open);
@@ -223,8 +232,10 @@ impl Wanted {
 
 /// Where toolkits lie that the loader may not know of.
 fn folders() -> Vec<PathBuf> {
-    let roots =
-        ["CUDA_PATH", "CUDA_HOME", "CUDA_ROOT"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let roots = ["CUDA_PATH", "CUDA_HOME", "CUDA_ROOT"]
+        .into_iter()
+        .filter_map(std::env::var_os)
+        .map(PathBuf::from);
     roots
         .chain([PathBuf::from("/usr/local/cuda")])
         .flat_map(|root| ["lib64", "lib", "bin"].map(|folder| root.join(folder)))
@@ -232,7 +243,8 @@ fn folders() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The file names a library may have, a part of those cudarc tries and in its order: what is found here, cudarc finds.
+/// The file names a library may have, a part of those cudarc tries and in its order: what is found
+/// here, cudarc finds.
 fn names(stem: &str) -> Vec<String> {
     let major = CUDA_VERSION / 1000;
     let minor = CUDA_VERSION % 1000 / 10;
@@ -249,14 +261,16 @@ fn names(stem: &str) -> Vec<String> {
     .into()
 }
 
-/// Opens a library by its name or path. On Unix all that it needs of others is looked up now: a function that is found missing at
-/// its first call ends the process.
+/// Opens a library by its name or path. On Unix all that it needs of others is looked up now: a
+/// function that is found missing at its first call ends the process.
 fn open(path: impl AsRef<Path>) -> Option<Library> {
     #[cfg(unix)]
     {
         use libloading::os::unix::{self, RTLD_LOCAL, RTLD_NOW};
         // SAFETY: NVIDIA's libraries have initialisers that may run at any time on any thread.
-        unsafe { unix::Library::open(Some(path.as_ref()), RTLD_NOW | RTLD_LOCAL) }.ok().map(Library::from)
+        unsafe { unix::Library::open(Some(path.as_ref()), RTLD_NOW | RTLD_LOCAL) }
+            .ok()
+            .map(Library::from)
     }
     #[cfg(not(unix))]
     // SAFETY: as above.
@@ -288,13 +302,22 @@ mod tests {
     use super::*;
 
     fn wanted(stem: &'static str, functions: &'static [&'static str]) -> Wanted {
-        Wanted { stems: Box::leak(Box::new([stem])), companion: None, functions, advice: "install it" }
+        Wanted {
+            stems: Box::leak(Box::new([stem])),
+            companion: None,
+            functions,
+            advice: "install it",
+        }
     }
 
     #[test]
     fn a_missing_library_is_named_with_the_way_to_get_it() {
-        let error = wanted("flashrnn-no-such", &["f"]).find(&OnceLock::new()).unwrap_err().to_string();
-        assert_eq!(error, format!("device: {DLL_PREFIX}flashrnn-no-such{DLL_SUFFIX} is missing: install it"));
+        let error =
+            wanted("flashrnn-no-such", &["f"]).find(&OnceLock::new()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("device: {DLL_PREFIX}flashrnn-no-such{DLL_SUFFIX} is missing: install it")
+        );
     }
 
     /// With libgcc_s.so.1, which Rust's own library needs on this system.
@@ -307,7 +330,8 @@ mod tests {
         assert!(find(&["_Unwind_Resume"]).is_ok());
     }
 
-    /// Every function of the three libraries that this crate's sources name is in the lists: cudarc panics where one is missing.
+    /// Every function of the three libraries that this crate's sources name is in the lists: cudarc
+    /// panics where one is missing.
     #[test]
     fn every_function_that_is_called_is_looked_for() {
         let lists = [DRIVER, NVRTC, CUBLAS].map(|library| library.functions).concat();
@@ -317,10 +341,15 @@ mod tests {
             let source = std::fs::read_to_string(file.unwrap().path()).unwrap();
             for (at, _) in source.match_indices("sys::").chain(source.match_indices("cublas::")) {
                 let path = &source[at..];
-                let name = path.split(|c: char| !c.is_alphanumeric() && c != '_').nth(2).unwrap_or_default();
+                let name = path
+                    .split(|c: char| !c.is_alphanumeric() && c != '_')
+                    .nth(2)
+                    .unwrap_or_default();
                 let after = path[path.find(name).unwrap() + name.len()..].chars().next();
-                let is_type = name.ends_with("_t") || ["nvrtcProgram", "nvrtcResult"].contains(&name);
-                let function = !is_type && ["cu", "nvrtc"].iter().any(|prefix| name.starts_with(prefix));
+                let is_type =
+                    name.ends_with("_t") || ["nvrtcProgram", "nvrtcResult"].contains(&name);
+                let function =
+                    !is_type && ["cu", "nvrtc"].iter().any(|prefix| name.starts_with(prefix));
                 if function && matches!(after, Some('(' | ',' | ')')) {
                     called += 1;
                     assert!(lists.contains(&name), "{name} is called and not looked for");
@@ -335,6 +364,9 @@ mod tests {
         assert!(check_driver_version(12030).is_ok());
         assert!(check_driver_version(13000).is_ok());
         let error = check_driver_version(12020).unwrap_err().to_string();
-        assert!(error.contains("12.2") && error.contains("12.3") && error.contains("too old"), "{error}");
+        assert!(
+            error.contains("12.2") && error.contains("12.3") && error.contains("too old"),
+            "{error}"
+        );
     }
 }

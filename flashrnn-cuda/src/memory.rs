@@ -46,7 +46,8 @@ macro_rules! len {
     };
 }
 
-/// Owned device memory for `len` elements. Allocated and freed in the order of the stream of the [`Cuda`](crate::Cuda) that made it.
+/// Owned device memory for `len` elements. Allocated and freed in the order of the stream of the
+/// [`Cuda`](crate::Cuda) that made it.
 pub struct Buffer<P> {
     ptr: CUdeviceptr,
     len: usize,
@@ -117,9 +118,10 @@ macro_rules! view {
             /// Wraps `len` elements at `ptr`, memory that somebody else owns.
             ///
             /// # Safety
-            /// The memory must hold `len` elements of `P`, aligned as the type asks, readable (and writable, for a
-            /// `ViewMut`) from the device's context, until the work that uses the view has run, not only been enqueued.
-            /// Until then nobody else writes it (nor reads it, for a `ViewMut`) but in the order of the device's stream.
+            /// The memory must hold `len` elements of `P`, aligned as the type asks, readable (and
+            /// writable, for a `ViewMut`) from the device's context, until the work that uses the
+            /// view has run, not only been enqueued. Until then nobody else writes it (nor reads
+            /// it, for a `ViewMut`) but in the order of the device's stream.
             #[must_use]
             pub unsafe fn from_raw(ptr: CUdeviceptr, len: usize) -> Self {
                 Self { ptr, len, place: None, memory: PhantomData }
@@ -165,7 +167,8 @@ macro_rules! view {
                 }
             }
 
-            /// Checks that `device` may use it: a buffer's memory is valid only in the order of its own stream.
+            /// Checks that `device` may use it: a buffer's memory is valid only in the order of its
+            /// own stream.
             ///
             /// # Errors
             /// [`Error::Argument`]

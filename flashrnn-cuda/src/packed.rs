@@ -21,8 +21,8 @@ pub struct Packed<T: Element> {
     pub(crate) b: Buffer<f32>,
 }
 
-/// What packed weights depend on besides the cell's and the problem's sizes: the padding of rows, and the stream in whose order their
-/// memory is valid.
+/// What packed weights depend on besides the cell's and the problem's sizes: the padding of rows,
+/// and the stream in whose order their memory is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedOrder {
     depth: usize,
@@ -37,7 +37,10 @@ impl PackedOrder {
 
 impl<T: Element> fmt::Debug for Packed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Packed").field("forward", &self.forward).field("b", &self.b).finish_non_exhaustive()
+        f.debug_struct("Packed")
+            .field("forward", &self.forward)
+            .field("b", &self.b)
+            .finish_non_exhaustive()
     }
 }
 
@@ -56,7 +59,8 @@ impl Engine {
         let (mut forward, mut backward) = (packed.forward.ptr(), packed.backward.ptr());
         let sizes = self.sizes;
         let (mut recurrent, mut heads) = (shapes.recurrent as i32, sizes.heads);
-        let (mut head_dim, mut depth, mut bias_len) = (sizes.head_dim, sizes.depth, packed.b.len() as i64);
+        let (mut head_dim, mut depth, mut bias_len) =
+            (sizes.head_dim, sizes.depth, packed.b.len() as i64);
         let mut arguments = [
             argument(&mut r),
             argument(&mut b),
@@ -72,7 +76,8 @@ impl Engine {
         let tiles = self.depth.div_ceil(32);
         let blocks = (matrices * tiles * tiles).min(self.device.shared.multiprocessors * 16);
         let launch = Launch::new(grid(blocks)?, 256);
-        // SAFETY: the kernel takes (const W*, const W*, T*, T*, float*, int, int, int, int, Offset).
+        // SAFETY: the kernel takes (const W*, const W*, T*, T*, float*, int, int, int, int,
+        // Offset).
         unsafe { self.pack.launch(self.device.stream.cu_stream(), &launch, &mut arguments)? };
         Ok(packed)
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Result, Saved, Shapes,
-    Step, Weights, WeightsLayout, Workspace,
+    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Result, Saved,
+    Shapes, Step, Weights, WeightsLayout, Workspace,
 };
 
 use crate::choice::KernelChoice;
@@ -62,10 +62,15 @@ impl Backend for Cuda {
         buffer.view_mut()
     }
 
-    fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<CudaPlan<T, W>> {
+    fn plan<T: Element, W: Element, C: Cell>(
+        &self,
+        cell: &C,
+        problem: &Problem,
+    ) -> Result<CudaPlan<T, W>> {
         let shapes = problem.shapes::<C>()?;
         if !self.info().dtypes.contains(&T::DTYPE) {
-            let (what, why) = (format!("tensors of {}", T::DTYPE), "they are f32, bf16 or f16".into());
+            let (what, why) =
+                (format!("tensors of {}", T::DTYPE), "they are f32, bf16 or f16".into());
             return Err(Error::Unsupported { backend: "cuda", what, why });
         }
         if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {

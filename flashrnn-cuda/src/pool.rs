@@ -11,7 +11,8 @@ use crate::device::Device;
 use crate::driver::{check, failure};
 
 impl Cuda {
-    /// How much device memory the buffers take of this `Cuda`, its clones and the other streams' handles made of them.
+    /// How much device memory the buffers take of this `Cuda`, its clones and the other streams'
+    /// handles made of them.
     ///
     /// # Errors
     /// [`Error::Device`]; [`Error::Unsupported`] where the device has no memory pools.
@@ -38,7 +39,8 @@ pub struct MemoryUse {
     pub reserved: u64,
 }
 
-/// A pool that keeps what is freed for the next allocation. Our own, so that nobody else's pool is changed.
+/// A pool that keeps what is freed for the next allocation. Our own, so that nobody else's pool is
+/// changed.
 pub(crate) struct Pool(sys::CUmemoryPool);
 
 // SAFETY: the driver's functions on pools may be called from any thread.
@@ -49,8 +51,8 @@ unsafe impl Sync for Pool {}
 impl Pool {
     /// The context is current.
     pub(crate) fn new(ordinal: usize) -> Result<Self> {
-        // The fields differ between CUDA's versions, their places don't: type of allocation, type of handle, type of
-        // location, its number.
+        // The fields differ between CUDA's versions, their places don't: type of allocation, type
+        // of handle, type of location, its number.
         const WORDS: usize = size_of::<sys::CUmemPoolProps>() / 8;
         const {
             assert!(size_of::<sys::CUmemPoolProps>().is_multiple_of(8) && WORDS >= 2);
@@ -61,8 +63,8 @@ impl Pool {
         let mut properties = [0_u64; WORDS];
         bytemuck::cast_slice_mut::<u64, u32>(&mut properties)[..4].copy_from_slice(&head);
         let mut pool = ptr::null_mut();
-        // SAFETY: the properties have the size and alignment of the driver's structure and hold a valid one: everything after
-        // the four fields may be 0.
+        // SAFETY: the properties have the size and alignment of the driver's structure and hold a
+        // valid one: everything after the four fields may be 0.
         let result = unsafe { sys::cuMemPoolCreate(&raw mut pool, properties.as_ptr().cast()) };
         check(result, "creating a memory pool")?;
         let pool = Self(pool);
@@ -70,14 +72,21 @@ impl Pool {
         pool.set(PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut keep).cast())?;
         // A stream must not wait for another one whose memory it takes over.
         let mut no: c_int = 0;
-        pool.set(PoolAttribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES, (&raw mut no).cast())?;
+        pool.set(
+            PoolAttribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES,
+            (&raw mut no).cast(),
+        )?;
         Ok(pool)
     }
 
-    /// Sets an attribute to what `value` points to: an `int` or a 64-bit number, as the attribute asks.
+    /// Sets an attribute to what `value` points to: an `int` or a 64-bit number, as the attribute
+    /// asks.
     fn set(&self, attribute: PoolAttribute, value: *mut c_void) -> Result<()> {
         // SAFETY: the pool is alive, and all callers give a number of the attribute's type.
-        check(unsafe { sys::cuMemPoolSetAttribute(self.0, attribute, value) }, "setting up a memory pool")
+        check(
+            unsafe { sys::cuMemPoolSetAttribute(self.0, attribute, value) },
+            "setting up a memory pool",
+        )
     }
 
     /// Gives memory that no buffer uses back to the device.
@@ -100,7 +109,8 @@ impl Pool {
     fn attribute(&self, attribute: PoolAttribute) -> Result<u64> {
         let mut value = 0_u64;
         // SAFETY: the pool is alive, and the attributes asked for are 64-bit numbers.
-        let result = unsafe { sys::cuMemPoolGetAttribute(self.0, attribute, (&raw mut value).cast()) };
+        let result =
+            unsafe { sys::cuMemPoolGetAttribute(self.0, attribute, (&raw mut value).cast()) };
         check(result, "reading a memory pool")?;
         Ok(value)
     }
@@ -114,21 +124,23 @@ impl Drop for Pool {
 }
 
 impl Device {
-    /// Gives memory back to the device that is kept for later buffers and that no enqueued work uses any more.
+    /// Gives memory back to the device that is kept for later buffers and that no enqueued work
+    /// uses any more.
     pub(crate) fn trim(&self) -> Result<()> {
         let _entered = self.enter()?;
         self.synchronize()?;
         self.shared.pool.as_ref().map_or(Ok(()), Pool::trim)
     }
 
-    /// Frees what `allocate` returned, after all that was enqueued before. A failure here is one of the device's, which the next
-    /// call meets too.
+    /// Frees what `allocate` returned, after all that was enqueued before. A failure here is one of
+    /// the device's, which the next call meets too.
     pub(crate) fn free(&self, ptr: CUdeviceptr) {
         if ptr == 0 {
             return;
         }
         let Ok(_entered) = self.enter() else { return };
-        // SAFETY: only a buffer's drop calls this, once, with the address that it got from `allocate`.
+        // SAFETY: only a buffer's drop calls this, once, with the address that it got from
+        // `allocate`.
         unsafe {
             match self.shared.pool {
                 Some(_) => sys::cuMemFreeAsync(ptr, self.stream.cu_stream()),
@@ -161,12 +173,16 @@ impl Device {
 
     fn try_allocate(&self, bytes: usize) -> std::result::Result<CUdeviceptr, CUresult> {
         let mut ptr = 0;
-        // SAFETY: pool and stream are alive, and the pointer is to an address that lives through the call.
+        // SAFETY: pool and stream are alive, and the pointer is to an address that lives through
+        // the call.
         let result = unsafe {
             match &self.shared.pool {
-                Some(pool) => {
-                    sys::cuMemAllocFromPoolAsync(&raw mut ptr, bytes, pool.0, self.stream.cu_stream())
-                }
+                Some(pool) => sys::cuMemAllocFromPoolAsync(
+                    &raw mut ptr,
+                    bytes,
+                    pool.0,
+                    self.stream.cu_stream(),
+                ),
                 None => sys::cuMemAlloc_v2(&raw mut ptr, bytes),
             }
         };

@@ -93,7 +93,8 @@ pub struct Uses {
     /// There is a clip, or the recurrent gradient is cut.
     pub clips: bool,
     pub waits: Waits,
-    /// What divides the addresses of all tensors, of 16, 8, 4 and 2 bytes; `None` for all that D elements allow.
+    /// What divides the addresses of all tensors, of 16, 8, 4 and 2 bytes; `None` for all that D
+    /// elements allow.
     pub copy_bytes: Option<usize>,
     /// Saved gates are `[tokens, N, D, G]`.
     pub interleaved: bool,
@@ -128,7 +129,15 @@ pub fn fused_backward(
     uses: Uses,
 ) -> Program {
     let file = ("fused_backward", include_str!("../kernels/fused_backward.cu"));
-    self::fused(file, cell, element, shapes, fused, fused.backward_shared(shapes, bytes(element)), uses)
+    self::fused(
+        file,
+        cell,
+        element,
+        shapes,
+        fused,
+        fused.backward_shared(shapes, bytes(element)),
+        uses,
+    )
 }
 
 fn fused(
@@ -146,7 +155,8 @@ fn fused(
     } else {
         let bf16 = element == Dtype::Bf16;
         program.options.extend([
-            // What follows from 16-bit tensors: subnormal f32 and the last bits of a quotient are below their rounding.
+            // What follows from 16-bit tensors: subnormal f32 and the last bits of a quotient are
+            // below their rounding.
             "--ftz=true".into(),
             "--prec-div=false".into(),
             "--prec-sqrt=false".into(),
@@ -220,8 +230,9 @@ fn element_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Every program of a cell, for each element type and each tile that [`select`] can choose for batches, head dimensions and
-/// gates of any size, and the fused programs of some head dimensions: what a test without a device compiles.
+/// Every program of a cell, for each element type and each tile that [`select`] can choose for
+/// batches, head dimensions and gates of any size, and the fused programs of some head dimensions:
+/// what a test without a device compiles.
 pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let cell = CellSource::new(cell);
     let mut list = Vec::new();
@@ -233,12 +244,15 @@ pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     };
     for element in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
         for &head_dim in head_dims(element) {
-            let Ok(shapes) = flashrnn_core::Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };
+            let Ok(shapes) = flashrnn_core::Problem::new(16, 1, 3, head_dim).shapes::<C>() else {
+                continue;
+            };
             // The fewest and the most instructions, and what training is without options.
             let training = Uses { saves: true, ..Uses::default() };
             let interleaved = spread::interleaves(&shapes, bytes(element));
             let training = Uses { interleaved, ..training };
-            for uses in [Uses::default(), training, Uses { ragged: true, clips: true, ..training }] {
+            for uses in [Uses::default(), training, Uses { ragged: true, clips: true, ..training }]
+            {
                 if let Some(fused) = spread::fused_forward(&shapes, bytes(element), gpu) {
                     list.push(fused_forward(&cell, element, &shapes, fused, uses));
                 }

@@ -14,7 +14,8 @@ pub struct Library {
     pub found: Result<String>,
 }
 
-/// Looks for NVRTC and cuBLAS. Where one is missing, making a plan or running one fails with the error given here.
+/// Looks for NVRTC and cuBLAS. Where one is missing, making a plan or running one fails with the
+/// error given here.
 #[must_use]
 pub fn libraries() -> [Library; 2] {
     let nvrtc = Nvrtc::get().map(|nvrtc| format!("{}.{}", nvrtc.major, nvrtc.minor));

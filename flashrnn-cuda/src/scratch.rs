@@ -1,4 +1,5 @@
-//! Scratch memory of a call: one piece, from the caller or the pool, cut into the buffers that the passes need.
+//! Scratch memory of a call: one piece, from the caller or the pool, cut into the buffers that the
+//! passes need.
 
 use flashrnn_core::{Error, Result, Workspace};
 
@@ -28,7 +29,10 @@ impl Bump {
             return 0;
         }
         let address = self.base.saturating_add(self.used as Address);
-        let bytes = len.saturating_mul(size_of::<P>()).checked_next_multiple_of(ALIGN).unwrap_or(usize::MAX);
+        let bytes = len
+            .saturating_mul(size_of::<P>())
+            .checked_next_multiple_of(ALIGN)
+            .unwrap_or(usize::MAX);
         self.used = self.used.saturating_add(bytes);
         self.peak = self.peak.max(self.used);
         address
@@ -43,7 +47,8 @@ impl Bump {
     }
 }
 
-/// The buffers of a call, and what keeps their memory alive: a buffer of the pool's, or nothing where the caller does.
+/// The buffers of a call, and what keeps their memory alive: a buffer of the pool's, or nothing
+/// where the caller does.
 pub(crate) struct Scratch<S> {
     pub buffers: S,
     _memory: Option<Buffer<u8>>,
@@ -81,13 +86,22 @@ impl Engine {
         workspace(|bump| self.backward_scratch(bump, needs))
     }
 
-    /// Cuts a forward pass's buffers: without `last` the state is carried in one of them, without a fused kernel steps exchange h
-    /// through another.
-    pub(crate) fn forward_scratch(&self, bump: &mut Bump, carries: bool, time_loop: bool) -> ForwardScratch {
+    /// Cuts a forward pass's buffers: without `last` the state is carried in one of them, without a
+    /// fused kernel steps exchange h through another.
+    pub(crate) fn forward_scratch(
+        &self,
+        bump: &mut Bump,
+        carries: bool,
+        time_loop: bool,
+    ) -> ForwardScratch {
         let carried = if carries { self.shapes.state().iter().product() } else { 0 };
         ForwardScratch {
             carried: bump.take::<f32>(carried),
-            exchange: bump.take::<u8>(if time_loop { 2 * self.forward_exchange() * self.bytes } else { 0 }),
+            exchange: bump.take::<u8>(if time_loop {
+                2 * self.forward_exchange() * self.bytes
+            } else {
+                0
+            }),
         }
     }
 
@@ -102,7 +116,11 @@ impl Engine {
     }
 
     /// Cuts a backward pass's buffers.
-    pub(crate) fn backward_scratch(&self, bump: &mut Bump, needs: BackwardNeeds) -> BackwardScratch {
+    pub(crate) fn backward_scratch(
+        &self,
+        bump: &mut Bump,
+        needs: BackwardNeeds,
+    ) -> BackwardScratch {
         let (shapes, tokens) = (&self.shapes, self.shapes.tokens());
         let again = recompute(&self.problem);
         let previous_h = if again || needs.d_r { tokens * shapes.heads * self.depth } else { 0 };
@@ -118,7 +136,8 @@ impl Engine {
             [exchange, bump.take::<f32>(len(shapes.state().iter().product()))]
         });
         // d_b is summed while d_r is multiplied: theirs is one phase.
-        let bias = if needs.d_b { self.column_parts().0 * shapes.gates * shapes.units() } else { 0 };
+        let bias =
+            if needs.d_b { self.column_parts().0 * shapes.gates * shapes.units() } else { 0 };
         BackwardScratch {
             d_inner,
             previous_h,
@@ -186,8 +205,8 @@ pub(crate) struct BackwardNeeds {
     pub misaligned: bool,
 }
 
-/// The buffers of a backward pass. The first three live as long as it. Three groups follow each other in time and share memory:
-/// `gates_again`; `exchange` and `carried`; `bias` and `d_r`.
+/// The buffers of a backward pass. The first three live as long as it. Three groups follow each
+/// other in time and share memory: `gates_again`; `exchange` and `carried`; `bias` and `d_r`.
 pub(crate) struct BackwardScratch {
     /// `[tokens, G - Gx, N, D]`: the gradients of the gates that `d_wx` does not hold.
     pub d_inner: Address,
@@ -257,7 +276,10 @@ mod tests {
 
     #[test]
     fn sizes_beyond_the_address_space_stay_too_large_to_allocate() {
-        assert_eq!(bytes(|bump| [bump.take::<u64>(usize::MAX / 4), bump.take::<u8>(1)]), usize::MAX);
+        assert_eq!(
+            bytes(|bump| [bump.take::<u64>(usize::MAX / 4), bump.take::<u8>(1)]),
+            usize::MAX
+        );
         assert_eq!(workspace(|bump| bump.take::<u8>(0)), Workspace::NONE);
     }
 }

@@ -2,7 +2,8 @@
 
 use flashrnn_core::{Dtype, Shapes};
 
-/// What a block of a step's kernel computes, and with how many warps. The kernels are compiled for each.
+/// What a block of a step's kernel computes, and with how many warps. The kernels are compiled for
+/// each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
     /// Units of a head.
@@ -48,17 +49,21 @@ pub fn depth(head_dim: usize, element_bytes: usize) -> usize {
 
 /// The forward step's tile: its product has `Gr` rows of weights a unit.
 ///
-/// Small tiles, so that a small batch spreads over the device: with 8 units a block an LSTM of 768 units has 96 blocks.
-/// The weight rows of a block are at most 64, which bounds its registers.
+/// Small tiles, so that a small batch spreads over the device: with 8 units a block an LSTM of 768
+/// units has 96 blocks. The weight rows of a block are at most 64, which bounds its registers.
 pub fn forward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
     let most: usize = if shapes.recurrent == 1 { 16 } else { 8 };
-    let units = [16, 8, 4, 2, 1].into_iter().find(|&n| n <= most && n * shapes.recurrent <= 64).unwrap_or(1);
+    let units = [16, 8, 4, 2, 1]
+        .into_iter()
+        .find(|&n| n <= most && n * shapes.recurrent <= 64)
+        .unwrap_or(1);
     let chunks = depth(shapes.head_dim, element_bytes) * element_bytes / CHUNK;
     Tile { units, rows: rows(shapes.batch), warps: warps(chunks) }
 }
 
-/// The backward step's tile: its product has one row of weights a unit, and k over `Gr` gates. A block has a thread for each
-/// unit and row, whose inputs it then fetches before the step after has ended.
+/// The backward step's tile: its product has one row of weights a unit, and k over `Gr` gates. A
+/// block has a thread for each unit and row, whose inputs it then fetches before the step after has
+/// ended.
 pub fn backward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
     let wide = Tile { units: 16, rows: rows(shapes.batch), warps: 8 };
     // Two blocks of 8 rows read R twice, but a long sum over k is better spread.
@@ -90,9 +95,10 @@ pub fn blocks(shapes: &Shapes, tile: Tile) -> usize {
     shapes.head_dim.div_ceil(tile.units) * shapes.heads * shapes.batch.div_ceil(tile.rows)
 }
 
-/// Into how many parts of the tokens a sum over all of them is cut, and how long each is: as many as keep `multiprocessors`
-/// busy where each part is `blocks` blocks, none shorter than 256 tokens, and at most 64; up to twice as many, or down to half,
-/// where then nothing is left over. What is, less than a part, is a part of its own.
+/// Into how many parts of the tokens a sum over all of them is cut, and how long each is: as many
+/// as keep `multiprocessors` busy where each part is `blocks` blocks, none shorter than 256 tokens,
+/// and at most 64; up to twice as many, or down to half, where then nothing is left over. What is,
+/// less than a part, is a part of its own.
 pub fn parts(tokens: usize, blocks: usize, multiprocessors: usize) -> (usize, usize) {
     let most = (tokens / 256).clamp(1, 64);
     let wanted = (2 * multiprocessors).div_ceil(blocks.max(1)).clamp(1, most);
@@ -108,7 +114,9 @@ mod tests {
 
     #[test]
     fn tiles_of_known_problems() {
-        let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
+        let lstm = |batch, heads, head_dim| {
+            Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap()
+        };
         assert_eq!(forward_tile(&lstm(16, 12, 64), 2), Tile { units: 8, rows: 16, warps: 4 });
         assert_eq!(forward_tile(&lstm(1, 1, 768), 2), Tile { units: 8, rows: 8, warps: 8 });
         assert_eq!(backward_tile(&lstm(16, 12, 64), 2), Tile { units: 16, rows: 16, warps: 8 });
@@ -123,7 +131,9 @@ mod tests {
 
     #[test]
     fn depth_is_whole_chunks() {
-        for (head_dim, bytes, want) in [(1, 2, 32), (32, 2, 32), (33, 2, 64), (1, 4, 16), (17, 4, 32)] {
+        for (head_dim, bytes, want) in
+            [(1, 2, 32), (32, 2, 32), (33, 2, 64), (1, 4, 16), (17, 4, 32)]
+        {
             assert_eq!(depth(head_dim, bytes), want);
         }
     }
@@ -133,7 +143,10 @@ mod tests {
         for tokens in [1, 255, 256, 257, 16384, 16381, 100_000, 1 << 33] {
             for blocks in [1, 48, 144, 1000] {
                 let (parts, length) = parts(tokens, blocks, 132);
-                assert!(parts * length <= tokens && tokens - parts * length < length, "{tokens} {blocks}");
+                assert!(
+                    parts * length <= tokens && tokens - parts * length < length,
+                    "{tokens} {blocks}"
+                );
                 assert!(parts == 1 || (parts <= 64 && length >= 256), "{tokens} {blocks}");
             }
         }
@@ -141,8 +154,11 @@ mod tests {
 
     #[test]
     fn parts_leave_nothing_over_where_they_can() {
-        // Parts of 48 blocks: 6 are wanted. More come before fewer, and 6 it is where none from 3 to 12 divides the tokens.
-        for (tokens, want) in [(12 * 512, 6), (16 * 1024, 8), (7 * 512, 7), (5 * 521, 5), (13 * 17 * 19, 6)] {
+        // Parts of 48 blocks: 6 are wanted. More come before fewer, and 6 it is where none from 3
+        // to 12 divides the tokens.
+        for (tokens, want) in
+            [(12 * 512, 6), (16 * 1024, 8), (7 * 512, 7), (5 * 521, 5), (13 * 17 * 19, 6)]
+        {
             assert_eq!(parts(tokens, 48, 132), (want, tokens / want), "{tokens}");
         }
         // 6 divide, but 256 tokens a part allow 4.

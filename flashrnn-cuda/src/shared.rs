@@ -1,4 +1,5 @@
-//! What all streams of a device share: its context, what it can do, and everything that is made once for it.
+//! What all streams of a device share: its context, what it can do, and everything that is made
+//! once for it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,7 +19,8 @@ use crate::library;
 use crate::pool::Pool;
 use crate::select::Gpu;
 
-/// A device's context and what is made once in it. The handles of all its streams, their buffers and plans keep it alive.
+/// A device's context and what is made once in it. The handles of all its streams, their buffers
+/// and plans keep it alive.
 pub(crate) struct Shared {
     // In the order in which they must be dropped.
     blas: OnceLock<Mutex<Blas>>,
@@ -44,8 +46,11 @@ impl Shared {
         let _entered = enter(context)?;
         let attribute = |attribute: Attribute| -> Result<usize> {
             let mut value = 0;
-            // SAFETY: the device is the context's own, and the pointer is to an integer that lives through the call.
-            let result = unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, context.cu_device()) };
+            // SAFETY: the device is the context's own, and the pointer is to an integer that lives
+            // through the call.
+            let result = unsafe {
+                sys::cuDeviceGetAttribute(&raw mut value, attribute, context.cu_device())
+            };
             check(result, "reading the device's attributes")?;
             Ok(usize::try_from(value).unwrap_or(0))
         };
@@ -64,8 +69,12 @@ impl Shared {
             name,
             driver: library::version_name(driver),
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            shared_memory: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            memory: context.total_mem().map_err(|e| failure(e.0, "reading the device's memory size"))?,
+            shared_memory: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
+            memory: context
+                .total_mem()
+                .map_err(|e| failure(e.0, "reading the device's memory size"))?,
             context: Restoring::new(context.clone()),
         })
     }
@@ -89,8 +98,8 @@ impl Shared {
         }
     }
 
-    /// The module that `program` compiles to: from memory, from the cache on disk, or compiled now. Where several threads ask
-    /// for the same program, one makes it and the others wait for it.
+    /// The module that `program` compiles to: from memory, from the cache on disk, or compiled now.
+    /// Where several threads ask for the same program, one makes it and the others wait for it.
     pub(crate) fn module(&self, program: &Program) -> Result<Arc<Module>> {
         let key = cache::key(program, self.arch, Nvrtc::get()?);
         let slot = lock(&self.modules).entry(key).or_default().clone();
@@ -128,7 +137,8 @@ fn check_arch(arch: Arch, name: &str) -> Result<()> {
     Err(Error::device(format!("{name} has {arch}, and 8.0 (Ampere) or later is needed")))
 }
 
-/// Locks. A thread that panicked while it held the lock has left nothing half done that matters here.
+/// Locks. A thread that panicked while it held the lock has left nothing half done that matters
+/// here.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -142,6 +152,9 @@ mod tests {
         assert!(check_arch(Arch { major: 8, minor: 0 }, "A100").is_ok());
         assert!(check_arch(Arch { major: 12, minor: 1 }, "newer").is_ok());
         let error = check_arch(Arch { major: 7, minor: 5 }, "Tesla T4").unwrap_err().to_string();
-        assert!(error.contains("Tesla T4") && error.contains("7.5") && error.contains("8.0"), "{error}");
+        assert!(
+            error.contains("Tesla T4") && error.contains("7.5") && error.contains("8.0"),
+            "{error}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! How the fused kernels spread a head over blocks and warps: pure functions of the problem, the element type and the device.
+//! How the fused kernels spread a head over blocks and warps: pure functions of the problem, the
+//! element type and the device.
 
 use flashrnn_core::Shapes;
 
@@ -25,13 +26,15 @@ pub struct Fused {
     pub stages: usize,
 }
 
-/// The registers of a thread that weights may take in a block of up to 12 warps: more with the tensor cores, which need few others.
+/// The registers of a thread that weights may take in a block of up to 12 warps: more with the
+/// tensor cores, which need few others.
 const WEIGHTS: [usize; 2] = [128, 64];
 
 /// The fewest registers that rule out 8 carrying warps beside 8 that compute.
 const FEW_WEIGHTS: usize = 32;
 
-/// How the fused forward kernel runs, where it can: where the rows of R of 8 units, or half of their k, fit the registers of a warp.
+/// How the fused forward kernel runs, where it can: where the rows of R of 8 units, or half of
+/// their k, fit the registers of a warp.
 pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if shapes.recurrent == 0 {
         return None;
@@ -65,8 +68,8 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
     fused.with_stages(gpu, |fused| fused.forward_shared(shapes, element_bytes, true))
 }
 
-/// How the fused backward kernel runs, where it can: a block holds R transposed for all of the head's units and the gates of
-/// its own.
+/// How the fused backward kernel runs, where it can: a block holds R transposed for all of the
+/// head's units and the gates of its own.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if shapes.recurrent == 0 {
         return None;
@@ -91,19 +94,21 @@ pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option
         };
         fused.with_stages(gpu, |fused| fused.backward_shared(shapes, element_bytes))
     };
-    let one_block = [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(choice);
+    let one_block =
+        [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(choice);
     one_block.or_else(|| cluster_units(shapes, gpu).into_iter().find_map(choice))
 }
 
-/// The units of a block in a cluster, what is better first: half as many where all blocks still find a multiprocessor, since
-/// an exchange takes about the same time.
+/// The units of a block in a cluster, what is better first: half as many where all blocks still
+/// find a multiprocessor, since an exchange takes about the same time.
 fn cluster_units(shapes: &Shapes, gpu: Gpu) -> [usize; 2] {
     let blocks = shapes.head_dim.div_ceil(32) * shapes.heads * shapes.batch.div_ceil(4);
     if blocks <= gpu.multiprocessors { [32, 64] } else { [64, 32] }
 }
 
-/// The rows of the batch in a block of a fused kernel: 4 where all blocks still find a multiprocessor, since what is done for each
-/// row and unit, most of the work of a step, then takes half the time; and in a large cluster, whose exchange is what takes long.
+/// The rows of the batch in a block of a fused kernel: 4 where all blocks still find a
+/// multiprocessor, since what is done for each row and unit, most of the work of a step, then takes
+/// half the time; and in a large cluster, whose exchange is what takes long.
 fn rows(shapes: &Shapes, blocks: usize, gpu: Gpu) -> usize {
     let spread = blocks * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
     if spread || blocks > 8 { 4 } else { 8 }
@@ -120,11 +125,13 @@ impl Fused {
         self.blocks * shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
-    /// With as many stages as the device's shared memory allows, 8 at most: more than that hides nothing more. `None` where there
-    /// are no such clusters, or no room.
+    /// With as many stages as the device's shared memory allows, 8 at most: more than that hides
+    /// nothing more. `None` where there are no such clusters, or no room.
     fn with_stages(self, gpu: Gpu, shared: impl Fn(&Self) -> usize) -> Option<Self> {
         let stages = [8, 6, 4, 3].into_iter().map(|stages| Self { stages, ..self });
-        stages.filter(|_| self.blocks <= gpu.cluster).find(|fused| shared(fused) <= gpu.shared_memory)
+        stages
+            .filter(|_| self.blocks <= gpu.cluster)
+            .find(|fused| shared(fused) <= gpu.shared_memory)
     }
 
     /// Steps of 32 of k that a warp of the backward kernel takes.
@@ -137,7 +144,8 @@ impl Fused {
         self.of_warp * self.backward_steps(shapes) * 4 * element_bytes
     }
 
-    /// Bytes of shared memory of the forward kernel, the struct `Shared` of kernels/fused_forward.cu.
+    /// Bytes of shared memory of the forward kernel, the struct `Shared` of
+    /// kernels/fused_forward.cu.
     pub fn forward_shared(&self, shapes: &Shapes, element_bytes: usize, saves: bool) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let k = forward_steps(shapes, self.split).next_multiple_of(2) * 16 * self.split;
@@ -157,13 +165,15 @@ impl Fused {
         (element_bytes * (h + x + saved) + 4 * floats).next_multiple_of(8) + 16
     }
 
-    /// Bytes of shared memory of the backward kernel, the struct `Shared` of kernels/fused_backward.cu.
+    /// Bytes of shared memory of the backward kernel, the struct `Shared` of
+    /// kernels/fused_backward.cu.
     pub fn backward_shared(&self, shapes: &Shapes, element_bytes: usize) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let dg = 2 * rows * (self.split * self.backward_steps(shapes) * 32 + 8);
         let apart = 2 * (shapes.gates - shapes.recurrent).max(1) * rows * row;
         let inputs = self.stages * (shapes.gates + 2 * shapes.states) * rows * row;
-        let wide = self.stages * wide_tensors(shapes, element_bytes).max(1) * rows * (self.units + 4);
+        let wide =
+            self.stages * wide_tensors(shapes, element_bytes).max(1) * rows * (self.units + 4);
         let before = (element_bytes * (dg + apart + inputs) + 4 * wide).next_multiple_of(16);
         let floats = 2 * self.blocks * self.split * self.units * rows + self.stages;
         (before + (4 * floats).next_multiple_of(8) + 16).next_multiple_of(16)
@@ -181,17 +191,20 @@ fn wide_tensors(shapes: &Shapes, element_bytes: usize) -> usize {
     if element_bytes < 4 { shapes.wide.len() + shapes.wide_gates.len() } else { 0 }
 }
 
-/// What can divide the addresses of rows; 1 stands for 2 where interleaved gates may begin anywhere.
+/// What can divide the addresses of rows; 1 stands for 2 where interleaved gates may begin
+/// anywhere.
 pub const COPY_BYTES: [usize; 5] = [16, 8, 4, 2, 1];
 
-/// The bytes of 16, 8, 4 and 2 that divide the address of every row of D elements, where the tensors begin at multiples of 16.
+/// The bytes of 16, 8, 4 and 2 that divide the address of every row of D elements, where the
+/// tensors begin at multiples of 16.
 pub fn copy_bytes(shapes: &Shapes, element_bytes: usize) -> usize {
     let row = shapes.head_dim * element_bytes;
     COPY_BYTES.into_iter().find(|&bytes| row.is_multiple_of(bytes)).unwrap_or(1)
 }
 
-/// Whether fused kernels save the gates of a unit side by side, `[tokens, N, D, G]` instead of a tensor a gate: where rows of D
-/// elements are no multiple of 16 bytes and all gates of a unit are a word of 4, 8 or 16 bytes, which then lies aligned.
+/// Whether fused kernels save the gates of a unit side by side, `[tokens, N, D, G]` instead of a
+/// tensor a gate: where rows of D elements are no multiple of 16 bytes and all gates of a unit are
+/// a word of 4, 8 or 16 bytes, which then lies aligned.
 pub fn interleaves(shapes: &Shapes, element_bytes: usize) -> bool {
     let all = shapes.gates * element_bytes;
     element_bytes == 2 && copy_bytes(shapes, element_bytes) < 16 && [4, 8, 16].contains(&all)
@@ -207,7 +220,9 @@ mod tests {
 
     #[test]
     fn known_problems() {
-        let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
+        let lstm = |batch, heads, head_dim| {
+            Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap()
+        };
         let layout = |fused: Option<Fused>| {
             fused.map(|f| [f.blocks, f.units, f.rows, f.warps, f.split, f.of_warp, f.helpers])
         };
@@ -236,8 +251,9 @@ mod tests {
 
     #[test]
     fn copies_are_as_wide_as_rows_allow() {
-        let copy_bytes =
-            |head_dim, bytes| copy_bytes(&Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap(), bytes);
+        let copy_bytes = |head_dim, bytes| {
+            copy_bytes(&Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap(), bytes)
+        };
         for (head_dim, bytes, want) in [
             (64, 2, 16),
             (72, 2, 16),
@@ -277,8 +293,14 @@ mod tests {
                             (fused.blocks - 1) * fused.units < head_dim,
                             "{fused:?}: a block without units"
                         );
-                        assert!(fused.units.is_multiple_of(8) && fused.threads() <= 512, "{fused:?}");
-                        assert!(fused.forward_shared(&shapes, bytes, true) <= gpu.shared_memory, "{fused:?}");
+                        assert!(
+                            fused.units.is_multiple_of(8) && fused.threads() <= 512,
+                            "{fused:?}"
+                        );
+                        assert!(
+                            fused.forward_shared(&shapes, bytes, true) <= gpu.shared_memory,
+                            "{fused:?}"
+                        );
                         let k = forward_steps(&shapes, fused.split) * 16 * fused.split;
                         assert!(k >= head_dim, "{fused:?}: {k} of k");
                     }
@@ -289,7 +311,8 @@ mod tests {
                             "{fused:?}"
                         );
                         assert!(
-                            [16, 32, 64].contains(&fused.units) && 32 * fused.warps % fused.rows == 0,
+                            [16, 32, 64].contains(&fused.units)
+                                && 32 * fused.warps % fused.rows == 0,
                             "{fused:?}"
                         );
                         assert!(fused.warps / fused.split * fused.of_warp >= tiles, "{fused:?}");
@@ -297,7 +320,10 @@ mod tests {
                             fused.split * fused.backward_steps(&shapes) * 32
                                 >= shapes.recurrent * fused.units
                         );
-                        assert!(fused.backward_shared(&shapes, bytes) <= gpu.shared_memory, "{fused:?}");
+                        assert!(
+                            fused.backward_shared(&shapes, bytes) <= gpu.shared_memory,
+                            "{fused:?}"
+                        );
                     }
                 }
             }

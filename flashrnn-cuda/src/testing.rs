@@ -1,5 +1,5 @@
-//! What this crate's own tests do where a device or a library is missing: they say that they skip, and fail instead where
-//! `FLASHRNN_REQUIRE` names what they need.
+//! What this crate's own tests do where a device or a library is missing: they say that they skip,
+//! and fail instead where `FLASHRNN_REQUIRE` names what they need.
 
 use crate::{Cuda, compile::Nvrtc};
 use flashrnn_core::Result;
@@ -28,7 +28,8 @@ pub fn loaded_modules(cuda: &Cuda) -> usize {
     cuda.device.shared.loaded()
 }
 
-/// The most memory that buffers took at any time during `calls`, in bytes: of the pool, so of all streams.
+/// The most memory that buffers took at any time during `calls`, in bytes: of the pool, so of all
+/// streams.
 ///
 /// # Errors
 /// Those of `calls`; [`Error::Device`](flashrnn_core::Error::Device).

@@ -1,5 +1,5 @@
-//! Tests of the ground floor (memory, launches, graphs, streams, cuBLAS, h before every step) on a real device. Where there is none
-//! they say so and pass.
+//! Tests of the ground floor (memory, launches, graphs, streams, cuBLAS, h before every step) on a
+//! real device. Where there is none they say so and pass.
 
 use std::sync::Arc;
 
@@ -47,7 +47,13 @@ fn kernel(device: &Arc<Device>, name: &str) -> Kernel {
     device.module(&program()).unwrap().kernel(name).unwrap()
 }
 
-fn grow(kernel: &Kernel, stream: cudarc::driver::sys::CUstream, mut x: u64, mut n: i32, early: bool) {
+fn grow(
+    kernel: &Kernel,
+    stream: cudarc::driver::sys::CUstream,
+    mut x: u64,
+    mut n: i32,
+    early: bool,
+) {
     let launch = Launch { early, ..Launch::new([(n as u32).div_ceil(128), 1, 1], 128) };
     // SAFETY: grow takes (float*, int), and the callers' x has n elements.
     unsafe { kernel.launch(stream, &launch, &mut [argument(&mut x), argument(&mut n)]).unwrap() };
@@ -61,7 +67,10 @@ fn what_goes_up_comes_down() {
         assert_eq!(buffer.len(), data.len());
         assert_eq!(cuda.device.download(buffer.view()).unwrap(), data);
         let (from, to) = (data.len() / 3, data.len() - data.len() / 4);
-        assert_eq!(cuda.device.download(buffer.view().slice(from..to).unwrap()).unwrap(), &data[from..to]);
+        assert_eq!(
+            cuda.device.download(buffer.view().slice(from..to).unwrap()).unwrap(),
+            &data[from..to]
+        );
         assert!(matches!(buffer.view().slice(..data.len() + 1), Err(Error::Shape { .. })));
         assert!(cuda.alloc::<u8>(data.len()).is_ok_and(|zeros| {
             cuda.device.download(zeros.view()).unwrap().iter().all(|&byte| byte == 0)
@@ -162,8 +171,9 @@ fn kernels_run_in_order_early_or_not_and_in_graphs() {
     let too_many = Launch::new([1, 1, 1], 1 << 20);
     let (mut address, mut count) = (x.ptr(), 0_i32);
     // SAFETY: n is 0, so that nothing would be touched.
-    let refused =
-        unsafe { grows.launch(stream, &too_many, &mut [argument(&mut address), argument(&mut count)]) };
+    let refused = unsafe {
+        grows.launch(stream, &too_many, &mut [argument(&mut address), argument(&mut count)])
+    };
     let text = refused.unwrap_err().to_string();
     assert!(text.contains("grow") && text.contains("src/tests.rs"), "{text}");
     device.synchronize().unwrap();
@@ -181,7 +191,8 @@ fn work_beside_the_stream_keeps_its_place() {
         grow(&grows, stream, x.ptr(), n as i32, false);
         Ok(())
     };
-    // Every x grows three times, whichever streams its kernels are on. One that ran too soon would find an x that is yet to grow.
+    // Every x grows three times, whichever streams its kernels are on. One that ran too soon would
+    // find an x that is yet to grow.
     std::thread::scope(|scope| {
         for x in [&x, &y] {
             scope.spawn(move || {
@@ -193,8 +204,11 @@ fn work_beside_the_stream_keeps_its_place() {
             });
         }
     });
-    let failed =
-        device.beside.run(device.stream.cu_stream(), || Ok(()), |_| Err(Error::device("on purpose")));
+    let failed = device.beside.run(
+        device.stream.cu_stream(),
+        || Ok(()),
+        |_| Err(Error::device("on purpose")),
+    );
     assert_eq!(failed, Err(Error::device("on purpose")));
     for grown in [x, y].map(|x| device.download(x.view()).unwrap()) {
         assert!(grown.iter().all(|&v| v == 7.0), "{:?}", &grown[..4]);
@@ -210,9 +224,12 @@ fn a_kernel_may_have_all_shared_memory() {
     let data: Vec<f32> = (0..1024).map(|i| i as f32).collect();
     let x = device.upload(&data).unwrap();
     let mut address = x.ptr();
-    let launch = Launch { shared: device.shared.shared_memory as u32, ..Launch::new([1, 1, 1], 1024) };
+    let launch =
+        Launch { shared: device.shared.shared_memory as u32, ..Launch::new([1, 1, 1], 1024) };
     // SAFETY: turn takes (float*), which has as many elements as the block threads.
-    unsafe { turn.launch(cuda.stream().cu_stream(), &launch, &mut [argument(&mut address)]).unwrap() };
+    unsafe {
+        turn.launch(cuda.stream().cu_stream(), &launch, &mut [argument(&mut address)]).unwrap()
+    };
     assert!(device.download(x.view()).unwrap().iter().eq(data.iter().rev()));
 }
 
@@ -234,7 +251,8 @@ fn number(i: usize) -> f32 {
     ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }
 
-/// `C = A B` with every choice of transposes; the norm of C's error against f64 relative to C's norm.
+/// `C = A B` with every choice of transposes; the norm of C's error against f64 relative to C's
+/// norm.
 fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
@@ -254,8 +272,16 @@ fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
     let mut worst: f64 = 0.0;
     for (a_turned, b_turned) in [(false, false), (true, false), (false, true), (true, true)] {
         let product = Product {
-            a: Matrix { pointers: a_at.ptr(), ld: if a_turned { k } else { m }, transposed: a_turned },
-            b: Matrix { pointers: b_at.ptr(), ld: if b_turned { n } else { k }, transposed: b_turned },
+            a: Matrix {
+                pointers: a_at.ptr(),
+                ld: if a_turned { k } else { m },
+                transposed: a_turned,
+            },
+            b: Matrix {
+                pointers: b_at.ptr(),
+                ld: if b_turned { n } else { k },
+                transposed: b_turned,
+            },
             c: Matrix { pointers: c_at.ptr(), ld: m, transposed: false },
             m,
             n,
@@ -267,7 +293,8 @@ fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
         };
         let run = |view: View<'_, f32>| {
             let blas = device.shared.blas().unwrap();
-            // SAFETY: the arrays hold the addresses of matrices of these sizes, which live until the download has ended.
+            // SAFETY: the arrays hold the addresses of matrices of these sizes, which live until
+            // the download has ended.
             unsafe { blas.batched(cuda.stream().cu_stream(), &product, scratch).unwrap() };
             device.download(view).unwrap()
         };
@@ -302,19 +329,26 @@ fn products_are_rounded_no_more_than_asked_for() {
     assert!(tf32 < 1e-3, "{tf32}");
 }
 
-/// `previous_h` against the same worked out here, bit for bit, for rows of D elements that begin `offset` elements after a multiple
-/// of 16 bytes.
-fn check_previous_h<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize, forwards: bool) {
+/// `previous_h` against the same worked out here, bit for bit, for rows of D elements that begin
+/// `offset` elements after a multiple of 16 bytes.
+fn check_previous_h<T: Element + PartialEq>(
+    cuda: &Cuda,
+    head_dim: usize,
+    offset: usize,
+    forwards: bool,
+) {
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
     let program = programs::tokens(&CellSource::new(&Elman), T::DTYPE);
     let kernel = device.module(&program).unwrap().kernel("previous_h").unwrap();
     let (batch, time, heads, depth) = (3, 5, 7, select::depth(head_dim, size_of::<T>()));
     let units = heads * head_dim;
-    let token =
-        |row: usize, position: usize| if forwards { row * time + position } else { position * batch + row };
+    let token = |row: usize, position: usize| {
+        if forwards { row * time + position } else { position * batch + row }
+    };
 
-    let h: Vec<T> = (0..offset + batch * time * units).map(|i| T::from_f64(number(i).into())).collect();
+    let h: Vec<T> =
+        (0..offset + batch * time * units).map(|i| T::from_f64(number(i).into())).collect();
     let s0: Vec<f32> = (0..batch * units).map(|i| number(7 * i + 3)).collect();
     let (lengths, resets) = ([5, 3, 0], [0_u8, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0]);
     let mut want = vec![T::from_f64(0.0); batch * time * heads * depth];
@@ -355,23 +389,28 @@ fn check_previous_h<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset
     ];
     let mut arguments = vec![argument(&mut sizes)];
     arguments.extend(addresses.iter_mut().map(argument));
-    // SAFETY: the kernel takes (Sizes, const T*, const float*, const int*, const unsigned char*, T*), of these sizes.
+    // SAFETY: the kernel takes (Sizes, const T*, const float*, const int*, const unsigned char*,
+    // T*), of these sizes.
     unsafe {
-        kernel.launch(cuda.stream().cu_stream(), &Launch::new([1, 1, 1], 256), &mut arguments).unwrap()
+        kernel
+            .launch(cuda.stream().cu_stream(), &Launch::new([1, 1, 1], 256), &mut arguments)
+            .unwrap()
     };
     let got = device.download(out.view()).unwrap();
     let differ = (0..got.len()).find(|&i| got[i] != want[i]);
     assert_eq!(differ, None, "{} D {head_dim} offset {offset} forwards {forwards}", T::DTYPE);
 }
 
-/// `pad` against the same worked out here, for rows that begin `offset` elements after a multiple of 16 bytes.
+/// `pad` against the same worked out here, for rows that begin `offset` elements after a multiple
+/// of 16 bytes.
 fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize) {
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
     let program = programs::tokens(&CellSource::new(&Elman), T::DTYPE);
     let kernel = device.module(&program).unwrap().kernel("pad").unwrap();
     let (count, depth) = (37, select::depth(head_dim, size_of::<T>()));
-    let rows: Vec<T> = (0..offset + count * head_dim).map(|i| T::from_f64(number(i).into())).collect();
+    let rows: Vec<T> =
+        (0..offset + count * head_dim).map(|i| T::from_f64(number(i).into())).collect();
     let mut want = vec![T::from_f64(0.0); count * depth];
     for (to, from) in want.chunks_exact_mut(depth).zip(rows[offset..].chunks_exact(head_dim)) {
         to[..head_dim].copy_from_slice(from);
@@ -390,7 +429,9 @@ fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize
     ];
     // SAFETY: the kernel takes (const T*, Offset, int, int, T*), of these sizes.
     unsafe {
-        kernel.launch(cuda.stream().cu_stream(), &Launch::new([2, 1, 1], 256), &mut arguments).unwrap()
+        kernel
+            .launch(cuda.stream().cu_stream(), &Launch::new([2, 1, 1], 256), &mut arguments)
+            .unwrap()
     };
     let got = device.download(out.view()).unwrap();
     let differ = (0..got.len()).find(|&i| got[i] != want[i]);

@@ -1,8 +1,8 @@
 //! The time loop of a pass: a kernel a step, many steps in a CUDA graph.
 //!
-//! The kernels read their arguments and the step they begin at from a table in device memory, so that a graph serves any
-//! buffers and any number of steps: `begin` writes the table, each launch of the graph runs [`STEPS`] steps and moves the table on,
-//! and steps beyond the last do nothing.
+//! The kernels read their arguments and the step they begin at from a table in device memory, so
+//! that a graph serves any buffers and any number of steps: `begin` writes the table, each launch
+//! of the graph runs [`STEPS`] steps and moves the table on, and steps beyond the last do nothing.
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -18,7 +18,8 @@ use crate::memory::Buffer;
 /// The steps of a graph. Moving the table on costs about a step.
 const STEPS: usize = 128;
 
-/// Below this, the steps are launched one by one: a launch costs more than a step that does nothing.
+/// Below this, the steps are launched one by one: a launch costs more than a step that does
+/// nothing.
 const FEW: usize = 24;
 
 /// One pass (forward or backward) of problems that differ in T, options and buffers only.
@@ -35,8 +36,15 @@ pub(crate) struct TimeLoop {
 }
 
 impl TimeLoop {
-    /// Compiles `program`, whose kernels are `{pass}_begin`, `{pass}_step` and `{pass}_advance`, for steps of `blocks` blocks.
-    fn new(device: &Arc<Device>, program: &Program, pass: &str, blocks: usize, warps: usize) -> Result<Self> {
+    /// Compiles `program`, whose kernels are `{pass}_begin`, `{pass}_step` and `{pass}_advance`,
+    /// for steps of `blocks` blocks.
+    fn new(
+        device: &Arc<Device>,
+        program: &Program,
+        pass: &str,
+        blocks: usize,
+        warps: usize,
+    ) -> Result<Self> {
         let module = device.module(program)?;
         let kernel = |part: &str| module.kernel(&format!("{pass}_{part}"));
         Ok(Self {
@@ -60,7 +68,9 @@ impl TimeLoop {
         let _enqueuing = self.enqueuing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let launch = Launch::new(grid(threads.div_ceil(256).max(1))?, 256);
         // SAFETY: begin takes (Call, Call*); the table holds a Call.
-        unsafe { self.begin.launch(stream, &launch, &mut [argument(&mut call), argument(&mut table)])? };
+        unsafe {
+            self.begin.launch(stream, &launch, &mut [argument(&mut call), argument(&mut table)])?
+        };
         if steps < FEW {
             for offset in 0..steps {
                 // The first step reads what `begin` wrote before it would wait.
@@ -89,15 +99,28 @@ impl TimeLoop {
             let (mut table, mut steps) = (self.table.ptr(), STEPS as i32);
             let launch = Launch::new([1, 1, 1], 1);
             // SAFETY: advance takes (Call*, int).
-            unsafe { self.advance.launch(stream, &launch, &mut [argument(&mut table), argument(&mut steps)]) }
+            unsafe {
+                self.advance.launch(
+                    stream,
+                    &launch,
+                    &mut [argument(&mut table), argument(&mut steps)],
+                )
+            }
         })
     }
 
-    fn step(&self, stream: cudarc::driver::sys::CUstream, offset: usize, early: bool) -> Result<()> {
+    fn step(
+        &self,
+        stream: cudarc::driver::sys::CUstream,
+        offset: usize,
+        early: bool,
+    ) -> Result<()> {
         let (mut table, mut offset) = (self.table.ptr(), offset as i32);
         let launch = Launch { early, ..self.launch };
         // SAFETY: a step takes (const Call*, int), and finds every other address in the table.
-        unsafe { self.step.launch(stream, &launch, &mut [argument(&mut table), argument(&mut offset)]) }
+        unsafe {
+            self.step.launch(stream, &launch, &mut [argument(&mut table), argument(&mut offset)])
+        }
     }
 }
 

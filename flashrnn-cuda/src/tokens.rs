@@ -1,4 +1,5 @@
-//! What the backward pass computes for all tokens at once before its time loop: h before every step, and the gates again.
+//! What the backward pass computes for all tokens at once before its time loop: h before every
+//! step, and the gates again.
 
 use std::ffi::c_void;
 
@@ -60,7 +61,8 @@ impl Engine {
             argument(&mut resets),
             argument(&mut out),
         ];
-        // SAFETY: the kernel takes (Sizes, const T*, const float*, const int*, const unsigned char*, T*).
+        // SAFETY: the kernel takes (Sizes, const T*, const float*, const int*, const unsigned
+        // char*, T*).
         unsafe { self.over(stream, &self.previous_h, 32 * self.shapes.tokens(), &mut arguments) }
     }
 
@@ -70,8 +72,8 @@ impl Engine {
         (PRODUCTS / (row * size_of::<f32>()).max(1)).max(1).min(self.shapes.tokens())
     }
 
-    /// The gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N, D]`, `wx [tokens, Gx, N, D]` and the h before
-    /// every step, `[tokens, N, depth]`; in chunks of tokens.
+    /// The gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N, D]`, `wx [tokens, Gx, N, D]`
+    /// and the h before every step, `[tokens, N, depth]`; in chunks of tokens.
     pub(crate) fn gates_again(
         &self,
         rows: &Rows,
@@ -100,7 +102,8 @@ impl Engine {
         for (part, first) in (0..tokens).step_by(chunk).enumerate() {
             let count = chunk.min(tokens - first);
             let [r, h, products_at] = addresses.of_part(part);
-            // Columns are tokens: products[g][n] (D x count) = R[g][n] (D x D, stored transposed) h[n] (D x count).
+            // Columns are tokens: products[g][n] (D x count) = R[g][n] (D x D, stored transposed)
+            // h[n] (D x count).
             let product = Product {
                 a: Matrix { pointers: r, ld: depth, transposed: true },
                 b: Matrix { pointers: h, ld: heads * depth, transposed: false },
@@ -113,7 +116,8 @@ impl Engine {
                 output: Dtype::F32,
                 tf32: self.problem.options.tf32,
             };
-            // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers, as the scratch memory does.
+            // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers, as the
+            // scratch memory does.
             unsafe { self.device.shared.blas()?.batched(stream, &product, scratch.blas)? };
             let (mut sizes, mut gates, mut wide_gates) = (rows.sizes, gates, wide_gates);
             let (mut first, mut many) = (first as i64, count as i64);
@@ -128,8 +132,11 @@ impl Engine {
                 argument(&mut gates),
                 argument(&mut wide_gates),
             ];
-            // SAFETY: the kernel takes (Sizes, Offset, Offset, const float*, const T*, const float*, Gates<T>, float*).
-            unsafe { self.over(stream, &self.gates_again, count * shapes.units(), &mut arguments)? };
+            // SAFETY: the kernel takes (Sizes, Offset, Offset, const float*, const T*, const
+            // float*, Gates<T>, float*).
+            unsafe {
+                self.over(stream, &self.gates_again, count * shapes.units(), &mut arguments)?
+            };
         }
         Ok(())
     }

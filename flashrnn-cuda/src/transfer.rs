@@ -55,7 +55,11 @@ impl Device {
     pub(crate) fn copy_in<P: Pod>(&self, data: &[P], view: &mut ViewMut<'_, P>) -> Result<()> {
         view.check("view", self)?;
         if data.len() != view.len() {
-            return Err(Error::Shape { tensor: "view", got: vec![view.len()], want: vec![data.len()] });
+            return Err(Error::Shape {
+                tensor: "view",
+                got: vec![view.len()],
+                want: vec![data.len()],
+            });
         }
         let bytes = size_of_val(data);
         if bytes == 0 {
@@ -64,15 +68,20 @@ impl Device {
         let _entered = self.enter()?;
         let source = data.as_ptr().cast();
         // SAFETY: both sides have as many bytes.
-        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(view.ptr(), source, bytes, self.stream.cu_stream()) };
+        let result = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(view.ptr(), source, bytes, self.stream.cu_stream())
+        };
         check(result, "copying to the device")?;
-        // From ordinary memory the driver has copied. Memory that it knows, it may read later, while the device copies.
+        // From ordinary memory the driver has copied. Memory that it knows, it may read later,
+        // while the device copies.
         let mut kind = 0_u32;
         let mut asked = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
         let mut answer = (&raw mut kind).cast();
-        // SAFETY: the driver takes any address, and writes a 32-bit number: 0 for memory that it doesn't know.
-        let result =
-            unsafe { sys::cuPointerGetAttributes(1, &raw mut asked, &raw mut answer, source as CUdeviceptr) };
+        // SAFETY: the driver takes any address, and writes a 32-bit number: 0 for memory that it
+        // doesn't know.
+        let result = unsafe {
+            sys::cuPointerGetAttributes(1, &raw mut asked, &raw mut answer, source as CUdeviceptr)
+        };
         check(result, "asking what memory this is")?;
         if kind == 0 { Ok(()) } else { self.synchronize() }
     }
@@ -86,13 +95,16 @@ impl Device {
         data.try_reserve_exact(view.len()).map_err(|_| Error::OutOfMemory { bytes })?;
         if bytes > 0 {
             let stream = self.stream.cu_stream();
-            // SAFETY: there is room for as many bytes as the view covers, and it isn't touched before the copy has ended.
-            let result =
-                unsafe { sys::cuMemcpyDtoHAsync_v2(data.as_mut_ptr().cast(), view.ptr(), bytes, stream) };
+            // SAFETY: there is room for as many bytes as the view covers, and it isn't touched
+            // before the copy has ended.
+            let result = unsafe {
+                sys::cuMemcpyDtoHAsync_v2(data.as_mut_ptr().cast(), view.ptr(), bytes, stream)
+            };
             check(result, "copying from the device")?;
         }
         self.synchronize()?;
-        // SAFETY: all elements have been written (those of size 0 need not be), and any bytes are a valid P.
+        // SAFETY: all elements have been written (those of size 0 need not be), and any bytes are a
+        // valid P.
         unsafe { data.set_len(view.len()) };
         Ok(data)
     }

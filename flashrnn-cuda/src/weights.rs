@@ -1,5 +1,5 @@
-//! The gradients of R and b: one large product over all tokens in a few parts, and column sums in parts, each added up in a
-//! fixed order.
+//! The gradients of R and b: one large product over all tokens in a few parts, and column sums in
+//! parts, each added up in a fixed order.
 
 use cudarc::driver::sys::CUstream;
 use flashrnn_core::{Dtype, Result};
@@ -12,7 +12,8 @@ use crate::scratch::WeightScratch;
 use crate::select;
 use crate::time_loop::{argument, grid};
 
-/// Some gates of all tokens: `[tokens, gates, N, unit_stride / D …]`, as the batched product reads them.
+/// Some gates of all tokens: `[tokens, gates, N, unit_stride / D …]`, as the batched product reads
+/// them.
 struct GateRows {
     address: Address,
     /// Room for a copy with aligned rows.
@@ -34,7 +35,8 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
-    /// Matrices from `first` on, whose elements of `bytes` are so many from a part, gate and head to the next.
+    /// Matrices from `first` on, whose elements of `bytes` are so many from a part, gate and head
+    /// to the next.
     pub(crate) fn new(first: Address, strides: [usize; 3], bytes: usize) -> Self {
         Self { first, strides: strides.map(|elements| (elements * bytes) as i64) }
     }
@@ -73,7 +75,8 @@ impl Engine {
         let shapes = &self.shapes;
         let tiles = shapes.head_dim.div_ceil(128);
         let blocks = shapes.recurrent * shapes.heads * tiles * tiles;
-        let (whole, length) = select::parts(shapes.tokens(), blocks, self.device.shared.multiprocessors);
+        let (whole, length) =
+            select::parts(shapes.tokens(), blocks, self.device.shared.multiprocessors);
         let rest = shapes.tokens() - whole * length;
         let total = if shapes.tokens() == 0 { 0 } else { whole + usize::from(rest > 0) };
         Parts { whole, length, rest, total }
@@ -97,7 +100,8 @@ impl Engine {
         let mut table = scratch.addresses;
         for gates in self.recurrent_gates(d_gates, scratch.padded) {
             let gates = self.aligned(gates)?;
-            let out = scratch.partial + (gates.first * heads * matrix * size_of::<f32>()) as Address;
+            let out =
+                scratch.partial + (gates.first * heads * matrix * size_of::<f32>()) as Address;
             let operands = [
                 Operand::new(previous_h, [length * heads * self.depth, 0, self.depth], self.bytes),
                 Operand::new(
@@ -105,7 +109,11 @@ impl Engine {
                     [length * gates.token, heads * gates.head, gates.head],
                     self.bytes,
                 ),
-                Operand::new(out, [recurrent * heads * matrix, heads * matrix, matrix], size_of::<f32>()),
+                Operand::new(
+                    out,
+                    [recurrent * heads * matrix, heads * matrix, matrix],
+                    size_of::<f32>(),
+                ),
             ];
             let addresses = self.addresses(table, operands, [total, gates.count, heads])?;
             table += (3 * total * gates.count * heads * size_of::<u64>()) as Address;
@@ -127,7 +135,8 @@ impl Engine {
                     output: Dtype::F32,
                     tf32: self.problem.options.tf32,
                 };
-                // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers, as the scratch memory does.
+                // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers, as the
+                // scratch memory does.
                 unsafe { self.device.shared.blas()?.batched(stream, &product, scratch.blas)? };
             }
         }
@@ -141,7 +150,8 @@ impl Engine {
         )
     }
 
-    /// In how many parts columns are summed, and the tokens of each but the last, which may have fewer.
+    /// In how many parts columns are summed, and the tokens of each but the last, which may have
+    /// fewer.
     pub(crate) fn column_parts(&self) -> (usize, usize) {
         let (tokens, columns) = (self.shapes.tokens(), self.shapes.gates * self.shapes.units());
         let (_, length) =
@@ -168,7 +178,8 @@ impl Engine {
             if columns_here == 0 || total == 0 {
                 continue;
             }
-            let (mut rows, mut count, mut columns_here) = (rows, shapes.tokens() as i64, columns_here as i64);
+            let (mut rows, mut count, mut columns_here) =
+                (rows, shapes.tokens() as i64, columns_here as i64);
             let (mut length, mut stride) = (length as i64, columns as i64);
             let mut out = partial + (first * size_of::<f32>()) as Address;
             let mut arguments = [
@@ -206,7 +217,8 @@ impl Engine {
         parts.into_iter().filter(|part| part.count > 0).collect()
     }
 
-    /// The same gates where every matrix begins at a multiple of 16 bytes, which the products need: copied unless they lie so.
+    /// The same gates where every matrix begins at a multiple of 16 bytes, which the products need:
+    /// copied unless they lie so.
     fn aligned(&self, gates: GateRows) -> Result<GateRows> {
         if (gates.head * self.bytes).is_multiple_of(16) && gates.address.is_multiple_of(16) {
             return Ok(gates);
@@ -223,12 +235,15 @@ impl Engine {
             argument(&mut out),
         ];
         // SAFETY: the kernel takes (const T*, Offset, int, int, T*).
-        unsafe { self.over(self.device.stream.cu_stream(), &self.pad, rows * self.depth, &mut arguments)? };
+        unsafe {
+            self.over(self.device.stream.cu_stream(), &self.pad, rows * self.depth, &mut arguments)?
+        };
         let token = gates.token / gates.head * self.depth;
         Ok(GateRows { address: out, head: self.depth, token, ..gates })
     }
 
-    /// Enqueues the writing of the addresses of `operands` to `table`, of so many parts, gates and heads.
+    /// Enqueues the writing of the addresses of `operands` to `table`, of so many parts, gates and
+    /// heads.
     pub(crate) fn addresses(
         &self,
         table: Address,

@@ -1,4 +1,5 @@
-//! The cache on disk, between processes: several that want the same kernel at once, then one that finds it.
+//! The cache on disk, between processes: several that want the same kernel at once, then one that
+//! finds it.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -14,7 +15,9 @@ const CHILD: &str = "FLASHRNN_TEST_CACHE_CHILD";
 fn program() -> Program {
     Program {
         name: "cached.cu".into(),
-        source: "extern \"C\" __global__ void f(float* x) { x[threadIdx.x] = tanhf(x[threadIdx.x]); }".into(),
+        source:
+            "extern \"C\" __global__ void f(float* x) { x[threadIdx.x] = tanhf(x[threadIdx.x]); }"
+                .into(),
         headers: Vec::new(),
         options: Vec::new(),
     }
@@ -36,7 +39,11 @@ fn finish(child: Child) -> (usize, Duration) {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    let line = text.lines().find_map(|line| line.split_once("code: ")).unwrap_or_else(|| panic!("{text}")).1;
+    let line = text
+        .lines()
+        .find_map(|line| line.split_once("code: "))
+        .unwrap_or_else(|| panic!("{text}"))
+        .1;
     let (bytes, micros) = line.split_once(" bytes, us: ").unwrap();
     (bytes.parse().unwrap(), Duration::from_micros(micros.parse().unwrap()))
 }
@@ -50,8 +57,12 @@ fn processes_share_the_cache() {
     let children: Vec<_> = (0..6).map(|_| start(folder.path())).collect();
     let results: Vec<_> = children.into_iter().map(finish).collect();
     assert!(results.iter().all(|(bytes, _)| *bytes == results[0].0 && *bytes > 0), "{results:?}");
-    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
-    assert!(files.len() == 1 && files[0].extension().is_some_and(|end| end == "cubin"), "{files:?}");
+    let files: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(
+        files.len() == 1 && files[0].extension().is_some_and(|end| end == "cubin"),
+        "{files:?}"
+    );
 
     let entry = std::fs::read(&files[0]).unwrap();
     let (bytes, time) = finish(start(folder.path()));
@@ -60,8 +71,8 @@ fn processes_share_the_cache() {
     assert_eq!(std::fs::read(&files[0]).unwrap(), entry);
 }
 
-/// Whatever the umask allows, nobody else may write what is kept; and what lies at an entry's name without being a file is passed
-/// over, where reading it would wait for ever.
+/// Whatever the umask allows, nobody else may write what is kept; and what lies at an entry's name
+/// without being a file is passed over, where reading it would wait for ever.
 #[cfg(unix)]
 #[test]
 fn entries_are_private_and_files() {

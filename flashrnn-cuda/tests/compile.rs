@@ -29,7 +29,11 @@ fn machine_code_and_registers() {
     for arch in [Arch { major: 8, minor: 0 }, Arch { major: 8, minor: 7 }, HOPPER] {
         let compiled = compile(&program(SOURCE, HEADER), arch).unwrap();
         assert!(compiled.cubin.starts_with(b"\x7fELF"), "{arch}: not an ELF file");
-        assert!(compiled.log.contains("registers") && compiled.log.contains("scale"), "{}", compiled.log);
+        assert!(
+            compiled.log.contains("registers") && compiled.log.contains("scale"),
+            "{}",
+            compiled.log
+        );
     }
 }
 

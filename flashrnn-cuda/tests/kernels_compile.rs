@@ -1,5 +1,6 @@
-//! Every kernel of every cell, element type and tile compiles to machine code for sm_80 and sm_90a, without a device, and needs
-//! no local memory: a register spilled there costs more than any of these kernels can hide.
+//! Every kernel of every cell, element type and tile compiles to machine code for sm_80 and sm_90a,
+//! without a device, and needs no local memory: a register spilled there costs more than any of
+//! these kernels can hide.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,15 +30,19 @@ fn kernels(log: &str) -> Vec<Kernel> {
         let words: Vec<&str> = line.split_whitespace().collect();
         // The numbers that stand `before` words ahead of each of `word`.
         let numbers = |word: &str, before: usize| -> usize {
-            let at =
-                words.iter().enumerate().filter(|(_, w)| w.trim_end_matches(',') == word).map(|(i, _)| i);
+            let at = words
+                .iter()
+                .enumerate()
+                .filter(|(_, w)| w.trim_end_matches(',') == word)
+                .map(|(i, _)| i);
             at.filter_map(|i| words[i.checked_sub(before)?].parse::<usize>().ok()).sum()
         };
         if line.contains("Compiling entry function") {
             let name = line.split('\'').nth(1).unwrap_or_default().to_string();
             kernels.push(Kernel { name, ..Kernel::default() });
         } else if let Some(kernel) = kernels.last_mut() {
-            // "8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads", "Used 12 registers, used 0 barriers"
+            // "8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads", "Used 12 registers,
+            // used 0 barriers"
             kernel.local += numbers("stack", 2) + numbers("spill", 2);
             kernel.registers += numbers("registers", 1);
         }
@@ -110,16 +115,20 @@ fn every_kernel_compiles_without_local_memory() {
                     continue;
                 }
             };
-            let listed: Vec<_> = report.iter().map(|k| format!("{} {}", k.name, k.registers)).collect();
+            let listed: Vec<_> =
+                report.iter().map(|k| format!("{} {}", k.name, k.registers)).collect();
             println!("{what}: registers: {}", listed.join(", "));
             if report.is_empty() {
-                failures.lock().unwrap().push(format!("{what}: the compiler's log names no kernel"));
-            }
-            for kernel in report.iter().filter(|kernel| kernel.local > 0) {
                 failures
                     .lock()
                     .unwrap()
-                    .push(format!("{what}: {} bytes of local memory in {}", kernel.local, kernel.name));
+                    .push(format!("{what}: the compiler's log names no kernel"));
+            }
+            for kernel in report.iter().filter(|kernel| kernel.local > 0) {
+                failures.lock().unwrap().push(format!(
+                    "{what}: {} bytes of local memory in {}",
+                    kernel.local, kernel.name
+                ));
             }
         }
     };

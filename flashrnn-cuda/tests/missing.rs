@@ -24,7 +24,8 @@ fn the_first_device_is_there_or_an_error_says_what_is_missing() {
         Err(Error::Device(text)) => {
             println!("{text}");
             assert!(
-                text.to_string().contains("driver") || text.to_string().contains("compute capability"),
+                text.to_string().contains("driver")
+                    || text.to_string().contains("compute capability"),
                 "{text}"
             );
         }
@@ -47,11 +48,13 @@ mod broken {
     const VERSION_13: &str = "int cuDriverGetVersion(int* v) { *v = 13000; return 0; }";
     const VERSION_11: &str = "int cuDriverGetVersion(int* v) { *v = 11000; return 0; }";
     const FAILS: &str = "int cuDriverGetVersion(int* v) { return 999; }";
-    const UNDEFINED: &str = "extern int nowhere(void); int cuDriverGetVersion(int* v) { return nowhere(); }";
+    const UNDEFINED: &str =
+        "extern int nowhere(void); int cuDriverGetVersion(int* v) { return nowhere(); }";
     const INIT: &str = "int cuInit(unsigned flags) { return 0; }";
     const ONE_DEVICE: &str = "int cuDeviceGetCount(int* n) { *n = 1; return 0; }";
 
-    /// Libraries that lack functions, fail or are none, each found first by the loader: another process says what it sees.
+    /// Libraries that lack functions, fail or are none, each found first by the loader: another
+    /// process says what it sees.
     #[test]
     fn broken_libraries_are_named() {
         if std::env::var_os(CHILD).is_some() {
@@ -61,7 +64,10 @@ mod broken {
         let (source, library) = (folder.path().join("library.c"), folder.path().join("library.so"));
         let compiled = |text: &str| {
             std::fs::write(&source, text).unwrap();
-            let cc = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+            let cc = Command::new("cc")
+                .args(["-shared", "-fPIC", "-o"])
+                .args([&library, &source])
+                .status();
             cc.is_ok_and(|status| status.success()).then(|| std::fs::read(&library).unwrap())
         };
         let Some(nothing) = compiled("int nothing;") else {
@@ -85,7 +91,8 @@ mod broken {
         for (i, (content, want)) in drivers.into_iter().enumerate() {
             std::fs::write(lib.path().join("libcuda.so"), content).unwrap();
             let seen = what_a_process_sees(lib.path());
-            // Where a true driver lies under another name of the loader's, what is no library is passed over.
+            // Where a true driver lies under another name of the loader's, what is no library is
+            // passed over.
             let passed_over = want == "libcuda.so" && seen.contains("device found");
             assert!(seen.contains(want) || passed_over, "driver {i}: {want} is not in:\n{seen}");
         }
@@ -102,7 +109,8 @@ mod broken {
         }
     }
 
-    /// What another process says of a device and of the libraries, with `folder` first where the loader looks.
+    /// What another process says of a device and of the libraries, with `folder` first where the
+    /// loader looks.
     fn what_a_process_sees(folder: &Path) -> String {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "broken::in_another_process", "--nocapture"])
@@ -110,8 +118,9 @@ mod broken {
             .env("LD_LIBRARY_PATH", folder)
             .output()
             .unwrap();
-        let text =
-            [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).into_owned()).concat();
+        let text = [output.stdout, output.stderr]
+            .map(|part| String::from_utf8_lossy(&part).into_owned())
+            .concat();
         assert!(output.status.success() && !text.contains("panicked"), "{}: {text}", output.status);
         text
     }

@@ -1,13 +1,14 @@
 //! Keeps compiled programs on disk between processes, for flashrnn's GPU backends.
 //!
-//! An entry is one file. Its name is a hash of everything that decides its content ([`Key`]); the file holds a checksum of key and
-//! content, then the content. An entry is written to a new file of a random name and then renamed, so that processes can share the
-//! folder; a damaged entry is noticed by its checksum and made again.
+//! An entry is one file. Its name is a hash of everything that decides its content ([`Key`]); the
+//! file holds a checksum of key and content, then the content. An entry is written to a new file of
+//! a random name and then renamed, so that processes can share the folder; a damaged entry is
+//! noticed by its checksum and made again.
 //!
-//! The folder is the environment's `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on Linux `~/.cache`).
-//! `FLASHRNN_CACHE=off` keeps nothing. Machine code from a stranger must not run: on Unix a folder or a file is used only if it
-//! belongs to this user (or root) and nobody else may write it. Where the folder cannot be used, nothing is kept, and that is no
-//! error.
+//! The folder is the environment's `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on
+//! Linux `~/.cache`). `FLASHRNN_CACHE=off` keeps nothing. Machine code from a stranger must not
+//! run: on Unix a folder or a file is used only if it belongs to this user (or root) and nobody
+//! else may write it. Where the folder cannot be used, nothing is kept, and that is no error.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, Metadata, OpenOptions};
@@ -29,7 +30,8 @@ const PART: &str = "part";
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// Hashes lists of texts. The length of every list and text is part of the hash, so that moving a boundary changes it.
+    /// Hashes lists of texts. The length of every list and text is part of the hash, so that moving
+    /// a boundary changes it.
     #[must_use]
     pub fn new(lists: &[&[&str]]) -> Self {
         let mut hash = Sha256::new();
@@ -53,7 +55,8 @@ impl Key {
     }
 }
 
-/// Returns the folder that the environment chooses; none where caching is off or the user has no cache folder.
+/// Returns the folder that the environment chooses; none where caching is off or the user has no
+/// cache folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
     folder_for(std::env::var_os("FLASHRNN_CACHE"))
@@ -86,7 +89,8 @@ impl DiskCache {
         self.folder.join(key.name()).with_extension(self.extension)
     }
 
-    /// Reads an entry's content. Returns none where there is no entry, it is damaged, or a stranger may have written it.
+    /// Reads an entry's content. Returns none where there is no entry, it is damaged, or a stranger
+    /// may have written it.
     #[must_use]
     pub fn read(&self, key: &Key) -> Option<Vec<u8>> {
         let path = self.path(key);
@@ -126,8 +130,8 @@ impl DiskCache {
         written
     }
 
-    /// Deletes every entry of this kind and what interrupted writes left behind, and nothing else in the folder. Returns how many
-    /// files there were.
+    /// Deletes every entry of this kind and what interrupted writes left behind, and nothing else
+    /// in the folder. Returns how many files there were.
     ///
     /// # Errors
     /// The system's, where the folder cannot be read or a file cannot be deleted.
@@ -155,12 +159,14 @@ impl DiskCache {
     fn is_ours(&self, path: &Path) -> bool {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let (stem, extension) = name.split_once('.').unwrap_or_default();
-        let is_key = stem.len() == 2 * CHECKSUM && stem.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_key =
+            stem.len() == 2 * CHECKSUM && stem.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_key && (extension == self.extension || extension.rsplit('.').next() == Some(PART))
     }
 }
 
-/// Writes `parts` to a file that does not exist yet, which only this user can read. Never follows a link.
+/// Writes `parts` to a file that does not exist yet, which only this user can read. Never follows a
+/// link.
 fn write_new(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -207,13 +213,20 @@ mod tests {
 
     /// A folder's file names.
     fn names(folder: &Path) -> Vec<String> {
-        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 
     #[test]
     fn boundaries_between_texts_change_the_key() {
-        let keys =
-            [Key::new(&[&["ab", "c"]]), Key::new(&[&["a", "bc"]]), Key::new(&[&["ab"], &["c"]]), key()];
+        let keys = [
+            Key::new(&[&["ab", "c"]]),
+            Key::new(&[&["a", "bc"]]),
+            Key::new(&[&["ab"], &["c"]]),
+            key(),
+        ];
         let different: std::collections::HashSet<_> = keys.iter().map(Key::name).collect();
         assert_eq!(different.len(), keys.len());
     }
@@ -266,7 +279,9 @@ mod tests {
         let part = folder.path().join(format!("{}.0123456789abcdef.part", key().name()));
         fs::write(part, "left by a process that was killed").unwrap();
         let others = ["notes.entry".to_string(), format!("{}.other", key().name())];
-        others.iter().for_each(|name| fs::write(folder.path().join(name), "somebody's own").unwrap());
+        others
+            .iter()
+            .for_each(|name| fs::write(folder.path().join(name), "somebody's own").unwrap());
         fs::create_dir(folder.path().join(format!("{}.part", key().name()))).unwrap();
         assert_eq!(cache.clear().unwrap(), 2);
         assert_eq!(names(folder.path()).len(), 3);

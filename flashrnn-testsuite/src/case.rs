@@ -24,16 +24,28 @@ pub struct Tensors {
 
 impl Tensors {
     /// Every optional tensor, ordinary values.
-    pub const ALL: Self =
-        Self { s0: true, lengths: true, resets: true, d_states: true, d_last: true, extreme: false };
+    pub const ALL: Self = Self {
+        s0: true,
+        lengths: true,
+        resets: true,
+        d_states: true,
+        d_last: true,
+        extreme: false,
+    };
 
     /// No optional input, and the gradient of the states.
-    pub const PLAIN: Self =
-        Self { s0: false, lengths: false, resets: false, d_states: true, d_last: false, extreme: false };
+    pub const PLAIN: Self = Self {
+        s0: false,
+        lengths: false,
+        resets: false,
+        d_states: true,
+        d_last: false,
+        extreme: false,
+    };
 }
 
-/// A problem, its inputs, and the gradients its backward pass starts from. All lie in f64 and are exact in the
-/// element types they were made for.
+/// A problem, its inputs, and the gradients its backward pass starts from. All lie in f64 and are
+/// exact in the element types they were made for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
     /// Sizes, layout and options.
@@ -45,14 +57,17 @@ pub struct Case {
 }
 
 impl Case {
-    /// A random case for `cell` with tensors of `T` and weights of `W`, the same for the same arguments.
+    /// A random case for `cell` with tensors of `T` and weights of `W`, the same for the same
+    /// arguments.
     ///
-    /// `wx`, `b` and the gradients are N(0, 1), `r` is N(0, 1)/√D, and `s0` is the state that an earlier random run
-    /// ends in, but zero in about one row of four: the only initial states that every cell admits.
-    /// `wx`, `d_states` are rounded to `T`, `r`, `b` to `W`, and `s0`, `d_last` to `T::Wide`.
+    /// `wx`, `b` and the gradients are N(0, 1), `r` is N(0, 1)/√D, and `s0` is the state that an
+    /// earlier random run ends in, but zero in about one row of four: the only initial states that
+    /// every cell admits. `wx`, `d_states` are rounded to `T`, `r`, `b` to `W`, and `s0`, `d_last`
+    /// to `T::Wide`.
     ///
     /// # Errors
-    /// [`Error::InvalidProblem`](flashrnn_core::Error::InvalidProblem) for a problem that makes no sense.
+    /// [`Error::InvalidProblem`](flashrnn_core::Error::InvalidProblem) for a problem that makes no
+    /// sense.
     pub fn random<C: Cell, T: Element, W: Element>(
         cell: &C,
         problem: &Problem,
@@ -90,7 +105,8 @@ impl Case {
             for row in 0..shapes.batch {
                 if random.chance(0.25) {
                     for state in 0..shapes.states {
-                        s0[(state * shapes.batch + row) * shapes.units()..][..shapes.units()].fill(0.0);
+                        s0[(state * shapes.batch + row) * shapes.units()..][..shapes.units()]
+                            .fill(0.0);
                     }
                 }
             }
@@ -108,7 +124,9 @@ impl Case {
         }
         if tensors.resets {
             // Any value but 0 sets a flag.
-            let flag = |random: &mut Random| if random.chance(0.1) { 1 + random.below(255) as u8 } else { 0 };
+            let flag = |random: &mut Random| {
+                if random.chance(0.1) { 1 + random.below(255) as u8 } else { 0 }
+            };
             inputs.resets = Some((0..shapes.tokens()).map(|_| flag(&mut random)).collect());
         }
         let mut d = OutputGradients::default();

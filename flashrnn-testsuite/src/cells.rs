@@ -1,4 +1,5 @@
-//! Cells as a user may write them, with `forward` alone: the corners that the built-in cells don't reach.
+//! Cells as a user may write them, with `forward` alone: the corners that the built-in cells don't
+//! reach.
 
 use flashrnn_core::{Cell, Gate, Real};
 
@@ -22,7 +23,8 @@ impl Cell for Leaky {
     }
 }
 
-/// Three states and five gates, two of them without external and one without recurrent input, and two wide states:
+/// Three states and five gates, two of them without external and one without recurrent input, and
+/// two wide states:
 ///
 /// ```text
 /// c' = σ(f) c + σ(i) tanh z    a' = (a + h tanh w) / 2    h' = σ(o) tanh(c' + a')
@@ -33,8 +35,13 @@ pub struct Twin;
 impl Cell for Twin {
     const NAME: &'static str = "twin";
     const STATES: &'static [&'static str] = &["h", "c", "a"];
-    const GATES: &'static [Gate] =
-        &[Gate::recurrent("w"), Gate::recurrent("f"), Gate::both("i"), Gate::both("z"), Gate::external("o")];
+    const GATES: &'static [Gate] = &[
+        Gate::recurrent("w"),
+        Gate::recurrent("f"),
+        Gate::both("i"),
+        Gate::both("z"),
+        Gate::external("o"),
+    ];
     const WIDE: &'static [usize] = &[1, 2];
     type State<R: Real> = [R; 3];
     type Gates<R: Real> = [R; 5];

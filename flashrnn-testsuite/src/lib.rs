@@ -1,4 +1,5 @@
-//! Properties that every flashrnn backend must have, as plain generic functions; one macro line a backend.
+//! Properties that every flashrnn backend must have, as plain generic functions; one macro line a
+//! backend.
 //!
 //! ```text
 //! // tests/conformance.rs of a backend
@@ -27,7 +28,8 @@
 //! }
 //! ```
 //!
-//! Without the feature `conformance`, on by default, there are the first three of these, and no proptest.
+//! Without the feature `conformance`, on by default, there are the first three of these, and no
+//! proptest.
 //!
 //! # Reading order
 //! 1. [`case`]: random cases from a seed.
@@ -64,9 +66,10 @@ pub use suite::Suite;
 
 /// Writes a `#[test]` for each of the [`properties`], checked on a backend.
 ///
-/// `same_bits_as` lists further instances of the backend that must give equal bits. `skip` lists the properties that
-/// the backend can't have, each with its reason; a name that is no property's fails. Where the backend may be missing,
-/// `where_found: $backend` and the others are `Option`s, and whoever makes them says why there is none.
+/// `same_bits_as` lists further instances of the backend that must give equal bits. `skip` lists
+/// the properties that the backend can't have, each with its reason; a name that is no property's
+/// fails. Where the backend may be missing, `where_found: $backend` and the others are `Option`s,
+/// and whoever makes them says why there is none.
 #[cfg(feature = "conformance")]
 #[macro_export]
 macro_rules! conformance {

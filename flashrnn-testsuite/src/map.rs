@@ -1,4 +1,5 @@
-//! Moves the rows, heads and steps of a case or of results about: the transformations that the properties compare by.
+//! Moves the rows, heads and steps of a case or of results about: the transformations that the
+//! properties compare by.
 
 use flashrnn_core::{Options, Problem, Shapes};
 
@@ -22,11 +23,17 @@ pub struct Map<'a> {
 impl<'a> Map<'a> {
     /// Keeps every row, head and step.
     pub fn new(from: &'a Shapes, to: &'a Shapes) -> Self {
-        Self { from, to, rows: (0..to.batch).collect(), heads: (0..to.heads).collect(), step: &|_, t| t }
+        Self {
+            from,
+            to,
+            rows: (0..to.batch).collect(),
+            heads: (0..to.heads).collect(),
+            step: &|_, t| t,
+        }
     }
 
-    /// The old position of every new element of a tensor `[K, B, T, L, N, D]` (or time-major): `states` with `L = 1`,
-    /// `wx` with `K = 1`.
+    /// The old position of every new element of a tensor `[K, B, T, L, N, D]` (or time-major):
+    /// `states` with `L = 1`, `wx` with `K = 1`.
     fn sequence(&self, k: usize, l: usize) -> Vec<usize> {
         let (from, to) = (self.from, self.to);
         let mut old = vec![0; k * l * to.tokens() * to.units()];
@@ -69,7 +76,9 @@ impl<'a> Map<'a> {
         let size = self.to.head_dim * e;
         for (n, &head) in self.heads.iter().enumerate() {
             let from = (source * self.from.heads + head) * size;
-            for (i, old) in old[(target * self.to.heads + n) * size..][..size].iter_mut().enumerate() {
+            for (i, old) in
+                old[(target * self.to.heads + n) * size..][..size].iter_mut().enumerate()
+            {
                 *old = from + i;
             }
         }
@@ -88,12 +97,13 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// The case with its problem's sizes and layout those of the new shapes. Lengths stay as they are, except that
-    /// rows move.
+    /// The case with its problem's sizes and layout those of the new shapes. Lengths stay as they
+    /// are, except that rows move.
     pub fn case(&self, case: &Case) -> Case {
         let to = self.to;
         let x = &case.inputs;
-        let take = |x: &[f64], name| self.positions(name).into_iter().map(|i| x[i]).collect::<Vec<f64>>();
+        let take =
+            |x: &[f64], name| self.positions(name).into_iter().map(|i| x[i]).collect::<Vec<f64>>();
         let mut new = case.clone();
         new.problem = Problem {
             batch: to.batch,
@@ -106,7 +116,8 @@ impl<'a> Map<'a> {
         new.inputs.r = take(&x.r, "d_r");
         new.inputs.b = take(&x.b, "d_b");
         new.inputs.s0 = x.s0.as_ref().map(|s0| take(s0, "d_s0"));
-        new.inputs.lengths = x.lengths.as_ref().map(|old| self.rows.iter().map(|&b| old[b]).collect());
+        new.inputs.lengths =
+            x.lengths.as_ref().map(|old| self.rows.iter().map(|&b| old[b]).collect());
         new.inputs.resets = x.resets.as_ref().map(|old| {
             let mut flags = vec![0; to.tokens()];
             for b in 0..to.batch {
@@ -121,7 +132,8 @@ impl<'a> Map<'a> {
         new
     }
 
-    /// The results in the new shapes. `d_r` and `d_b` are those of the whole batch, whatever the rows.
+    /// The results in the new shapes. `d_r` and `d_b` are those of the whole batch, whatever the
+    /// rows.
     pub fn results(&self, results: &Results) -> Results {
         let mut new = Results::default();
         for (name, x) in results.iter() {
@@ -130,7 +142,8 @@ impl<'a> Map<'a> {
         new
     }
 
-    /// Puts `part`, results in the new shapes, where it belongs in `whole`; `d_r` and `d_b` are added.
+    /// Puts `part`, results in the new shapes, where it belongs in `whole`; `d_r` and `d_b` are
+    /// added.
     pub fn paste(&self, part: &Results, whole: &mut Results) {
         for (name, part) in part.iter() {
             let whole = whole.get_mut(name);
@@ -144,5 +157,8 @@ impl<'a> Map<'a> {
 /// The length of each row.
 pub fn lengths(case: &Case) -> Vec<usize> {
     let all = || vec![case.problem.time; case.problem.batch];
-    case.inputs.lengths.as_ref().map_or_else(all, |lengths| lengths.iter().map(|&n| n as usize).collect())
+    case.inputs
+        .lengths
+        .as_ref()
+        .map_or_else(all, |lengths| lengths.iter().map(|&n| n as usize).collect())
 }

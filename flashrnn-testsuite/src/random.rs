@@ -1,4 +1,5 @@
-//! A small random number generator, the same on every machine, so that a seed names a case for ever.
+//! A small random number generator, the same on every machine, so that a seed names a case for
+//! ever.
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
 #[derive(Clone, Debug)]

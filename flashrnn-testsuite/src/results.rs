@@ -41,7 +41,13 @@ impl Results {
 
     /// The same tensors, all 0.
     pub fn zeroed(&self) -> Self {
-        Self { tensors: self.tensors.iter().map(|(name, values)| (*name, vec![0.0; values.len()])).collect() }
+        Self {
+            tensors: self
+                .tensors
+                .iter()
+                .map(|(name, values)| (*name, vec![0.0; values.len()]))
+                .collect(),
+        }
     }
 
     /// The tensors in order.
@@ -71,8 +77,9 @@ impl Results {
 
 /// The relative error of each tensor of `want`: the norm of the difference over the norm of `want`.
 ///
-/// A NaN in `got`, a missing tensor or a wrong element count is an infinite error. Where all of `want` is 0, the
-/// error is 0 if all of `got` is 0 too, else infinite: such zeros follow from the options and are exact.
+/// A NaN in `got`, a missing tensor or a wrong element count is an infinite error. Where all of
+/// `want` is 0, the error is 0 if all of `got` is 0 too, else infinite: such zeros follow from the
+/// options and are exact.
 pub fn errors(got: &Results, want: &Results) -> Vec<(&'static str, f64)> {
     want.iter().map(|(name, want)| (name, error(got.get(name), want))).collect()
 }
@@ -90,35 +97,44 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// The relative error (norm over norm, each tensor) that a backend may have with elements of this type, on
-/// well-conditioned input that is exact in it. [`compare`] adds what ill-conditioned input takes.
+/// The relative error (norm over norm, each tensor) that a backend may have with elements of this
+/// type, on well-conditioned input that is exact in it. [`compare`] adds what ill-conditioned input
+/// takes.
 pub fn tolerance(dtype: Dtype) -> f64 {
     match dtype {
-        // 84 roundoffs. Sums over D and T grow like the square root of their length, exp and tanh cost a few
-        // roundoffs, and each step of time passes on the error of the one before.
+        // 84 roundoffs. Sums over D and T grow like the square root of their length, exp and tanh
+        // cost a few roundoffs, and each step of time passes on the error of the one before.
         Dtype::F32 => 5e-6,
-        // The same, with room: the order of summation is free, and polynomials are made for f64 too.
+        // The same, with room: the order of summation is free, and polynomials are made for f64
+        // too.
         Dtype::F64 => 1e-12,
-        // Four roundoffs. h is rounded when R reads it, states and gates when they are saved: three roundings in each
-        // step, of random sign, that the recurrence hands on.
+        // Four roundoffs. h is rounded when R reads it, states and gates when they are saved: three
+        // roundings in each step, of random sign, that the recurrence hands on.
         Dtype::F16 => 2e-3,
         Dtype::Bf16 => 1.5e-2,
     }
 }
 
-/// The error of each tensor against the f64 reference, and what it may be, for results with elements of `dtype`.
+/// The error of each tensor against the f64 reference, and what it may be, for results with
+/// elements of `dtype`.
 ///
 /// # Errors
 /// As [`reference::forward`].
-pub fn measure<C: Cell>(cell: &C, case: &Case, dtype: Dtype, got: &Results) -> Result<Vec<Measured>> {
+pub fn measure<C: Cell>(
+    cell: &C,
+    case: &Case,
+    dtype: Dtype,
+    got: &Results,
+) -> Result<Vec<Measured>> {
     compare(cell, case, dtype, got, &Results::reference(cell, case)?)
 }
 
 /// The error of each tensor of `got` against `want`, two results for `case`, and what it may be.
 ///
-/// What it may be is [`tolerance`], and where the error is above that, also the change of the reference when its own
-/// inputs change by one roundoff of `dtype`, and the forward clip by four: near a discontinuity (the edge of a clip),
-/// and where large terms cancel, no better answer can be had. And it may be what `underflow` loses.
+/// What it may be is [`tolerance`], and where the error is above that, also the change of the
+/// reference when its own inputs change by one roundoff of `dtype`, and the forward clip by four:
+/// near a discontinuity (the edge of a clip), and where large terms cancel, no better answer can be
+/// had. And it may be what `underflow` loses.
 ///
 /// # Errors
 /// As [`reference::forward`].
@@ -152,9 +168,10 @@ pub fn compare<C: Cell>(
 
 /// What an element of a result may be off for values near 0 that `dtype` cannot tell apart.
 ///
-/// The gradient of the gates goes from step to step in the tensors' type, in which a product wants it; in f16 what vanishes over
-/// many steps comes to lie among the subnormal numbers, 6e-8 apart, and is rounded to one of them in each step. The
-/// contributions of the steps before fade in their turn: two half-distances cover them.
+/// The gradient of the gates goes from step to step in the tensors' type, in which a product wants
+/// it; in f16 what vanishes over many steps comes to lie among the subnormal numbers, 6e-8 apart,
+/// and is rounded to one of them in each step. The contributions of the steps before fade in their
+/// turn: two half-distances cover them.
 fn underflow(dtype: Dtype) -> f64 {
     let distance: i32 = match dtype {
         Dtype::F16 => -24,
@@ -193,12 +210,14 @@ fn roundoff(dtype: Dtype) -> f64 {
     }
 }
 
-/// `case` with every input off by `roundoff` up or down at random, and the forward clip by the factor `clip`.
+/// `case` with every input off by `roundoff` up or down at random, and the forward clip by the
+/// factor `clip`.
 fn perturbed(case: &Case, roundoff: f64, clip: f64) -> Case {
     let mut random = Random::new(clip.to_bits());
     let mut nudge = |values: &mut Vec<f64>| {
         for v in values {
-            // Of 1 at most: an input of -90 is exact, and stands for a gate shut tight, not for one of little precision.
+            // Of 1 at most: an input of -90 is exact, and stands for a gate shut tight, not for one
+            // of little precision.
             let nudge = roundoff * v.abs().min(1.0);
             *v += if random.chance(0.5) { nudge } else { -nudge };
         }

@@ -1,17 +1,18 @@
 //! Runs a case on a backend, every output buffer full of NaN beforehand.
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Forward, Plan, Result, Save, SavedMut, SavedRef, Weights, Workspace,
+    Backend, Backward, Cell, Element, Forward, Plan, Result, Save, SavedMut, SavedRef, Weights,
+    Workspace,
 };
 
 use crate::case::Case;
 use crate::results::Results;
 
-/// Plans, packs, and runs `case` forward and backward on `backend`. Returns `h`, `states`, `last`, `d_wx`, `d_r`,
-/// `d_b` and `d_s0`.
+/// Plans, packs, and runs `case` forward and backward on `backend`. Returns `h`, `states`, `last`,
+/// `d_wx`, `d_r`, `d_b` and `d_s0`.
 ///
-/// Every buffer that the backend has to write, the saved ones too, is full of NaN beforehand, so that what it fails
-/// to write shows.
+/// Every buffer that the backend has to write, the saved ones too, is full of NaN beforehand, so
+/// that what it fails to write shows.
 ///
 /// # Errors
 /// Whatever the backend reports.
@@ -59,7 +60,12 @@ impl<B: Backend, T: Element> Pass<B, T> {
     ///
     /// # Errors
     /// Whatever the backend reports.
-    pub fn forward<W: Element>(backend: &B, plan: &B::Plan<T, W>, case: &Case, how: How<'_>) -> Result<Self> {
+    pub fn forward<W: Element>(
+        backend: &B,
+        plan: &B::Plan<T, W>,
+        case: &Case,
+        how: How<'_>,
+    ) -> Result<Self> {
         let shapes = plan.shapes();
         let x = &case.inputs;
         let (r, b) = (upload::<B, W>(backend, &x.r)?, upload::<B, W>(backend, &x.b)?);
@@ -122,13 +128,16 @@ impl<B: Backend, T: Element> Pass<B, T> {
         let all = case.d.d_states.as_deref();
         let h_alone = all.map(|d| &d[..size(&shapes.h())]).filter(|_| how.h_alone);
         let d_h = h_alone.map(|d| upload::<B, T>(backend, d)).transpose()?;
-        let d_states = all.filter(|_| !how.h_alone).map(|d| upload::<B, T>(backend, d)).transpose()?;
-        let d_last = case.d.d_last.as_ref().map(|d| upload::<B, T::Wide>(backend, d)).transpose()?;
+        let d_states =
+            all.filter(|_| !how.h_alone).map(|d| upload::<B, T>(backend, d)).transpose()?;
+        let d_last =
+            case.d.d_last.as_ref().map(|d| upload::<B, T::Wide>(backend, d)).transpose()?;
         let mut d_wx = poison::<B, T>(backend, size(&shapes.wx()))?;
         let (mut d_r, mut d_b) = match how.add_to {
-            None => {
-                (poison::<B, W>(backend, size(&shapes.r()))?, poison::<B, W>(backend, size(&shapes.b()))?)
-            }
+            None => (
+                poison::<B, W>(backend, size(&shapes.r()))?,
+                poison::<B, W>(backend, size(&shapes.b()))?,
+            ),
             Some((d_r, d_b)) => (upload::<B, W>(backend, d_r)?, upload::<B, W>(backend, d_b)?),
         };
         let mut d_s0 = poison::<B, T::Wide>(backend, size(&shapes.state()))?;
@@ -148,7 +157,12 @@ impl<B: Backend, T: Element> Pass<B, T> {
             d_s0: Some(backend.view_mut(&mut d_s0)),
             accumulate: how.add_to.is_some(),
             workspace: workspace.as_mut().map(|workspace| backend.view_mut(workspace)),
-            ..Backward::new(&self.weights, backend.view(&self.states), saved, backend.view_mut(&mut d_wx))
+            ..Backward::new(
+                &self.weights,
+                backend.view(&self.states),
+                saved,
+                backend.view_mut(&mut d_wx),
+            )
         })?;
         let mut results = Results::default();
         results.push("d_wx", download(backend, &d_wx)?);
@@ -160,7 +174,11 @@ impl<B: Backend, T: Element> Pass<B, T> {
 }
 
 /// Memory for a pass to work in, every byte set, where `how` asks for it.
-fn workspace<B: Backend>(backend: &B, size: Workspace, how: How<'_>) -> Result<Option<B::Buffer<u8>>> {
+fn workspace<B: Backend>(
+    backend: &B,
+    size: Workspace,
+    how: How<'_>,
+) -> Result<Option<B::Buffer<u8>>> {
     // The backend's own buffers have every alignment that it asks for.
     how.workspace.then(|| backend.upload(&vec![0xff; size.bytes])).transpose()
 }

@@ -28,7 +28,10 @@ impl fmt::Debug for Setup {
             Some(v) if v == f64::INFINITY => "Some(f64::INFINITY)".into(),
             Some(v) => format!("Some({v:?})"),
         };
-        writeln!(f, "let problem = Problem::new({batch}, {time}, {heads}, {head_dim}).with(Options {{")?;
+        writeln!(
+            f,
+            "let problem = Problem::new({batch}, {time}, {heads}, {head_dim}).with(Options {{"
+        )?;
         writeln!(f, "    layout: Layout::{:?},", options.layout)?;
         writeln!(f, "    reverse: {},", options.reverse)?;
         writeln!(f, "    forward_clip: {},", clip(options.forward_clip))?;
@@ -48,19 +51,26 @@ const TIME: &[usize] = &[0, 1, 2, 3, 5, 8, 17, 33];
 const HEADS: &[usize] = &[1, 2, 3, 4, 7, 16, 17];
 const HEAD_DIM: &[usize] = &[1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129];
 
-/// Setups with any sizes and options whose forward pass takes at most about `work` multiplications a gate.
+/// Setups with any sizes and options whose forward pass takes at most about `work` multiplications
+/// a gate.
 pub fn any_setup(work: usize) -> impl Strategy<Value = Setup> {
     let sizes = (select(BATCH), select(TIME), select(HEADS), select(HEAD_DIM));
-    let clip =
-        || prop_oneof![3 => Just(None), 1 => select(&[0.5, 0.1, 1.0, f64::INFINITY][..]).prop_map(Some)];
-    let options =
-        (any::<bool>(), any::<bool>(), clip(), clip(), proptest::bool::weighted(0.2), any::<bool>());
+    let clip = || prop_oneof![3 => Just(None), 1 => select(&[0.5, 0.1, 1.0, f64::INFINITY][..]).prop_map(Some)];
+    let options = (
+        any::<bool>(),
+        any::<bool>(),
+        clip(),
+        clip(),
+        proptest::bool::weighted(0.2),
+        any::<bool>(),
+    );
     let flag = any::<bool>;
-    let tensors =
-        (flag(), flag(), flag(), flag(), flag()).prop_map(|(s0, lengths, resets, d_states, d_last)| {
+    let tensors = (flag(), flag(), flag(), flag(), flag()).prop_map(
+        |(s0, lengths, resets, d_states, d_last)| {
             // With neither gradient there would be nothing to see.
             Tensors { s0, lengths, resets, d_states: d_states || !d_last, d_last, extreme: false }
-        });
+        },
+    );
     (sizes, options, tensors, 0u64..1 << 32).prop_map(move |(sizes, options, tensors, seed)| {
         let (mut batch, mut time, mut heads, head_dim) = sizes;
         while batch * time * heads * head_dim * head_dim > work && batch * time * heads > 1 {

@@ -1,6 +1,8 @@
 //! A cell with element types, erased, so that a property is written once for all of them.
 
-use flashrnn_core::{Backend, Cell, Dtype, Element, Forward, Plan, Result, Shapes, Step, bf16, f16};
+use flashrnn_core::{
+    Backend, Cell, Dtype, Element, Forward, Plan, Result, Shapes, Step, bf16, f16,
+};
 use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
 
 use crate::case::{Case, Tensors};
@@ -8,7 +10,8 @@ use crate::cells::{Autonomous, Leaky, Twin};
 use crate::results::{Measured, Results, compare};
 use crate::run::{How, Pass, download, poison, run, upload};
 
-/// A cell with tensors of one type and weights of another, and all that the properties do with them.
+/// A cell with tensors of one type and weights of another, and all that the properties do with
+/// them.
 pub trait Subject<B: Backend> {
     /// The cell, and the element types T and W, as Rust spells them.
     fn types(&self) -> [String; 3];
@@ -68,8 +71,9 @@ pub trait Subject<B: Backend> {
     fn inference(&self, backend: &B, case: &Case) -> Result<Results>;
 }
 
-/// Every subject with element types that `backend` takes: the built-in cells with every T, W = T and W = f32, and the
-/// suite's own cells with some of them each (a backend that compiles its kernels ahead takes long over each).
+/// Every subject with element types that `backend` takes: the built-in cells with every T, W = T
+/// and W = f32, and the suite's own cells with some of them each (a backend that compiles its
+/// kernels ahead takes long over each).
 pub fn subjects<B: Backend>(backend: &B) -> Vec<Box<dyn Subject<B>>> {
     let mut list = built_in(&Elman, "Elman");
     list.extend(built_in(&Gru, "Gru"));
@@ -82,7 +86,9 @@ pub fn subjects<B: Backend>(backend: &B) -> Vec<Box<dyn Subject<B>>> {
     list.push(Typed::<_, f32, f32>::boxed(&Autonomous, "Autonomous"));
     list.push(Typed::<_, f16, f16>::boxed(&Autonomous, "Autonomous"));
     let dtypes = backend.info().dtypes;
-    list.retain(|subject| dtypes.contains(&subject.dtype()) && dtypes.contains(&subject.weight_dtype()));
+    list.retain(|subject| {
+        dtypes.contains(&subject.dtype()) && dtypes.contains(&subject.weight_dtype())
+    });
     list
 }
 
@@ -188,11 +194,13 @@ impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> 
     fn stream(&self, backend: &B, case: &Case) -> Result<Results> {
         let plan = backend.plan::<T, W, C>(&self.cell, &case.problem)?;
         let shapes = plan.shapes();
-        let (r, b) = (upload::<B, W>(backend, &case.inputs.r)?, upload::<B, W>(backend, &case.inputs.b)?);
+        let (r, b) =
+            (upload::<B, W>(backend, &case.inputs.r)?, upload::<B, W>(backend, &case.inputs.b)?);
         let weights = plan.pack(backend.view(&r), backend.view(&b))?;
         // state: [S, B, N, D]
         let zeros = || vec![0.0; shapes.states * shapes.batch * shapes.units()];
-        let mut state = upload::<B, T::Wide>(backend, &case.inputs.s0.clone().unwrap_or_else(zeros))?;
+        let mut state =
+            upload::<B, T::Wide>(backend, &case.inputs.s0.clone().unwrap_or_else(zeros))?;
         let mut h = vec![0.0; shapes.tokens() * shapes.units()];
         let input = shapes.external * shapes.units();
         for t in 0..shapes.time {

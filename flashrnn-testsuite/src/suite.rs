@@ -27,7 +27,8 @@ pub type Failures = Vec<String>;
 /// How many random setups a property draws for each subject, and how large.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
-    /// Setups for each cell and element type; the environment variable `FLASHRNN_CASES` multiplies it.
+    /// Setups for each cell and element type; the environment variable `FLASHRNN_CASES` multiplies
+    /// it.
     pub cases: u32,
     /// About how many multiplications a gate may cost in the forward pass.
     pub work: usize,
@@ -49,7 +50,12 @@ impl<B: Backend> Suite<B> {
             return;
         }
         let failures = property(self);
-        assert!(failures.is_empty(), "{name}: {} failures\n\n{}", failures.len(), failures.join("\n\n"));
+        assert!(
+            failures.is_empty(),
+            "{name}: {} failures\n\n{}",
+            failures.len(),
+            failures.join("\n\n")
+        );
     }
 
     /// Checks that every skip names a property, and gives a reason.
@@ -72,12 +78,14 @@ impl<B: Backend> Suite<B> {
         adapt: impl Fn(&mut Setup),
         check: impl Fn(&dyn Subject<B>, &Case) -> Result<(), String>,
     ) -> Failures {
-        // Properties that are checked at the same time begin at different subjects: a kernel that one had compiled is there for the other.
+        // Properties that are checked at the same time begin at different subjects: a kernel that
+        // one had compiled is there for the other.
         static CHECKED: AtomicUsize = AtomicUsize::new(0);
         let subjects = subjects(&self.backend);
         let first = CHECKED.fetch_add(1, Ordering::Relaxed) % 2 * (subjects.len() / 2);
         let mut failures = Failures::new();
-        for (index, subject) in subjects.iter().enumerate().cycle().skip(first).take(subjects.len()) {
+        for (index, subject) in subjects.iter().enumerate().cycle().skip(first).take(subjects.len())
+        {
             let adapted = |mut setup: Setup| {
                 adapt(&mut setup);
                 setup

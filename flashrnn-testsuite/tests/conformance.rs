@@ -58,6 +58,9 @@ fn wrong_skips_are_caught() {
     for skip in [("no_such_property", "a reason"), ("chunks", " ")] {
         let suite = Suite::new(Loops(Fault::None), Vec::new(), vec![skip]);
         let check = || suite.check_skips(&["chunks"]);
-        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err(), "{skip:?} passed");
+        assert!(
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err(),
+            "{skip:?} passed"
+        );
     }
 }

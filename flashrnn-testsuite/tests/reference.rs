@@ -1,5 +1,5 @@
-//! The f64 reference against finite differences, and hand-written backward passes against derived ones: what
-//! everything else is measured by. No backend takes part.
+//! The f64 reference against finite differences, and hand-written backward passes against derived
+//! ones: what everything else is measured by. No backend takes part.
 
 use flashrnn_core::reference::{self, Gradients, Inputs, OutputGradients};
 use flashrnn_core::{
@@ -19,9 +19,13 @@ fn loss<C: Cell>(cell: &C, case: &Case, x: &Inputs) -> Result<f64> {
     Ok(against(&out.states, &case.d.d_states) + against(&out.last, &case.d.d_last))
 }
 
-/// The slope of the loss along every element that `tensor` gives, by central differences of fourth order, whose error
-/// is about 1e-11 here (h⁴ and 1e-16/h, with h = 1e-3).
-fn slopes<C: Cell>(cell: &C, case: &Case, tensor: fn(&mut Inputs) -> &mut Vec<f64>) -> Result<Vec<f64>> {
+/// The slope of the loss along every element that `tensor` gives, by central differences of fourth
+/// order, whose error is about 1e-11 here (h⁴ and 1e-16/h, with h = 1e-3).
+fn slopes<C: Cell>(
+    cell: &C,
+    case: &Case,
+    tensor: fn(&mut Inputs) -> &mut Vec<f64>,
+) -> Result<Vec<f64>> {
     let h = 1e-3;
     let len = tensor(&mut case.inputs.clone()).len();
     let at = |i: usize, offset: f64| {
@@ -30,7 +34,9 @@ fn slopes<C: Cell>(cell: &C, case: &Case, tensor: fn(&mut Inputs) -> &mut Vec<f6
         loss(cell, case, &x)
     };
     (0..len)
-        .map(|i| Ok((8.0 * (at(i, h)? - at(i, -h)?) - (at(i, 2.0 * h)? - at(i, -2.0 * h)?)) / (12.0 * h)))
+        .map(|i| {
+            Ok((8.0 * (at(i, h)? - at(i, -h)?) - (at(i, 2.0 * h)? - at(i, -2.0 * h)?)) / (12.0 * h))
+        })
         .collect()
 }
 
@@ -39,11 +45,15 @@ fn gradients<C: Cell>(cell: &C, case: &Case) -> Result<Gradients> {
     reference::backward(cell, &case.problem, &case.inputs, &out, &case.d)
 }
 
-/// Random cases over every option whose gradient is the derivative of the loss: all but the clip and the cut of the
-/// recurrent gradient, which change the gradient alone. The forward clip is tested apart, away from its edge.
+/// Random cases over every option whose gradient is the derivative of the loss: all but the clip
+/// and the cut of the recurrent gradient, which change the gradient alone. The forward clip is
+/// tested apart, away from its edge.
 ///
 /// `adapt` changes a case, and says which part of `d_s0` is compared.
-fn against_finite_differences<C: Cell>(cell: &C, adapt: impl Fn(&mut Case) -> std::ops::Range<usize>) {
+fn against_finite_differences<C: Cell>(
+    cell: &C,
+    adapt: impl Fn(&mut Case) -> std::ops::Range<usize>,
+) {
     let mut random = Random::new(1);
     for seed in 0..24 {
         let mut flag = || random.chance(0.5);
@@ -66,11 +76,13 @@ fn against_finite_differences<C: Cell>(cell: &C, adapt: impl Fn(&mut Case) -> st
             d_last: flag(),
             extreme: false,
         };
-        let mut case = Case::random::<C, f64, f64>(cell, &problem, tensors, seed).expect("a good problem");
+        let mut case =
+            Case::random::<C, f64, f64>(cell, &problem, tensors, seed).expect("a good problem");
         let compared = adapt(&mut case);
         let got = gradients(cell, &case).expect("a good case");
         let check = |name: &str, got: &[f64], want: &[f64]| {
-            // The differences themselves are good to 1e-9; where the gradient is 0 they leave noise of 1e-11.
+            // The differences themselves are good to 1e-9; where the gradient is 0 they leave noise
+            // of 1e-11.
             let noise = want.iter().all(|v| v.abs() < 1e-9) && got.iter().all(|v| v.abs() < 1e-9);
             let error = error(got, want);
             assert!(noise || error < 1e-8, "{} {name}: {error:e} in {case:?}", C::NAME);
@@ -109,15 +121,17 @@ fn custom_cells_against_finite_differences() {
     against_finite_differences(&Twin, everything);
 }
 
-/// A loss on h alone, an initial state that an earlier sequence left in every row (n = 0 is a discontinuity), and m
-/// not varied: then the other gradients are exact although m is held constant.
+/// A loss on h alone, an initial state that an earlier sequence left in every row (n = 0 is a
+/// discontinuity), and m not varied: then the other gradients are exact although m is held
+/// constant.
 #[test]
 fn slstm_against_finite_differences() {
     against_finite_differences(&Slstm, |case| {
         let options = Options { reverse: false, ..case.problem.options };
         let problem = Problem { time: 3, options, ..case.problem.clone() };
         let tensors = Tensors::default();
-        let earlier = Case::random::<Slstm, f64, f64>(&Slstm, &problem, tensors, 77).expect("a good problem");
+        let earlier =
+            Case::random::<Slstm, f64, f64>(&Slstm, &problem, tensors, 77).expect("a good problem");
         let last = reference::forward(&Slstm, &problem, &earlier.inputs).expect("a good case").last;
         let part = last.len() / 4;
         case.inputs.s0 = Some(last);
@@ -138,23 +152,27 @@ fn forward_clip_against_finite_differences() {
     let mut checked = 0;
     for seed in 0..300 {
         let v = 0.3;
-        let problem = Problem::new(2, 3, 1, 2).with(Options { reverse: seed % 2 == 0, ..Options::default() });
+        let problem =
+            Problem::new(2, 3, 1, 2).with(Options { reverse: seed % 2 == 0, ..Options::default() });
         let clipped = problem.with(Options { forward_clip: Some(v), ..problem.options });
-        let case =
-            Case::random::<Lstm, f64, f64>(&Lstm, &clipped, Tensors::ALL, seed).expect("a good problem");
-        // Whether any h' is near the edge shows when the edge moves: masks, and so d_wx, change by a jump.
+        let case = Case::random::<Lstm, f64, f64>(&Lstm, &clipped, Tensors::ALL, seed)
+            .expect("a good problem");
+        // Whether any h' is near the edge shows when the edge moves: masks, and so d_wx, change by
+        // a jump.
         let moved = |v| Case {
             problem: clipped.with(Options { forward_clip: Some(v), ..clipped.options }),
             ..case.clone()
         };
         let d_wx = |case: &Case| gradients(&Lstm, case).expect("a good case").d_wx;
         let zeros = |d: &[f64]| d.iter().map(|&d| d == 0.0).collect::<Vec<_>>();
-        let unclipped =
-            Case { problem: clipped.with(Options { forward_clip: None, ..clipped.options }), ..case.clone() };
+        let unclipped = Case {
+            problem: clipped.with(Options { forward_clip: None, ..clipped.options }),
+            ..case.clone()
+        };
         let here = d_wx(&case);
-        let far = [0.97, 0.98, 0.99, 1.01, 1.02, 1.03]
-            .iter()
-            .all(|f| zeros(&d_wx(&moved(v * f))) == zeros(&here) && error(&d_wx(&moved(v * f)), &here) < 0.1);
+        let far = [0.97, 0.98, 0.99, 1.01, 1.02, 1.03].iter().all(|f| {
+            zeros(&d_wx(&moved(v * f))) == zeros(&here) && error(&d_wx(&moved(v * f)), &here) < 0.1
+        });
         if !far || error(&d_wx(&unclipped), &here) < 1e-3 {
             continue;
         }
@@ -172,8 +190,8 @@ fn forward_clip_at_its_edge() {
     let g: f64 = 0.5;
     let h = g.tanh();
     let d_wx = |clip: f64| {
-        let problem =
-            Problem::new(1, 1, 1, 1).with(Options { forward_clip: Some(clip), ..Options::default() });
+        let problem = Problem::new(1, 1, 1, 1)
+            .with(Options { forward_clip: Some(clip), ..Options::default() });
         let inputs = Inputs { wx: vec![g], r: vec![0.0], b: vec![0.0], ..Inputs::default() };
         let d = OutputGradients { d_states: Some(vec![1.0]), d_last: None };
         gradients(&Elman, &Case { problem, inputs, d }).expect("a good case").d_wx[0]
@@ -185,7 +203,8 @@ fn forward_clip_at_its_edge() {
     assert_eq!(d_wx(h.next_down()), 0.0);
 }
 
-/// The recurrent gradient clipped and cut, against the chain rule written out for an Elman unit of two steps.
+/// The recurrent gradient clipped and cut, against the chain rule written out for an Elman unit of
+/// two steps.
 #[test]
 fn recurrent_gradient_clipped_and_cut() {
     let (r, x): (f64, [f64; 2]) = (1.7, [0.3, -0.4]);
@@ -236,7 +255,8 @@ fn recurrent_gradient_clipped_and_cut() {
 fn constant_states() {
     fn check<C: Cell>(cell: &C) {
         let problem = Problem::new(2, 4, 2, 3);
-        let case = Case::random::<C, f64, f64>(cell, &problem, Tensors::ALL, 5).expect("a good problem");
+        let case =
+            Case::random::<C, f64, f64>(cell, &problem, Tensors::ALL, 5).expect("a good problem");
         let got = gradients(cell, &case).expect("a good case");
         let mut other = case.clone();
         let part = got.d_s0.len() / C::STATES.len();
@@ -281,10 +301,15 @@ fn written_backward_is_the_derived_one() {
                 [(written.0.as_ref(), derived.0.as_ref()), (written.1.as_ref(), derived.1.as_ref())]
             {
                 for (k, (got, want)) in got.iter().zip(want).enumerate() {
-                    // Terms of the size of d, at most 1/n of it, cancel: what remains is off by roundoffs of them.
+                    // Terms of the size of d, at most 1/n of it, cancel: what remains is off by
+                    // roundoffs of them.
                     let near = (got - want).abs() <= 1e-13 * (1.0 + want.abs());
                     let (before, gates) = (before.as_ref(), gates.as_ref());
-                    assert!(near, "{} {k}: {got:e}, derived {want:e} at {before:?} {gates:?}", C::NAME);
+                    assert!(
+                        near,
+                        "{} {k}: {got:e}, derived {want:e} at {before:?} {gates:?}",
+                        C::NAME
+                    );
                 }
             }
         }

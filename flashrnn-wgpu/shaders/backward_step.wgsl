@@ -1,9 +1,10 @@
-// One step of the backward pass, one dispatch: from dg of the step after, the gradient that reaches h through R (a product with
-// R transposed, step.wgsl), then the cell's derivative as its epilogue, which gives this step's dg. One more step, -1, gives d_s0.
+// One step of the backward pass, one dispatch: from dg of the step after, the gradient that reaches
+// h through R (a product with R transposed, step.wgsl), then the cell's derivative as its epilogue,
+// which gives this step's dg. One more step, -1, gives d_s0.
 //
-// Groups are as in forward_step.wgsl. k goes over a head's units for one recurrent gate after another. From step to step go, in
-// `work`, dg rounded to T at `exchange_at`, [2, B, Gr, N, D] in turn, and the gradient of the f32 states at `carried_at`, [S, B, N, D]
-// in place.
+// Groups are as in forward_step.wgsl. k goes over a head's units for one recurrent gate after
+// another. From step to step go, in `work`, dg rounded to T at `exchange_at`, [2, B, Gr, N, D] in
+// turn, and the gradient of the f32 states at `carried_at`, [S, B, N, D] in place.
 
 fn half_of(round: u32) -> u32 { return params.exchange_at + round % 2u * params.batch * RECURRENT * units(); }
 

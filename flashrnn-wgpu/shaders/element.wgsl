@@ -1,6 +1,7 @@
-// The types a tensor can hold, as bits: f32 whole, 16-bit elements two in a u32. Arithmetic is f32: every load widens, every
-// store rounds to the nearest, ties to even. (The built-in pack2x16float may round otherwise.) States and gates saturate: what lies
-// beyond the range of 16 bits, infinities included, becomes the largest number. Gradients and weights become infinite.
+// The types a tensor can hold, as bits: f32 whole, 16-bit elements two in a u32. Arithmetic is f32:
+// every load widens, every store rounds to the nearest, ties to even. (The built-in pack2x16float
+// may round otherwise.) States and gates saturate: what lies beyond the range of 16 bits,
+// infinities included, becomes the largest number. Gradients and weights become infinite.
 
 fn widen_f32(bits: u32) -> f32 { return bitcast<f32>(bits); }
 fn narrow_f32(x: f32) -> u32 { return bitcast<u32>(x); }
@@ -18,7 +19,8 @@ fn saturate_f16(x: f32) -> u32 {
     return bits - u32((bits & 0x7fffu) == 0x7c00u);
 }
 
-// Two neighbours as they lie in memory, as `fetch2_` gives them: 16-bit elements are both in the first word.
+// Two neighbours as they lie in memory, as `fetch2_` gives them: 16-bit elements are both in the
+// first word.
 fn widen2_f32(bits: vec2u) -> vec2f { return bitcast<vec2f>(bits); }
 fn widen2_bf16(bits: vec2u) -> vec2f { return vec2f(bitcast<f32>(bits.x << 16u), bitcast<f32>(bits.x & 0xffff0000u)); }
 

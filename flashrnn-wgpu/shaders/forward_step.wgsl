@@ -1,9 +1,10 @@
-// One step of the forward pass, one dispatch: R h as a product (step.wgsl), the cell as its epilogue.
+// One step of the forward pass, one dispatch: R h as a product (step.wgsl), the cell as its
+// epilogue.
 //
 // Groups: 8 units each, units innermost, then heads, then 16 rows each.
 //
-// What goes from step to step lies in `work` at `carried_at`: [2, S, B, N, D], of which a step reads one half and writes the
-// other, for other workgroups read what this one would overwrite.
+// What goes from step to step lies in `work` at `carried_at`: [2, S, B, N, D], of which a step
+// reads one half and writes the other, for other workgroups read what this one would overwrite.
 
 fn half_of(step: u32) -> u32 { return params.carried_at + step % 2u * STATES * params.batch * units(); }
 

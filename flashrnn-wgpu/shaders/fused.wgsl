@@ -1,11 +1,13 @@
 // What the fused kernels share: which thread does what, and the weights.
 //
-// A workgroup has one head and ROWS rows of the batch, and runs up to STEPS steps of them. A head's D units are padded to UNITS with
-// zeros. Its UNITS * SPLIT threads
-// - multiply: MULTIPLIERS of them have LINES lines of R each, DEPTH of k of each, in CHUNKS chunks of OF_CHUNK along k: the first KEPT
-//   in registers, and the STREAMED others are read again at every step (fused_product.wgsl),
+// A workgroup has one head and ROWS rows of the batch, and runs up to STEPS steps of them. A head's
+// D units are padded to UNITS with zeros. Its UNITS * SPLIT threads
+// - multiply: MULTIPLIERS of them have LINES lines of R each, DEPTH of k of each, in CHUNKS chunks
+//   of OF_CHUNK along k: the first KEPT in registers, and the STREAMED others are read again at
+//   every step (fused_product.wgsl),
 // - compute the cell: the first UNITS * ROWS of them, a unit of a row each,
-// - carry tensors in and out: two neighbouring units of a row each, the rows of TURNS tensors at a time.
+// - carry tensors in and out: two neighbouring units of a row each, the rows of TURNS tensors at a
+//   time.
 
 const DEPTH = UNITS / SPLIT;
 const OF_CHUNK = DEPTH / CHUNKS;
@@ -33,7 +35,8 @@ fn role_of(line: u32, unit: u32, head: u32, row0: u32) -> Role {
     return Role(line, row, unit, head * params.head_dim + unit, length, exists, exists && unit + 1u < params.head_dim);
 }
 
-// What the lines multiply, h or dg, rounded to T and as f32: OPERANDS of them, each by part of k, row and chunk.
+// What the lines multiply, h or dg, rounded to T and as f32: OPERANDS of them, each by part of k,
+// row and chunk.
 var<workgroup> x_now: array<array<f32, OF_CHUNK + BETWEEN>, OPERANDS * SPLIT * ROWS * CHUNKS>;
 
 fn chunk_of(operand: u32, line: u32, unit: u32) -> u32 {

@@ -1,13 +1,16 @@
-// Up to STEPS steps of the backward pass, one dispatch: dg in workgroup memory. Threads and weights: fused.wgsl. After
-// step 0 comes one more, -1, which gives d_s0; `done` counts the steps there were before one.
+// Up to STEPS steps of the backward pass, one dispatch: dg in workgroup memory. Threads and
+// weights: fused.wgsl. After step 0 comes one more, -1, which gives d_s0; `done` counts the steps
+// there were before one.
 //
 // A step has two phases, with a barrier before each:
-//   1. all threads: their part of the product of dg of the step after with R transposed, of LINES units, k in one gate; dg of the
+//   1. all threads: their part of the product of dg of the step after with R transposed, of LINES
+//      units, k in one gate; dg of the
 //      step after goes to memory; what this step needs, asked for a step ago, to workgroup memory; the next one's is asked for.
-//   2. those that compute: the sum of the parts, and the cell's derivative, which gives this step's dg.
+//   2. those that compute: the sum of the parts, and the cell's derivative, which gives this step's
+//      dg.
 //
-// From dispatch to dispatch go, in `work` and in place, dg rounded to T at `exchange_at`, [B, Gr, N, D], and the gradient of the f32
-// states at `carried_at`, [S, B, N, D].
+// From dispatch to dispatch go, in `work` and in place, dg rounded to T at `exchange_at`, [B, Gr,
+// N, D], and the gradient of the f32 states at `carried_at`, [S, B, N, D].
 
 // What a step needs: its gates, the states before it, and d_states.
 const BEFORE = GATES;
@@ -114,7 +117,8 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
     var reset_next = is_reset(computes.row, computes.length, params.time - begin);
     var reset_after = false;
 
-    // Round 0 only asks for the first step's inputs, and the last one stores the last step's outputs.
+    // Round 0 only asks for the first step's inputs, and the last one stores the last step's
+    // outputs.
     for (var round = 0u; ; round++) {
         let done = begin + round - 1u;
         let before_first = done == params.time;  // step -1
@@ -134,7 +138,8 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
 
         workgroupBarrier();
         if round > 0u && computes.exists {
-            // No gradient comes from the step after where this is the row's last, or a reset lies between.
+            // No gradient comes from the step after where this is the row's last, or a reset lies
+            // between.
             let last = select(step + 1u == computes.length, computes.length == 0u, before_first);
             let goes_on = !before_first && step < computes.length;
             var d: array<f32, STATES>;

@@ -1,13 +1,16 @@
-// Up to STEPS steps of the forward pass, one dispatch: h in workgroup memory. Threads and weights: fused.wgsl.
+// Up to STEPS steps of the forward pass, one dispatch: h in workgroup memory. Threads and weights:
+// fused.wgsl.
 //
 // A step has two phases, with a barrier before each:
-//   1. all threads: their part of R h, of all gates of a unit; the outputs of the step before go to memory; wx of a step, which was
+//   1. all threads: their part of R h, of all gates of a unit; the outputs of the step before go to
+//      memory; wx of a step, which was
 //      asked for a step ago, to workgroup memory; wx of the next is asked for.
-//   2. those that compute: the sum of the parts, and the cell.
-// Where a thread has its whole sum (SHARED is 0) there is no barrier between the two. What a step writes then lies beside what it
-// reads, in the other of two BUFFERS, and wx is AHEAD by a step.
+//   2. those that compute: the sum of the parts, and the cell. Where a thread has its whole sum
+//      (SHARED is 0) there is no barrier between the two. What a step writes then lies beside what
+//      it reads, in the other of two BUFFERS, and wx is AHEAD by a step.
 //
-// The states are carried in `work` at `carried_at`, [S, B, N, D], from dispatch to dispatch in place.
+// The states are carried in `work` at `carried_at`, [S, B, N, D], from dispatch to dispatch in
+// place.
 
 const OUTPUTS = STATES + GATES;
 const OPERANDS = BUFFERS;

@@ -25,7 +25,8 @@
             //@ end
             //@ end
             //@ end
-            // From the first chunk to the last in one step and from the last to the first in the next, so that a cache has half of them.
+            // From the first chunk to the last in one step and from the last to the first in the
+            // next, so that a cache has half of them.
             //@ for $i in 0..STREAMED
             {
                 let chunk = KEPT + select($iu, STREAMED - 1u - $iu, backwards);

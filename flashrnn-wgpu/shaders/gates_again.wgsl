@@ -1,7 +1,9 @@
-// The gates of some steps again, g = x_t + b + R h, as the forward pass adds, in f32: gates [steps, B, G, N, D].
+// The gates of some steps again, g = x_t + b + R h, as the forward pass adds, in f32: gates [steps,
+// B, G, N, D].
 //
-// A workgroup of 16 x 16 invocations has 16 units of one head and 16 rows of `gates`, an invocation one pair with all its gates. R and
-// h come to workgroup memory in chunks of CHUNK along k. Groups: units innermost, then heads, then rows.
+// A workgroup of 16 x 16 invocations has 16 units of one head and 16 rows of `gates`, an invocation
+// one pair with all its gates. R and h come to workgroup memory in chunks of CHUNK along k. Groups:
+// units innermost, then heads, then rows.
 
 // How many rows `gates` has.
 fn gates_rows() -> u32 { return params.gates_steps * params.batch; }

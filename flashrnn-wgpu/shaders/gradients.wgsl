@@ -1,4 +1,5 @@
-// d_r and d_b in parts: each part sums over `part_tokens` tokens, and `reduce` adds the parts in their order.
+// d_r and d_b in parts: each part sums over `part_tokens` tokens, and `reduce` adds the parts in
+// their order.
 
 // dg of a gate, rounded to T.
 fn load_dg(token: u32, gate: u32, place: u32) -> f32 {
@@ -24,9 +25,10 @@ const OF_TOKEN = 16u * FOURS;
 var<workgroup> tile_dg: array<vec4f, 512>;
 var<workgroup> tile_h: array<vec4f, 512>;
 
-// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has (64 FOURS)^2 (out, in) of one gate, head and part, an invocation
-// FOURS^2 times 4 x 4, 64 apart. In a round it brings 4 units of one token of each to workgroup memory, asked for a round ahead, and
-// until then as they lie in memory, for a conversion would wait for them.
+// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has (64 FOURS)^2 (out, in) of one
+// gate, head and part, an invocation FOURS^2 times 4 x 4, 64 apart. In a round it brings 4 units of
+// one token of each to workgroup memory, asked for a round ahead, and until then as they lie in
+// memory, for a conversion would wait for them.
 @compute @workgroup_size(16, 16)
 fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
                    @builtin(local_invocation_index) thread: u32) {

@@ -1,8 +1,9 @@
-// d_r in parts, as gradients.wgsl has it, by cooperative matrices of 16 x 16, f16 in and f32 out; D is a multiple of WIDTH.
+// d_r in parts, as gradients.wgsl has it, by cooperative matrices of 16 x 16, f16 in and f32 out; D
+// is a multiple of WIDTH.
 //
-// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has WIDTH x WIDTH (out, in) of one gate, head and part, a subgroup of
-// 32 has OUTS x INS matrices of them. In a round, 8 invocations bring WIDTH units of a token of each to workgroup memory, asked for a
-// round ahead.
+// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has WIDTH x WIDTH (out, in) of one
+// gate, head and part, a subgroup of 32 has OUTS x INS matrices of them. In a round, 8 invocations
+// bring WIDTH units of a token of each to workgroup memory, asked for a round ahead.
 
 const ROUND = 32u;
 const OUTS = WIDTH / 64u;

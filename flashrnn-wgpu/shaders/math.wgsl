@@ -1,11 +1,12 @@
 // The functions that a printed cell calls, with the meaning of Rust's trait `Real`.
 //
-// WGSL leaves its own exp, log and tanh more room than a recurrence can bear (tanh may be anything for large arguments), so
-// they are made of sums and products here:
+// WGSL leaves its own exp, log and tanh more room than a recurrence can bear (tanh may be anything
+// for large arguments), so they are made of sums and products here:
 //
-//     e^x = 2^n (1 + p)     n = round(x / ln 2), r = x - n ln 2, p = e^r - 1 = r + r^2 q(r),  |r| <= ln(2) / 2
-//     tanh x = t / (t + 2)  t = e^(2|x|) - 1 = 2^n p + (2^n - 1): no cancellation, so small x keep their accuracy
-//     ln(1 + e) = 2 atanh(s) = s (2 + s^2 a(s^2))    s = e / (2 + e) <= 1/3
+//     e^x = 2^n (1 + p)     n = round(x / ln 2), r = x - n ln 2, p = e^r - 1 = r + r^2 q(r),  |r|
+//     <= ln(2) / 2 tanh x = t / (t + 2)  t = e^(2|x|) - 1 = 2^n p + (2^n - 1): no cancellation, so
+//     small x keep their accuracy ln(1 + e) = 2 atanh(s) = s (2 + s^2 a(s^2))    s = e / (2 + e) <=
+//     1/3
 //
 // q and a are Chebyshev interpolants, of relative error 8e-9 and 2e-8.
 
@@ -29,13 +30,15 @@ fn real_min(x: f32, bound: f32) -> f32 { return select(x, bound, x > bound); }
 // To -bound..bound; NaN stays.
 fn real_clamp(x: f32, bound: f32) -> f32 { return real_min(real_max(x, -bound), bound); }
 
-// a / b. WGSL may give anything for a b above 2^126, and GPUs give 0, whose reciprocal is too small for them.
+// a / b. WGSL may give anything for a b above 2^126, and GPUs give 0, whose reciprocal is too small
+// for them.
 fn real_quotient(a: f32, b: f32) -> f32 {
     let scale = select(1.0f, 0.25f, abs(b) > 8.507059e37f);
     return (a * scale) / (b * scale);
 }
 
-// x, of which no compiler knows where it comes from: WGSL lets them add in another order, which loses what cancels.
+// x, of which no compiler knows where it comes from: WGSL lets them add in another order, which
+// loses what cancels.
 fn opaque(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) ^ params.zero); }
 
 // 2^n for whole n from -126 to 127.

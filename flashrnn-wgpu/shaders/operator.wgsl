@@ -2,8 +2,8 @@
 //
 //     g_t = R s0_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
 //
-// A *step* counts in processing order, a *position* is the place in time that it reads and writes; a *token* is a position
-// of a row among the B*T of the caller's layout.
+// A *step* counts in processing order, a *position* is the place in time that it reads and writes;
+// a *token* is a position of a row among the B*T of the caller's layout.
 
 // The gates that take no external input come first.
 const INNER = GATES - EXTERNAL;

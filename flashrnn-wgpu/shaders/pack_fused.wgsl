@@ -1,6 +1,7 @@
-// R for the fused kernels, behind the other weights: as their threads read it, so that neighbours read neighbours. A piece has 4
-// words, 4 or 8 numbers of T along k, of one line of one thread, 0 beyond the head: [N, pieces of a line, LINES, threads]. An
-// invocation a piece, first the forward kernel's, then the backward kernel's.
+// R for the fused kernels, behind the other weights: as their threads read it, so that neighbours
+// read neighbours. A piece has 4 words, 4 or 8 numbers of T along k, of one line of one thread, 0
+// beyond the head: [N, pieces of a line, LINES, threads]. An invocation a piece, first the forward
+// kernel's, then the backward kernel's.
 @compute @workgroup_size(64)
 fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) invocation: u32) {
     let i = group_index(id) * 64u + invocation;

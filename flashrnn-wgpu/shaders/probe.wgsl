@@ -1,5 +1,5 @@
-// A loop of `params.time` rounds with a result that no compiler can know without them (xorshift): a driver that ends long loops
-// silently gives another one.
+// A loop of `params.time` rounds with a result that no compiler can know without them (xorshift): a
+// driver that ends long loops silently gives another one.
 @compute @workgroup_size(1)
 fn probe() {
     var value = 1u;

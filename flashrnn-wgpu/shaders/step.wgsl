@@ -1,15 +1,19 @@
-// What the kernels of one step share: a product of 8 units of a head with 16 rows of the batch, by 256 threads.
+// What the kernels of one step share: a product of 8 units of a head with 16 rows of the batch, by
+// 256 threads.
 //
-// Numbers along k come in pieces of 4. A thread has LINES lines of weights (forward the gates of a unit, backward 4 units), 4 rows of
-// the batch, and of k every PARTS-th piece: PARTS threads share a sum. A round brings ROUND pieces of the 16 rows to workgroup memory
-// and, of each of its lines, PIECES pieces to a thread's registers; both are asked for a round ahead.
+// Numbers along k come in pieces of 4. A thread has LINES lines of weights (forward the gates of a
+// unit, backward 4 units), 4 rows of the batch, and of k every PARTS-th piece: PARTS threads share
+// a sum. A round brings ROUND pieces of the 16 rows to workgroup memory and, of each of its lines,
+// PIECES pieces to a thread's registers; both are asked for a round ahead.
 //
-// The kernel says what is multiplied, by `line_piece(place, line, piece)` and `row_piece(place, row, piece)`.
+// The kernel says what is multiplied, by `line_piece(place, line, piece)` and `row_piece(place,
+// row, piece)`.
 
 const ROUND = PARTS * PIECES;
 // The last two places keep the rows in different banks.
 const ROW = ROUND + 2u;
-// What is summed at a time: AT_ONCE lines of every thread, by 4 rows. Memory gets them in KEPT parts; ADDERS threads share each.
+// What is summed at a time: AT_ONCE lines of every thread, by 4 rows. Memory gets them in KEPT
+// parts; ADDERS threads share each.
 const SUMS = 256u / PARTS * AT_ONCE;
 const KEPT = PARTS / TOGETHER;
 
@@ -120,7 +124,8 @@ fn sum_at(place: Place, line: u32) -> u32 {
     return place.part / TOGETHER * SUMS + (place.lines * AT_ONCE + line) * 4u + place.rows;
 }
 
-// Brings the sums of lines `first` to `first + AT_ONCE - 1` of every thread to memory, in ADDERS parts: `added` adds those.
+// Brings the sums of lines `first` to `first + AT_ONCE - 1` of every thread to memory, in ADDERS
+// parts: `added` adds those.
 fn add_up(place: Place, thread: u32, sums: array<vec4f, HELD>, first: u32) {
     workgroupBarrier();
     keep(place, sums, first);

@@ -1,4 +1,5 @@
-// Sums of the threads of a step's product (step.wgsl), first added up within subgroups of SUBGROUP threads: TOGETHER parts of each.
+// Sums of the threads of a step's product (step.wgsl), first added up within subgroups of SUBGROUP
+// threads: TOGETHER parts of each.
 
 struct Builtins { @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32 }
 
@@ -12,7 +13,8 @@ fn keep(place: Place, sums: array<vec4f, HELD>, first: u32) {
     //@ end
 }
 
-// Two parts exchange halves of what they have, so that each has two lines of both; then each four parts one line.
+// Two parts exchange halves of what they have, so that each has two lines of both; then each four
+// parts one line.
 fn keep4(place: Place, first: u32, sum0: vec4f, sum1: vec4f, sum2: vec4f, sum3: vec4f) {
     let odd = (place.part & 1u) != 0u;
     let low = select(sum0, sum1, odd) + subgroupShuffleXor(select(sum1, sum0, odd), 4u);

@@ -1,4 +1,5 @@
-// How many of all f16 numbers the driver's own conversion gets wrong; of a NaN it may make any other. An invocation two of them.
+// How many of all f16 numbers the driver's own conversion gets wrong; of a NaN it may make any
+// other. An invocation two of them.
 @compute @workgroup_size(64)
 fn unpacks(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
     let low = (group_index(id) * 64u + thread) * 2u;

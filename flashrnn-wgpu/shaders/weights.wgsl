@@ -1,6 +1,7 @@
-// The packed weights, f32, in pieces of 4 along k, the last of a line filled up with zeros: R [Gr, N, D_out, pieces of D_in] rounded
-// to T, R transposed [N, D_in, Gr, pieces of D_out], and b [G, N, D], filled up with zeros as a whole. Behind them, for the fused
-// kernels, R once more in T, as their threads read it (pack_fused.wgsl).
+// The packed weights, f32, in pieces of 4 along k, the last of a line filled up with zeros: R [Gr,
+// N, D_out, pieces of D_in] rounded to T, R transposed [N, D_in, Gr, pieces of D_out], and b [G, N,
+// D], filled up with zeros as a whole. Behind them, for the fused kernels, R once more in T, as
+// their threads read it (pack_fused.wgsl).
 
 // Pieces of a line.
 fn pieces() -> u32 { return (params.head_dim + 3u) / 4u; }
@@ -10,7 +11,8 @@ fn line_of_r(gate: u32, head: u32, unit: u32) -> u32 {
     return ((gate * params.heads + head) * params.head_dim + unit) * pieces();
 }
 
-// The line of R transposed of a unit that dg multiplies: its pieces for one recurrent gate after another.
+// The line of R transposed of a unit that dg multiplies: its pieces for one recurrent gate after
+// another.
 fn line_of_transposed(head: u32, unit: u32) -> u32 {
     return (RECURRENT * units() + (head * params.head_dim + unit) * RECURRENT) * pieces();
 }

@@ -12,7 +12,8 @@ use crate::plan::WgpuPlan;
 use crate::select::{Choice, Family};
 use crate::weights::{Packed, PackedOrder};
 
-/// A device that wgpu found, or the caller's. Clones share it; buffers, packed weights and plans belong to all clones of one.
+/// A device that wgpu found, or the caller's. Clones share it; buffers, packed weights and plans
+/// belong to all clones of one.
 #[derive(Clone)]
 pub struct Wgpu {
     pub(crate) device: Arc<Device>,
@@ -24,7 +25,9 @@ pub struct Wgpu {
 pub fn adapters() -> Vec<String> {
     let list = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
     let with_driver = |info: wgpu::AdapterInfo| {
-        format!("{}, driver {} {}", describe(&info), info.driver, info.driver_info).trim_end().into()
+        format!("{}, driver {} {}", describe(&info), info.driver, info.driver_info)
+            .trim_end()
+            .into()
     };
     list.iter().map(|adapter| with_driver(adapter.get_info())).collect()
 }
@@ -45,7 +48,8 @@ fn has_matrices(adapter: &wgpu::Adapter) -> bool {
     adapter.features().contains(MATRICES)
         && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
         && adapter.cooperative_matrix_properties().iter().any(|of| {
-            (of.m_size, of.n_size, of.k_size) == (16, 16, 16) && (of.ab_type, of.cr_type) == (F16, F32)
+            (of.m_size, of.n_size, of.k_size) == (16, 16, 16)
+                && (of.ab_type, of.cr_type) == (F16, F32)
         })
 }
 
@@ -65,11 +69,13 @@ fn preference(kind: wgpu::DeviceType) -> u32 {
 }
 
 impl Wgpu {
-    /// The first of the best adapters: discrete GPUs, then integrated ones. Drivers that run on the CPU are taken only where the
-    /// environment variable `FLASHRNN_WGPU_CPU` is set and not `0`. With `FLASHRNN_WGPU_MATRIX`, gradients of R in f16 are made by
-    /// cooperative matrices where the adapter has them, an experimental part of wgpu.
+    /// The first of the best adapters: discrete GPUs, then integrated ones. Drivers that run on the
+    /// CPU are taken only where the environment variable `FLASHRNN_WGPU_CPU` is set and not `0`.
+    /// With `FLASHRNN_WGPU_MATRIX`, gradients of R in f16 are made by cooperative matrices where
+    /// the adapter has them, an experimental part of wgpu.
     ///
-    /// Open one and clone it: NVIDIA's driver 580 was seen to hang where threads opened and closed dozens of devices at a time.
+    /// Open one and clone it: NVIDIA's driver 580 was seen to hang where threads opened and closed
+    /// dozens of devices at a time.
     ///
     /// # Errors
     /// [`Error::Device`] where there is no adapter, or none opens.
@@ -132,13 +138,15 @@ impl Wgpu {
         Ok(Self { device: Arc::new(device), choice: Choice::default() })
     }
 
-    /// Takes the caller's own device and queue. Errors that wgpu reports outside of calls stay the caller's, and so does the loss of
-    /// the device: of what it ends, only downloads fail.
+    /// Takes the caller's own device and queue. Errors that wgpu reports outside of calls stay the
+    /// caller's, and so does the loss of the device: of what it ends, only downloads fail.
     ///
-    /// Call it once and clone the result: two handles made of one device refuse each other's buffers and weights.
+    /// Call it once and clone the result: two handles made of one device refuse each other's
+    /// buffers and weights.
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        let device = Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default()));
+        let device =
+            Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default()));
         Self { device, choice: Choice::default() }
     }
 
@@ -209,8 +217,9 @@ impl Backend for Wgpu {
         self.device.synchronize()
     }
 
-    /// Gives back the scratch memory that plans which are still there keep, on all clones of this handle, and waits for all that was
-    /// enqueued: the driver gets it only then, and may keep some for itself.
+    /// Gives back the scratch memory that plans which are still there keep, on all clones of this
+    /// handle, and waits for all that was enqueued: the driver gets it only then, and may keep some
+    /// for itself.
     fn trim(&self) -> Result<()> {
         self.device.trim()
     }
@@ -223,7 +232,11 @@ impl Backend for Wgpu {
         buffer.view_mut()
     }
 
-    fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<WgpuPlan<T, W>> {
+    fn plan<T: Element, W: Element, C: Cell>(
+        &self,
+        cell: &C,
+        problem: &Problem,
+    ) -> Result<WgpuPlan<T, W>> {
         WgpuPlan::new(self, cell, problem)
     }
 }

@@ -1,4 +1,5 @@
-//! The backward pass: the gates again where they were not saved, the time loop, and the gradients of the weights.
+//! The backward pass: the gates again where they were not saved, the time loop, and the gradients
+//! of the weights.
 
 use flashrnn_core::{Backward, Element, Result, Save};
 
@@ -33,7 +34,8 @@ struct Sum<'a, W> {
 }
 
 impl Engine {
-    /// The regions of a backward pass's scratch memory, in bytes: `work`, the gates computed again, and partial sums.
+    /// The regions of a backward pass's scratch memory, in bytes: `work`, the gates computed again,
+    /// and partial sums.
     pub(crate) fn backward_regions(&self) -> [usize; 3] {
         let shapes = &self.shapes;
         let work = Params::default().lay_out_backward(shapes);
@@ -53,7 +55,10 @@ impl Engine {
         [self.shapes.r().iter().product(), self.shapes.b().iter().product()]
     }
 
-    pub(crate) fn backward<T: Element, W: Element>(&self, mut call: Backward<'_, Wgpu, T, W>) -> Result<()> {
+    pub(crate) fn backward<T: Element, W: Element>(
+        &self,
+        mut call: Backward<'_, Wgpu, T, W>,
+    ) -> Result<()> {
         let mut params = Params {
             has_lengths: call.lengths.is_some().into(),
             has_resets: call.resets.is_some().into(),
@@ -81,7 +86,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Computes d_wx and, in `work`, the gradients of the gates that take no external input and of s0.
+    /// Computes d_wx and, in `work`, the gradients of the gates that take no external input and of
+    /// s0.
     fn backward_time_loop<T: Element, W: Element>(
         &self,
         commands: &mut Call<'_>,
@@ -132,7 +138,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Computes d_r and d_b, of those that are asked for, from d_wx and what the time loop left in `work`.
+    /// Computes d_r and d_b, of those that are asked for, from d_wx and what the time loop left in
+    /// `work`.
     fn weight_gradients<T: Element, W: Element>(
         &self,
         commands: &mut Call<'_>,
@@ -163,7 +170,8 @@ impl Engine {
         let mut first = 0;
         let states = self.bind(Some(call.states), false, 0, &mut first);
         let d_wx = self.bind(Some(call.d_wx.0), false, 1, &mut first);
-        for Sum { kernel, out, columns, round, groups_of_part } in [d_r, d_b].into_iter().flatten() {
+        for Sum { kernel, out, columns, round, groups_of_part } in [d_r, d_b].into_iter().flatten()
+        {
             let (parts, length) = select::parts(shapes.tokens(), columns, round);
             let mut params = Params {
                 parts: parts as u32,
@@ -171,7 +179,8 @@ impl Engine {
                 row_length: columns as u32,
                 ..*params
             };
-            let groups = groups_of_part.map_or((parts * columns).div_ceil(64), |groups| parts * groups);
+            let groups =
+                groups_of_part.map_or((parts * columns).div_ceil(64), |groups| parts * groups);
             commands.run(kernel, &params, &[states, d_wx, work, partial], groups);
             let bound = [partial, self.bind(Some(out), true, 0, &mut params.out_first)];
             commands.run(&kernels.reduce, &params, &bound, columns.div_ceil(64));

@@ -1,8 +1,10 @@
 //! Pipelines that the driver has compiled, kept on disk between processes, where it gives them out.
 //!
-//! There is one entry for each adapter, in the folder of flashrnn-cuda's kernels: the environment's `FLASHRNN_CACHE`, else `flashrnn`
-//! in the user's cache folder (on Linux `~/.cache`). `FLASHRNN_CACHE=off` keeps nothing. A folder that somebody else may write is not
-//! used, and where it cannot be written, nothing is kept; neither is an error. What wgpu or the driver does not take is made again.
+//! There is one entry for each adapter, in the folder of flashrnn-cuda's kernels: the environment's
+//! `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on Linux `~/.cache`).
+//! `FLASHRNN_CACHE=off` keeps nothing. A folder that somebody else may write is not used, and where
+//! it cannot be written, nothing is kept; neither is an error. What wgpu or the driver does not
+//! take is made again.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,13 +20,15 @@ use crate::device::{Device, lock};
 /// Extension of the entries' files.
 const EXTENSION: &str = "pipelines";
 
-/// The folder where compiled pipelines are kept; none where caching is off or the user has no cache folder.
+/// The folder where compiled pipelines are kept; none where caching is off or the user has no cache
+/// folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
     flashrnn_disk_cache::folder()
 }
 
-/// Deletes all compiled pipelines in [`folder`], and nothing else there. Returns how many files there were.
+/// Deletes all compiled pipelines in [`folder`], and nothing else there. Returns how many files
+/// there were.
 ///
 /// # Errors
 /// The system's, where the folder can't be read or a file can't be deleted.
@@ -44,7 +48,8 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens what is kept for the device's adapter; `None` where its driver gives nothing out or caching is off.
+    /// Opens what is kept for the device's adapter; `None` where its driver gives nothing out or
+    /// caching is off.
     pub fn new(device: &Device) -> Option<Self> {
         Self::new_in(DiskCache::new(folder()?, EXTENSION), device)
     }
@@ -101,10 +106,11 @@ fn checksum(data: &[u8]) -> [u8; 32] {
 /// wgpu's, where the data is of another adapter.
 fn pipelines(device: &Device, data: Option<&[u8]>) -> Result<wgpu::PipelineCache> {
     device.scope(0, || {
-        let descriptor = wgpu::PipelineCacheDescriptor { label: Some("flashrnn"), data, fallback: true };
-        // SAFETY: `data` is what `PipelineCache::get_data` gave: `Cache::save` alone writes such files, its checksum tells that one is
-        // whole, and `DiskCache` reads none that another user may have written. wgpu refuses or drops data of another adapter or
-        // driver.
+        let descriptor =
+            wgpu::PipelineCacheDescriptor { label: Some("flashrnn"), data, fallback: true };
+        // SAFETY: `data` is what `PipelineCache::get_data` gave: `Cache::save` alone writes such
+        // files, its checksum tells that one is whole, and `DiskCache` reads none that another user
+        // may have written. wgpu refuses or drops data of another adapter or driver.
         #[allow(unsafe_code)]
         Ok(unsafe { device.device.create_pipeline_cache(&descriptor) })
     })
@@ -120,7 +126,8 @@ mod tests {
     use super::*;
     use crate::{Wgpu, testing};
 
-    /// Makes a plan on a device of its own with the cache in `folder`; returns what was kept there before.
+    /// Makes a plan on a device of its own with the cache in `folder`; returns what was kept there
+    /// before.
     fn plan(folder: &Path) -> Option<Option<Vec<u8>>> {
         let wgpu: Wgpu = testing::wgpu()?;
         let cache = Cache::new_in(DiskCache::new(folder, EXTENSION), &wgpu.device)?;
@@ -136,7 +143,8 @@ mod tests {
         let folder = folder.path().join("made/when/needed");
         let Some(had) = plan(&folder) else { return };
         assert_eq!(had, None);
-        let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let files: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         let [file] = &files[..] else { panic!("{files:?}") };
         let whole = fs::read(file).unwrap();
         assert!(plan(&folder).unwrap().is_some_and(|had| !had.is_empty()));
@@ -161,7 +169,8 @@ mod tests {
             other[at] ^= 0x55;
             other
         });
-        let refused: Vec<_> = changed.filter(|data| pipelines(&wgpu.device, Some(data)).is_err()).collect();
+        let refused: Vec<_> =
+            changed.filter(|data| pipelines(&wgpu.device, Some(data)).is_err()).collect();
         // The bytes that name the adapter.
         let [first, ..] = &refused[..] else { panic!("wgpu takes data of every adapter") };
         disk.write(&key, first).unwrap();

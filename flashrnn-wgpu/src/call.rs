@@ -103,7 +103,8 @@ impl WorkLayout {
         at as u32
     }
 
-    /// All words, and one that is read with the last unit of an odd number of them, and thrown away.
+    /// All words, and one that is read with the last unit of an odd number of them, and thrown
+    /// away.
     fn words(self) -> usize {
         self.0 + 1
     }

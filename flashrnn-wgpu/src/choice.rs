@@ -6,8 +6,8 @@ use flashrnn_core::{Dtype, Shapes};
 
 use crate::select::{self, Adapter, Family, Fused};
 
-/// The kernel of one pass's time steps. The fields are those of flashrnn-cuda's, with CUDA's words: a block is a workgroup, a launch a
-/// dispatch.
+/// The kernel of one pass's time steps. The fields are those of flashrnn-cuda's, with CUDA's words:
+/// a block is a workgroup, a launch a dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelChoice {
     /// `forward` or `backward`.
@@ -29,7 +29,8 @@ pub struct KernelChoice {
 }
 
 impl KernelChoice {
-    /// Describes the forward and the backward kernel of a plan. `fused` is what [`select`] chose for it, `element` is T.
+    /// Describes the forward and the backward kernel of a plan. `fused` is what [`select`] chose
+    /// for it, `element` is T.
     pub(crate) fn of_plan(
         shapes: &Shapes,
         element: Dtype,
@@ -45,8 +46,11 @@ impl KernelChoice {
     }
 
     fn fused(pass: &'static str, shapes: &Shapes, fused: Fused, narrow: bool) -> Self {
-        let lines =
-            if pass == "forward" { fused.forward(shapes, narrow) } else { fused.backward(shapes, narrow) };
+        let lines = if pass == "forward" {
+            fused.forward(shapes, narrow)
+        } else {
+            fused.backward(shapes, narrow)
+        };
         Self {
             pass,
             family: "fused",
@@ -90,8 +94,12 @@ pub(crate) fn why_not_fused(adapter: Adapter) -> &'static str {
 impl fmt::Display for KernelChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pass, family, units, rows, warps, blocks, cluster: _, why } = self;
-        let launch = if *family == "fused" { "many steps in a dispatch" } else { "a dispatch per step" };
-        write!(f, "{pass}: {family}, {launch} of {blocks} workgroups, each {units} units by {rows} rows ")?;
+        let launch =
+            if *family == "fused" { "many steps in a dispatch" } else { "a dispatch per step" };
+        write!(
+            f,
+            "{pass}: {family}, {launch} of {blocks} workgroups, each {units} units by {rows} rows "
+        )?;
         write!(f, "on {} threads; {why}", 32 * warps)
     }
 }
@@ -116,7 +124,10 @@ mod tests {
         assert_eq!((forward.family, forward.blocks, backward.warps), ("fused", 12 * 8, 8));
         assert!(kernels(3, 256, Family::Auto)[1].why.contains("read again"));
         let large = kernels(2, 1024, Family::Auto)[0].to_string();
-        assert!(large.starts_with("forward: alternating, a dispatch per step of 256 workgroups"), "{large}");
+        assert!(
+            large.starts_with("forward: alternating, a dispatch per step of 256 workgroups"),
+            "{large}"
+        );
         assert_eq!(kernels(12, 64, Family::Alternating)[0].why, "asked for");
     }
 }

@@ -17,10 +17,12 @@ use crate::scratch::Pool;
 use crate::select::{self, Adapter};
 
 /// What the buffers of this crate may be used for.
-const USAGES: wgpu::BufferUsages =
-    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
+    .union(wgpu::BufferUsages::COPY_SRC)
+    .union(wgpu::BufferUsages::COPY_DST);
 
-/// Tells one [`Device`] from another. wgpu's own comparison takes devices of different instances for equal.
+/// Tells one [`Device`] from another. wgpu's own comparison takes devices of different instances
+/// for equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceId(u64);
 
@@ -38,7 +40,8 @@ pub(crate) struct Device {
     pub queue: wgpu::Queue,
     pub name: String,
     pub limits: wgpu::Limits,
-    /// Stands for tensors that are absent: for those read, and for those written, each a slot of its own.
+    /// Stands for tensors that are absent: for those read, and for those written, each a slot of
+    /// its own.
     pub absent: [wgpu::Buffer; 2],
     /// The `Step`s of shaders/params.wgsl, [`STEPS`] of them, [`Device::step_stride`] bytes apart.
     pub steps: wgpu::Buffer,
@@ -101,8 +104,9 @@ impl Device {
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let steps = buffer("steps", stride * STEPS as u64, uniform);
         let words = stride as usize / size_of::<u32>();
-        let contents: Vec<u32> =
-            (0..STEPS * words).map(|i| if i % words == 0 { (i / words) as u32 } else { 0 }).collect();
+        let contents: Vec<u32> = (0..STEPS * words)
+            .map(|i| if i % words == 0 { (i / words) as u32 } else { 0 })
+            .collect();
         queue.write_buffer(&steps, 0, bytemuck::cast_slice(&contents));
         Self {
             id: DeviceId::new(),
@@ -137,8 +141,9 @@ impl Device {
         let limits = &self.limits;
         Adapter {
             cpu: self.device.adapter_info().device_type == wgpu::DeviceType::Cpu,
-            invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
-                as usize,
+            invocations: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x) as usize,
             workgroup_bytes: limits.max_compute_workgroup_storage_size as usize,
             matrix: self.matrices,
             subgroup: self.subgroup(),
@@ -151,7 +156,8 @@ impl Device {
         select::subgroup(has, info.subgroup_min_size, info.subgroup_max_size)
     }
 
-    /// The most bytes of a tensor: of what the device takes, what [`Device::memory`] rounds to and shaders can count in a u32.
+    /// The most bytes of a tensor: of what the device takes, what [`Device::memory`] rounds to and
+    /// shaders can count in a u32.
     pub fn most_bytes(&self) -> u64 {
         let most = self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size);
         most.min(1 << 32).min(isize::MAX as u64) / 16 * 16
@@ -177,7 +183,8 @@ impl Device {
         pool
     }
 
-    /// Drops the memory that plans keep for their calls, and waits for the calls that used it: only then does wgpu free it.
+    /// Drops the memory that plans keep for their calls, and waits for the calls that used it: only
+    /// then does wgpu free it.
     pub fn trim(&self) -> Result<()> {
         for pool in lock(&self.pools).iter().filter_map(Weak::upgrade) {
             pool.trim();
@@ -191,12 +198,14 @@ impl Device {
         self.known(&self.long_loops, probe::long_loops)
     }
 
-    /// Whether the driver's own conversion of f16 is exact. The first time, it waits for the device.
+    /// Whether the driver's own conversion of f16 is exact. The first time, it waits for the
+    /// device.
     pub fn unpacks(&self) -> Result<bool> {
         self.known(&self.unpacks, probe::unpacks)
     }
 
-    /// Whether subgroups are as [`Adapter::subgroup`] says. The first time, it waits for the device.
+    /// Whether subgroups are as [`Adapter::subgroup`] says. The first time, it waits for the
+    /// device.
     pub fn subgroups(&self) -> Result<bool> {
         self.known(&self.subgroups, probe::subgroups)
     }
@@ -208,10 +217,14 @@ impl Device {
         }
     }
 
-    /// Runs `work`, and turns what wgpu reports meanwhile into an error. `bytes` is what it allocates.
+    /// Runs `work`, and turns what wgpu reports meanwhile into an error. `bytes` is what it
+    /// allocates.
     pub fn scope<R>(&self, bytes: usize, work: impl FnOnce() -> Result<R>) -> Result<R> {
-        let filters =
-            [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
+        let filters = [
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::OutOfMemory,
+            wgpu::ErrorFilter::Validation,
+        ];
         let mut scopes: Vec<_> =
             filters.into_iter().map(|filter| self.device.push_error_scope(filter)).collect();
         let done = work();
@@ -221,7 +234,8 @@ impl Device {
                 first.get_or_insert(error);
             }
         }
-        // wgpu tells of a loss apart from other errors: when it happens, or if the caller destroyed the device when it is waited for.
+        // wgpu tells of a loss apart from other errors: when it happens, or if the caller destroyed
+        // the device when it is waited for.
         match (self.lost.get(), first) {
             (Some(lost), _) => Err(lost.clone()),
             (None, Some(error)) => Err(failure(error, bytes)),
@@ -233,7 +247,12 @@ impl Device {
     pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
         self.count_buffer();
         let label = Some(label);
-        self.device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label,
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
     }
 
     /// Writes whole words to a buffer, before what is submitted from now on.
@@ -258,7 +277,8 @@ impl Device {
     }
 
     pub fn alloc<P>(&self, len: usize) -> Result<Buffer<P>> {
-        let bytes = len.checked_mul(size_of::<P>()).ok_or(Error::OutOfMemory { bytes: usize::MAX })?;
+        let bytes =
+            len.checked_mul(size_of::<P>()).ok_or(Error::OutOfMemory { bytes: usize::MAX })?;
         Ok(Buffer::new(self.memory(bytes)?, len, self.id))
     }
 
@@ -301,7 +321,10 @@ impl Device {
         });
         self.synchronize()?;
         let lost = |why: String| Error::device(format!("wgpu: download: {why}"));
-        receiver.recv().map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))?;
+        receiver
+            .recv()
+            .map_err(|error| lost(error.to_string()))?
+            .map_err(|error| lost(error.to_string()))?;
         let mapped = staging.get_mapped_range(..).map_err(|error| lost(error.to_string()))?;
         let skipped = first - start;
         Ok(bytemuck::allocation::pod_collect_to_vec(&mapped[skipped..skipped + bytes]))

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use flashrnn_core::{Dtype, Element, Layout as Order, Problem, Result, Save, Shapes, WeightsLayout};
+use flashrnn_core::{
+    Dtype, Element, Layout as Order, Problem, Result, Save, Shapes, WeightsLayout,
+};
 
 use crate::backend::Wgpu;
 use crate::call::Params;
@@ -27,7 +29,8 @@ pub(crate) struct Engine {
     pub fused: Option<Fused>,
     /// For tensors that begin at an even element.
     forward_steps: Arc<Kernel>,
-    /// The most steps of the backward pass at a time: all, or those whose gates are computed again together.
+    /// The most steps of the backward pass at a time: all, or those whose gates are computed again
+    /// together.
     pub gates_steps: usize,
     /// Whose packed weights the kernels read.
     pub layout: Arc<WeightsLayout<PackedOrder>>,
@@ -53,7 +56,8 @@ pub(crate) struct BackwardKernels {
 }
 
 impl Engine {
-    /// Compiles the kernels of the forward pass for a cell that was printed in WGSL: its sizes and functions.
+    /// Compiles the kernels of the forward pass for a cell that was printed in WGSL: its sizes and
+    /// functions.
     pub fn new<T: Element, W: Element>(
         Wgpu { device, choice }: &Wgpu,
         [sizes, functions]: [String; 2],
@@ -86,7 +90,10 @@ impl Engine {
             recompute,
         };
         if fused.is_none() && choice.family == Family::Fused {
-            return Err(unsupported("fused kernels for this problem".into(), why_not_fused(adapter).into()));
+            return Err(unsupported(
+                "fused kernels for this problem".into(),
+                why_not_fused(adapter).into(),
+            ));
         }
         let words = adapter.words(shapes.head_dim);
         let engine = Self {
@@ -149,14 +156,16 @@ impl Engine {
 
     /// Of the backward pass.
     pub fn backward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
-        let firsts = params.states_first | params.gates_first | params.d_states_first | params.d_wx_first;
+        let firsts =
+            params.states_first | params.gates_first | params.d_states_first | params.d_wx_first;
         if self.in_words(firsts) {
             return Ok(self.backward_kernels()?.steps.clone());
         }
         steps(&self.device, &self.common, self.fused, &self.shapes, Pass::Backward, false)
     }
 
-    /// Whether the kernels for tensors that begin at an even element serve tensors that begin here: f32 is in words anywhere.
+    /// Whether the kernels for tensors that begin at an even element serve tensors that begin here:
+    /// f32 is in words anywhere.
     fn in_words(&self, firsts: u32) -> bool {
         self.common.element == Dtype::F32 || firsts.is_multiple_of(2)
     }
@@ -240,7 +249,8 @@ impl Engine {
         }
     }
 
-    /// Returns the memory that a call works in: the caller's, or some of the plan's own with room for these regions.
+    /// Returns the memory that a call works in: the caller's, or some of the plan's own with room
+    /// for these regions.
     pub fn scratch<'a>(
         &'a self,
         workspace: Option<ViewMut<'a, u8>>,
@@ -260,7 +270,8 @@ enum Pass {
     Backward,
 }
 
-/// The kernel of a pass's time steps; `words`: tensors begin so that pairs of 16-bit units are whole words.
+/// The kernel of a pass's time steps; `words`: tensors begin so that pairs of 16-bit units are
+/// whole words.
 fn steps(
     device: &Device,
     common: &Common,
@@ -271,14 +282,19 @@ fn steps(
 ) -> Result<Arc<Kernel>> {
     let (program, name) = match (pass, fused) {
         (Pass::Forward, None) => (common.forward_step(shapes, words), "forward_step"),
-        (Pass::Forward, Some(fused)) => (common.fused_forward(fused, shapes, words), "fused_forward"),
+        (Pass::Forward, Some(fused)) => {
+            (common.fused_forward(fused, shapes, words), "fused_forward")
+        }
         (Pass::Backward, None) => (common.backward_step(shapes, words), "backward_step"),
-        (Pass::Backward, Some(fused)) => (common.fused_backward(fused, shapes, words), "fused_backward"),
+        (Pass::Backward, Some(fused)) => {
+            (common.fused_backward(fused, shapes, words), "fused_backward")
+        }
     };
     Kernel::get(device, &program, name)
 }
 
-/// The kernel of the gradient of R, and how wide its tiles are; `words`: pairs of 16-bit units are whole words.
+/// The kernel of the gradient of R, and how wide its tiles are; `words`: pairs of 16-bit units are
+/// whole words.
 fn weight_gradient(
     device: &Device,
     common: &Common,
@@ -286,12 +302,13 @@ fn weight_gradient(
     words: bool,
 ) -> Result<(Arc<Kernel>, usize)> {
     let adapter = common.adapter;
-    let (program, width) = match select::matrix_width(head_dim, common.element, adapter).filter(|_| words) {
-        Some(width) => (common.matrix_gradient(width), width),
-        None => {
-            let gradient = Gradient::new(head_dim, adapter);
-            (common.gradients(gradient, words), gradient.width())
-        }
-    };
+    let (program, width) =
+        match select::matrix_width(head_dim, common.element, adapter).filter(|_| words) {
+            Some(width) => (common.matrix_gradient(width), width),
+            None => {
+                let gradient = Gradient::new(head_dim, adapter);
+                (common.gradients(gradient, words), gradient.width())
+            }
+        };
     Ok((Kernel::get(device, &program, "weight_gradient")?, width))
 }

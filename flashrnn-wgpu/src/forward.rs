@@ -45,7 +45,8 @@ impl Engine {
         commands.copy_in("lengths", lengths, work, params.lengths_at)?;
         commands.copy_in("resets", resets, work, params.resets_at)?;
         let (gates, wide) = saved.map(|saved| (saved.gates.0, saved.wide.0)).unzip();
-        let tensors = Tensors { wx, h: h.map(|view| view.0), states: states.map(|view| view.0), gates, wide };
+        let tensors =
+            Tensors { wx, h: h.map(|view| view.0), states: states.map(|view| view.0), gates, wide };
         let bound = self.step_tensors(&mut params, weights.packed(), &tensors, work);
         let kernel = self.forward_steps(&params)?;
         self.run_steps(&mut commands, &kernel, params, &bound, shapes.time);
@@ -69,7 +70,8 @@ impl Engine {
         let work = Bound::whole(memory);
         let mut commands = Call::new(&self.device);
         commands.copy_in("state", Some(carried.0), work, 0)?;
-        let tensors = Tensors { wx, h: h.map(|view| view.0), states: None, gates: None, wide: None };
+        let tensors =
+            Tensors { wx, h: h.map(|view| view.0), states: None, gates: None, wide: None };
         let bound = self.step_tensors(&mut params, weights.packed(), &tensors, work);
         let kernel = self.forward_steps(&params)?;
         self.run_steps(&mut commands, &kernel, params, &bound, 1);
@@ -78,7 +80,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Binds the tensors of the step kernel, and sets its parameters. An empty tensor counts as absent.
+    /// Binds the tensors of the step kernel, and sets its parameters. An empty tensor counts as
+    /// absent.
     fn step_tensors<'a, T: Element>(
         &'a self,
         params: &mut Params,
@@ -102,7 +105,8 @@ impl Engine {
         ]
     }
 
-    /// Offset of the current state in the double buffer after `steps` steps. The fused kernel leaves it in place.
+    /// Offset of the current state in the double buffer after `steps` steps. The fused kernel
+    /// leaves it in place.
     fn carried_after(&self, steps: usize) -> u32 {
         if self.fused.is_some() { 0 } else { (steps % 2 * state(&self.shapes)) as u32 }
     }

@@ -54,7 +54,8 @@ impl Common {
         ];
         let pieces = match self.element {
             Dtype::F32 => include_str!("../shaders/fused_pieces_32.wgsl").into(),
-            narrow => include_str!("../shaders/fused_pieces_16.wgsl").replace("FORMAT", &narrow.to_string()),
+            narrow => include_str!("../shaders/fused_pieces_16.wgsl")
+                .replace("FORMAT", &narrow.to_string()),
         };
         let kept = match lines.wide {
             true => include_str!("../shaders/fused_kept_wide.wgsl"),

@@ -13,7 +13,8 @@ use crate::memory::View;
 use crate::programs::{Program, Tensor};
 use crate::select;
 
-/// The dispatches of a time loop that are submitted at a time, so that the device runs some while the next are recorded.
+/// The dispatches of a time loop that are submitted at a time, so that the device runs some while
+/// the next are recorded.
 const SUBMITTED: usize = 64;
 
 /// A compiled entry point.
@@ -45,11 +46,16 @@ impl Kernel {
         let entry = |binding: usize, ty, dynamic, size| wgpu::BindGroupLayoutEntry {
             binding: binding as u32,
             visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: size },
+            ty: wgpu::BindingType::Buffer {
+                ty,
+                has_dynamic_offset: dynamic,
+                min_binding_size: size,
+            },
             count: None,
         };
         let uniform = wgpu::BufferBindingType::Uniform;
-        let mut entries = vec![entry(0, uniform, false, None), entry(1, uniform, true, NonZeroU64::new(16))];
+        let mut entries =
+            vec![entry(0, uniform, false, None), entry(1, uniform, true, NonZeroU64::new(16))];
         for (i, tensor) in program.tensors.iter().enumerate() {
             let ty = wgpu::BufferBindingType::Storage { read_only: !tensor.written };
             entries.push(entry(i + 2, ty, false, None));
@@ -59,13 +65,16 @@ impl Kernel {
             label: Some(name),
             source: wgpu::ShaderSource::Wgsl(program.source.as_str().into()),
         };
-        // SAFETY: the shaders are ours, with what is printed of a cell, which is arithmetic without indices. Every index into an array
-        // is below its length whatever the tensors hold, since lengths are clamped; every loop ends; no divisor is zero. Core has
-        // checked the tensors' sizes and the weights' layout (`Forward::check` and the like); `work` and the packed weights have the
-        // size that `call.rs` and `select::packed` compute. Devices also check accesses to buffers where they can.
+        // SAFETY: the shaders are ours, with what is printed of a cell, which is arithmetic without
+        // indices. Every index into an array is below its length whatever the tensors hold, since
+        // lengths are clamped; every loop ends; no divisor is zero. Core has checked the tensors'
+        // sizes and the weights' layout (`Forward::check` and the like); `work` and the packed
+        // weights have the size that `call.rs` and `select::packed` compute. Devices also check
+        // accesses to buffers where they can.
         #[allow(unsafe_code)]
-        let module =
-            unsafe { wgpu.create_shader_module_trusted(module, wgpu::ShaderRuntimeChecks::unchecked()) };
+        let module = unsafe {
+            wgpu.create_shader_module_trusted(module, wgpu::ShaderRuntimeChecks::unchecked())
+        };
         let layout = wgpu.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(name),
             entries: &entries,
@@ -88,7 +97,8 @@ impl Kernel {
     }
 }
 
-/// Part of a buffer that a kernel is given for one of its tensors, from a multiple of the alignment on.
+/// Part of a buffer that a kernel is given for one of its tensors, from a multiple of the alignment
+/// on.
 #[derive(Clone, Copy)]
 pub(crate) struct Bound<'a> {
     buffer: &'a wgpu::Buffer,
@@ -135,8 +145,8 @@ const MAX_UNIFORMS: usize = 256;
 /// Parameters as they lie in memory.
 type Words = [u32; size_of::<Params>() / 4];
 
-/// Kernels' parameters on the device, found by their content, so that calls of the same sizes make no new ones. None is ever
-/// written again.
+/// Kernels' parameters on the device, found by their content, so that calls of the same sizes make
+/// no new ones. None is ever written again.
 #[derive(Default)]
 pub(crate) struct Uniforms(Mutex<HashMap<Words, wgpu::Buffer>>);
 
@@ -195,7 +205,10 @@ impl<'a> Call<'a> {
         let bytes = from.bytes();
         let end = bytes.end.next_multiple_of(4);
         if !bytes.start.is_multiple_of(4) || end > from.buffer.size() {
-            return Err(Error::Argument { tensor, why: "must begin and end at a multiple of 4 bytes" });
+            return Err(Error::Argument {
+                tensor,
+                why: "must begin and end at a multiple of 4 bytes",
+            });
         }
         let to_first = to.offset + u64::from(at) * 4;
         let size = end - bytes.start;
@@ -226,7 +239,8 @@ impl<'a> Call<'a> {
         self.run_with(kernel, *params, bound, groups, 1);
     }
 
-    /// Dispatches a kernel for `steps` steps from `params.first_step` on, so many of them a dispatch.
+    /// Dispatches a kernel for `steps` steps from `params.first_step` on, so many of them a
+    /// dispatch.
     pub fn run_steps(
         &mut self,
         kernel: &Kernel,

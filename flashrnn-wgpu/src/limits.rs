@@ -37,7 +37,8 @@ pub fn check_scratch(largest_buffer: u64, regions: &[usize]) -> Result<()> {
     Err(unsupported(what, format!("the device's largest buffer has {largest_buffer} bytes")))
 }
 
-/// Refuses products whose loops the driver does not run to their end, which is asked only where they are long.
+/// Refuses products whose loops the driver does not run to their end, which is asked only where
+/// they are long.
 pub fn check_loops(shapes: &Shapes, long_loops: impl FnOnce() -> Result<bool>) -> Result<()> {
     if select::longest_loop(shapes) <= select::LONGEST_LOOP || long_loops()? {
         return Ok(());
@@ -69,8 +70,9 @@ fn bound_sizes(
     };
     let wide_gates = if save == Save::Gates { shapes.wide_gates.len() } else { 0 };
     let wide = if narrow { shapes.wide.len() + wide_gates } else { 0 };
-    let partial =
-        |columns: usize, round| (select::parts(shapes.tokens(), columns, round).0 as u128) * columns as u128;
+    let partial = |columns: usize, round| {
+        (select::parts(shapes.tokens(), columns, round).0 as u128) * columns as u128
+    };
     let [weight_round, bias_round] = select::GRADIENT_ROUNDS;
     [
         ("states", states * step * bytes),
@@ -98,7 +100,8 @@ mod tests {
 
     use super::*;
 
-    /// The gates are the largest tensor here: 2^25 elements, or 2^24 in f32 where they are computed again.
+    /// The gates are the largest tensor here: 2^25 elements, or 2^24 in f32 where they are computed
+    /// again.
     #[test]
     fn a_tensor_as_large_as_the_limit_fits() {
         let gates = Problem::new(32, 1024, 1, 256);
@@ -123,6 +126,9 @@ mod tests {
         let shapes = |head_dim| Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap();
         assert_eq!(check_loops(&shapes(32768), || panic!("asked for no reason")), Ok(()));
         assert_eq!(check_loops(&shapes(32772), || Ok(true)), Ok(()));
-        assert!(matches!(check_loops(&shapes(32772), || Ok(false)), Err(Error::Unsupported { .. })));
+        assert!(matches!(
+            check_loops(&shapes(32772), || Ok(false)),
+            Err(Error::Unsupported { .. })
+        ));
     }
 }

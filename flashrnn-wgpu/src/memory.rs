@@ -8,8 +8,8 @@ use flashrnn_core::{Error, Len, Result};
 
 use crate::device::DeviceId;
 
-/// Owned device memory for `len` elements, with room to a multiple of 16 bytes. It belongs to the [`Wgpu`](crate::Wgpu) that made
-/// it and to its clones; calls of others refuse it.
+/// Owned device memory for `len` elements, with room to a multiple of 16 bytes. It belongs to the
+/// [`Wgpu`](crate::Wgpu) that made it and to its clones; calls of others refuse it.
 pub struct Buffer<P> {
     pub(crate) buffer: wgpu::Buffer,
     len: usize,
@@ -49,8 +49,9 @@ impl<P> fmt::Debug for Buffer<P> {
 
 /// Device memory borrowed for reading.
 ///
-/// wgpu lets no kernel read one part of a buffer and write another. So in one call, what is read, what is written and the workspace
-/// must lie in different buffers, and what is written must not overlap. Calls check it ([`Error::Argument`]).
+/// wgpu lets no kernel read one part of a buffer and write another. So in one call, what is read,
+/// what is written and the workspace must lie in different buffers, and what is written must not
+/// overlap. Calls check it ([`Error::Argument`]).
 pub struct View<'a, P> {
     pub(crate) buffer: &'a wgpu::Buffer,
     /// The first element.
@@ -73,12 +74,12 @@ impl<P> Copy for View<'_, P> {}
 const READ: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC);
 
 impl<'a, P> View<'a, P> {
-    /// Views `len` elements, from element `first` on, of a buffer that somebody else made, on the very device that calls run on:
-    /// wgpu panics where a buffer of another instance is used.
+    /// Views `len` elements, from element `first` on, of a buffer that somebody else made, on the
+    /// very device that calls run on: wgpu panics where a buffer of another instance is used.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the buffer is too small, [`Error::Argument`] where its usages lack `STORAGE` or `COPY_SRC`, or its size
-    /// is no multiple of 4 bytes.
+    /// [`Error::Shape`] where the buffer is too small, [`Error::Argument`] where its usages lack
+    /// `STORAGE` or `COPY_SRC`, or its size is no multiple of 4 bytes.
     pub fn of(buffer: &'a wgpu::Buffer, first: usize, len: usize) -> Result<Self> {
         let wrong = |why| Err(Error::Argument { tensor: "buffer", why });
         if !buffer.usage().contains(READ) {
@@ -89,7 +90,9 @@ impl<'a, P> View<'a, P> {
         }
         let room = usize::try_from(buffer.size()).unwrap_or(usize::MAX) / size_of::<P>().max(1);
         match first.checked_add(len) {
-            Some(end) if end <= room => Ok(Self { buffer, first, len, device: None, element: PhantomData }),
+            Some(end) if end <= room => {
+                Ok(Self { buffer, first, len, device: None, element: PhantomData })
+            }
             _ => Err(Error::Shape { tensor: "buffer", got: vec![room], want: vec![first, len] }),
         }
     }
@@ -102,7 +105,11 @@ impl<'a, P> View<'a, P> {
         if range.start <= range.end && range.end <= self.len {
             Ok(Self { first: self.first + range.start, len: range.end - range.start, ..self })
         } else {
-            Err(Error::Shape { tensor: "view", got: vec![self.len], want: vec![range.start, range.end] })
+            Err(Error::Shape {
+                tensor: "view",
+                got: vec![self.len],
+                want: vec![range.start, range.end],
+            })
         }
     }
 
@@ -121,7 +128,10 @@ impl<P> Len for View<'_, P> {
 
 impl<P> fmt::Debug for View<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").field("first", &self.first).field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("View")
+            .field("first", &self.first)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,5 @@
-//! What core can't see of a call's tensors: whose device they are on, and which of them share a buffer.
+//! What core can't see of a call's tensors: whose device they are on, and which of them share a
+//! buffer.
 
 use std::ops::Range;
 
@@ -46,11 +47,15 @@ fn workspace<'a>(view: Option<&ViewMut<'a, u8>>) -> Option<Operand<'a>> {
     operand("workspace", view.map(|view| view.0), Use::Scratch)
 }
 
-/// Refuses tensors on another device, tensors that can't be bound where they begin, and buffers that are used in several ways.
+/// Refuses tensors on another device, tensors that can't be bound where they begin, and buffers
+/// that are used in several ways.
 ///
 /// # Errors
 /// [`Error::Argument`]
-pub(crate) fn check<const N: usize>(device: &Device, operands: [Option<Operand<'_>>; N]) -> Result<()> {
+pub(crate) fn check<const N: usize>(
+    device: &Device,
+    operands: [Option<Operand<'_>>; N],
+) -> Result<()> {
     for (i, operand) in operands.iter().enumerate() {
         let Some(operand) = operand else { continue };
         let wrong = |why| Err(Error::Argument { tensor: operand.name, why });
@@ -61,7 +66,8 @@ pub(crate) fn check<const N: usize>(device: &Device, operands: [Option<Operand<'
             return wrong("more than the device can bind; let it begin at a multiple of 256 bytes");
         }
         for other in operands[..i].iter().flatten().filter(|other| other.buffer == operand.buffer) {
-            let apart = other.bytes.end <= operand.bytes.start || operand.bytes.end <= other.bytes.start;
+            let apart =
+                other.bytes.end <= operand.bytes.start || operand.bytes.end <= other.bytes.start;
             if operand.used != other.used {
                 return wrong(
                     "in a buffer that this call uses otherwise too: what is read, what is written and the workspace must lie in different buffers",

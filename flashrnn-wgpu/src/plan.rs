@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Forward, Len, Plan, Problem, Result, Saved, Shapes, Step,
-    Weights, WeightsLayout, Workspace,
+    Backend, Backward, Cell, Dtype, Element, Forward, Len, Plan, Problem, Result, Saved, Shapes,
+    Step, Weights, WeightsLayout, Workspace,
 };
 
 use crate::backend::Wgpu;
@@ -21,14 +21,15 @@ use crate::weights::PackedOrder;
 
 /// A problem made ready to run on a device of wgpu's.
 ///
-/// It keeps the scratch memory of calls that were given no workspace, from the first call on: one piece of
-/// [`Plan::forward_workspace`]'s size or [`Plan::backward_workspace`]'s for each call that was under way at a time. Dropping the plan
-/// gives it back, and so does [`Backend::trim`]. For backward passes that is up to 64 MiB of partial sums (or one part of them, if that
-/// is more), the gradients of the gates that take no external input, in f32, and with [`Save::Recompute`](flashrnn_core::Save::Recompute)
-/// up to 64 MiB of gates.
+/// It keeps the scratch memory of calls that were given no workspace, from the first call on: one
+/// piece of [`Plan::forward_workspace`]'s size or [`Plan::backward_workspace`]'s for each call that
+/// was under way at a time. Dropping the plan gives it back, and so does [`Backend::trim`]. For
+/// backward passes that is up to 64 MiB of partial sums (or one part of them, if that is more), the
+/// gradients of the gates that take no external input, in f32, and with
+/// [`Save::Recompute`](flashrnn_core::Save::Recompute) up to 64 MiB of gates.
 ///
-/// A workspace, or what [`View::of`] shows, must lie on the plan's device. In one call, what is read, what is written and the workspace
-/// must lie in different buffers ([`View`]).
+/// A workspace, or what [`View::of`] shows, must lie on the plan's device. In one call, what is
+/// read, what is written and the workspace must lie in different buffers ([`View`]).
 pub struct WgpuPlan<T: Element, W: Element> {
     wgpu: Wgpu,
     engine: Engine,
@@ -40,7 +41,10 @@ impl<T: Element, W: Element> WgpuPlan<T, W> {
     pub(crate) fn new<C: Cell>(wgpu: &Wgpu, cell: &C, problem: &Problem) -> Result<Self> {
         let shapes = problem.shapes::<C>()?;
         if !wgpu.info().dtypes.contains(&T::DTYPE) {
-            return Err(unsupported(format!("tensors of {}", T::DTYPE), "they are f32, bf16 or f16".into()));
+            return Err(unsupported(
+                format!("tensors of {}", T::DTYPE),
+                "they are f32, bf16 or f16".into(),
+            ));
         }
         if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
             let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
@@ -49,8 +53,12 @@ impl<T: Element, W: Element> WgpuPlan<T, W> {
                 "weights have the tensors' type, or f32 beside 16-bit tensors".into(),
             ));
         }
-        let engine =
-            Engine::new::<T, W>(wgpu, [wgsl::sizes::<C>(), wgsl::functions(cell)], problem, &shapes)?;
+        let engine = Engine::new::<T, W>(
+            wgpu,
+            [wgsl::sizes::<C>(), wgsl::functions(cell)],
+            problem,
+            &shapes,
+        )?;
         engine.save_pipelines();
         Ok(Self { wgpu: wgpu.clone(), engine, weights: PhantomData })
     }
@@ -171,7 +179,8 @@ mod tests {
         let Some(wgpu) = testing::wgpu() else { return };
         let plan = wgpu.plan::<f16, f16, _>(&Slstm, &Problem::new(2, 1, 1, 8)).unwrap();
         let ones = |shape: &[usize]| wgpu.upload(&vec![f16::ONE; shape.iter().product()]).unwrap();
-        let (r, b, wx) = (ones(&plan.shapes().r()), ones(&plan.shapes().b()), ones(&plan.shapes().wx()));
+        let (r, b, wx) =
+            (ones(&plan.shapes().r()), ones(&plan.shapes().b()), ones(&plan.shapes().wx()));
         let weights = plan.pack(r.view(), b.view()).unwrap();
         let mut state = wgpu.alloc::<f32>(plan.shapes().state().iter().product()).unwrap();
         let mut step = || {
@@ -192,7 +201,8 @@ mod tests {
             let problem = Problem::new(3, 7, 2, 5).with(Options { save, ..Options::default() });
             let plan = wgpu.plan::<f32, f32, _>(&Slstm, &problem).unwrap();
             let ones = |shape: &[usize]| wgpu.upload(&vec![1f32; shape.iter().product()]).unwrap();
-            let (r, b, wx) = (ones(&plan.shapes().r()), ones(&plan.shapes().b()), ones(&plan.shapes().wx()));
+            let (r, b, wx) =
+                (ones(&plan.shapes().r()), ones(&plan.shapes().b()), ones(&plan.shapes().wx()));
             let (mut d_wx, mut d_r, mut d_b) =
                 (ones(&plan.shapes().wx()), ones(&plan.shapes().r()), ones(&plan.shapes().b()));
             let mut states = ones(&plan.shapes().states());

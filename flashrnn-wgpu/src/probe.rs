@@ -1,4 +1,5 @@
-//! What a driver does that WGSL does not promise: whether it runs long loops to their end, converts f16 exactly, and fills subgroups.
+//! What a driver does that WGSL does not promise: whether it runs long loops to their end, converts
+//! f16 exactly, and fills subgroups.
 
 use std::sync::Arc;
 
@@ -19,7 +20,8 @@ pub fn long_loops(device: &Device) -> Result<bool> {
     Ok(result(device, &kernel, &params, 1)? == [expected(ROUNDS)])
 }
 
-/// Whether the driver's own conversion of f16 gives every number as it is: it may make zeros of the smallest.
+/// Whether the driver's own conversion of f16 gives every number as it is: it may make zeros of the
+/// smallest.
 pub fn unpacks(device: &Device) -> Result<bool> {
     let kernel = Kernel::get(device, &programs::unpacks(), "unpacks");
     gives(device, kernel, &Params::default(), (1 << 16) / 128, [0])
@@ -86,7 +88,8 @@ mod tests {
         assert_ne!(expected(ROUNDS), expected(65_535));
     }
 
-    /// So on all drivers that these tests have run on. Where they are not, sums are added up in workgroup memory.
+    /// So on all drivers that these tests have run on. Where they are not, sums are added up in
+    /// workgroup memory.
     #[test]
     fn subgroups_are_full() {
         let Some(wgpu) = testing::wgpu() else { return };
@@ -95,7 +98,8 @@ mod tests {
         assert!(size == 1 || wgpu.device.subgroups().unwrap());
     }
 
-    /// So on all drivers that these tests have run on. Where it is not, f16 is converted by hand, and nothing tests the other way.
+    /// So on all drivers that these tests have run on. Where it is not, f16 is converted by hand,
+    /// and nothing tests the other way.
     #[test]
     fn the_driver_converts_f16_exactly() {
         let Some(wgpu) = testing::wgpu() else { return };

@@ -25,7 +25,8 @@ pub struct Tensor {
     pub written: bool,
     /// Whether 16-bit elements saturate when they are written, as states and gates do.
     saturates: bool,
-    /// Whether it is bound for writing, since its buffer holds something else that is written, but only read.
+    /// Whether it is bound for writing, since its buffer holds something else that is written, but
+    /// only read.
     only_read: bool,
     kind: Kind,
 }
@@ -42,11 +43,23 @@ enum Kind {
 
 impl Tensor {
     fn read(name: &'static str, dtype: Dtype) -> Self {
-        Self { name, written: false, only_read: false, saturates: false, kind: Kind::Elements(dtype) }
+        Self {
+            name,
+            written: false,
+            only_read: false,
+            saturates: false,
+            kind: Kind::Elements(dtype),
+        }
     }
 
     fn write(name: &'static str, dtype: Dtype) -> Self {
-        Self { name, written: true, only_read: false, saturates: false, kind: Kind::Elements(dtype) }
+        Self {
+            name,
+            written: true,
+            only_read: false,
+            saturates: false,
+            kind: Kind::Elements(dtype),
+        }
     }
 
     /// Of a kernel of the time steps.
@@ -68,7 +81,10 @@ impl Tensor {
         let access = if self.written { "read_write" } else { "read" };
         match self.kind {
             Kind::Plain(of) => {
-                format!("@group(0) @binding({binding}) var<storage, {access}> {}: array<{of}>;\n", self.name)
+                format!(
+                    "@group(0) @binding({binding}) var<storage, {access}> {}: array<{of}>;\n",
+                    self.name
+                )
             }
             Kind::Elements(dtype) | Kind::Pairs(dtype) => {
                 let pairs = matches!(self.kind, Kind::Pairs(_));
@@ -108,8 +124,8 @@ pub struct Program {
 pub struct Common {
     /// The printed cell: its sizes.
     pub sizes: String,
-    /// The printed cell: its functions, which only the kernels of the time steps need; the others serve all cells of equal
-    /// sizes.
+    /// The printed cell: its functions, which only the kernels of the time steps need; the others
+    /// serve all cells of equal sizes.
     pub functions: String,
     /// T
     pub element: Dtype,
@@ -133,7 +149,11 @@ impl Common {
             self.narrow(),
         );
         let rounded = ROUNDED.replace("FORMAT", &self.element.to_string());
-        let widen = if self.unpacks { include_str!("../shaders/widen_f16_built_in.wgsl") } else { WIDEN_F16 };
+        let widen = if self.unpacks {
+            include_str!("../shaders/widen_f16_built_in.wgsl")
+        } else {
+            WIDEN_F16
+        };
         for text in [PARAMS, ELEMENT, widen, &rounded, &self.sizes] {
             source.push_str(text);
             source.push('\n');
@@ -173,7 +193,11 @@ impl Common {
 
     /// For the backward kernels alone, so that the others are one for both ways to save.
     pub(crate) fn recomputed(&self) -> String {
-        format!("const RECOMPUTED = {};\n\n{}", self.recompute, include_str!("../shaders/gates_row.wgsl"))
+        format!(
+            "const RECOMPUTED = {};\n\n{}",
+            self.recompute,
+            include_str!("../shaders/gates_row.wgsl")
+        )
     }
 
     /// The tensors of a forward kernel.
@@ -208,7 +232,14 @@ impl Common {
     }
 
     /// A kernel of one step, loops written out; `length`: the pieces of a line of weights, in WGSL.
-    fn step(&self, tensors: Vec<Tensor>, shapes: &Shapes, tile: Tile, length: &str, file: &str) -> Program {
+    fn step(
+        &self,
+        tensors: Vec<Tensor>,
+        shapes: &Shapes,
+        tile: Tile,
+        length: &str,
+        file: &str,
+    ) -> Program {
         let constants = [
             ("LINES", tile.lines),
             ("PARTS", tile.parts),
@@ -261,7 +292,10 @@ impl Common {
             Self::work(),
             Tensor::write("gates", Dtype::F32),
         ];
-        self.program(tensors, &[OPERATOR, WEIGHTS, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")])
+        self.program(
+            tensors,
+            &[OPERATOR, WEIGHTS, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")],
+        )
     }
 
     /// The gradients of R and b; `words`: pairs of 16-bit units are whole words.
@@ -290,13 +324,15 @@ impl Common {
         let sizes = [("OUTS", width / 64), ("INS", width / 32), ("PAIRS", width / 16)];
         let gradients = unroll(include_str!("../shaders/gradients_matrix.wgsl"), &sizes);
         let width = declared(&[("WIDTH", width)]);
-        let mut program = self.program(tensors, &[OPERATOR, PREVIOUS_H, FACTORS, &width, &gradients]);
+        let mut program =
+            self.program(tensors, &[OPERATOR, PREVIOUS_H, FACTORS, &width, &gradients]);
         program.source.insert_str(0, "enable f16;\nenable wgpu_cooperative_matrix;\n\n");
         program
     }
 
     pub fn reduce(&self) -> Program {
-        let tensors = vec![Tensor::plain("partial", false, "f32"), Tensor::write("out", self.weight)];
+        let tensors =
+            vec![Tensor::plain("partial", false, "f32"), Tensor::write("out", self.weight)];
         self.program(tensors, &[&unroll(include_str!("../shaders/reduce.wgsl"), &[])])
     }
 

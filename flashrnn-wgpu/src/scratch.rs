@@ -1,4 +1,5 @@
-//! Scratch memory of calls: the caller's workspace, or a buffer that the plan keeps for its next calls.
+//! Scratch memory of calls: the caller's workspace, or a buffer that the plan keeps for its next
+//! calls.
 
 use std::sync::Mutex;
 
@@ -8,10 +9,12 @@ use crate::device::{Device, lock};
 use crate::kernel::Bound;
 use crate::memory::ViewMut;
 
-/// Where a workspace must begin, and where each region in one begins: the largest alignment of a binding, in bytes.
+/// Where a workspace must begin, and where each region in one begins: the largest alignment of a
+/// binding, in bytes.
 const ALIGN: usize = 256;
 
-/// Returns the size and alignment of a workspace with room for regions of these bytes, one after another.
+/// Returns the size and alignment of a workspace with room for regions of these bytes, one after
+/// another.
 pub(crate) fn workspace(regions: &[usize]) -> Workspace {
     let bytes = regions.iter().fold(0usize, |sum, &bytes| sum.saturating_add(room(bytes)));
     Workspace { bytes, align: ALIGN }
@@ -22,18 +25,20 @@ fn room(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(ALIGN)
 }
 
-/// Memory that a plan keeps for its calls: allocating it can take a driver longer than a whole call.
+/// Memory that a plan keeps for its calls: allocating it can take a driver longer than a whole
+/// call.
 #[derive(Default)]
 pub(crate) struct Pool {
     /// Buffers that no call uses now.
     free: Mutex<Vec<wgpu::Buffer>>,
-    /// The state before and after [`Plan::step`](flashrnn_core::Plan::step). Whoever has it locked enqueues before the next one does.
+    /// The state before and after [`Plan::step`](flashrnn_core::Plan::step). Whoever has it locked
+    /// enqueues before the next one does.
     pub step: Mutex<Option<wgpu::Buffer>>,
 }
 
 impl Pool {
-    /// Takes uninitialised memory of `bytes` bytes. A call enqueues all its work before it gives the memory back, so the work of the
-    /// next one that takes it runs later.
+    /// Takes uninitialised memory of `bytes` bytes. A call enqueues all its work before it gives
+    /// the memory back, so the work of the next one that takes it runs later.
     pub fn take(&self, device: &Device, bytes: usize) -> Result<Scratch<'_>> {
         let mut free = lock(&self.free);
         let found = free.iter().position(|buffer| buffer.size() == bytes as u64);
@@ -98,6 +103,9 @@ mod tests {
 
     #[test]
     fn regions_begin_where_they_can_be_bound() {
-        assert_eq!(workspace(&[0, 1, 256, 257]), Workspace { bytes: 256 * (1 + 1 + 1 + 2), align: 256 });
+        assert_eq!(
+            workspace(&[0, 1, 256, 257]),
+            Workspace { bytes: 256 * (1 + 1 + 1 + 2), align: 256 }
+        );
     }
 }

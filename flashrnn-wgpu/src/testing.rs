@@ -1,5 +1,5 @@
-//! What this crate's own tests do where there is no device: they say that they skip, and fail instead where
-//! `FLASHRNN_REQUIRE` names `wgpu`.
+//! What this crate's own tests do where there is no device: they say that they skip, and fail
+//! instead where `FLASHRNN_REQUIRE` names `wgpu`.
 
 use crate::Wgpu;
 use crate::select::Choice;

@@ -1,4 +1,5 @@
-//! Loops of a shader's text, written out: compilers keep in registers what only constant indices name, and may not unroll.
+//! Loops of a shader's text, written out: compilers keep in registers what only constant indices
+//! name, and may not unroll.
 //!
 //! ```text
 //! //@ for $gate in 0..RECURRENT
@@ -8,8 +9,8 @@
 
 use std::ops::Range;
 
-/// `text` with each `for` repeated, its name replaced by the numbers of its range. Ends of a range are numbers or names of
-/// `sizes`; no name may begin with another's.
+/// `text` with each `for` repeated, its name replaced by the numbers of its range. Ends of a range
+/// are numbers or names of `sizes`; no name may begin with another's.
 ///
 /// # Panics
 /// Where a line is none of the above.
@@ -45,7 +46,9 @@ fn parse<'a>(head: &'a str, sizes: &[(&str, usize)]) -> Option<(&'a str, Range<u
     let (name, range) = head.strip_prefix("for ")?.split_once(" in ")?;
     let (first, end) = range.split_once("..")?;
     let value = |text: &str| {
-        text.parse().ok().or_else(|| sizes.iter().find(|(name, _)| *name == text).map(|&(_, size)| size))
+        text.parse()
+            .ok()
+            .or_else(|| sizes.iter().find(|(name, _)| *name == text).map(|&(_, size)| size))
     };
     Some((name, value(first)?..value(end)?))
 }
@@ -56,7 +59,8 @@ mod tests {
 
     #[test]
     fn loops_are_written_out() {
-        let text = "a\n  //@ for $i in 0..N\n//@ for $k in 1..3\nx$i_$k\n//@ end\ny$i\n//@ end\nb\n";
+        let text =
+            "a\n  //@ for $i in 0..N\n//@ for $k in 1..3\nx$i_$k\n//@ end\ny$i\n//@ end\nb\n";
         assert_eq!(unroll(text, &[("N", 2)]), "a\nx0_1\nx0_2\ny0\nx1_1\nx1_2\ny1\nb\n");
         assert_eq!(unroll(text, &[("N", 0)]), "a\nb\n");
     }

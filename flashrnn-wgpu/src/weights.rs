@@ -12,7 +12,8 @@ use crate::kernel::{Bound, Call};
 use crate::memory::{Buffer, View};
 use crate::select::{self, Fused};
 
-/// R rounded to `T`, R transposed and b, in the form of shaders/weights.wgsl, and R once more for fused kernels.
+/// R rounded to `T`, R transposed and b, in the form of shaders/weights.wgsl, and R once more for
+/// fused kernels.
 pub struct Packed<T> {
     pub(crate) buffer: Buffer<u32>,
     element: PhantomData<fn() -> T>,
@@ -24,7 +25,8 @@ impl<T> fmt::Debug for Packed<T> {
     }
 }
 
-/// What the order of packed weights depends on besides their sizes: the device, and how fused kernels divide R among threads.
+/// What the order of packed weights depends on besides their sizes: the device, and how fused
+/// kernels divide R among threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedOrder {
     device: DeviceId,
@@ -53,9 +55,14 @@ pub(crate) fn layout(
 
 impl Engine {
     /// Packs the weights.
-    pub fn pack<T: Element, W: Element>(&self, r: View<'_, W>, b: View<'_, W>) -> Result<Packed<T>> {
+    pub fn pack<T: Element, W: Element>(
+        &self,
+        r: View<'_, W>,
+        b: View<'_, W>,
+    ) -> Result<Packed<T>> {
         let [plain, fused] = select::packed(&self.shapes, self.fused, self.common.narrow());
-        // With one piece more: b of the last unit of an odd number is read with one that is thrown away.
+        // With one piece more: b of the last unit of an odd number is read with one that is thrown
+        // away.
         let buffer = self.device.alloc::<u32>(4 * (plain + fused + 1))?;
         self.device.scope(0, || {
             let mut params = self.params();

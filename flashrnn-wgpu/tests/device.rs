@@ -1,7 +1,8 @@
 //! What conformance does not reach: long sequences, views, the caller's device, and errors.
 
 use flashrnn_core::{
-    Backend, Dtype, Element, Elman, Error, Gru, Len, Lstm, Options, Plan, Problem, Save, Slstm, bf16, f16,
+    Backend, Dtype, Element, Elman, Error, Gru, Len, Lstm, Options, Plan, Problem, Save, Slstm,
+    bf16, f16,
 };
 use flashrnn_testsuite::run::{How, Pass};
 use flashrnn_testsuite::{Case, Results, Tensors, compare, errors, measure, run};
@@ -13,7 +14,8 @@ fn largest(got: &Results, want: &Results) -> f64 {
     errors(got, want).into_iter().map(|(_, error)| error).fold(0.0, f64::max)
 }
 
-/// f32 stays within 1e-5 of f64 over 256 steps: the bound on rounding, which grows with the steps, that users are told of.
+/// f32 stays within 1e-5 of f64 over 256 steps: the bound on rounding, which grows with the steps,
+/// that users are told of.
 #[test]
 fn long_sequences_stay_exact() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -49,8 +51,9 @@ fn many_passes() {
     }
 }
 
-/// Fused kernels of several rows and larger heads, with weights in registers and read at every step, which a CPU's driver does not get
-/// otherwise, against the alternating ones and the reference; and each with lengths, resets, s0 and clips.
+/// Fused kernels of several rows and larger heads, with weights in registers and read at every
+/// step, which a CPU's driver does not get otherwise, against the alternating ones and the
+/// reference; and each with lengths, resets, s0 and clips.
 #[test]
 fn fused_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -68,7 +71,8 @@ fn fused_tiles() {
             let fused: Fused = $fused;
             let case = Case::random::<_, $t, $t>(&$cell, &problem, tensors, 5).unwrap();
             let got =
-                run::<_, _, $t, $t>(&testing::with_fused(on_gpus.clone(), fused), &$cell, &case).unwrap();
+                run::<_, _, $t, $t>(&testing::with_fused(on_gpus.clone(), fused), &$cell, &case)
+                    .unwrap();
             for measured in measure(&$cell, &case, <$t>::DTYPE, &got).unwrap() {
                 assert!(measured.passes(), "{fused:?}: {measured:?}");
             }
@@ -88,9 +92,10 @@ fn fused_tiles() {
     check!(Gru, bf16, 7, of(8, 1, 1, 191));
 }
 
-/// Kernels of one step that a CPU's driver does not get otherwise: with sums by subgroup operations, of one, three and four lines; pairs
-/// of 16-bit units as whole words; and tiles for heads of one size. Mesa's driver has subgroups of 8, and with
-/// `LP_NATIVE_VECTOR_WIDTH=512` of 16.
+/// Kernels of one step that a CPU's driver does not get otherwise: with sums by subgroup
+/// operations, of one, three and four lines; pairs of 16-bit units as whole words; and tiles for
+/// heads of one size. Mesa's driver has subgroups of 8, and with `LP_NATIVE_VECTOR_WIDTH=512` of
+/// 16.
 #[test]
 fn kernels_of_gpus() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -117,14 +122,15 @@ fn kernels_of_gpus() {
     check!(Slstm, bf16, 34, Save::Recompute);
 }
 
-/// Heads whose gradient of R cooperative matrices give where there are some; in several parts and rounds.
+/// Heads whose gradient of R cooperative matrices give where there are some; in several parts and
+/// rounds.
 #[test]
 fn gradients_of_whole_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
     macro_rules! check {
         ($cell:expr, $head_dim:literal) => {{
-            let problem =
-                Problem::new(3, 101, 2, $head_dim).with(Options { reverse: true, ..Options::default() });
+            let problem = Problem::new(3, 101, 2, $head_dim)
+                .with(Options { reverse: true, ..Options::default() });
             let tensors = Tensors { lengths: true, resets: true, s0: true, ..Tensors::PLAIN };
             let case = Case::random::<_, f16, f16>(&$cell, &problem, tensors, 6).unwrap();
             let got = run::<_, _, f16, f16>(&wgpu, &$cell, &case).unwrap();
@@ -155,7 +161,8 @@ fn views_begin_anywhere() {
 fn the_callers_device_and_buffers() {
     let Some(wgpu) = testing::wgpu() else { return };
     let (device, queue) = (wgpu.device().clone(), wgpu.queue().clone());
-    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    let usage =
+        wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
     let buffer = device.create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 16,
@@ -167,7 +174,8 @@ fn the_callers_device_and_buffers() {
     let view = View::<f32>::of(&buffer, 1, 3).unwrap();
     assert_eq!(theirs.download(view).unwrap(), [2.0, 3.0, 4.0]);
     assert!(matches!(View::<f32>::of(&buffer, 2, 3), Err(Error::Shape { .. })));
-    let case = Case::random::<_, f32, f32>(&Gru, &Problem::new(2, 3, 1, 5), Tensors::PLAIN, 1).unwrap();
+    let case =
+        Case::random::<_, f32, f32>(&Gru, &Problem::new(2, 3, 1, 5), Tensors::PLAIN, 1).unwrap();
     let got = run::<_, _, f32, f32>(&theirs, &Gru, &case).unwrap();
     assert_eq!(got, run::<_, _, f32, f32>(&wgpu, &Gru, &case).unwrap());
 }
@@ -178,7 +186,8 @@ fn what_does_not_fit_is_an_error() {
     assert!(matches!(wgpu.alloc::<f32>(usize::MAX / 2), Err(Error::OutOfMemory { .. })));
     assert!(matches!(wgpu.alloc::<f32>(1 << 50), Err(Error::OutOfMemory { .. })));
     let large = Problem::new(1 << 14, 1 << 14, 4, 64);
-    let unsupported = |result: flashrnn_core::Result<()>| matches!(result, Err(Error::Unsupported { .. }));
+    let unsupported =
+        |result: flashrnn_core::Result<()>| matches!(result, Err(Error::Unsupported { .. }));
     assert!(unsupported(wgpu.plan::<f32, f32, Lstm>(&Lstm, &large).map(|_| ())));
     assert!(unsupported(wgpu.plan::<f64, f64, Lstm>(&Lstm, &Problem::new(1, 1, 1, 1)).map(|_| ())));
     assert!(unsupported(wgpu.plan::<f32, f16, Lstm>(&Lstm, &Problem::new(1, 1, 1, 1)).map(|_| ())));
@@ -199,7 +208,8 @@ fn a_lost_device_is_an_error() {
     fn lost<R>(what: Result<R, Error>) -> bool {
         matches!(what, Err(Error::Device(why)) if why.to_string().contains("lost"))
     }
-    // The loss is told of when the device is waited for; what uses memory that was not there to be had fails before that too.
+    // The loss is told of when the device is waited for; what uses memory that was not there to be
+    // had fails before that too.
     assert!(run::<_, _, f32, f32>(&wgpu, &Gru, &case).is_err());
     assert!(lost(wgpu.synchronize()));
     for _ in 0..2 {

@@ -1,9 +1,10 @@
-//! Memory that callers own: views into their buffers, workspaces, other devices, and buffers used in several ways.
+//! Memory that callers own: views into their buffers, workspaces, other devices, and buffers used
+//! in several ways.
 
 use bytemuck::Pod;
 use flashrnn_core::{
-    Backend, Backward, Dtype, Element, Elman, Error, Forward, Gru, Options, Plan, Problem, Save, SavedMut,
-    SavedRef, Slstm, Step, f16,
+    Backend, Backward, Dtype, Element, Elman, Error, Forward, Gru, Options, Plan, Problem, Save,
+    SavedMut, SavedRef, Slstm, Step, f16,
 };
 use flashrnn_testsuite::{Case, Results, Tensors, compare, run};
 use flashrnn_wgpu::{Buffer, Family, View, ViewMut, Wgpu, testing};
@@ -17,8 +18,8 @@ fn buffer(wgpu: &Wgpu, size: usize, usage: Usages) -> wgpu::Buffer {
     wgpu.device().create_buffer(&descriptor)
 }
 
-/// Tensors in one buffer of the caller's, one after another, 16-bit ones from an odd element on. The last one ends where the buffer
-/// does.
+/// Tensors in one buffer of the caller's, one after another, 16-bit ones from an odd element on.
+/// The last one ends where the buffer does.
 #[derive(Default)]
 struct Arena {
     bytes: Vec<u8>,
@@ -60,7 +61,8 @@ fn view_mut<P>(buffer: &wgpu::Buffer, [first, len]: [usize; 2]) -> ViewMut<'_, P
     ViewMut::of(buffer, first, len).unwrap()
 }
 
-/// Forward and backward pass with all tensors in three buffers, by what is done with them, and the workspace in a fourth.
+/// Forward and backward pass with all tensors in three buffers, by what is done with them, and the
+/// workspace in a fourth.
 fn in_arenas<T: Element>(wgpu: &Wgpu, case: &Case) -> Results {
     let plan = wgpu.plan::<T, T, _>(&Slstm, &case.problem).unwrap();
     let shapes = plan.shapes();
@@ -123,7 +125,11 @@ fn in_arenas<T: Element>(wgpu: &Wgpu, case: &Case) -> Results {
         wgpu.download(view::<T>(buffer, at)).unwrap().into_iter().map(T::to_f64).collect()
     };
     let wide = |buffer, at| -> Vec<f64> {
-        wgpu.download(view::<T::Wide>(buffer, at)).unwrap().into_iter().map(T::Wide::to_f64).collect()
+        wgpu.download(view::<T::Wide>(buffer, at))
+            .unwrap()
+            .into_iter()
+            .map(T::Wide::to_f64)
+            .collect()
     };
     push("h", narrow(&between, h));
     push("states", narrow(&between, states));
@@ -135,11 +141,12 @@ fn in_arenas<T: Element>(wgpu: &Wgpu, case: &Case) -> Results {
     results
 }
 
-/// Compares parts of buffers with whole ones. 16-bit tensors that begin at an odd element get kernels of their own, which a GPU's
-/// compiler may round otherwise.
+/// Compares parts of buffers with whole ones. 16-bit tensors that begin at an odd element get
+/// kernels of their own, which a GPU's compiler may round otherwise.
 fn check<T: Element>(wgpu: &Wgpu, problem: &Problem, what: &str) {
     let case = Case::random::<_, T, T>(&Slstm, problem, Tensors::ALL, 9).unwrap();
-    let (got, want) = (in_arenas::<T>(wgpu, &case), run::<_, _, T, T>(wgpu, &Slstm, &case).unwrap());
+    let (got, want) =
+        (in_arenas::<T>(wgpu, &case), run::<_, _, T, T>(wgpu, &Slstm, &case).unwrap());
     if wgpu.is_cpu() || T::DTYPE == Dtype::F32 {
         assert_eq!(got, want, "{what}");
     }
@@ -152,11 +159,14 @@ fn check<T: Element>(wgpu: &Wgpu, problem: &Problem, what: &str) {
 #[test]
 fn tensors_may_be_parts_of_buffers() {
     let Some(wgpu) = testing::wgpu() else { return };
-    for (family, as_on_gpus) in [(Family::Auto, false), (Family::Auto, true), (Family::Alternating, true)] {
+    for (family, as_on_gpus) in
+        [(Family::Auto, false), (Family::Auto, true), (Family::Alternating, true)]
+    {
         let wgpu = if as_on_gpus { testing::as_on_gpus(wgpu.clone()) } else { wgpu.clone() };
         let wgpu = wgpu.with_family(family);
         for (head_dim, save) in [(3, Save::Gates), (4, Save::Recompute)] {
-            let problem = Problem::new(2, 5, 2, head_dim).with(Options { save, ..Options::default() });
+            let problem =
+                Problem::new(2, 5, 2, head_dim).with(Options { save, ..Options::default() });
             let what = format!("{family:?}, as on GPUs: {as_on_gpus}, {head_dim} units, {save:?}");
             check::<f32>(&wgpu, &problem, &what);
             check::<f16>(&wgpu, &problem, &what);
@@ -183,11 +193,15 @@ impl Network {
     fn new(wgpu: &Wgpu) -> Self {
         let plan = wgpu.plan::<f32, f32, _>(&Elman, &Problem::new(2, 3, 1, 4)).unwrap();
         let size = |shape: &[usize]| shape.iter().product::<usize>();
-        let (r, b) =
-            (wgpu.alloc(size(&plan.shapes().r())).unwrap(), wgpu.alloc(size(&plan.shapes().b())).unwrap());
+        let (r, b) = (
+            wgpu.alloc(size(&plan.shapes().r())).unwrap(),
+            wgpu.alloc(size(&plan.shapes().b())).unwrap(),
+        );
         let weights = plan.pack(r.view(), b.view()).unwrap();
-        let (wx, h) =
-            (wgpu.alloc(size(&plan.shapes().wx())).unwrap(), wgpu.alloc(size(&plan.shapes().h())).unwrap());
+        let (wx, h) = (
+            wgpu.alloc(size(&plan.shapes().wx())).unwrap(),
+            wgpu.alloc(size(&plan.shapes().h())).unwrap(),
+        );
         Self { plan, weights, wx, h }
     }
 }
@@ -200,7 +214,10 @@ fn memory_of_another_device_is_refused() {
     let forward = |call| own.plan.forward(call);
     assert_eq!(refused("wx", forward(Forward::new(&own.weights, other.wx.view()))), elsewhere);
     let h = Some(other.h.view_mut());
-    assert_eq!(refused("h", forward(Forward { h, ..Forward::new(&own.weights, own.wx.view()) })), elsewhere);
+    assert_eq!(
+        refused("h", forward(Forward { h, ..Forward::new(&own.weights, own.wx.view()) })),
+        elsewhere
+    );
     refused("weights", forward(Forward::new(&other.weights, own.wx.view())));
     assert!(!own.plan.accepts(&other.weights) && own.plan.accepts(&own.weights));
     assert_eq!(refused("view", wgpu.download(other.wx.view())), elsewhere);
@@ -225,16 +242,20 @@ fn a_buffer_is_used_in_one_way() {
     let network = Network::new(&wgpu);
     let all = buffer(&wgpu, 4096, ALL);
     let forward = |wx, h, states| {
-        let call = Forward { h: Some(h), states: Some(states), ..Forward::new(&network.weights, wx) };
+        let call =
+            Forward { h: Some(h), states: Some(states), ..Forward::new(&network.weights, wx) };
         network.plan.forward(call)
     };
     let (wx, len) = (network.wx.view(), 24);
     forward(wx, view_mut(&all, [0, len]), view_mut(&all, [len, len])).unwrap();
-    let why = refused("states", forward(wx, view_mut(&all, [0, len]), view_mut(&all, [len - 1, len])));
+    let why =
+        refused("states", forward(wx, view_mut(&all, [0, len]), view_mut(&all, [len - 1, len])));
     assert!(why.contains("overlaps"), "{why}");
     let another = buffer(&wgpu, 4096, ALL);
-    let why =
-        refused("h", forward(view(&all, [512, len]), view_mut(&all, [0, len]), view_mut(&another, [0, len])));
+    let why = refused(
+        "h",
+        forward(view(&all, [512, len]), view_mut(&all, [0, len]), view_mut(&another, [0, len])),
+    );
     assert!(why.contains("different buffers"), "{why}");
     let workspace = Some(view_mut(&all, [1024, network.plan.forward_workspace().bytes]));
     let h = Some(view_mut(&all, [0, len]));
@@ -250,7 +271,9 @@ fn a_workspace_begins_where_it_can_be_bound() {
     let mut workspace = wgpu.alloc::<u8>(needed.bytes + 256).unwrap();
     let mut forward = |range| {
         let workspace = Some(workspace.view_mut().slice(range).unwrap());
-        network.plan.forward(Forward { workspace, ..Forward::new(&network.weights, network.wx.view()) })
+        network
+            .plan
+            .forward(Forward { workspace, ..Forward::new(&network.weights, network.wx.view()) })
     };
     forward(0..needed.bytes).unwrap();
     forward(needed.align..needed.align + needed.bytes).unwrap();
@@ -271,11 +294,13 @@ fn buffers_must_allow_what_calls_do() {
     refused("buffer", ViewMut::<f32>::of(&read_only, 0, 1));
 }
 
-/// One packing serves plans of other batches, times and options; the kernels' family is part of the layout.
+/// One packing serves plans of other batches, times and options; the kernels' family is part of the
+/// layout.
 #[test]
 fn weights_belong_to_a_layout() {
     let Some(wgpu) = testing::wgpu() else { return };
-    let plan = |wgpu: &Wgpu, batch| wgpu.plan::<f32, f32, _>(&Gru, &Problem::new(batch, 3, 1, 4)).unwrap();
+    let plan =
+        |wgpu: &Wgpu, batch| wgpu.plan::<f32, f32, _>(&Gru, &Problem::new(batch, 3, 1, 4)).unwrap();
     let own = plan(&wgpu, 1);
     let (r, b) = (wgpu.alloc(3 * 16).unwrap(), wgpu.alloc(4 * 4).unwrap());
     let weights = own.pack(r.view(), b.view()).unwrap();

@@ -22,14 +22,18 @@ fn check_with(name: &str, program: &Program, capabilities: Capabilities) -> usiz
     if let Err(error) = validator.validate(&module) {
         panic!("{name}: {}", error.emit_to_string(source));
     }
-    assert!(program.tensors.len() <= 8, "{name}: the fewest storage buffers a stage may have are 8");
+    assert!(
+        program.tensors.len() <= 8,
+        "{name}: the fewest storage buffers a stage may have are 8"
+    );
     for entry in &module.entry_points {
         let [x, y, z] = entry.workgroup_size;
         assert!(x * y * z <= 256, "{name}");
     }
     let mut layouter = Layouter::default();
     layouter.update(module.to_ctx()).unwrap();
-    let of_workgroup = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
+    let of_workgroup =
+        module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
     of_workgroup.map(|(_, variable)| layouter[variable.ty].size as usize).sum()
 }
 
@@ -54,8 +58,13 @@ fn every_shader_is_valid() {
     check_with("subgroups", &programs::subgroups(), Capabilities::SUBGROUP);
     check_with("unpacks", &programs::unpacks(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
     // What every device has.
-    let adapter =
-        Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10, matrix: false, subgroup: 1 };
+    let adapter = Adapter {
+        cpu: false,
+        invocations: 256,
+        workgroup_bytes: 16 << 10,
+        matrix: false,
+        subgroup: 1,
+    };
     for (sizes, functions, shapes) in cells {
         for (element, weight) in [
             (Dtype::F32, Dtype::F32),
@@ -78,10 +87,16 @@ fn every_shader_is_valid() {
                     let shapes = Shapes { head_dim, ..shapes.clone() };
                     let words = head_dim % 2 == 0;
                     let least = adapter.workgroup_bytes;
-                    for (cpu, subgroup) in [(false, 1), (false, 8), (false, 16), (false, 32), (true, 1)] {
+                    for (cpu, subgroup) in
+                        [(false, 1), (false, 8), (false, 16), (false, 32), (true, 1)]
+                    {
                         let adapter = Adapter { cpu, subgroup, ..adapter };
                         let common = Common { adapter, ..common.clone() };
-                        let needs = if subgroup > 1 { Capabilities::SUBGROUP } else { Capabilities::empty() };
+                        let needs = if subgroup > 1 {
+                            Capabilities::SUBGROUP
+                        } else {
+                            Capabilities::empty()
+                        };
                         let forward = common.forward_step(&shapes, words);
                         assert!(check_with("forward_step", &forward, needs) <= least);
                         let backward = common.backward_step(&shapes, words);
@@ -89,9 +104,15 @@ fn every_shader_is_valid() {
                     }
                 }
                 check("gates_again", &common.gates_again());
-                for (cpu, head_dim) in
-                    [(true, 1), (true, 64), (false, 1), (false, 2), (false, 64), (false, 65), (false, 128)]
-                {
+                for (cpu, head_dim) in [
+                    (true, 1),
+                    (true, 64),
+                    (false, 1),
+                    (false, 2),
+                    (false, 64),
+                    (false, 65),
+                    (false, 128),
+                ] {
                     let gradient = Gradient::new(head_dim, Adapter { cpu, ..adapter });
                     let gradients = common.gradients(gradient, head_dim % 2 == 0);
                     assert!(check("gradients", &gradients) <= adapter.workgroup_bytes);
@@ -112,8 +133,14 @@ fn every_shader_is_valid() {
                     let fused = Fused::new(&shapes, adapter, element).unwrap();
                     check("pack_fused", &common.pack_fused(fused, &shapes));
                     let bytes = [
-                        check("fused_forward", &common.fused_forward(fused, &shapes, head_dim % 2 == 0)),
-                        check("fused_backward", &common.fused_backward(fused, &shapes, head_dim % 2 == 0)),
+                        check(
+                            "fused_forward",
+                            &common.fused_forward(fused, &shapes, head_dim % 2 == 0),
+                        ),
+                        check(
+                            "fused_backward",
+                            &common.fused_backward(fused, &shapes, head_dim % 2 == 0),
+                        ),
                     ];
                     assert_eq!(
                         bytes,

@@ -115,7 +115,9 @@ macro_rules! member {
                 if let AnyView::$variant(view) = view { Some(view) } else { None }
             }
 
-            fn own_mut<'a, P: Pod + Send + Sync>(view: AnyViewMut<'a, P>) -> Option<Self::ViewMut<'a, P>> {
+            fn own_mut<'a, P: Pod + Send + Sync>(
+                view: AnyViewMut<'a, P>,
+            ) -> Option<Self::ViewMut<'a, P>> {
                 #[allow(irrefutable_let_patterns, reason = "where it is the only backend")]
                 if let AnyViewMut::$variant(view) = view { Some(view) } else { None }
             }
@@ -168,7 +170,10 @@ pub(super) fn maybe_mut<'a, B: Member, P: Pod + Send + Sync>(
 pub(super) fn saved<'a, B: Member, T: Element>(
     saved: SavedRef<'a, AnyBackend, T>,
 ) -> Result<SavedRef<'a, B, T>> {
-    Ok(SavedRef { gates: own::<B, T>("saved", saved.gates)?, wide: own::<B, T::Wide>("saved", saved.wide)? })
+    Ok(SavedRef {
+        gates: own::<B, T>("saved", saved.gates)?,
+        wide: own::<B, T::Wide>("saved", saved.wide)?,
+    })
 }
 
 /// What a forward pass shall save, as the backend's own.

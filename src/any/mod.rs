@@ -1,8 +1,8 @@
 //! A backend chosen at run time, as a value of one type: [`AnyBackend`].
 //!
-//! Each of its types (buffers, views, packed weights, plans) is one of the compiled backends'. Memory and weights of another
-//! backend than the plan's are refused with [`Error::Argument`]. A call costs a few comparisons more than the
-//! backend's own.
+//! Each of its types (buffers, views, packed weights, plans) is one of the compiled backends'.
+//! Memory and weights of another backend than the plan's are refused with [`Error::Argument`]. A
+//! call costs a few comparisons more than the backend's own.
 
 mod memory;
 mod plan;
@@ -132,8 +132,8 @@ impl AnyBackend {
     /// Finds the backend of this name; [`BackendName::Auto`] as [`AnyBackend::auto`] does for f32.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where this program was built without it, [`Error::Device`] where its device, driver or
-    /// libraries are missing.
+    /// [`Error::Unsupported`] where this program was built without it, [`Error::Device`] where its
+    /// device, driver or libraries are missing.
     pub fn new(name: BackendName) -> Result<Self> {
         match name {
             BackendName::Auto => Self::auto(Dtype::F32),
@@ -154,11 +154,12 @@ impl AnyBackend {
         }
     }
 
-    /// Finds a GPU that computes in `dtype`, CUDA's before wgpu's, else the CPU. A driver for GPUs that runs on the CPU
-    /// is none.
+    /// Finds a GPU that computes in `dtype`, CUDA's before wgpu's, else the CPU. A driver for GPUs
+    /// that runs on the CPU is none.
     ///
     /// # Errors
-    /// Where there is no such GPU and this program was built without the feature `cpu`: why the last of the GPUs was not found.
+    /// Where there is no such GPU and this program was built without the feature `cpu`: why the
+    /// last of the GPUs was not found.
     pub fn auto(dtype: Dtype) -> Result<Self> {
         let mut last = not_compiled_in(BackendName::Cpu);
         for name in [BackendName::Cuda, BackendName::Wgpu] {
@@ -242,11 +243,18 @@ impl Backend for AnyBackend {
         buffer.view()
     }
 
-    fn view_mut<'a, P: Pod + Send + Sync>(&self, buffer: &'a mut AnyBuffer<P>) -> AnyViewMut<'a, P> {
+    fn view_mut<'a, P: Pod + Send + Sync>(
+        &self,
+        buffer: &'a mut AnyBuffer<P>,
+    ) -> AnyViewMut<'a, P> {
         buffer.view_mut()
     }
 
-    fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<AnyPlan<T, W>> {
+    fn plan<T: Element, W: Element, C: Cell>(
+        &self,
+        cell: &C,
+        problem: &Problem,
+    ) -> Result<AnyPlan<T, W>> {
         AnyPlan::new(self, cell, problem)
     }
 }

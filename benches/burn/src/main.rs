@@ -5,8 +5,9 @@
 //! FLASHRNN_WGPU_CPU=1 cargo run --release --no-default-features -- --batch 2 --time 8 --input 16 --units 16  # without a GPU
 //! ```
 //!
-//! burn's LSTM multiplies its input by W, and ours begins after that product. So the product, made by burn for all tokens at
-//! once, is timed apart and added to ours. Both get the same weights and must give the same h and gradients, or nothing is timed.
+//! burn's LSTM multiplies its input by W, and ours begins after that product. So the product, made
+//! by burn for all tokens at once, is timed apart and added to ours. Both get the same weights and
+//! must give the same h and gradients, or nothing is timed.
 
 use std::error::Error;
 use std::time::Instant;

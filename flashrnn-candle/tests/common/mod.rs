@@ -16,8 +16,9 @@ impl Variables {
         // Evenly spread over ±√3 deviations, the same in each run.
         let make = |deviation: f64, shape: &[usize], dtype| -> Result<Var> {
             let len = shape.iter().product::<usize>();
-            let spread =
-                |i: usize| (i as f64 * 0.618_033_988_749_895 + (i as f64).sqrt()).fract() * 2.0 - 1.0;
+            let spread = |i: usize| {
+                (i as f64 * 0.618_033_988_749_895 + (i as f64).sqrt()).fract() * 2.0 - 1.0
+            };
             let values: Vec<f64> = (0..len).map(|i| 3_f64.sqrt() * deviation * spread(i)).collect();
             Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
         };
@@ -39,10 +40,12 @@ impl Variables {
         let lengths = Tensor::new(&[11_u32, 0, 3, 10, 11][..batch], &Device::Cpu)?;
         let resets = (0..batch * time).map(|i| u8::from(i % 7 == 3)).collect();
         let resets = Tensor::from_vec(resets, (batch, time), &Device::Cpu)?;
-        let optional = SequenceOptions { s0: Some(s0), lengths: Some(&lengths), resets: Some(&resets) };
+        let optional =
+            SequenceOptions { s0: Some(s0), lengths: Some(&lengths), resets: Some(&resets) };
         let Output { h, last, states } = rnn.forward(wx, r, b, &optional)?;
         // Of sLSTM's last state h alone is free of discontinuities.
-        let mut loss = (h.to_dtype(DType::F32)?.sin()?.sum_all()? + last.get(0)?.sqr()?.sum_all()?)?;
+        let mut loss =
+            (h.to_dtype(DType::F32)?.sin()?.sum_all()? + last.get(0)?.sqr()?.sum_all()?)?;
         if let Some(states) = states {
             loss = (loss + states.get(0)?.to_dtype(DType::F32)?.sqr()?.sum_all()?)?;
         }

@@ -1,5 +1,6 @@
-//! How long the first call of a problem takes on a GPU, in a process that has run another problem, whose kernels share nothing
-//! with this one's: once compiled (cold), once from the kernels kept on disk (warm).
+//! How long the first call of a problem takes on a GPU, in a process that has run another problem,
+//! whose kernels share nothing with this one's: once compiled (cold), once from the kernels kept on
+//! disk (warm).
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -34,7 +35,8 @@ struct Row<'a> {
     ms: f64,
 }
 
-/// Times the first call of each workload, after deleting the kernels kept on disk and then with them.
+/// Times the first call of each workload, after deleting the kernels kept on disk and then with
+/// them.
 pub fn main(workloads: &[Workload], json: bool, out: &mut impl Write) -> Result<()> {
     let device = Cuda::new()?.info().device;
     if !json {
@@ -83,11 +85,15 @@ fn other(work: &Workload) -> Workload {
 }
 
 fn call(cuda: &Cuda, work: &Workload) -> Result<[Duration; 2]> {
-    with_cell!(work.cell, |cell| with_dtype!(work.dtype, |T| first::<T, _>(cuda, &cell, &work.problem())))
+    with_cell!(work.cell, |cell| with_dtype!(work.dtype, |T| first::<T, _>(
+        cuda,
+        &cell,
+        &work.problem()
+    )))
 }
 
-/// Runs `plan`, `pack` and inference from buffers that are there already. How long it took until the plan was made, and until
-/// the end.
+/// Runs `plan`, `pack` and inference from buffers that are there already. How long it took until
+/// the plan was made, and until the end.
 fn first<T: Element, C: Cell>(cuda: &Cuda, cell: &C, problem: &Problem) -> Result<[Duration; 2]> {
     let shapes = problem.shapes::<C>()?;
     let size = |shape: &[usize]| shape.iter().product::<usize>();

@@ -27,7 +27,10 @@ pub enum Pass {
 }
 
 /// Times `call`, and sorts the times.
-fn repeat(budget: Duration, mut call: impl FnMut() -> flashrnn::Result<()>) -> Result<Vec<Duration>> {
+fn repeat(
+    budget: Duration,
+    mut call: impl FnMut() -> flashrnn::Result<()>,
+) -> Result<Vec<Duration>> {
     for _ in 0..3 {
         call()?;
     }
@@ -122,7 +125,12 @@ pub fn measure<B: Backend, T: Element, C: Cell>(
             d_r: Some(backend.view_mut(&mut d_r)),
             d_b: Some(backend.view_mut(&mut d_b)),
             d_s0: Some(backend.view_mut(&mut d_s0)),
-            ..Backward::new(&weights, backend.view(&states), saved.view(), backend.view_mut(&mut d_wx))
+            ..Backward::new(
+                &weights,
+                backend.view(&states),
+                saved.view(),
+                backend.view_mut(&mut d_wx),
+            )
         })?;
         backend.synchronize()
     })

@@ -1,12 +1,14 @@
 //! `flashrnn bench`: how long forward and forward+backward take.
 //!
-//! - forward is inference: h at every step and the last state out, weights packed once before, nothing saved.
-//! - forward+backward is a step of training: weights packed, states and gates saved, the gradient of h in, and the
-//!   gradients of wx, R, b and the initial state out.
-//! - pack and step, where they are asked for: the packing of R and b alone, and one call of [`flashrnn::Plan::step`].
+//! - forward is inference: h at every step and the last state out, weights packed once before,
+//!   nothing saved.
+//! - forward+backward is a step of training: weights packed, states and gates saved, the gradient
+//!   of h in, and the gradients of wx, R, b and the initial state out.
+//! - pack and step, where they are asked for: the packing of R and b alone, and one call of
+//!   [`flashrnn::Plan::step`].
 //!
-//! Buffers are allocated before, and the backend is synchronised inside the timed region. Three calls warm up, then calls
-//! are timed until the time is spent, and at least five.
+//! Buffers are allocated before, and the backend is synchronised inside the timed region. Three
+//! calls warm up, then calls are timed until the time is spent, and at least five.
 
 #[cfg(feature = "cuda")]
 mod first_call;
@@ -68,8 +70,8 @@ pub struct Args {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
-    /// Time instead the first call on a GPU, in a process that has run another problem: without kernels kept on disk (those there
-    /// are, are deleted), then with them.
+    /// Time instead the first call on a GPU, in a process that has run another problem: without
+    /// kernels kept on disk (those there are, are deleted), then with them.
     #[arg(long)]
     first_call: bool,
 }
@@ -102,8 +104,9 @@ struct Row<'a> {
 
 /// Times what the arguments ask for and prints it line by line.
 pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
-    let budget = Duration::try_from_secs_f64(args.budget)
-        .with_context(|| format!("option budget: got {}, wanted seconds, 0 or more", args.budget))?;
+    let budget = Duration::try_from_secs_f64(args.budget).with_context(|| {
+        format!("option budget: got {}, wanted seconds, 0 or more", args.budget)
+    })?;
     let found = match (args.threads, args.backend) {
         (None, backend) => backend::find(backend, args.dtype, args.kernel)?,
         (Some(threads), BackendName::Auto | BackendName::Cpu) => {
@@ -175,7 +178,8 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
 fn workloads(args: &Args, found: &AnyBackend) -> Vec<Workload> {
     if let (None, None, None, None) = (args.batch, args.seq_len, args.heads, args.head_dim) {
         let list = args.workloads.unwrap_or(if found.is_gpu() { List::Gpu } else { List::Cpu });
-        let with_dtype = |&work: &Workload| Workload { dtype: args.dtype.unwrap_or(work.dtype), ..work };
+        let with_dtype =
+            |&work: &Workload| Workload { dtype: args.dtype.unwrap_or(work.dtype), ..work };
         let asked = |work: &Workload| args.cell.is_none_or(|cell| cell == work.cell);
         return list.workloads().iter().map(with_dtype).filter(asked).collect();
     }
@@ -241,9 +245,14 @@ mod tests {
         assert!(all.len() == 14 && all.iter().all(|work| work.dtype == DtypeName::F32));
         let gru = timed("--workloads gpu --cell gru")?;
         let lines = gru.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(lines, ["gru    bf16    16  1024   3   256", "gru    bf16    16  1024   1   768"]);
+        assert_eq!(
+            lines,
+            ["gru    bf16    16  1024   3   256", "gru    bf16    16  1024   1   768"]
+        );
         assert_eq!(HEAD.len(), lines[0].len());
-        assert!(timed("--workloads gpu --dtype f16")?.iter().all(|work| work.dtype == DtypeName::F16));
+        assert!(
+            timed("--workloads gpu --dtype f16")?.iter().all(|work| work.dtype == DtypeName::F16)
+        );
         let one = timed("--heads 3")?;
         assert_eq!(one[0].to_string(), "lstm   f32     16   256   3   512");
         assert_eq!(one.len(), 1);

@@ -36,7 +36,8 @@ impl fmt::Display for Workload {
 /// A list of problems.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum List {
-    /// Those for processors: one row (streaming), small and large batches, one head and many, in f32.
+    /// Those for processors: one row (streaming), small and large batches, one head and many, in
+    /// f32.
     Cpu,
     /// Those for GPUs: 1024 steps, mostly in bf16.
     Gpu,
@@ -92,6 +93,10 @@ const GPU: [Workload; 17] = [
     workload(Lstm, F32, [16, 1024, 1, 768]),
 ];
 
-const fn workload(cell: CellName, dtype: DtypeName, [batch, time, heads, head_dim]: [usize; 4]) -> Workload {
+const fn workload(
+    cell: CellName,
+    dtype: DtypeName,
+    [batch, time, heads, head_dim]: [usize; 4],
+) -> Workload {
     Workload { cell, dtype, batch, time, heads, head_dim }
 }

@@ -1,8 +1,10 @@
-//! The checkpoint: parameters, and what is needed to build the network around them again, in one safetensors file.
+//! The checkpoint: parameters, and what is needed to build the network around them again, in one
+//! safetensors file.
 //!
-//! The file's metadata has one entry, `flashrnn`: a JSON object with `format`, `cell`, `layers`, `heads`, `head_dim` and
-//! `vocabulary`, the known characters in one string in the order of their numbers. One entry, because the order of
-//! several is not fixed, and the same network should give the same bytes.
+//! The file's metadata has one entry, `flashrnn`: a JSON object with `format`, `cell`, `layers`,
+//! `heads`, `head_dim` and `vocabulary`, the known characters in one string in the order of their
+//! numbers. One entry, because the order of several is not fixed, and the same network should give
+//! the same bytes.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -43,7 +45,11 @@ pub struct Checkpoint {
 }
 
 /// Lays out the file.
-pub fn serialize(sizes: &Sizes, vocabulary: &Vocabulary, parameters: &[(String, Var)]) -> Result<Vec<u8>> {
+pub fn serialize(
+    sizes: &Sizes,
+    vocabulary: &Vocabulary,
+    parameters: &[(String, Var)],
+) -> Result<Vec<u8>> {
     let description = serde_json::to_string(&Description {
         format: FORMAT.to_owned(),
         cell: sizes.cell.to_string(),
@@ -59,15 +65,16 @@ pub fn serialize(sizes: &Sizes, vocabulary: &Vocabulary, parameters: &[(String, 
 
 /// Reads a file that [`serialize`] laid out.
 pub fn load(path: &Path, backend: &AnyBackend) -> Result<Checkpoint> {
-    let bytes =
-        std::fs::read(path).with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
+    let bytes = std::fs::read(path)
+        .with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
     parse(&bytes, backend).with_context(|| format!("the checkpoint {} is broken", path.display()))
 }
 
 fn parse(bytes: &[u8], backend: &AnyBackend) -> Result<Checkpoint> {
     let (_, header) = SafeTensors::read_metadata(bytes)?;
     let metadata = header.metadata().as_ref().context("it has no metadata")?;
-    let description = metadata.get(ENTRY).with_context(|| format!("its metadata lack {ENTRY:?}"))?;
+    let description =
+        metadata.get(ENTRY).with_context(|| format!("its metadata lack {ENTRY:?}"))?;
     let Description { format, cell, layers, heads, head_dim, vocabulary } =
         serde_json::from_str(description)?;
     if format != FORMAT {
@@ -76,7 +83,8 @@ fn parse(bytes: &[u8], backend: &AnyBackend) -> Result<Checkpoint> {
     let Ok(cell) = CellName::from_str(&cell, false) else { bail!("its cell {cell:?} is unknown") };
     let vocabulary = Vocabulary::of(&vocabulary);
     let sizes = Sizes { cell, layers, heads, head_dim, vocabulary: vocabulary.len() };
-    let tensors: HashMap<String, Tensor> = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)?;
+    let tensors: HashMap<String, Tensor> =
+        candle_core::safetensors::load_buffer(bytes, &Device::Cpu)?;
     let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
     let model = LanguageModel::new(&sizes, backend, &vb)?;
     Ok(Checkpoint { sizes, vocabulary, model })
@@ -94,10 +102,16 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("c.safetensors");
         let vocabulary = Vocabulary::of("salvé\n\"");
-        let sizes =
-            Sizes { cell: CellName::Gru, layers: 2, heads: 2, head_dim: 3, vocabulary: vocabulary.len() };
+        let sizes = Sizes {
+            cell: CellName::Gru,
+            layers: 2,
+            heads: 2,
+            head_dim: 3,
+            vocabulary: vocabulary.len(),
+        };
         let parameters = Parameters::seeded(1);
-        let model = LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
+        let model =
+            LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
         std::fs::write(&path, serialize(&sizes, &vocabulary, &parameters.all())?)?;
         let back = load(&path, &AnyBackend::Cpu(Cpu::new()))?;
         assert_eq!((back.sizes, &back.vocabulary), (sizes, &vocabulary));

@@ -1,7 +1,7 @@
 //! An interpolated order-2 Markov model with Witten-Bell smoothing: what a network must beat.
 //!
-//! Each context u predicts a character c by what followed u, mixed with what the shorter context v predicts; `n` counts
-//! how often u was followed by anything, `k` by how many different characters:
+//! Each context u predicts a character c by what followed u, mixed with what the shorter context v
+//! predicts; `n` counts how often u was followed by anything, `k` by how many different characters:
 //!
 //! ```text
 //! P(c | u) = (count(u c) + k P(c | v)) / (n + k)
@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn a_small_case_by_hand() {
-        // 0 1 0 1 1 over 3 characters. Empty context: 0 twice, 1 three times; after 0: 1 twice; after (1, 0): 1 once.
+        // 0 1 0 1 1 over 3 characters. Empty context: 0 twice, 1 three times; after 0: 1 twice;
+        // after (1, 0): 1 once.
         let markov = Markov::train(&[0, 1, 0, 1, 1], 3);
         let empty = (3.0 + 2.0 / 3.0) / 7.0;
         let after_0 = (2.0 + empty) / 3.0;

@@ -1,7 +1,8 @@
-//! `flashrnn train`: a character language model on real text, trained by candle with flashrnn's recurrences.
+//! `flashrnn train`: a character language model on real text, trained by candle with flashrnn's
+//! recurrences.
 //!
-//! [`text`] gives the characters, [`markov`] what to beat, [`model`] the network, [`trainer`] the loop, [`checkpoint`],
-//! [`report`] and [`sample`] what is left in the folder.
+//! [`text`] gives the characters, [`markov`] what to beat, [`model`] the network, [`trainer`] the
+//! loop, [`checkpoint`], [`report`] and [`sample`] what is left in the folder.
 
 mod checkpoint;
 mod markov;
@@ -121,17 +122,25 @@ impl Args {
         Ok(())
     }
 
-    /// Checks that this machine has memory for what a step cannot do without, with a vocabulary of `characters`.
+    /// Checks that this machine has memory for what a step cannot do without, with a vocabulary of
+    /// `characters`.
     fn check_memory(&self, characters: usize) -> Result<()> {
         let gates = with_cell!(self.cell, |cell| gates_of(&cell)) as u128;
         let [layers, heads, dim, seq_len, batch, characters] =
-            [self.layers, self.heads, self.head_dim, self.seq_len, self.batch, characters].map(|n| n as u128);
+            [self.layers, self.heads, self.head_dim, self.seq_len, self.batch, characters]
+                .map(|n| n as u128);
         let width = heads * dim;
-        let parameters = 2 * characters * width + layers * (gates * width * (width + dim + 1) + width);
-        // Of each step: the input, the gates and what becomes of them, and the states; the logits and their gradient.
+        let parameters =
+            2 * characters * width + layers * (gates * width * (width + dim + 1) + width);
+        // Of each step: the input, the gates and what becomes of them, and the states; the logits
+        // and their gradient.
         let numbers = batch * seq_len * (layers * (2 * gates + 2) * width + 2 * characters);
-        // A parameter has a gradient and two moments; a layer some ten tensors, of a hundred bytes each besides their numbers.
-        memory::check(16 * parameters + 4 * numbers + 1000 * layers, "training a network of this size")
+        // A parameter has a gradient and two moments; a layer some ten tensors, of a hundred bytes
+        // each besides their numbers.
+        memory::check(
+            16 * parameters + 4 * numbers + 1000 * layers,
+            "training a network of this size",
+        )
     }
 }
 
@@ -167,7 +176,8 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
         seed: args.seed,
     };
     let mut progress = Progress::new(args.steps, args.batch * args.seq_len);
-    let trained = trainer::train(&recipe, &sizes, &vocabulary, &corpus, &backend, &mut report, &mut progress);
+    let trained =
+        trainer::train(&recipe, &sizes, &vocabulary, &corpus, &backend, &mut report, &mut progress);
     progress.finish();
     let Trained { parameters, seconds } = trained?;
     let kept_step = report.kept_step()?;
@@ -175,9 +185,15 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     // From here on everything is about the file that was kept, not about the network in memory.
     let kept = checkpoint::load(&report.checkpoint(), &backend)?;
     let bits = trainer::bits_per_character(&kept.model, &corpus, &recipe)?;
-    let drawn =
-        sample::sample(&kept.model, corpus.context(args.seq_len), SAMPLE, args.temperature, args.seed)?;
-    let sample: String = drawn.into_iter().map(|number| kept.vocabulary.character(number)).collect();
+    let drawn = sample::sample(
+        &kept.model,
+        corpus.context(args.seq_len),
+        SAMPLE,
+        args.temperature,
+        args.seed,
+    )?;
+    let sample: String =
+        drawn.into_iter().map(|number| kept.vocabulary.character(number)).collect();
     let summary = Summary {
         kept_step,
         kept_validation_bits_per_character: bits,
@@ -202,7 +218,10 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
         kept.sizes.layers, kept.sizes.cell, kept.sizes.heads, kept.sizes.head_dim
     )?;
     writeln!(out, "validation    {bits:.3} bits per character, checkpoint of step {kept_step}")?;
-    writeln!(out, "Markov        {markov:.3} bits per character, order 2, Witten-Bell, same characters")?;
+    writeln!(
+        out,
+        "Markov        {markov:.3} bits per character, order 2, Witten-Bell, same characters"
+    )?;
     writeln!(out, "written       {}: {}", args.out.display(), FILES.join(", "))?;
     Ok(())
 }
@@ -285,14 +304,18 @@ mod tests {
                 let lines = std::fs::read_to_string(out.join("metrics.jsonl"))?;
                 let lines: Vec<serde_json::Value> =
                     lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-                let bits = |line: &serde_json::Value| line["validation_bits_per_character"].as_f64();
+                let bits =
+                    |line: &serde_json::Value| line["validation_bits_per_character"].as_f64();
                 let Some((summary, curve)) = lines.split_last() else { bail!("no metrics") };
                 let kept = summary["kept_validation_bits_per_character"].as_f64();
                 let lowest = curve[1..].iter().filter_map(bits).fold(f64::INFINITY, f64::min);
                 assert_eq!(kept, Some(lowest));
                 assert!(Some(lowest) < bits(&curve[0]).map(|before| 0.5 * before), "{curve:?}");
                 assert!(std::fs::read_to_string(out.join("loss.svg"))?.contains("</svg>"));
-                assert_eq!(std::fs::read_to_string(out.join("sample.txt"))?.chars().count(), SAMPLE);
+                assert_eq!(
+                    std::fs::read_to_string(out.join("sample.txt"))?.chars().count(),
+                    SAMPLE
+                );
                 assert_eq!(std::fs::read_dir(&out)?.count(), 4);
                 twice.push(std::fs::read(out.join("checkpoint.safetensors"))?);
             }

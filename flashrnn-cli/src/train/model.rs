@@ -100,8 +100,8 @@ impl LanguageModel {
         vec![None; self.layers.len()]
     }
 
-    /// Reads `tokens [B, T]` from `state` on and returns logits `[B·T, V]` for the character after each, and the
-    /// state after the last, through which no gradient flows. `resets` is `[B, T]`.
+    /// Reads `tokens [B, T]` from `state` on and returns logits `[B·T, V]` for the character after
+    /// each, and the state after the last, through which no gradient flows. `resets` is `[B, T]`.
     pub fn forward(
         &self,
         tokens: &Tensor,
@@ -128,7 +128,8 @@ fn norm(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     x.broadcast_div(&(mean + 1e-6)?.sqrt()?)?.broadcast_mul(scale)
 }
 
-/// Dropout with one mask for all time steps of a row, drawn from its own generator so that a seed repeats it.
+/// Dropout with one mask for all time steps of a row, drawn from its own generator so that a seed
+/// repeats it.
 pub struct Dropout {
     rate: f64,
     rng: StdRng,
@@ -188,7 +189,8 @@ impl Parameters {
 
     /// Gives the same numbers without their gradients.
     pub fn frozen(&self) -> VarBuilder<'static> {
-        let tensors = self.all().into_iter().map(|(name, var)| (name, var.as_tensor().detach())).collect();
+        let tensors =
+            self.all().into_iter().map(|(name, var)| (name, var.as_tensor().detach())).collect();
         VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
     }
 
@@ -198,7 +200,14 @@ impl Parameters {
 }
 
 impl SimpleBackend for Parameters {
-    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
         self.with(|made| {
             if !made.vars.contains_key(name) {
                 let data = draw(&mut made.rng, shape.elem_count(), init)?;
@@ -207,7 +216,9 @@ impl SimpleBackend for Parameters {
             }
             match made.vars.get(name) {
                 Some(var) if *var.shape() == shape => Ok(var.as_tensor().clone()),
-                _ => Err(Error::msg(format!("parameter {name} exists with another shape than {shape:?}"))),
+                _ => Err(Error::msg(format!(
+                    "parameter {name} exists with another shape than {shape:?}"
+                ))),
             }
         })
     }
@@ -227,8 +238,12 @@ fn draw(rng: &mut StdRng, len: usize, init: Init) -> Result<Vec<f32>> {
     match init {
         Init::Const(value) => Ok(vec![value as f32; len]),
         Init::Uniform { lo, up } => Ok((0..len).map(|_| rng.random_range(lo..up) as f32).collect()),
-        Init::Randn { mean, stdev } => Ok((0..len).map(|_| (mean + stdev * normal(rng)) as f32).collect()),
-        Init::Kaiming { .. } => Err(Error::msg("no parameter of this model is made the Kaiming way")),
+        Init::Randn { mean, stdev } => {
+            Ok((0..len).map(|_| (mean + stdev * normal(rng)) as f32).collect())
+        }
+        Init::Kaiming { .. } => {
+            Err(Error::msg("no parameter of this model is made the Kaiming way"))
+        }
     }
 }
 
@@ -245,15 +260,18 @@ mod tests {
 
     use super::*;
 
-    const SIZES: Sizes = Sizes { cell: CellName::Slstm, layers: 2, heads: 2, head_dim: 3, vocabulary: 7 };
+    const SIZES: Sizes =
+        Sizes { cell: CellName::Slstm, layers: 2, heads: 2, head_dim: 3, vocabulary: 7 };
 
     #[test]
     fn a_seed_makes_the_same_network() -> Result<()> {
         let make = |seed| -> Result<Vec<f32>> {
             let parameters = Parameters::seeded(seed);
-            let model = LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
+            let model =
+                LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
             let tokens = Tensor::new(&[[0u32, 1, 2], [6, 5, 4]], &Device::Cpu)?;
-            let (logits, state) = model.forward(&tokens, &model.fresh(), None, &mut Dropout::off())?;
+            let (logits, state) =
+                model.forward(&tokens, &model.fresh(), None, &mut Dropout::off())?;
             assert_eq!(logits.dims(), [6, 7]);
             assert_eq!(state.len(), 2);
             logits.flatten_all()?.to_vec1()
@@ -266,14 +284,18 @@ mod tests {
     #[test]
     fn a_text_read_in_two_parts_is_the_text() -> Result<()> {
         let parameters = Parameters::seeded(1);
-        let model = LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
-        let model_frozen = LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.frozen())?;
+        let model =
+            LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
+        let model_frozen =
+            LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.frozen())?;
         let tokens = Tensor::new(&[[0u32, 1, 2, 3, 4]], &Device::Cpu)?;
         let off = &mut Dropout::off();
         let (whole, _) = model.forward(&tokens, &model.fresh(), None, off)?;
-        let (first, state) = model_frozen.forward(&tokens.narrow(1, 0, 2)?, &model.fresh(), None, off)?;
+        let (first, state) =
+            model_frozen.forward(&tokens.narrow(1, 0, 2)?, &model.fresh(), None, off)?;
         let (second, _) = model_frozen.forward(&tokens.narrow(1, 2, 3)?, &state, None, off)?;
-        let apart = (whole - Tensor::cat(&[first, second], 0)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let apart =
+            (whole - Tensor::cat(&[first, second], 0)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
         // Matrix products of other sizes may sum in another order; logits are of size 1.
         assert!(apart < 1e-5, "{apart}");
         Ok(())

@@ -41,7 +41,8 @@ impl Progress {
         self.validation_bits = Some(line.validation_bits_per_character);
         if self.bar.is_hidden() {
             let left = Duration::from_secs_f64(
-                self.start.elapsed().as_secs_f64() * (self.steps - line.step) as f64 / line.step as f64,
+                self.start.elapsed().as_secs_f64() * (self.steps - line.step) as f64
+                    / line.step as f64,
             );
             // A stderr that can't be written to is no reason to stop.
             let _ = writeln!(

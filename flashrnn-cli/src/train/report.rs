@@ -1,4 +1,5 @@
-//! What a run leaves behind: the checkpoint, metrics as JSON lines, the loss curve as SVG, and a sample.
+//! What a run leaves behind: the checkpoint, metrics as JSON lines, the loss curve as SVG, and a
+//! sample.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,8 @@ pub struct Summary {
     pub command: Vec<String>,
 }
 
-/// What a run keeps in its folder while it goes on: the best checkpoint, the metrics and the loss curve.
+/// What a run keeps in its folder while it goes on: the best checkpoint, the metrics and the loss
+/// curve.
 ///
 /// From the first checkpoint on, every file there is of this run.
 pub struct Report<'a> {
@@ -65,15 +67,24 @@ pub struct Report<'a> {
 impl<'a> Report<'a> {
     /// Creates the folder if need be, and makes sure that files can be written there.
     pub fn new(folder: &'a Path, markov: f64) -> Result<Self> {
-        let why =
-            || format!("cannot write to --out {}: wanted a folder that can be written", folder.display());
+        let why = || {
+            format!(
+                "cannot write to --out {}: wanted a folder that can be written",
+                folder.display()
+            )
+        };
         fs::create_dir_all(folder).with_context(why)?;
         tempfile::tempfile_in(folder).with_context(why)?;
         Ok(Self { folder, markov, metrics: Vec::new(), kept: None })
     }
 
-    /// Notes a validation after the first step. `checkpoint` lays out the network, which is kept if it is the best so far.
-    pub fn validated(&mut self, line: Metrics, checkpoint: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
+    /// Notes a validation after the first step. `checkpoint` lays out the network, which is kept if
+    /// it is the best so far.
+    pub fn validated(
+        &mut self,
+        line: Metrics,
+        checkpoint: impl FnOnce() -> Result<Vec<u8>>,
+    ) -> Result<()> {
         let (step, bits) = (line.step, line.validation_bits_per_character);
         self.metrics.push(line);
         if bits.is_finite() && self.kept.is_none_or(|(_, lowest)| bits < lowest) {
@@ -114,12 +125,14 @@ impl<'a> Report<'a> {
         output::write(&self.folder.join(CURVE), loss_curve(&self.metrics, self.markov)?.as_bytes())
     }
 
-    /// Deletes what would stand beside the first checkpoint of this run. Links and devices stay: they are written through.
+    /// Deletes what would stand beside the first checkpoint of this run. Links and devices stay:
+    /// they are written through.
     fn remove_earlier_run(&self) -> Result<()> {
         for name in [METRICS, CURVE, SAMPLE] {
             let path = self.folder.join(name);
             if path.symlink_metadata().is_ok_and(|old| old.is_file()) {
-                fs::remove_file(&path).with_context(|| format!("can't delete {}", path.display()))?;
+                fs::remove_file(&path)
+                    .with_context(|| format!("can't delete {}", path.display()))?;
             }
         }
         Ok(())
@@ -141,7 +154,11 @@ fn loss_curve(metrics: &[Metrics], markov: f64) -> Result<String> {
     Ok(svg)
 }
 
-fn draw(svg: &mut String, metrics: &[Metrics], markov: f64) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(
+    svg: &mut String,
+    metrics: &[Metrics],
+    markov: f64,
+) -> Result<(), Box<dyn std::error::Error>> {
     let point = |step: usize, bits: f64| (step as f64, bits);
     let train: Vec<_> = metrics
         .iter()
@@ -216,7 +233,11 @@ mod tests {
         report.validated(line(1, Some(5.0), f64::NAN), || Ok(b"none".to_vec()))?;
         assert!(report.kept_step().is_err());
         for name in FILES {
-            assert_eq!(fs::read_to_string(folder.path().join(name))?, "of an earlier run", "{name}");
+            assert_eq!(
+                fs::read_to_string(folder.path().join(name))?,
+                "of an earlier run",
+                "{name}"
+            );
         }
         report.validated(line(2, Some(4.0), 4.0), || Ok(b"first".to_vec()))?;
         report.validated(line(3, Some(4.0), 4.5), || Ok(b"worse".to_vec()))?;
@@ -231,7 +252,8 @@ mod tests {
     #[test]
     fn a_file_is_no_folder_to_write_to() -> Result<()> {
         let file = tempfile::NamedTempFile::new()?;
-        let said = Report::new(file.path(), 3.0).err().map(|e| format!("{e:#}")).unwrap_or_default();
+        let said =
+            Report::new(file.path(), 3.0).err().map(|e| format!("{e:#}")).unwrap_or_default();
         assert!(said.contains("--out"), "{said}");
         assert!(Report::new(&file.path().join("below"), 3.0).is_err());
         Ok(())

@@ -7,8 +7,9 @@ use rand::{Rng, SeedableRng};
 
 use super::model::{Dropout, LanguageModel};
 
-/// Draws `len` characters that go on after `prompt`, which must not be empty. At a `temperature` of 1 they are drawn as the
-/// network expects them, below it the likely ones are preferred, and at 0 the likeliest is taken.
+/// Draws `len` characters that go on after `prompt`, which must not be empty. At a `temperature` of
+/// 1 they are drawn as the network expects them, below it the likely ones are preferred, and at 0
+/// the likeliest is taken.
 pub fn sample(
     model: &LanguageModel,
     prompt: &[u32],
@@ -25,7 +26,8 @@ pub fn sample(
         let tokens = Tensor::from_vec(read, (1, rows), &Device::Cpu)?;
         let (logits, after) = model.forward(&tokens, &state, None, &mut Dropout::off())?;
         let logits: Vec<f32> = logits.get(rows - 1)?.to_vec1()?;
-        let next = draw(&logits, temperature, &mut rng).context("the network knows no character")?;
+        let next =
+            draw(&logits, temperature, &mut rng).context("the network knows no character")?;
         drawn.push(next);
         read = vec![next];
         state = after;

@@ -18,7 +18,11 @@ pub fn read(path: Option<&Path>) -> Result<String> {
     let cannot = || format!("cannot read the text {}", path.display());
     let mut bytes = Vec::new();
     // A device might never end.
-    File::open(path).with_context(cannot)?.take(LONGEST + 1).read_to_end(&mut bytes).with_context(cannot)?;
+    File::open(path)
+        .with_context(cannot)?
+        .take(LONGEST + 1)
+        .read_to_end(&mut bytes)
+        .with_context(cannot)?;
     if bytes.len() as u64 > LONGEST {
         bail!("the text {} is too long: wanted at most {LONGEST} bytes", path.display());
     }
@@ -75,8 +79,8 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Keeps the last tenth for validation. The training part must hold a sequence of `seq_len` and the character
-    /// after it.
+    /// Keeps the last tenth for validation. The training part must hold a sequence of `seq_len` and
+    /// the character after it.
     pub fn new(tokens: Vec<u32>, seq_len: usize) -> Result<Self> {
         let train = tokens.len() - tokens.len().div_ceil(10);
         if train <= seq_len {
@@ -116,7 +120,8 @@ pub struct Batch {
     pub resets: Vec<u8>,
 }
 
-/// Reads the training part in `B` rows side by side, each going on where it stopped, around the end to the start.
+/// Reads the training part in `B` rows side by side, each going on where it stopped, around the end
+/// to the start.
 ///
 /// Thus the state that a row ends one step in is the one it starts the next step from.
 pub struct Batches<'a> {
@@ -127,7 +132,8 @@ pub struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// `tokens` must hold two characters at least. The rows start evenly spread, from an offset that `rng` draws.
+    /// `tokens` must hold two characters at least. The rows start evenly spread, from an offset
+    /// that `rng` draws.
     pub fn new(tokens: &'a [u32], rows: usize, seq_len: usize, rng: &mut StdRng) -> Self {
         let inputs = tokens.len() - 1;
         let offset = rng.random_range(0..inputs);
@@ -200,7 +206,9 @@ mod tests {
         let mut resets = 0;
         for _ in 0..20 {
             let Some(batch) = batches.next() else { panic!("the reading never ends") };
-            for ((input, target), reset) in batch.inputs.iter().zip(&batch.targets).zip(&batch.resets) {
+            for ((input, target), reset) in
+                batch.inputs.iter().zip(&batch.targets).zip(&batch.resets)
+            {
                 assert_eq!(*target, input + 1);
                 assert_eq!(*reset == 1, *input == 0);
                 resets += usize::from(*reset);
@@ -223,7 +231,8 @@ mod tests {
         let missing = folder.path().join("missing.txt");
         let broken = folder.path().join("broken.txt");
         std::fs::write(&broken, b"ab\xffcd")?;
-        let said = |path: &Path| read(Some(path)).err().map(|e| format!("{e:#}")).unwrap_or_default();
+        let said =
+            |path: &Path| read(Some(path)).err().map(|e| format!("{e:#}")).unwrap_or_default();
         assert!(said(&missing).contains("missing.txt"));
         assert!(said(&broken).contains("byte 2"));
         assert!(read(None)?.len() > 40_000);

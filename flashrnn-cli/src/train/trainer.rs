@@ -30,7 +30,8 @@ pub struct Recipe {
 
 /// The gradient's norm over all parameters is scaled down to this where it is larger.
 const LARGEST_GRADIENT: f64 = 1.0;
-/// How much each step pulls the weights towards 0, times the learning rate. Scales and biases are left alone.
+/// How much each step pulls the weights towards 0, times the learning rate. Scales and biases are
+/// left alone.
 const WEIGHT_DECAY: f64 = 0.1;
 /// Validations in a run, besides the one before the first step.
 const VALIDATIONS: usize = 25;
@@ -118,8 +119,8 @@ pub fn train(
     })
 }
 
-/// Up to the highest rate in a straight line over the first twentieth of the steps, then down along a cosine to a
-/// twentieth of it.
+/// Up to the highest rate in a straight line over the first twentieth of the steps, then down along
+/// a cosine to a twentieth of it.
 fn learning_rate(recipe: &Recipe, step: usize) -> f64 {
     let warm_up = recipe.steps.div_ceil(20);
     if step <= warm_up {
@@ -169,7 +170,8 @@ impl Adam {
     }
 }
 
-/// Whether a parameter is a bias or a scale. The recurrence's biases are `[N, D]`, so the shape does not tell.
+/// Whether a parameter is a bias or a scale. The recurrence's biases are `[N, D]`, so the shape
+/// does not tell.
 fn is_vector(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     last == "bias" || last == "norm" || last.starts_with("b_")
@@ -177,8 +179,9 @@ fn is_vector(name: &str) -> bool {
 
 /// The mean bits per character over the validation part.
 ///
-/// The part is cut in rows that are read side by side. Each row first reads up to `seq_len` characters before its own, so
-/// that every character is predicted from what precedes it, and counts once.
+/// The part is cut in rows that are read side by side. Each row first reads up to `seq_len`
+/// characters before its own, so that every character is predicted from what precedes it, and
+/// counts once.
 pub fn bits_per_character(model: &LanguageModel, corpus: &Corpus, recipe: &Recipe) -> Result<f64> {
     let validation = corpus.validation();
     let context = corpus.context(recipe.seq_len);
@@ -201,8 +204,10 @@ pub fn bits_per_character(model: &LanguageModel, corpus: &Corpus, recipe: &Recip
         let inputs = Tensor::from_vec(inputs, (rows, len), &Device::Cpu)?;
         let targets = Tensor::from_vec(targets, (rows * len, 1), &Device::Cpu)?;
         let (logits, after) = model.forward(&inputs, &state, None, &mut Dropout::off())?;
-        let logs: Vec<f32> =
-            candle_nn::ops::log_softmax(&logits, 1)?.gather(&targets, 1)?.flatten_all()?.to_vec1()?;
+        let logs: Vec<f32> = candle_nn::ops::log_softmax(&logits, 1)?
+            .gather(&targets, 1)?
+            .flatten_all()?
+            .to_vec1()?;
         for ((j, i), log) in cells().zip(logs) {
             // The row's own characters, and in the last row only those that there are.
             let own_character = begin + i + 1 >= context.len();
@@ -242,8 +247,12 @@ mod tests {
         let parameters = Parameters::seeded(1);
         let sizes = Sizes { cell: CellName::Gru, layers: 1, heads: 1, head_dim: 2, vocabulary: 3 };
         LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
-        let matrices: HashSet<String> =
-            parameters.all().into_iter().map(|(name, _)| name).filter(|name| !is_vector(name)).collect();
+        let matrices: HashSet<String> = parameters
+            .all()
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| !is_vector(name))
+            .collect();
         let want = ["embedding", "head.weight", "layers.0.r", "layers.0.w"].map(str::to_owned);
         assert_eq!(matrices, HashSet::from(want));
         Ok(())
@@ -254,7 +263,8 @@ mod tests {
         // A network that knows nothing gives every character log2 V bits, whatever the cutting.
         let sizes = Sizes { cell: CellName::Lstm, layers: 1, heads: 1, head_dim: 4, vocabulary: 8 };
         let parameters = Parameters::seeded(1);
-        let model = LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
+        let model =
+            LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
         for (name, var) in parameters.all() {
             if name.starts_with("head") {
                 var.set(&var.zeros_like()?)?;

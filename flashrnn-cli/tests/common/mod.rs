@@ -25,7 +25,8 @@ pub fn stderr(output: &Output) -> String {
 /// The backends that need a GPU.
 pub const GPUS: [&str; 2] = ["cuda", "wgpu"];
 
-/// What the command says where it lacks this backend: the feature, or the driver, a device, a library.
+/// What the command says where it lacks this backend: the feature, or the driver, a device, a
+/// library.
 pub fn missing(backend: &str) -> String {
     let compiled = match backend {
         "cuda" => cfg!(feature = "cuda"),
@@ -78,7 +79,10 @@ pub fn good() -> Vec<Tensor> {
 /// The bytes of a file with these tensors.
 pub fn file(tensors: &[Tensor]) -> Vec<u8> {
     let views = tensors.iter().map(|t| {
-        (t.name, TensorView::new(t.dtype, t.shape.clone(), &t.data).expect("the size fits the shape"))
+        (
+            t.name,
+            TensorView::new(t.dtype, t.shape.clone(), &t.data).expect("the size fits the shape"),
+        )
     });
     safetensors::serialize(views, None).expect("the file can be written")
 }

@@ -1,7 +1,7 @@
 use crate::{Cell, Gate, Real};
 
-/// The long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; PyTorch's
-/// `nn.LSTM`, with `z` for its `g`):
+/// The long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al.
+/// 2000; PyTorch's `nn.LSTM`, with `z` for its `g`):
 ///
 /// ```text
 /// c' = σ(f) c + σ(i) tanh z    h' = σ(o) tanh c'
@@ -12,7 +12,8 @@ pub struct Lstm;
 impl Cell for Lstm {
     const NAME: &'static str = "lstm";
     const STATES: &'static [&'static str] = &["h", "c"];
-    const GATES: &'static [Gate] = &[Gate::both("i"), Gate::both("f"), Gate::both("z"), Gate::both("o")];
+    const GATES: &'static [Gate] =
+        &[Gate::both("i"), Gate::both("f"), Gate::both("z"), Gate::both("o")];
     const BUILT_IN: bool = true;
     type State<R: Real> = [R; 2];
     type Gates<R: Real> = [R; 4];

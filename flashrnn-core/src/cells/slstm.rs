@@ -1,8 +1,8 @@
 use super::finite;
 use crate::{Cell, Gate, Real};
 
-/// The scalar LSTM of xLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2), with exponential input gate, a
-/// normaliser `n` and a stabiliser `m`:
+/// The scalar LSTM of xLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2), with exponential
+/// input gate, a normaliser `n` and a stabiliser `m`:
 ///
 /// ```text
 /// l = ln σ(f) + m      m' = i where n = 0, else max(i, l)
@@ -10,13 +10,15 @@ use crate::{Cell, Gate, Real};
 /// c' = f' c + i' tanh z    n' = max(f' n + i', 1)    h' = σ(o) c' / n'
 /// ```
 ///
-/// `m` only rescales `c` and `n`, so it is held constant in every gradient: gradients given for it are ignored and
-/// its own is 0. The outer min and max only guard, and gradients pass through them. For a loss on h and an initial
-/// state of zeros or an earlier `last` the other gradients are exact all the same.
+/// `m` only rescales `c` and `n`, so it is held constant in every gradient: gradients given for it
+/// are ignored and its own is 0. The outer min and max only guard, and gradients pass through them.
+/// For a loss on h and an initial state of zeros or an earlier `last` the other gradients are exact
+/// all the same.
 ///
-/// Infinite gates give the limits of the formulas, and finite gradients. An input gate of infinity counts as the largest
-/// f32 of its sign, ±3.4e38: where n = 0, `i = -∞` gives `h' = σ(o) tanh z` as every finite `i` does, and what comes later
-/// outweighs it; where n > 0 it leaves the step's input out.
+/// Infinite gates give the limits of the formulas, and finite gradients. An input gate of infinity
+/// counts as the largest f32 of its sign, ±3.4e38: where n = 0, `i = -∞` gives `h' = σ(o) tanh z`
+/// as every finite `i` does, and what comes later outweighs it; where n > 0 it leaves the step's
+/// input out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slstm;
 
@@ -37,14 +39,14 @@ impl<R: Real> Parts<R> {
         let zero = R::lit(0.0);
         let i = finite(i);
         let l = f.log_sigmoid() + m.stop_gradient();
-        let m = R::select(n.gt(zero), i.max(l), i).stop_gradient();
+        let m = R::select(n.gt(zero), i.clamp_min(l), i).stop_gradient();
         let input = (i - m).exp();
         let decay = l - m;
-        let forget = decay.min(zero).with_gradient_of(decay).exp();
+        let forget = decay.clamp_max(zero).with_gradient_of(decay).exp();
         let z = z.tanh();
         let c = forget * c + input * z;
         let n = forget * n + input;
-        let n = n.max(R::lit(1.0)).with_gradient_of(n);
+        let n = n.clamp_min(R::lit(1.0)).with_gradient_of(n);
         Self { input, forget, z, o: o.sigmoid(), c, n, m }
     }
 }
@@ -52,9 +54,11 @@ impl<R: Real> Parts<R> {
 impl Cell for Slstm {
     const NAME: &'static str = "slstm";
     const STATES: &'static [&'static str] = &["h", "c", "n", "m"];
-    const GATES: &'static [Gate] = &[Gate::both("i"), Gate::both("f"), Gate::both("z"), Gate::both("o")];
+    const GATES: &'static [Gate] =
+        &[Gate::both("i"), Gate::both("f"), Gate::both("z"), Gate::both("o")];
     const WIDE: &'static [usize] = &[3];
-    // Near -90 the numbers of bf16 are 0.5 apart, and i and f come out of exp(i - m') and exp(l - m').
+    // Near -90 the numbers of bf16 are 0.5 apart, and i and f come out of exp(i - m') and exp(l -
+    // m').
     const WIDE_GATES: &'static [usize] = &[0, 1];
     const CONSTANT: &'static [usize] = &[3];
     const BUILT_IN: bool = true;

@@ -90,12 +90,14 @@ impl Graph {
 
 /// A number that records what is done with it: a literal, or a node of a [`Graph`].
 ///
-/// An operation whose result is the operand, whatever that is, infinities, NaN and both zeros included, is not
-/// recorded: `x * 1`, `x / 1`, `x + -0`, `x - 0`, `-(-x)`, and `select` between equals. Signs move out of products
-/// and quotients and into sums, which is as exact: `(-a) * b` is `-(a * b)`, `a + (-b)` is `a - b`. (The sign and
-/// payload of a NaN may differ.) Nothing else is simplified: `x * 0` and `x + 0` stay.
+/// An operation whose result is the operand, whatever that is, infinities, NaN and both zeros
+/// included, is not recorded: `x * 1`, `x / 1`, `x + -0`, `x - 0`, `-(-x)`, and `select` between
+/// equals. Signs move out of products and quotients and into sums, which is as exact: `(-a) * b` is
+/// `-(a * b)`, `a + (-b)` is `a - b`. (The sign and payload of a NaN may differ.) Nothing else is
+/// simplified: `x * 0` and `x + 0` stay.
 ///
-/// A literal belongs to no graph, so an operation on literals alone can't be recorded: it is done at once, in f64.
+/// A literal belongs to no graph, so an operation on literals alone can't be recorded: it is done
+/// at once, in f64.
 #[derive(Clone, Copy, Debug)]
 pub enum Expr<'g> {
     /// A constant.
@@ -299,10 +301,10 @@ impl<'g> Real for Expr<'g> {
     fn with_gradient_of(self, source: Self) -> Self {
         Self::chain(self, source, Self::lit(1.0))
     }
-    fn max(self, bound: Self) -> Self {
+    fn clamp_min(self, bound: Self) -> Self {
         Self::binary(Binary::Max, self, bound)
     }
-    fn min(self, bound: Self) -> Self {
+    fn clamp_max(self, bound: Self) -> Self {
         Self::binary(Binary::Min, self, bound)
     }
     fn sigmoid(self) -> Self {
@@ -316,6 +318,10 @@ impl<'g> Real for Expr<'g> {
     }
     fn log_sigmoid(self) -> Self {
         // The difference's own derivative is right but longer, and rounds worse.
-        Self::chain(self.min(Self::lit(0.0)) - self.softplus_neg_abs(), self, (-self).sigmoid())
+        Self::chain(
+            self.clamp_max(Self::lit(0.0)) - self.softplus_neg_abs(),
+            self,
+            (-self).sigmoid(),
+        )
     }
 }

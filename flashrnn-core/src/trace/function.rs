@@ -4,7 +4,8 @@ use super::expr::{Expr, Graph};
 use super::op::{Id, Op, run};
 use crate::Real;
 
-/// Operations in an order in which they can run, from named inputs to named outputs. Every node serves an output.
+/// Operations in an order in which they can run, from named inputs to named outputs. Every node
+/// serves an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     inputs: Vec<String>,
@@ -14,13 +15,20 @@ pub struct Function {
 
 impl Function {
     /// The function from the inputs of `graph`, used or not, to `outputs`.
-    pub fn new<'g>(graph: &'g Graph, outputs: impl IntoIterator<Item = (String, Expr<'g>)>) -> Self {
-        // Run once more into a graph of its own, where what differed in its derivative alone is the same node.
-        let outputs: Vec<(String, Id)> = outputs.into_iter().map(|(name, x)| (name, graph.id(x))).collect();
+    pub fn new<'g>(
+        graph: &'g Graph,
+        outputs: impl IntoIterator<Item = (String, Expr<'g>)>,
+    ) -> Self {
+        // Run once more into a graph of its own, where what differed in its derivative alone is the
+        // same node.
+        let outputs: Vec<(String, Id)> =
+            outputs.into_iter().map(|(name, x)| (name, graph.id(x))).collect();
         let clean = Graph::new();
         let inputs = graph.inputs();
-        let values = run(&graph.nodes(), &inputs.iter().map(|name| clean.input(name)).collect::<Vec<_>>());
-        let outputs = outputs.into_iter().map(|(name, id)| (name, clean.id(values[id].number()))).collect();
+        let values =
+            run(&graph.nodes(), &inputs.iter().map(|name| clean.input(name)).collect::<Vec<_>>());
+        let outputs =
+            outputs.into_iter().map(|(name, id)| (name, clean.id(values[id].number()))).collect();
         Self::of_nodes(inputs, outputs, clean.nodes())
     }
 
@@ -49,8 +57,9 @@ impl Function {
         Self { inputs, outputs, nodes }
     }
 
-    /// The same in two functions, so that what the first `early` inputs determine can be computed before the others are
-    /// there: the first gives what the second needs of it, named `0`, `1`, …; the second takes that, then the other inputs.
+    /// The same in two functions, so that what the first `early` inputs determine can be computed
+    /// before the others are there: the first gives what the second needs of it, named `0`, `1`, …;
+    /// the second takes that, then the other inputs.
     pub fn split(&self, early: usize) -> (Self, Self) {
         let mut late: Vec<bool> = vec![];
         for &op in &self.nodes {
@@ -78,12 +87,13 @@ impl Function {
         let outputs = names.iter().cloned().zip(handed_over.iter().copied()).collect();
         let first = Self::of_nodes(self.inputs[..early].to_vec(), outputs, self.nodes.clone());
 
-        let nodes =
-            self.nodes.iter().enumerate().map(|(id, &op)| match (handed_over.binary_search(&id), op) {
+        let nodes = self.nodes.iter().enumerate().map(|(id, &op)| {
+            match (handed_over.binary_search(&id), op) {
                 (Ok(k), _) => Op::Input(k),
                 (_, Op::Input(k)) => Op::Input((handed_over.len() + k).saturating_sub(early)),
                 _ => op,
-            });
+            }
+        });
         let inputs = names.into_iter().chain(self.inputs[early..].iter().cloned()).collect();
         let second = Self::of_nodes(inputs, self.outputs.clone(), nodes.collect());
         (first, second)

@@ -1,15 +1,16 @@
 //! A cell as a graph: traced by running it, differentiated, and printed as source code for GPUs.
 //!
-//! A [`Cell`] is generic over its number. Run with [`Expr`], a handle into a [`Graph`], it leaves behind the
-//! operations it did, each once; [`Function`] keeps those that its outputs need, and can be interpreted with
-//! any number. [`mod@print`] turns functions into source code.
+//! A [`Cell`] is generic over its number. Run with [`Expr`], a handle into a [`Graph`], it leaves
+//! behind the operations it did, each once; [`Function`] keeps those that its outputs need, and can
+//! be interpreted with any number. [`mod@print`] turns functions into source code.
 //!
-//! [`forward`] is the trace of [`Cell::forward`]. [`backward`] is the trace of [`Cell::backward`] where the cell
-//! overrides it. Where it does not, the graph is differentiated in reverse: one pass over the forward operations,
-//! whatever the number of states and gates, where [`derived_backward`] makes one forward-mode pass for each. (In
-//! the rare case that forward mode takes no more operations, its trace is used.) The two agree but for rounding,
-//! and for one thing that reverse mode leaves out: forward mode also adds up the tangents that are always 0, each
-//! times a slope, and is NaN where such a slope is infinite or NaN.
+//! [`forward`] is the trace of [`Cell::forward`]. [`backward`] is the trace of [`Cell::backward`]
+//! where the cell overrides it. Where it does not, the graph is differentiated in reverse: one pass
+//! over the forward operations, whatever the number of states and gates, where [`derived_backward`]
+//! makes one forward-mode pass for each. (In the rare case that forward mode takes no more
+//! operations, its trace is used.) The two agree but for rounding, and for one thing that reverse
+//! mode leaves out: forward mode also adds up the tangents that are always 0, each times a slope,
+//! and is NaN where such a slope is infinite or NaN.
 //!
 //! ```
 //! use flashrnn_core::{Lstm, trace};
@@ -34,8 +35,8 @@ pub use op::{Binary, Id, Op, Unary};
 use crate::cell::Array;
 use crate::{Cell, Gate, Real, derived_backward};
 
-/// `P`, from the states before a step and the gates to the states after it, named as in [`Cell::STATES`] and
-/// [`Cell::GATES`].
+/// `P`, from the states before a step and the gates to the states after it, named as in
+/// [`Cell::STATES`] and [`Cell::GATES`].
 pub fn forward<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
     let state = inputs::<C::State<Expr>>(&graph, C::STATES, "");
@@ -44,12 +45,12 @@ pub fn forward<C: Cell>(cell: &C) -> Function {
     Function::new(&graph, named(C::STATES, "", after.as_ref()))
 }
 
-/// The transposed derivative of `P`: from the states before a step, the gates and the gradients of the states
-/// after the step (named `d_` and the state's name), to the gradients of the states before it and of the gates
-/// (`d_` and the name).
+/// The transposed derivative of `P`: from the states before a step, the gates and the gradients of
+/// the states after the step (named `d_` and the state's name), to the gradients of the states
+/// before it and of the gates (`d_` and the name).
 ///
-/// Gradients given for [`Cell::CONSTANT`] states are ignored, and theirs are 0, whatever the cell's own
-/// `backward` does.
+/// Gradients given for [`Cell::CONSTANT`] states are ignored, and theirs are 0, whatever the cell's
+/// own `backward` does.
 pub fn backward<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
     let state = inputs::<C::State<Expr>>(&graph, C::STATES, "");
@@ -59,11 +60,15 @@ pub fn backward<C: Cell>(cell: &C) -> Function {
 
     let written = cell.backward(state, gates, d);
     let derived = derived_backward(cell, state, gates, d);
-    let overridden = written.0.as_ref() != derived.0.as_ref() || written.1.as_ref() != derived.1.as_ref();
+    let overridden =
+        written.0.as_ref() != derived.0.as_ref() || written.1.as_ref() != derived.1.as_ref();
     let function = |(mut d_state, d_gates): (C::State<_>, C::Gates<_>)| {
         hold_constant::<C>(d_state.as_mut());
         let d_state = named(C::STATES, "d_", d_state.as_ref());
-        Function::new(&graph, d_state.into_iter().chain(named(&gate_names::<C>(), "d_", d_gates.as_ref())))
+        Function::new(
+            &graph,
+            d_state.into_iter().chain(named(&gate_names::<C>(), "d_", d_gates.as_ref())),
+        )
     };
     let written = function(written);
     if overridden {

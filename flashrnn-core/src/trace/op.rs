@@ -20,8 +20,8 @@ pub enum Op {
     Gt(Id, Id),
     /// `b` where the mask `a` is set, else `c`.
     Select(Id, Id, Id),
-    /// The number `value`, whose derivative is `slope` times the derivative of `source`. Graphs hold these for
-    /// the sake of derivatives; functions hold none.
+    /// The number `value`, whose derivative is `slope` times the derivative of `source`. Graphs
+    /// hold these for the sake of derivatives; functions hold none.
     Chain {
         /// The number.
         value: Id,
@@ -90,8 +90,8 @@ impl Binary {
             Self::Sub => a - b,
             Self::Mul => a * b,
             Self::Div => a / b,
-            Self::Max => a.max(b),
-            Self::Min => a.min(b),
+            Self::Max => a.clamp_min(b),
+            Self::Min => a.clamp_max(b),
         }
     }
 }
@@ -133,7 +133,9 @@ impl<R: Real> Value<R> {
     pub(super) fn number(self) -> R {
         match self {
             Self::Number(x) => x,
-            Self::Mask(_) => unreachable!("graphs are built by typed handles: a number's operand is no mask"),
+            Self::Mask(_) => {
+                unreachable!("graphs are built by typed handles: a number's operand is no mask")
+            }
         }
     }
 
@@ -156,7 +158,9 @@ pub(super) fn run<R: Real>(nodes: &[Op], inputs: &[R]) -> Vec<Value<R>> {
             Op::Unary(op, x) => Value::Number(op.apply(number(x))),
             Op::Binary(op, a, b) => Value::Number(op.apply(number(a), number(b))),
             Op::Gt(a, b) => Value::Mask(number(a).gt(number(b))),
-            Op::Select(mask, a, b) => Value::Number(R::select(values[mask].mask(), number(a), number(b))),
+            Op::Select(mask, a, b) => {
+                Value::Number(R::select(values[mask].mask(), number(a), number(b)))
+            }
             Op::Chain { value, .. } => values[value],
         });
     }

@@ -8,7 +8,8 @@ use crate::Real;
 struct Gradients<'g>(Vec<Option<Expr<'g>>>);
 
 impl<'g> Gradients<'g> {
-    /// Adds `d`. A literal 0 is no number that happens to be 0, but an output or a path without a gradient.
+    /// Adds `d`. A literal 0 is no number that happens to be 0, but an output or a path without a
+    /// gradient.
     fn add(&mut self, id: Id, d: Expr<'g>) {
         if d != Expr::lit(0.0) {
             self.0[id] = Some(self.0[id].map_or(d, |sum| sum + d));
@@ -85,7 +86,8 @@ fn through_binary<'g>(
 ) -> (Expr<'g>, Expr<'g>) {
     let zero = Expr::lit(0.0);
     // To the bound where it holds, else to the number.
-    let bounded = |bound_holds| (Expr::select(bound_holds, zero, d), Expr::select(bound_holds, d, zero));
+    let bounded =
+        |bound_holds| (Expr::select(bound_holds, zero, d), Expr::select(bound_holds, d, zero));
     match op {
         Binary::Add => (d, d),
         Binary::Sub => (d, -d),

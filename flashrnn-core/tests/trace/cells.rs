@@ -9,7 +9,8 @@ pub struct MinimalGated;
 impl Cell for MinimalGated {
     const NAME: &'static str = "minimal_gated";
     const STATES: &'static [&'static str] = &["h"];
-    const GATES: &'static [Gate] = &[Gate::recurrent("n_h"), Gate::both("f"), Gate::external("n_x")];
+    const GATES: &'static [Gate] =
+        &[Gate::recurrent("n_h"), Gate::both("f"), Gate::external("n_x")];
     type State<R: Real> = [R; 1];
     type Gates<R: Real> = [R; 3];
 
@@ -39,7 +40,8 @@ impl Cell for Leaky {
     }
 }
 
-/// Every operation of [`Real`], a state held constant though its gradient be not 0, and names that no language takes.
+/// Every operation of [`Real`], a state held constant though its gradient be not 0, and names that
+/// no language takes.
 #[derive(Clone)]
 pub struct Everything;
 
@@ -58,10 +60,11 @@ impl Cell for Everything {
         let (sigmoid_y, slope_y) = y.sigmoid_and_slope();
         let (tanh_z, slope_z) = z.tanh_and_slope();
         let log = (x.abs() + R::lit(0.3)).ln();
-        let bounded = (-(w * w)).exp().max(R::lit(0.01)).min(h * h + c.max(h));
+        let bounded = (-(w * w)).exp().clamp_min(R::lit(0.01)).clamp_max(h * h + c.clamp_min(h));
         let q = R::select(w.gt(x), log / (R::lit(1.5) + bounded * bounded), (c * c + one).sqrt());
-        let guarded = q.min(R::lit(1e3)).with_gradient_of(q);
-        let c = guarded * sigmoid_y.max(slope_y) + slope_y * x.softplus_neg_abs() - w.log_sigmoid();
+        let guarded = q.clamp_max(R::lit(1e3)).with_gradient_of(q);
+        let c = guarded * sigmoid_y.clamp_min(slope_y) + slope_y * x.softplus_neg_abs()
+            - w.log_sigmoid();
         [tanh_z * c - slope_z, c - m, m * R::lit(0.5) + c.abs()]
     }
 }

@@ -48,7 +48,11 @@ impl Random {
             f64::NEG_INFINITY,
             f64::NAN,
         ];
-        if self.next() < 0.4 { 4.0 * self.next() } else { SPECIAL[(8.0 * (self.next() + 1.0)) as usize] }
+        if self.next() < 0.4 {
+            4.0 * self.next()
+        } else {
+            SPECIAL[(8.0 * (self.next() + 1.0)) as usize]
+        }
     }
 }
 
@@ -78,7 +82,8 @@ type Backward<C, R> = fn(
 /// `backward` of the states, gates and gradients in `x`, one after the other.
 fn run_backward<C: Cell, R: Real>(backward: Backward<C, R>, cell: &C, x: &[R]) -> Vec<R> {
     let (s, g) = sizes::<C>();
-    let (d_state, d_gates) = backward(cell, array(&x[..s]), array(&x[s..s + g]), array(&x[s + g..]));
+    let (d_state, d_gates) =
+        backward(cell, array(&x[..s]), array(&x[s..s + g]), array(&x[s + g..]));
     [d_state.as_ref(), d_gates.as_ref()].concat()
 }
 
@@ -98,7 +103,8 @@ fn assert_same_bits(name: &str, x: &[f64], got: &[f64], want: &[f64]) {
     );
 }
 
-/// Compares a trace with what it was traced from, bit for bit, at random and special inputs rounded to `R`.
+/// Compares a trace with what it was traced from, bit for bit, at random and special inputs rounded
+/// to `R`.
 fn assert_traces<R: Real + Into<f64>>(name: &str, trace: &Function, run: impl Fn(&[R]) -> Vec<R>) {
     let mut random = Random(7);
     let widen = |numbers: Vec<R>| -> Vec<f64> { numbers.into_iter().map(R::into).collect() };
@@ -108,17 +114,18 @@ fn assert_traces<R: Real + Into<f64>>(name: &str, trace: &Function, run: impl Fn
     }
 }
 
-/// [`assert_traces`] for traces that hold a sigmoid and its slope. A trace has one operation for the sigmoid,
-/// but f32 and f64 round [`Real::sigmoid`] and the first of [`Real::sigmoid_and_slope`] in two ways. With
-/// `Dual` both are the latter.
+/// [`assert_traces`] for traces that hold a sigmoid and its slope. A trace has one operation for
+/// the sigmoid, but f32 and f64 round [`Real::sigmoid`] and the first of
+/// [`Real::sigmoid_and_slope`] in two ways. With `Dual` both are the latter.
 fn assert_traces_with_slopes<R: Real + Into<f64>>(
     name: &str,
     trace: &Function,
     run: impl Fn(&[Dual<R>]) -> Vec<Dual<R>>,
 ) {
     let mut random = Random(8);
-    let values =
-        |numbers: Vec<Dual<R>>| -> Vec<f64> { numbers.into_iter().map(|x| x.value.into()).collect() };
+    let values = |numbers: Vec<Dual<R>>| -> Vec<f64> {
+        numbers.into_iter().map(|x| x.value.into()).collect()
+    };
     for _ in 0..3000 {
         let x: Vec<Dual<R>> = trace.inputs().iter().map(|_| Dual::lit(random.any())).collect();
         assert_same_bits(name, &values(x.clone()), &values(trace.eval(&x)), &values(run(&x)));
@@ -137,8 +144,12 @@ fn forward_is_the_cell_bit_for_bit() {
     plain(&Slstm);
     plain(&MinimalGated);
     plain(&Leaky { a: 0.3 });
-    assert_traces_with_slopes::<f64>("everything", &forward(&Everything), |x| run_forward(&Everything, x));
-    assert_traces_with_slopes::<f32>("everything", &forward(&Everything), |x| run_forward(&Everything, x));
+    assert_traces_with_slopes::<f64>("everything", &forward(&Everything), |x| {
+        run_forward(&Everything, x)
+    });
+    assert_traces_with_slopes::<f32>("everything", &forward(&Everything), |x| {
+        run_forward(&Everything, x)
+    });
 }
 
 #[test]
@@ -198,8 +209,8 @@ fn reverse_is_derived_backward() {
     every_cell!(check);
 }
 
-/// Reverse mode gives the slopes of the function itself. Without sLSTM: it holds m' constant, so its gradients
-/// are not those of one step.
+/// Reverse mode gives the slopes of the function itself. Without sLSTM: it holds m' constant, so
+/// its gradients are not those of one step.
 #[test]
 fn reverse_agrees_with_finite_differences() {
     fn check<C: Cell>(cell: &C) {
@@ -212,15 +223,18 @@ fn reverse_agrees_with_finite_differences() {
                 let mut moved = x[..s + g].to_vec();
                 moved[k] += shift;
                 let after = run_forward(cell, &moved).into_iter().enumerate();
-                after.filter(|(k, _)| !C::CONSTANT.contains(k)).map(|(k, y)| y * x[s + g + k]).sum::<f64>()
+                after
+                    .filter(|(k, _)| !C::CONSTANT.contains(k))
+                    .map(|(k, y)| y * x[s + g + k])
+                    .sum::<f64>()
             };
             for (k, got) in reverse.eval(&x).into_iter().enumerate() {
                 if C::CONSTANT.contains(&k) {
                     assert_eq!(got, 0.0, "{}", C::NAME);
                     continue;
                 }
-                // The error of the central difference is h² f'''/6 + 1e-16/h, with f''' up to 100 next to the
-                // kinks.
+                // The error of the central difference is h² f'''/6 + 1e-16/h, with f''' up to 100
+                // next to the kinks.
                 let h = 1e-5;
                 let want = (loss(k, h) - loss(k, -h)) / (2.0 * h);
                 assert!(
@@ -239,8 +253,8 @@ fn reverse_agrees_with_finite_differences() {
     check(&Everything);
 }
 
-/// How many operations the forward function takes, and the backward function as written (or else in reverse mode), in
-/// reverse mode, and derived in forward mode.
+/// How many operations the forward function takes, and the backward function as written (or else in
+/// reverse mode), in reverse mode, and derived in forward mode.
 #[test]
 fn operations() {
     fn check<C: Cell>(cell: &C, want: [usize; 4]) {
@@ -277,7 +291,8 @@ fn split_functions_are_the_whole_bit_for_bit() {
         }
         // Of a backward function what is left is linear: it costs less than the whole.
         let (first, second) = whole.split(states + gates);
-        let transcendental = |op: &Op| matches!(op, Op::Unary(Unary::Tanh | Unary::Sigmoid | Unary::Exp, _));
+        let transcendental =
+            |op: &Op| matches!(op, Op::Unary(Unary::Tanh | Unary::Sigmoid | Unary::Exp, _));
         assert!(!second.nodes().iter().any(transcendental), "{}", C::NAME);
         assert!(first.operations() > 0 || whole.operations() == second.operations());
     }

@@ -57,19 +57,27 @@ fn minimal_gated() {
 fn names_are_safe() {
     let text = cuda::cell(&Everything);
     assert!(
-        text.starts_with("// Cell `every?thing */ ?`, printed from its Rust definition.\nstruct Cell {\n"),
+        text.starts_with(
+            "// Cell `every?thing */ ?`, printed from its Rust definition.\nstruct Cell {\n"
+        ),
         "{text}"
     );
     for function in text.split("static __device__").skip(1) {
         let mut names = HashSet::from(["s", "g", "d", "residuals", "real"]);
         for line in function.lines().skip(1) {
-            let Some((left, right)) = line.trim().trim_end_matches(';').split_once(" = ") else { continue };
-            let words =
-                right.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.' || c == ':'));
+            let Some((left, right)) = line.trim().trim_end_matches(';').split_once(" = ") else {
+                continue;
+            };
+            let words = right
+                .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.' || c == ':'));
             for word in words.filter(|word| word.starts_with(|c: char| c.is_ascii_alphabetic())) {
-                assert!(names.contains(word) || word.starts_with("real::"), "{word} is used before `{line}`");
+                assert!(
+                    names.contains(word) || word.starts_with("real::"),
+                    "{word} is used before `{line}`"
+                );
             }
-            let Some(name) = left.strip_prefix("const float ").or(left.strip_prefix("const bool ")) else {
+            let Some(name) = left.strip_prefix("const float ").or(left.strip_prefix("const bool "))
+            else {
                 continue;
             };
             assert!(
@@ -89,12 +97,22 @@ fn names_are_safe() {
 #[test]
 fn literals_are_exact() {
     let printed = |a| cuda::cell(&Leaky { a });
-    for a in
-        [0.3, -0.3, 1.0 / 3.0, 2.0, 16777217.0, 1e-7, 3e38, 1e-40, f32::MAX as f64, f32::MIN_POSITIVE as f64]
-    {
+    for a in [
+        0.3,
+        -0.3,
+        1.0 / 3.0,
+        2.0,
+        16777217.0,
+        1e-7,
+        3e38,
+        1e-40,
+        f32::MAX as f64,
+        f32::MIN_POSITIVE as f64,
+    ] {
         let text = printed(a);
-        let read =
-            text.lines().find_map(|line| line.split_once(" = ")?.1.split_once("f * v")?.0.parse().ok());
+        let read = text
+            .lines()
+            .find_map(|line| line.split_once(" = ")?.1.split_once("f * v")?.0.parse().ok());
         assert_eq!(read.map(f32::to_bits), Some((a as f32).to_bits()), "{a}:\n{text}");
     }
     for (a, literal) in [
@@ -110,7 +128,8 @@ fn literals_are_exact() {
     assert_ne!(printed(0.3), printed(0.30001));
 }
 
-/// The same of WGSL, which has no literals for what is not finite, and takes `select`'s operands in the other order.
+/// The same of WGSL, which has no literals for what is not finite, and takes `select`'s operands in
+/// the other order.
 #[test]
 fn wgsl_literals_and_selects() {
     let printed = |a| wgsl::cell(&Leaky { a });

@@ -56,13 +56,14 @@ macro_rules! avx2 {
             fn select(mask: $register, if_true: Self, if_false: Self) -> Self {
                 intrinsic!(Self($blend(if_false.0, if_true.0, mask)))
             }
-            // The instructions return their second operand where either is NaN, as `Real` asks of `self`.
+            // The instructions return their second operand where either is NaN, as `Real` asks of
+            // `self`.
             #[inline(always)]
-            fn max(self, bound: Self) -> Self {
+            fn clamp_min(self, bound: Self) -> Self {
                 intrinsic!(Self($max(bound.0, self.0)))
             }
             #[inline(always)]
-            fn min(self, bound: Self) -> Self {
+            fn clamp_max(self, bound: Self) -> Self {
                 intrinsic!(Self($min(bound.0, self.0)))
             }
         }
@@ -194,7 +195,9 @@ impl Bits for F64x4 {
 impl F64x4 {
     #[inline(always)]
     fn round(self) -> Self {
-        intrinsic!(Self(_mm256_round_pd::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
+        intrinsic!(Self(_mm256_round_pd::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
+            self.0
+        )))
     }
 }
 
@@ -219,7 +222,8 @@ impl Storage<bf16> for F32x8 {
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut bf16) {
-        // To nearest, ties to even, by adding just under half a unit, or half where the last bit kept is odd.
+        // To nearest, ties to even, by adding just under half a unit, or half where the last bit
+        // kept is odd.
         intrinsic!({
             let bits = _mm256_castps_si256(self.0);
             let high = _mm256_srli_epi32::<16>(bits);

@@ -57,13 +57,14 @@ macro_rules! avx512 {
             fn select(mask: $mask, if_true: Self, if_false: Self) -> Self {
                 intrinsic!(Self($blend(mask, if_false.0, if_true.0)))
             }
-            // The instructions return their second operand where either is NaN, as `Real` asks of `self`.
+            // The instructions return their second operand where either is NaN, as `Real` asks of
+            // `self`.
             #[inline(always)]
-            fn max(self, bound: Self) -> Self {
+            fn clamp_min(self, bound: Self) -> Self {
                 intrinsic!(Self($max(bound.0, self.0)))
             }
             #[inline(always)]
-            fn min(self, bound: Self) -> Self {
+            fn clamp_max(self, bound: Self) -> Self {
                 intrinsic!(Self($min(bound.0, self.0)))
             }
         }
@@ -158,7 +159,10 @@ impl Storage<f16> for F32x16 {
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f16) {
-        intrinsic!(_mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)))
+        intrinsic!(_mm256_storeu_si256(
+            p.cast(),
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)
+        ))
     }
 }
 
@@ -172,7 +176,8 @@ impl Storage<bf16> for F32x16 {
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut bf16) {
-        // To nearest, ties to even, by adding just under half a unit, or half where the last bit kept is odd.
+        // To nearest, ties to even, by adding just under half a unit, or half where the last bit
+        // kept is odd.
         intrinsic!({
             let bits = _mm512_castps_si512(self.0);
             let high = _mm512_srli_epi32::<16>(bits);

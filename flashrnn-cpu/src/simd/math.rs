@@ -1,4 +1,5 @@
-//! exp, tanh and ln(1 + exp(-|x|)) for vectors, which the standard library has for single numbers only.
+//! exp, tanh and ln(1 + exp(-|x|)) for vectors, which the standard library has for single numbers
+//! only.
 //!
 //! ```text
 //! e^x = 2^n (1 + p)     n = round(x / ln 2), r = x - n ln 2, p = e^r - 1 = r + r² q(r),  |r| <= ln(2) / 2
@@ -6,9 +7,10 @@
 //! ln(1 + e) = 2 atanh(s / 2) = s (1 + s² a(s²))    s = 2 e / (2 + e) <= 2/3
 //! ```
 //!
-//! Results that are normal numbers do not change where subnormal numbers are flushed to zero on the way.
-//! q and a are Chebyshev interpolants of degree 4 and 3 for f32 (relative error 8e-9 and 2e-8) and 10 and 9 for f64
-//! (2e-19 and 5e-18). The tests hold every function to a few units in the last place.
+//! Results that are normal numbers do not change where subnormal numbers are flushed to zero on the
+//! way. q and a are Chebyshev interpolants of degree 4 and 3 for f32 (relative error 8e-9 and 2e-8)
+//! and 10 and 9 for f64 (2e-19 and 5e-18). The tests hold every function to a few units in the last
+//! place.
 
 use super::Simd;
 
@@ -22,7 +24,8 @@ pub(super) trait Bits: Simd {
     fn scale(self, n: Self::Exponent) -> Self;
     /// An x at whose [`doublings`](Bits::doublings) `power_of_two` is 0.
     const VANISHES: f64;
-    /// `2^n` for n from those of [`VANISHES`](Bits::VANISHES) to 127; below the smallest normal number it may be 0.
+    /// `2^n` for n from those of [`VANISHES`](Bits::VANISHES) to 127; below the smallest normal
+    /// number it may be 0.
     fn power_of_two(n: Self::Exponent) -> Self;
     fn copysign(self, sign: Self) -> Self;
 }
@@ -114,7 +117,7 @@ pub(super) fn exp<V: Bits>(x: V) -> V
 where
     V::Scalar: Constants,
 {
-    let (n, p) = exp_parts(x.max(V::lit(V::Scalar::MIN)).min(V::lit(V::Scalar::MAX)));
+    let (n, p) = exp_parts(x.clamp_min(V::lit(V::Scalar::MIN)).clamp_max(V::lit(V::Scalar::MAX)));
     (p + V::lit(1.0)).scale(n)
 }
 
@@ -124,7 +127,7 @@ fn tanh_parts<V: Bits>(x: V) -> (V, V)
 where
     V::Scalar: Constants,
 {
-    let (n, p) = exp_parts((x.abs() * V::lit(-2.0)).max(V::lit(V::VANISHES)));
+    let (n, p) = exp_parts((x.abs() * V::lit(-2.0)).clamp_min(V::lit(V::VANISHES)));
     let power = V::power_of_two(n);
     (p.mul_add(power, power), p.mul_add(power, power - V::lit(1.0)))
 }
@@ -160,7 +163,8 @@ where
     s * y.mul_add(polynomial(y, V::Scalar::A), V::lit(1.0))
 }
 
-/// Implements the arithmetic of [`Real`](flashrnn_core::Real) and the functions above for a newtype over a register.
+/// Implements the arithmetic of [`Real`](flashrnn_core::Real) and the functions above for a newtype
+/// over a register.
 macro_rules! vector {
     ($v:ident, $scalar:ty, $lanes:expr, add: $add:ident, sub: $sub:ident, mul: $mul:ident, div: $div:ident) => {
         vector!(@operator $v, Add, add, $add);
@@ -195,8 +199,9 @@ macro_rules! vector {
 /// An expression of intrinsics.
 macro_rules! intrinsic {
     ($e:expr) => {
-        // SAFETY: vectors exist only inside `Simd::vectorize`, whose caller has seen that the machine has them;
-        // intrinsics that touch memory stand in functions that pass their own demands on.
+        // SAFETY: vectors exist only inside `Simd::vectorize`, whose caller has seen that the
+        // machine has them; intrinsics that touch memory stand in functions that pass their own
+        // demands on.
         unsafe { $e }
     };
 }

@@ -1,8 +1,9 @@
 //! Vectors of numbers: what a cell computes with on the CPU.
 //!
-//! A [`Simd`] type is a newtype over one vector register. The kernels are generic over it and are compiled once for each
-//! instruction set; [`Level`] picks one at run time. Everything between [`Simd::vectorize`] and an intrinsic is
-//! `#[inline(always)]`, so that the intrinsics meet the caller's target features and become single instructions.
+//! A [`Simd`] type is a newtype over one vector register. The kernels are generic over it and are
+//! compiled once for each instruction set; [`Level`] picks one at run time. Everything between
+//! [`Simd::vectorize`] and an intrinsic is `#[inline(always)]`, so that the intrinsics meet the
+//! caller's target features and become single instructions.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -66,7 +67,8 @@ impl Level {
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Asks for the [`LINE`] bytes at `p`, which need not be valid, to be brought to the second-level cache.
+/// Asks for the [`LINE`] bytes at `p`, which need not be valid, to be brought to the second-level
+/// cache.
 #[inline(always)]
 pub(crate) fn prefetch<P>(p: *const P) {
     #[cfg(target_arch = "x86_64")]
@@ -92,7 +94,8 @@ pub(crate) trait Op {
 pub(crate) trait Simd: Real + 'static {
     type Scalar: Element<Wide = Self::Scalar>;
     const LANES: usize;
-    /// How many vectors wide the panels of a product are; with [`Simd::ROWS`] rows they fill the registers.
+    /// How many vectors wide the panels of a product are; with [`Simd::ROWS`] rows they fill the
+    /// registers.
     const PANEL: usize;
     /// How many rows of a product share one pass over a panel.
     const ROWS: usize;
@@ -132,7 +135,10 @@ where
 }
 
 /// A vector whose lanes are stored as `T`, and whose numbers can be read and written as they are.
-pub(crate) trait Vector<T: Element>: Simd<Scalar = T::Wide> + Storage<T> + Storage<T::Wide> {}
+pub(crate) trait Vector<T: Element>:
+    Simd<Scalar = T::Wide> + Storage<T> + Storage<T::Wide>
+{
+}
 
 impl<T: Element, V: Simd<Scalar = T::Wide> + Storage<T> + Storage<T::Wide>> Vector<T> for V {}
 
@@ -184,13 +190,14 @@ pub(crate) trait Storage<T: Element>: Simd {
         }
     }
 
-    /// Clamps to the numbers that a 16-bit `T` has, as [`Element::saturating_from_wide`] does; NaN stays.
+    /// Clamps to the numbers that a 16-bit `T` has, as [`Element::saturating_from_wide`] does; NaN
+    /// stays.
     #[inline(always)]
     fn saturated(self) -> Self {
         if size_of::<T>() == size_of::<T::Wide>() {
             return self;
         }
-        self.max(Self::lit(-T::MAX)).min(Self::lit(T::MAX))
+        self.clamp_min(Self::lit(-T::MAX)).clamp_max(Self::lit(T::MAX))
     }
 
     /// Stores the first `n` lanes of a state or of gates: [`saturated`](Storage::saturated).

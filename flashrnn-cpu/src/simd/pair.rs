@@ -1,7 +1,8 @@
 //! Two vectors at once.
 //!
-//! A cell is one long chain of dependent operations, a few hundred cycles of latency for as many instructions: too many
-//! for a core to begin the next vector meanwhile. Computing two vectors in turn, operation by operation, fills the gaps.
+//! A cell is one long chain of dependent operations, a few hundred cycles of latency for as many
+//! instructions: too many for a core to begin the next vector meanwhile. Computing two vectors in
+//! turn, operation by operation, fills the gaps.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -65,12 +66,12 @@ impl<V: Real> Real for Pair<V> {
         Self(V::select(mask.0, if_true.0, if_false.0), V::select(mask.1, if_true.1, if_false.1))
     }
     #[inline(always)]
-    fn max(self, bound: Self) -> Self {
-        Self(self.0.max(bound.0), self.1.max(bound.1))
+    fn clamp_min(self, bound: Self) -> Self {
+        Self(self.0.clamp_min(bound.0), self.1.clamp_min(bound.1))
     }
     #[inline(always)]
-    fn min(self, bound: Self) -> Self {
-        Self(self.0.min(bound.0), self.1.min(bound.1))
+    fn clamp_max(self, bound: Self) -> Self {
+        Self(self.0.clamp_max(bound.0), self.1.clamp_max(bound.1))
     }
     #[inline(always)]
     fn tanh_and_slope(self) -> (Self, Self) {

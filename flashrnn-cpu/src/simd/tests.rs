@@ -22,10 +22,22 @@ impl<V: Storage<<V as Simd>::Scalar>, F: Fn(V) -> V> Op for Map<'_, V, F> {
     }
 }
 
-/// Numbers of every magnitude and sign, dense around 0 and 1, with the special ones; a multiple of 16 of them.
+/// Numbers of every magnitude and sign, dense around 0 and 1, with the special ones; a multiple of
+/// 16 of them.
 fn numbers<S: Element>() -> Vec<S> {
-    let mut x =
-        vec![0.0, -0.0, 1.0, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 88.7, -103.9, 709.7, -745.1];
+    let mut x = vec![
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+        88.7,
+        -103.9,
+        709.7,
+        -745.1,
+    ];
     // The NaN whose bits are all set: no arithmetic on bits may carry it over.
     x.push(f64::from_bits(u64::MAX));
     for i in 0..20_000 {
@@ -40,8 +52,13 @@ fn numbers<S: Element>() -> Vec<S> {
     x.into_iter().map(S::from_f64).collect()
 }
 
-/// The largest error in units of the last place of the right result (at least the least normal number's).
-fn worst<V: Storage<<V as Simd>::Scalar>>(f: impl Fn(V) -> V, right: impl Fn(f64) -> f64, tiny: f64) -> f64 {
+/// The largest error in units of the last place of the right result (at least the least normal
+/// number's).
+fn worst<V: Storage<<V as Simd>::Scalar>>(
+    f: impl Fn(V) -> V,
+    right: impl Fn(f64) -> f64,
+    tiny: f64,
+) -> f64 {
     let x = numbers::<V::Scalar>();
     let mut y = vec![V::Scalar::from_f64(f64::NAN); x.len()];
     // SAFETY: only levels of this machine are tested.
@@ -72,17 +89,27 @@ fn check_functions<V: Storage<<V as Simd>::Scalar>>(level: Level, tiny: f64) {
         ("exp", worst::<V>(|x| x.exp(), f64::exp, tiny), 2.0),
         ("tanh", worst::<V>(|x| x.tanh(), f64::tanh, tiny), 4.0),
         ("softplus_neg_abs", worst::<V>(|x| x.softplus_neg_abs(), softplus, tiny), 4.0),
-        // 1 / (1 + exp(-x)) is 0 where exp(-x) is infinite: results below the least normal number may be lost.
+        // 1 / (1 + exp(-x)) is 0 where exp(-x) is infinite: results below the least normal number
+        // may be lost.
         (
             "sigmoid",
             worst::<V>(|x| x.sigmoid(), |x| 1.0 / (1.0 + (-x).exp()), tiny / V::Scalar::ROUNDOFF),
             4.0,
         ),
-        ("sigmoid's slope", worst::<V>(|x| x.sigmoid_and_slope().1, slope, tiny / V::Scalar::ROUNDOFF), 8.0),
-        // 4 exp(-2|x|) is 0 where exp(-2|x|) is below the smallest normal number: 4 of these may be lost.
+        (
+            "sigmoid's slope",
+            worst::<V>(|x| x.sigmoid_and_slope().1, slope, tiny / V::Scalar::ROUNDOFF),
+            8.0,
+        ),
+        // 4 exp(-2|x|) is 0 where exp(-2|x|) is below the smallest normal number: 4 of these may be
+        // lost.
         (
             "tanh's slope",
-            worst::<V>(|x| x.tanh_and_slope().1, |x| 4.0 * slope(2.0 * x), tiny / 4.0 / V::Scalar::ROUNDOFF),
+            worst::<V>(
+                |x| x.tanh_and_slope().1,
+                |x| 4.0 * slope(2.0 * x),
+                tiny / 4.0 / V::Scalar::ROUNDOFF,
+            ),
             8.0,
         ),
         ("tanh beside its slope", worst::<V>(|x| x.tanh_and_slope().0, f64::tanh, tiny), 4.0),
@@ -90,8 +117,16 @@ fn check_functions<V: Storage<<V as Simd>::Scalar>>(level: Level, tiny: f64) {
         ("sqrt", worst::<V>(|x| x.sqrt(), f64::sqrt, tiny), 1.0),
         ("abs", worst::<V>(|x| x.abs(), f64::abs, tiny), 0.0),
         ("neg", worst::<V>(|x| -x, |x| -x, tiny), 0.0),
-        ("max", worst::<V>(|x| x.max(V::lit(0.5)), |x| if 0.5 > x { 0.5 } else { x }, tiny), 0.0),
-        ("min", worst::<V>(|x| x.min(V::lit(0.5)), |x| if x > 0.5 { 0.5 } else { x }, tiny), 0.0),
+        (
+            "max",
+            worst::<V>(|x| x.clamp_min(V::lit(0.5)), |x| if 0.5 > x { 0.5 } else { x }, tiny),
+            0.0,
+        ),
+        (
+            "min",
+            worst::<V>(|x| x.clamp_max(V::lit(0.5)), |x| if x > 0.5 { 0.5 } else { x }, tiny),
+            0.0,
+        ),
         (
             "select",
             worst::<V>(
@@ -163,7 +198,8 @@ impl<T: Element, V: Storage<T> + Storage<f32>> Op for Round<'_, T, V> {
 
 fn check_rounding<T: Element<Wide = f32>, V: Storage<T> + Storage<f32>>() {
     let mut x = numbers::<f32>();
-    // Ties, to even and to odd, in both 16-bit types; and what lies around the largest number of each.
+    // Ties, to even and to odd, in both 16-bit types; and what lies around the largest number of
+    // each.
     x.extend((0..16_u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x0800)));
     x.extend((0..16_u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x8000)));
     x.extend((0..16_u32).map(|i| f32::from_bits(0x477f_e000 + i * 0x0200)));
@@ -176,7 +212,10 @@ fn check_rounding<T: Element<Wide = f32>, V: Storage<T> + Storage<f32>>() {
         for (&x, &y) in x.iter().zip(&y) {
             let want = if saturate { T::saturating_from_wide(x) } else { T::from_wide(x) }.to_f64();
             let got = y.to_f64();
-            assert!(want == got || want.is_nan() && got.is_nan(), "{x} became {got}, wanted {want}");
+            assert!(
+                want == got || want.is_nan() && got.is_nan(),
+                "{x} became {got}, wanted {want}"
+            );
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Head dimensions that are no multiple of 8, and tensors that begin anywhere: what the fused kernels copy with words of 8 and 4
-//! bytes, and where rows begin in the middle of a word.
+//! Head dimensions that are no multiple of 8, and tensors that begin anywhere: what the fused
+//! kernels copy with words of 8 and 4 bytes, and where rows begin in the middle of a word.
 
 use std::fmt::Debug;
 use std::thread;
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Forward, Gru, Layout, Lstm, Options, Plan, Problem, Result,
-    Save, SavedMut, SavedRef, Slstm, bf16, f16,
+    Backend, Backward, Cell, Element, Elman, Forward, Gru, Layout, Lstm, Options, Plan, Problem,
+    Result, Save, SavedMut, SavedRef, Slstm, bf16, f16,
 };
 use flashrnn_cuda::{Cuda, Family};
 use flashrnn_testsuite::random::Random;
@@ -21,8 +21,8 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
     fn check<C: Cell, T: Element>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
         // The conformance suite's bounds for 16-bit tensors, and one for mistakes in f32.
         let allowed = if size_of::<T>() == 4 { 2e-5 } else { 1.5e-2 };
-        // Rows of 2, 4 and 8 bytes' alignment, in one block and in clusters whose last block has 1 unit or more; with one carrying
-        // warp from 257 on (LSTM).
+        // Rows of 2, 4 and 8 bytes' alignment, in one block and in clusters whose last block has 1
+        // unit or more; with one carrying warp from 257 on (LSTM).
         let dims: &[(usize, usize)] = if size_of::<T>() == 4 {
             &[(5, 33), (3, 50), (2, 97)]
         } else {
@@ -35,15 +35,23 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
             }
             for (layout, reverse, tensors) in [
                 (Layout::BatchMajor, false, Tensors::PLAIN),
-                (Layout::TimeMajor, true, Tensors { d_states: false, d_last: true, ..Tensors::ALL }),
+                (
+                    Layout::TimeMajor,
+                    true,
+                    Tensors { d_states: false, d_last: true, ..Tensors::ALL },
+                ),
             ] {
                 // sLSTM's last state has discontinuities.
                 let tensors = Tensors { d_last: tensors.d_last && C::NAME != "slstm", ..tensors };
                 let clip = tensors.lengths.then_some(0.4);
                 for heads in [1, 3] {
                     let problem = Problem::new(batch, 20, heads, head_dim);
-                    let options =
-                        Options { layout, reverse, recurrent_grad_clip: clip, ..Options::default() };
+                    let options = Options {
+                        layout,
+                        reverse,
+                        recurrent_grad_clip: clip,
+                        ..Options::default()
+                    };
                     let problem = problem.with(options);
                     let case = Case::random::<C, T, T>(cell, &problem, tensors, 1)?;
                     let got = run::<_, C, T, T>(cuda, cell, &case)?;
@@ -85,8 +93,8 @@ struct Written<T> {
     d_wx: Vec<T>,
 }
 
-/// Runs both passes on tensors that begin `GUARD + offset` elements into memory of their own, all output poisoned. Returns the
-/// tensors alone, after checking that nothing beside them changed.
+/// Runs both passes on tensors that begin `GUARD + offset` elements into memory of their own, all
+/// output poisoned. Returns the tensors alone, after checking that nothing beside them changed.
 fn passes<C: Cell, T: Element + PartialEq + Debug>(
     cuda: &Cuda,
     cell: &C,
@@ -105,15 +113,19 @@ fn passes<C: Cell, T: Element + PartialEq + Debug>(
         let fill = [T::from_f64(f64::NAN); 1];
         [fill.repeat(first), values, fill.repeat(GUARD)].concat()
     };
-    let (r, b) =
-        (cuda.upload(&values(size(&shapes.r()), 0.1))?, cuda.upload(&values(size(&shapes.b()), 1.0))?);
+    let (r, b) = (
+        cuda.upload(&values(size(&shapes.r()), 0.1))?,
+        cuda.upload(&values(size(&shapes.b()), 1.0))?,
+    );
     let wx = cuda.upload(&placed(values(size(&shapes.wx()), 1.0)))?;
     let d_states = cuda.upload(&placed(values(size(&shapes.states()), 1.0)))?;
-    let lengths: Vec<i32> = (0..shapes.batch).map(|row| (shapes.time - row % shapes.time) as i32).collect();
+    let lengths: Vec<i32> =
+        (0..shapes.batch).map(|row| (shapes.time - row % shapes.time) as i32).collect();
     let lengths = cuda.upload(&lengths)?;
     let poison = T::from_f64(-12345.0);
     let out = |len: usize| cuda.upload(&vec![poison; first + len + GUARD]);
-    let (h_len, states_len, wx_len) = (size(&shapes.h()), size(&shapes.states()), size(&shapes.wx()));
+    let (h_len, states_len, wx_len) =
+        (size(&shapes.h()), size(&shapes.states()), size(&shapes.wx()));
     let (mut h, mut states, mut d_wx) = (out(h_len)?, out(states_len)?, out(wx_len)?);
 
     let plan = cuda.plan::<T, T, _>(cell, problem)?;
@@ -137,7 +149,8 @@ fn passes<C: Cell, T: Element + PartialEq + Debug>(
         lengths: ragged.then(|| lengths.view()),
         ..Forward::new(&weights, wx_view)
     })?;
-    let saved = SavedRef { gates: gates.view().slice(first..first + gates_len)?, wide: wide.view() };
+    let saved =
+        SavedRef { gates: gates.view().slice(first..first + gates_len)?, wide: wide.view() };
     plan.backward(Backward {
         wx: (problem.options.save == Save::Recompute).then_some(wx_view),
         lengths: ragged.then(|| lengths.view()),
@@ -187,12 +200,17 @@ fn tensors_may_begin_anywhere_and_nothing_beside_them_is_written() -> Result<()>
                 ] {
                     threads.push(scope.spawn(move || -> Result<()> {
                         let (batch, heads, head_dim) = sizes;
-                        let options = Options { save, layout, reverse: ragged, ..Options::default() };
+                        let options =
+                            Options { save, layout, reverse: ragged, ..Options::default() };
                         let problem = Problem::new(batch, 9, heads, head_dim).with(options);
                         let want = passes::<C, T>(cuda, cell, &problem, ragged, 0)?;
                         for offset in [1, 2, 3, 4] {
                             let got = passes::<C, T>(cuda, cell, &problem, ragged, offset)?;
-                            assert!(got == want, "{} {problem:?}, offset {offset}: other bits", C::NAME);
+                            assert!(
+                                got == want,
+                                "{} {problem:?}, offset {offset}: other bits",
+                                C::NAME
+                            );
                         }
                         Ok(())
                     }));

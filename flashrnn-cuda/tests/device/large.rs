@@ -9,8 +9,8 @@ use super::{cuda, memory};
 /// 2³¹ elements and some more, `[B, T, N, D]` = `[4160, 8192, 1, 64]`.
 const LARGE: [usize; 4] = [4160, 8192, 1, 64];
 
-/// Rows of [`LARGE`]: the first, both sides of 2³¹ elements, the last. As many as a tile of the large batch has, which makes a row's
-/// sums the same.
+/// Rows of [`LARGE`]: the first, both sides of 2³¹ elements, the last. As many as a tile of the
+/// large batch has, which makes a row's sums the same.
 const ROWS: [usize; 16] =
     [0, 1, 2047, 2048, 4000, 4094, 4095, 4096, 4097, 4098, 4099, 4100, 4128, 4157, 4158, 4159];
 
@@ -29,14 +29,16 @@ fn more_than_2_to_the_31_elements_of_f32() -> Result<()> {
     large::<f32>(Family::Auto)
 }
 
-/// Elman forward and backward; the rows named above must have the bits that a small problem of these rows has.
+/// Elman forward and backward; the rows named above must have the bits that a small problem of
+/// these rows has.
 fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(family);
     let [batch, time, heads, head_dim] = LARGE;
     let (row, elements) = (time * head_dim, batch * time * head_dim);
     assert!(elements > 1 << 31);
-    // wx, h in states, gates, d_h, d_wx, and half as much again for what a pass keeps while it runs.
+    // wx, h in states, gates, d_h, d_wx, and half as much again for what a pass keeps while it
+    // runs.
     let bytes = 15 * elements / 2 * size_of::<T>();
     let (free, _) = memory(&cuda);
     if free < bytes {
@@ -63,7 +65,8 @@ fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     for (i, at) in ROWS.into_iter().enumerate() {
         for (name, got, want) in [("h", &large.h, &small_h), ("d_wx", &large.d_wx, &small_d_wx)] {
             let got = cuda.download(got.view().slice(at * row..(at + 1) * row)?)?;
-            let differ = got.iter().zip(&want[i * row..][..row]).filter(|(got, want)| got != want).count();
+            let differ =
+                got.iter().zip(&want[i * row..][..row]).filter(|(got, want)| got != want).count();
             assert_eq!(
                 differ,
                 0,
@@ -80,8 +83,8 @@ fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
         sums.iter_mut().zip(token).for_each(|(sum, d)| *sum += d.to_f64());
     }
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    let off =
-        norm(&mut d_b.iter().zip(&sums).map(|(d, sum)| d.to_f64() - sum)) / norm(&mut sums.iter().copied());
+    let off = norm(&mut d_b.iter().zip(&sums).map(|(d, sum)| d.to_f64() - sum))
+        / norm(&mut sums.iter().copied());
     println!("{}: d_b off by {off:.1e} from the sum of d_wx", T::DTYPE);
     // The terms nearly cancel in a sum of 34 million, which f32 adds up in at most 64 parts.
     assert!(off < 2e-3, "{off}");
@@ -124,9 +127,11 @@ fn both_passes<T: Element>(
     Ok(Passes { h, d_wx, d_b })
 }
 
-/// `len` normal numbers, which repeat after a prime number of them, so that no two rows are the same.
+/// `len` normal numbers, which repeat after a prime number of them, so that no two rows are the
+/// same.
 fn pattern<T: Element>(len: usize, deviation: f64) -> Vec<T> {
-    let base: Vec<T> = Random::new(1).normals(1_000_003, deviation).into_iter().map(T::from_f64).collect();
+    let base: Vec<T> =
+        Random::new(1).normals(1_000_003, deviation).into_iter().map(T::from_f64).collect();
     let mut all = Vec::with_capacity(len);
     while all.len() < len {
         all.extend_from_slice(&base[..base.len().min(len - all.len())]);

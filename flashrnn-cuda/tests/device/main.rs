@@ -1,6 +1,7 @@
-//! What the conformance suite does not ask for and a GPU must show: accuracy over long sequences, no memory left behind, the
-//! caller's own stream and memory; rows that are no multiple of 16 bytes (`alignment.rs`); tensors of more than 2³¹ elements
-//! (`large.rs`); the same bits again (`same_bits.rs`).
+//! What the conformance suite does not ask for and a GPU must show: accuracy over long sequences,
+//! no memory left behind, the caller's own stream and memory; rows that are no multiple of 16 bytes
+//! (`alignment.rs`); tensors of more than 2³¹ elements (`large.rs`); the same bits again
+//! (`same_bits.rs`).
 
 mod alignment;
 mod large;
@@ -9,15 +10,16 @@ mod same_bits;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Options, Plan, Problem, Result, Save, Slstm,
-    bf16, f16,
+    Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Options, Plan, Problem, Result,
+    Save, Slstm, bf16, f16,
 };
 use flashrnn_cuda::cudarc::driver::{CudaContext, CudaStream};
 use flashrnn_cuda::{Cuda, Family, Waits, testing};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 
-/// A device, for one test at a time: some look at the memory that is free, and some need most of it.
+/// A device, for one test at a time: some look at the memory that is free, and some need most of
+/// it.
 fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,17 +60,22 @@ fn f32_keeps_its_accuracy_over_256_steps() -> Result<()> {
     Ok(())
 }
 
-/// One small problem for every kernel: what compute-sanitizer looks at, racecheck with barriers that it knows.
+/// One small problem for every kernel: what compute-sanitizer looks at, racecheck with barriers
+/// that it knows.
 #[test]
 fn every_kernel_on_a_small_problem() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let block = std::env::var_os("FLASHRNN_BLOCK_BARRIERS").is_some();
     let cuda = cuda.with_waits(if block { Waits::Block } else { Waits::Plain });
-    fn check<C: Cell, T: Element, W: Element>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
+    fn check<C: Cell, T: Element, W: Element>(
+        cuda: &Cuda,
+        cell: &C,
+        failed: &mut Vec<String>,
+    ) -> Result<()> {
         // Bounds for mistakes; the conformance suite has those for rounding.
         let allowed = if size_of::<T>() == 4 { 2e-5 } else { 5e-2 };
-        // A block whose rows are not all used, rows that begin in the middle of a word, and a cluster of 3 whose last units are
-        // none; the last save no gates.
+        // A block whose rows are not all used, rows that begin in the middle of a word, and a
+        // cluster of 3 whose last units are none; the last save no gates.
         for (head_dim, save, tensors) in [
             (40, Save::Gates, Tensors::PLAIN),
             (33, Save::Gates, Tensors { d_states: false, ..Tensors::ALL }),
@@ -120,7 +127,9 @@ fn wide_heads_in_clusters_are_as_exact_as_narrow_ones() -> Result<()> {
     const ALLOWED: f64 = 1.5e-2;
     fn check<C: Cell>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
         for (batch, head_dim) in [(5, 200), (5, 256), (3, 480), (5, 512)] {
-            for tensors in [Tensors::PLAIN, Tensors { d_states: false, d_last: true, ..Tensors::ALL }] {
+            for tensors in
+                [Tensors::PLAIN, Tensors { d_states: false, d_last: true, ..Tensors::ALL }]
+            {
                 let problem = Problem::new(batch, 40, 2, head_dim);
                 let case = Case::random::<C, bf16, bf16>(cell, &problem, tensors, 1)?;
                 let got = run::<_, C, bf16, bf16>(cuda, cell, &case)?;
@@ -158,23 +167,32 @@ fn plans_leave_no_memory_behind() -> Result<()> {
             if i % 100 == 0 {
                 let shapes = plan.shapes();
                 let size = |shape: &[usize]| shape.iter().product::<usize>();
-                let (r, b) = (cuda.alloc::<T>(size(&shapes.r()))?, cuda.alloc::<T>(size(&shapes.b()))?);
+                let (r, b) =
+                    (cuda.alloc::<T>(size(&shapes.r()))?, cuda.alloc::<T>(size(&shapes.b()))?);
                 let wx = cuda.alloc::<T>(size(&shapes.wx()))?;
                 let mut h = cuda.alloc::<T>(size(&shapes.h()))?;
                 let weights = plan.pack(r.view(), b.view())?;
-                plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(&weights, wx.view()) })?;
+                plan.forward(Forward {
+                    h: Some(h.view_mut()),
+                    ..Forward::new(&weights, wx.view())
+                })?;
             }
         }
         cuda.synchronize()
     }
-    // The first round makes what is kept: kernels, graphs, the pool. The second asks for the same again.
+    // The first round makes what is kept: kernels, graphs, the pool. The second asks for the same
+    // again.
     let round = || -> Result<(u64, usize)> {
         some_plans::<f32>(&cuda, 5000, 1)?;
         some_plans::<bf16>(&cuda, 5000, 2)?;
         Ok((cuda.memory()?.used, memory(&cuda).0))
     };
     let ((used, free), (used_after, free_after)) = (round()?, round()?);
-    println!("used {used} B, then {used_after} B; free {} MiB, then {} MiB", free >> 20, free_after >> 20);
+    println!(
+        "used {used} B, then {used_after} B; free {} MiB, then {} MiB",
+        free >> 20,
+        free_after >> 20
+    );
     assert!(used_after <= used, "buffers were left behind");
     // The driver takes memory in pieces of 2 MiB, a few of which its own affairs may need.
     assert!(free <= free_after + (8 << 20), "memory of the device was left behind");
@@ -214,7 +232,8 @@ fn the_callers_stream_and_memory_are_used_as_they_are() -> Result<()> {
         (found.download(states.view())?, found.download(d_wx.view())?)
     };
 
-    // By cudarc's slices: on the stream the backend works on, and on another one of the same context.
+    // By cudarc's slices: on the stream the backend works on, and on another one of the same
+    // context.
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let other: Arc<CudaStream> = context.new_stream().unwrap();

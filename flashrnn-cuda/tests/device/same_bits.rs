@@ -1,8 +1,11 @@
-//! The same bits again: by another call, another stream, several at once, and whatever warps wait for.
+//! The same bits again: by another call, another stream, several at once, and whatever warps wait
+//! for.
 
 use std::thread;
 
-use flashrnn_core::{Backend, Backward, Forward, Gru, Lstm, Plan, Problem, Result, Slstm, bf16, f16};
+use flashrnn_core::{
+    Backend, Backward, Forward, Gru, Lstm, Plan, Problem, Result, Slstm, bf16, f16,
+};
 use flashrnn_cuda::{Cuda, Family, Waits};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, run};
@@ -52,13 +55,21 @@ fn several_streams_at_once_give_the_bits_of_one_alone() -> Result<()> {
     })
 }
 
-/// Of heads in a block, in clusters of 3 to 16, with rows of any alignment, and f32: the fused kernels alone.
+/// Of heads in a block, in clusters of 3 to 16, with rows of any alignment, and f32: the fused
+/// kernels alone.
 fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
     let lstm = |head_dim| {
-        Case::random::<Lstm, bf16, bf16>(&Lstm, &Problem::new(5, 25, 2, head_dim), Tensors::ALL, seed)
+        Case::random::<Lstm, bf16, bf16>(
+            &Lstm,
+            &Problem::new(5, 25, 2, head_dim),
+            Tensors::ALL,
+            seed,
+        )
     };
-    let gru = Case::random::<Gru, f32, f32>(&Gru, &Problem::new(3, 25, 2, 60), Tensors::PLAIN, seed)?;
-    let slstm = Case::random::<Slstm, f16, f16>(&Slstm, &Problem::new(9, 25, 3, 80), Tensors::PLAIN, seed)?;
+    let gru =
+        Case::random::<Gru, f32, f32>(&Gru, &Problem::new(3, 25, 2, 60), Tensors::PLAIN, seed)?;
+    let slstm =
+        Case::random::<Slstm, f16, f16>(&Slstm, &Problem::new(9, 25, 3, 80), Tensors::PLAIN, seed)?;
     let mut results = Vec::new();
     for head_dim in [64, 96, 99, 257, 512] {
         results.push(run::<_, _, bf16, bf16>(cuda, &Lstm, &lstm(head_dim)?)?);
@@ -97,7 +108,8 @@ fn ten_thousand_launches_on_two_streams_give_the_same_bits() -> Result<()> {
             random.normals(size(shape), deviation).into_iter().map(bf16::from_f64).collect()
         };
         let wx = cuda.upload(&values(&shapes.wx(), 1.0))?;
-        let (r, b) = (cuda.upload(&values(&shapes.r(), 0.1))?, cuda.upload(&values(&shapes.b(), 1.0))?);
+        let (r, b) =
+            (cuda.upload(&values(&shapes.r(), 0.1))?, cuda.upload(&values(&shapes.b(), 1.0))?);
         let d_h = cuda.upload(&values(&shapes.h(), 1.0))?;
         let plan = cuda.plan::<bf16, bf16, _>(&Lstm, &problem)?;
         let weights = plan.pack(r.view(), b.view())?;

@@ -26,8 +26,8 @@ impl OwnContext {
     fn new(cuda: &Cuda) -> Self {
         type Create = unsafe extern "C" fn(*mut CUcontext, u32, sys::CUdevice) -> CUresult;
         let mut context = ptr::null_mut();
-        // SAFETY: the driver is loaded, its function of this name has this type, and the pointer is to a handle that lives through
-        // the call.
+        // SAFETY: the driver is loaded, its function of this name has this type, and the pointer is
+        // to a handle that lives through the call.
         unsafe {
             let names = ["libcuda.so.1", "nvcuda.dll"];
             let driver = names.into_iter().find_map(|name| Library::new(name).ok()).unwrap();
@@ -61,7 +61,8 @@ fn every_call_leaves_the_callers_context_current() -> Result<()> {
         // SAFETY: the context is alive, or none.
         assert_eq!(unsafe { sys::cuCtxSetCurrent(mine) }, CUresult::CUDA_SUCCESS);
         let kept = |call: &str| assert_eq!(current(), mine, "after {call}");
-        // Opened with this context current, so that every call is tried that opens a device for the first time too.
+        // Opened with this context current, so that every call is tried that opens a device for the
+        // first time too.
         let cuda = Cuda::new()?;
         kept("Cuda::new");
         let second = cuda.with_new_stream()?;
@@ -135,7 +136,8 @@ fn every_call_leaves_the_callers_context_current() -> Result<()> {
 fn a_stream_of_another_context_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let own = OwnContext::new(&cuda);
-    // SAFETY: the context is alive; cudarc would destroy it too, so that it must not be dropped here.
+    // SAFETY: the context is alive; cudarc would destroy it too, so that it must not be dropped
+    // here.
     let (context, ours) = unsafe {
         use flashrnn_cuda::cudarc::driver::CudaContext;
         (CudaContext::from_raw_context(0, cuda.stream().context().cu_device(), own.0).unwrap(), own)

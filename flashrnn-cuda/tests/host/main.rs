@@ -1,6 +1,7 @@
-//! What the host's side owes its callers, on a real device: streams that share what is compiled (`streams.rs`), the context that the
-//! caller had made current (`context.rs`), workspaces, memory given back, and memory of others refused (`memory.rs`). Where there is
-//! no device they say so and pass.
+//! What the host's side owes its callers, on a real device: streams that share what is compiled
+//! (`streams.rs`), the context that the caller had made current (`context.rs`), workspaces, memory
+//! given back, and memory of others refused (`memory.rs`). Where there is no device they say so and
+//! pass.
 
 mod context;
 mod memory;
@@ -80,7 +81,12 @@ impl<T: Element> Layer<T> {
             d_r: Some(self.d_r.view_mut()),
             d_b: Some(self.d_b.view_mut()),
             workspace: workspace.map(Buffer::view_mut),
-            ..Backward::new(&self.weights, self.states.view(), self.saved.view(), self.d_wx.view_mut())
+            ..Backward::new(
+                &self.weights,
+                self.states.view(),
+                self.saved.view(),
+                self.d_wx.view_mut(),
+            )
         })
     }
 

@@ -1,14 +1,15 @@
 //! Scratch memory, the pool, and whose memory a call takes.
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Element, Elman, Error, Forward, Gru, Lstm, Options, Plan, Problem, Result, Save,
-    SavedRef, Slstm, Step, bf16,
+    Backend, Backward, Cell, Element, Elman, Error, Forward, Gru, Lstm, Options, Plan, Problem,
+    Result, Save, SavedRef, Slstm, Step, bf16,
 };
 use flashrnn_cuda::{Buffer, Cuda, Family, ViewMut, testing};
 
 use super::{Layer, cuda, size};
 
-/// A layer's passes in workspaces of the caller's: the same bits, and not a byte more of the pool at any time.
+/// A layer's passes in workspaces of the caller's: the same bits, and not a byte more of the pool
+/// at any time.
 fn check_workspaces<C: Cell, T: Element + PartialEq>(
     cuda: &Cuda,
     cell: &C,
@@ -42,7 +43,9 @@ fn check_workspaces<C: Cell, T: Element + PartialEq>(
         cuda.synchronize()
     })?;
     if pooled <= before {
-        failed.push(format!("{what}: a backward pass took nothing from the pool: nothing is measured"));
+        failed.push(format!(
+            "{what}: a backward pass took nothing from the pool: nothing is measured"
+        ));
     }
     Ok(())
 }
@@ -55,7 +58,8 @@ fn a_call_with_a_workspace_allocates_nothing() -> Result<()> {
         let cuda = cuda.clone().with_family(family);
         for save in [Save::Gates, Save::Recompute] {
             // Rows of 33 elements are not aligned; the last has more tokens than a part.
-            for (batch, time, heads, head_dim) in [(3, 40, 2, 40), (3, 40, 2, 33), (7, 300, 1, 64)] {
+            for (batch, time, heads, head_dim) in [(3, 40, 2, 40), (3, 40, 2, 33), (7, 300, 1, 64)]
+            {
                 let options = Options { save, ..Options::default() };
                 let problem = Problem::new(batch, time, heads, head_dim).with(options);
                 check_workspaces::<_, f32>(&cuda, &Lstm, &problem, &mut failed)?;
@@ -83,7 +87,12 @@ fn workspaces_that_do_not_fit_are_refused() -> Result<()> {
     let call = Backward {
         d_h: Some(layer.d_h.view()),
         workspace: Some(shifted),
-        ..Backward::new(&layer.weights, layer.states.view(), layer.saved.view(), layer.d_wx.view_mut())
+        ..Backward::new(
+            &layer.weights,
+            layer.states.view(),
+            layer.saved.view(),
+            layer.d_wx.view_mut(),
+        )
     };
     let shifted = layer.plan.backward(call);
     assert!(matches!(shifted, Err(Error::Argument { tensor: "workspace", .. })), "{shifted:?}");
@@ -122,8 +131,8 @@ fn trim_gives_the_pools_memory_back() -> Result<()> {
     Ok(())
 }
 
-/// Each tensor of each call in turn is one of another handle's: of another stream of the same device, or of another handle
-/// altogether.
+/// Each tensor of each call in turn is one of another handle's: of another stream of the same
+/// device, or of another handle altogether.
 #[test]
 fn memory_of_another_handle_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -178,14 +187,19 @@ fn memory_of_another_handle_is_refused() -> Result<()> {
         refused_backward!("workspace", workspace: Some(room.view_mut()));
 
         let wx = cuda.alloc::<f32>(shapes.batch * shapes.external * shapes.units())?;
-        let step =
-            mine.plan.step(Step { weights: &mine.weights, wx: wx.view(), state: state.view_mut(), h: None });
+        let step = mine.plan.step(Step {
+            weights: &mine.weights,
+            wx: wx.view(),
+            state: state.view_mut(),
+            h: None,
+        });
         refused("state", step);
     }
     Ok(())
 }
 
-/// A view of a slice that cudarc's stream lends to one handle is kept in order with that handle's stream alone.
+/// A view of a slice that cudarc's stream lends to one handle is kept in order with that handle's
+/// stream alone.
 #[test]
 fn a_slice_lent_to_another_handle_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -202,7 +216,8 @@ fn a_slice_lent_to_another_handle_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Empty views have no address, whatever they were made of: kernels take address 0 for a tensor that is absent.
+/// Empty views have no address, whatever they were made of: kernels take address 0 for a tensor
+/// that is absent.
 #[test]
 fn an_empty_batch_computes_nothing_and_clears_the_gradients() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -223,7 +238,11 @@ fn an_empty_batch_computes_nothing_and_clears_the_gradients() -> Result<()> {
                     layer.backward(backward)?;
                     let [states, d_wx, d_r, d_b] = layer.outputs()?;
                     assert!(states.is_empty() && d_wx.is_empty());
-                    assert!(!d_r.is_empty() && d_r.iter().chain(&d_b).all(|&v| v == 0.0), "{}", C::NAME);
+                    assert!(
+                        !d_r.is_empty() && d_r.iter().chain(&d_b).all(|&v| v == 0.0),
+                        "{}",
+                        C::NAME
+                    );
                 }
                 let (mut state, wx) = (cuda.alloc::<f32>(0)?, cuda.alloc::<f32>(0)?);
                 layer.plan.step(Step {

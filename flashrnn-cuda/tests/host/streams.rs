@@ -27,7 +27,11 @@ fn a_second_stream_loads_nothing_again() -> Result<()> {
         assert!(loaded > 0);
 
         let (second, opened) = timed(|| first.with_new_stream())?;
-        assert_eq!(testing::loaded_modules(&second), loaded, "the second stream has not what the first has");
+        assert_eq!(
+            testing::loaded_modules(&second),
+            loaded,
+            "the second stream has not what the first has"
+        );
         let (plan, planned) = timed(|| second.plan::<bf16, bf16, _>(&Lstm, &problem))?;
         let mut layer = Layer::<bf16>::new(&second, &Lstm, &problem)?;
         drop(plan);

@@ -8,8 +8,8 @@ use crate::case::{Case, Tensors};
 use crate::run::{run, upload};
 use crate::suite::{Failures, Suite, same_bits};
 
-/// Wrong sizes of every tensor, lengths out of range, options that make no sense, missing and excess tensors: each
-/// gives the error that names it.
+/// Wrong sizes of every tensor, lengths out of range, options that make no sense, missing and
+/// excess tensors: each gives the error that names it.
 pub fn bad_input<B: Backend>(suite: &Suite<B>) -> Failures {
     let mut failures = problems(&suite.backend);
     for save in [Save::Gates, Save::Recompute] {
@@ -60,7 +60,8 @@ fn problems<B: Backend>(backend: &B) -> Failures {
     for (want, problem) in cases {
         match backend.plan::<f32, f32, Lstm>(&Lstm, &problem).map(|_| ()) {
             Err(Error::InvalidProblem { option, .. }) if option == want => {}
-            other => failures.push(format!("{problem:?}: got {other:?}, wanted an error for option {want}")),
+            other => failures
+                .push(format!("{problem:?}: got {other:?}, wanted an error for option {want}")),
         }
     }
     failures
@@ -93,7 +94,9 @@ fn calls<B: Backend>(backend: &B, save: Save) -> Result<Failures> {
             | Error::Value { tensor: t, .. }
             | Error::Argument { tensor: t, .. },
         ) if t == tensor => {}
-        got => failures.push(format!("{save:?}, {what}: got {got:?}, wanted an error for {tensor}")),
+        got => {
+            failures.push(format!("{save:?}, {what}: got {got:?}, wanted an error for {tensor}"))
+        }
     };
 
     for (tensor, r, b) in [("r", r - 1, b), ("r", 0, b), ("b", r, b + 1), ("b", r, 0)] {
@@ -135,8 +138,14 @@ fn calls<B: Backend>(backend: &B, save: Save) -> Result<Failures> {
         forward(backend, &plan, &good, &[1, 3], [None, Some(1)]),
     );
 
-    let gradients =
-        [("d_states", states), ("d_last", state), ("d_wx", wx), ("d_r", r), ("d_b", b), ("d_s0", state)];
+    let gradients = [
+        ("d_states", states),
+        ("d_last", state),
+        ("d_wx", wx),
+        ("d_r", r),
+        ("d_b", b),
+        ("d_s0", state),
+    ];
     let good = Sizes(inputs.into_iter().chain([("states", states)]).chain(gradients).collect());
     let all = Given { wx: true, d_h: None, d_states: true };
     backward(backend, &plan, &good, &[1, 3], all)?;
@@ -154,9 +163,17 @@ fn calls<B: Backend>(backend: &B, save: Save) -> Result<Failures> {
         );
     }
     let both = Given { d_h: Some(h), ..all };
-    expect("backward with d_h and d_states".into(), "d_h", backward(backend, &plan, &good, &[1, 3], both));
+    expect(
+        "backward with d_h and d_states".into(),
+        "d_h",
+        backward(backend, &plan, &good, &[1, 3], both),
+    );
     let wrong = Given { d_h: Some(h - 1), d_states: false, ..all };
-    expect("backward with a wrong d_h".into(), "d_h", backward(backend, &plan, &good, &[1, 3], wrong));
+    expect(
+        "backward with a wrong d_h".into(),
+        "d_h",
+        backward(backend, &plan, &good, &[1, 3], wrong),
+    );
     let without_wx = backward(backend, &plan, &good, &[1, 3], Given { wx: false, ..all });
     match save {
         Save::Gates => without_wx?,
@@ -178,7 +195,8 @@ fn calls<B: Backend>(backend: &B, save: Save) -> Result<Failures> {
     Ok(failures)
 }
 
-/// A forward pass with tensors of these sizes, and saved buffers of these sizes instead of the right ones.
+/// A forward pass with tensors of these sizes, and saved buffers of these sizes instead of the
+/// right ones.
 fn forward<B: Backend>(
     backend: &B,
     plan: &B::Plan<f32, f32>,
@@ -206,7 +224,10 @@ fn forward<B: Backend>(
         h: Some(backend.view_mut(&mut h)),
         states: Some(backend.view_mut(&mut states)),
         last: Some(backend.view_mut(&mut last)),
-        saved: Some(SavedMut { gates: backend.view_mut(&mut gates), wide: backend.view_mut(&mut wide) }),
+        saved: Some(SavedMut {
+            gates: backend.view_mut(&mut gates),
+            wide: backend.view_mut(&mut wide),
+        }),
         ..Forward::new(&weights, backend.view(&wx))
     })
 }

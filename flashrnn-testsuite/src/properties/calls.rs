@@ -39,7 +39,11 @@ pub fn same_bits_on_any_threads<B: Backend>(suite: &Suite<B>) -> Failures {
 }
 
 /// Cases of one problem with different values.
-fn siblings<B: Backend>(subject: &dyn Subject<B>, case: &Case, count: u64) -> Result<Vec<Case>, String> {
+fn siblings<B: Backend>(
+    subject: &dyn Subject<B>,
+    case: &Case,
+    count: u64,
+) -> Result<Vec<Case>, String> {
     let tensors = crate::Tensors {
         s0: case.inputs.s0.is_some(),
         lengths: case.inputs.lengths.is_some(),
@@ -141,12 +145,17 @@ pub fn empty_batch<B: Backend>(suite: &Suite<B>) -> Failures {
                 return Err("an empty batch changed the gradients that it was to add to".into());
             }
             let streamed = ok(subject.stream(&suite.backend, case))?;
-            if streamed.get("last").is_empty() { Ok(()) } else { Err("a step of no rows has a state".into()) }
+            if streamed.get("last").is_empty() {
+                Ok(())
+            } else {
+                Err("a step of no rows has a state".into())
+            }
         },
     )
 }
 
-/// Passes in workspaces of the caller's, whatever those hold, give the bits of passes in the backend's own memory.
+/// Passes in workspaces of the caller's, whatever those hold, give the bits of passes in the
+/// backend's own memory.
 pub fn workspaces<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 100_000 },
@@ -177,7 +186,8 @@ pub fn gradient_of_h_alone<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Inference, which saves nothing and writes just one of `h`, `states` and `last`, gives what training gives.
+/// Inference, which saves nothing and writes just one of `h`, `states` and `last`, gives what
+/// training gives.
 pub fn inference<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
@@ -189,11 +199,11 @@ pub fn inference<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Beyond a row's length every output is exactly 0, and NaN there in `wx` and `d_states` changes no bit. Nor does NaN
-/// in an initial state that a reset at the row's first step throws away.
+/// Beyond a row's length every output is exactly 0, and NaN there in `wx` and `d_states` changes no
+/// bit. Nor does NaN in an initial state that a reset at the row's first step throws away.
 ///
-/// [`run`](crate::run()) fills every output buffer with NaN beforehand, so whatever a backend leaves unwritten fails
-/// here (and everywhere else).
+/// [`run`](crate::run()) fills every output buffer with NaN beforehand, so whatever a backend
+/// leaves unwritten fails here (and everywhere else).
 pub fn padding_is_not_read<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 5, work: 50_000 },
@@ -234,7 +244,9 @@ pub fn padding_is_not_read<B: Backend>(suite: &Suite<B>) -> Failures {
                         if part.iter().all(|&v| v == 0.0) {
                             Ok(())
                         } else {
-                            Err(format!("{name} is not 0 in row {b}, step {t}, beyond its length {length}"))
+                            Err(format!(
+                                "{name} is not 0 in row {b}, step {t}, beyond its length {length}"
+                            ))
                         }
                     };
                     let token = shapes.token(b, t);
@@ -250,8 +262,8 @@ pub fn padding_is_not_read<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// A NaN in `wx` makes NaN of exactly the outputs that it does in the reference (a clip must not lose it), and changes
-/// no bit of the other rows.
+/// A NaN in `wx` makes NaN of exactly the outputs that it does in the reference (a clip must not
+/// lose it), and changes no bit of the other rows.
 pub fn nan_stays_nan<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 20_000 },
@@ -273,7 +285,11 @@ pub fn nan_stays_nan<B: Backend>(suite: &Suite<B>) -> Failures {
             for name in ["h", "states", "last"] {
                 let differs = |(got, want): (&f64, &f64)| got.is_nan() != want.is_nan();
                 if let Some(i) = got.get(name).iter().zip(want.get(name)).position(differs) {
-                    return Err(format!("{name}[{i}] is {}, wanted {}", got.get(name)[i], want.get(name)[i]));
+                    return Err(format!(
+                        "{name}[{i}] is {}, wanted {}",
+                        got.get(name)[i],
+                        want.get(name)[i]
+                    ));
                 }
             }
             let clean = ok(subject.run(&suite.backend, case))?;
@@ -285,7 +301,9 @@ pub fn nan_stays_nan<B: Backend>(suite: &Suite<B>) -> Failures {
                             results.get(name)[at..][..width].iter().map(|v| v.to_bits()).collect()
                         };
                         if row(&got) != row(&clean) {
-                            return Err(format!("a NaN in row 0 changed {name} in row {b}, step {t}"));
+                            return Err(format!(
+                                "a NaN in row 0 changed {name} in row {b}, step {t}"
+                            ));
                         }
                     }
                 }

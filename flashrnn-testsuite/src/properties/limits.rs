@@ -1,7 +1,9 @@
 //! The ends of the range: infinite gates, slopes in the tails, and states that 16 bits can't hold.
 
 use flashrnn_core::reference::{Inputs, OutputGradients};
-use flashrnn_core::{Backend, Cell, Dtype, Element, Gate, Options, Problem, Real, Result, Save, bf16, f16};
+use flashrnn_core::{
+    Backend, Cell, Dtype, Element, Gate, Options, Problem, Real, Result, Save, bf16, f16,
+};
 
 use super::operations::{Op, Probe, probe_case, report, smallest_normal, special, sweep};
 use crate::case::{Case, range, rounded};
@@ -10,8 +12,8 @@ use crate::results::{Results, errors, tolerance};
 use crate::run::run;
 use crate::suite::{Draw, Failures, Suite, close, ok};
 
-/// Infinite pre-activations give the limits of the cells' formulas, as the f64 reference does, and finite gradients;
-/// step by step too. Gates without external input get theirs from the bias.
+/// Infinite pre-activations give the limits of the cells' formulas, as the f64 reference does, and
+/// finite gradients; step by step too. Gates without external input get theirs from the bias.
 pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 8, work: 20_000 },
@@ -19,7 +21,8 @@ pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
         |subject, case| {
             let shapes = ok(subject.shapes(&case.problem))?;
             let mut case = case.clone();
-            // Not both at once: where opposite infinities meet there is no limit, nor where one meets a σ that f32 rounds to 0.
+            // Not both at once: where opposite infinities meet there is no limit, nor where one
+            // meets a σ that f32 rounds to 0.
             let (of_input, of_bias) = if case.inputs.b.first().is_some_and(|b| *b > 0.0) {
                 (f64::INFINITY, 1.0)
             } else {
@@ -31,7 +34,9 @@ pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
             of_no_input.filter(|b| b.abs() > 1.0).for_each(|b| *b *= of_bias);
 
             let want = ok(subject.reference(&case))?;
-            if let Some((name, _)) = want.iter().find(|(_, values)| values.iter().any(|v| !v.is_finite())) {
+            if let Some((name, _)) =
+                want.iter().find(|(_, values)| values.iter().any(|v| !v.is_finite()))
+            {
                 return Err(format!("{name} of the reference is not finite"));
             }
             let got = ok(subject.run(&suite.backend, &case))?;
@@ -46,8 +51,8 @@ pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// The slopes of tanh, sigmoid and what is made of them keep their relative accuracy in both tails, until they are a few
-/// times the smallest normal number.
+/// The slopes of tanh, sigmoid and what is made of them keep their relative accuracy in both tails,
+/// until they are a few times the smallest normal number.
 pub fn slopes_in_the_tails<B: Backend>(suite: &Suite<B>) -> Failures {
     let dtypes = suite.backend.info().dtypes;
     let mut failures = Failures::new();
@@ -66,7 +71,8 @@ fn slope_failures<B: Backend, T: Element>(backend: &B, op: Op) -> std::result::R
     let probe = Probe { op, negate: [false, false] };
     let least = smallest_normal(T::DTYPE);
     // No kinks, and nothing that devices may flush.
-    let operands = sweep::<T>().into_iter().filter(|[u, _]| !special(*u) && u.abs() >= least).collect();
+    let operands =
+        sweep::<T>().into_iter().filter(|[u, _]| !special(*u) && u.abs() >= least).collect();
     let (case, operands) = probe_case(operands);
     let what = format!("slope of {op:?} in {}", T::DTYPE);
     let both = || -> Result<_> {
@@ -78,7 +84,8 @@ fn slope_failures<B: Backend, T: Element>(backend: &B, op: Op) -> std::result::R
     let of_first_gate = |i: &usize| (i / width).is_multiple_of(2);
     for i in (0..want.get("d_wx").len()).filter(of_first_gate) {
         let (got, want) = (got.get("d_wx")[i], want.get("d_wx")[i]);
-        // Near the smallest normal number: 1 / (1 + e^-x) is 0 where e^-x is infinite, and so is 4 e where a device flushes e.
+        // Near the smallest normal number: 1 / (1 + e^-x) is 0 where e^-x is infinite, and so is 4
+        // e where a device flushes e.
         let error = (got - want).abs();
         if error.is_nan() || error > 32.0 * T::ROUNDOFF * want.abs() && error > 4.0 * least {
             let operand = operands[i / (2 * width) * width + i % width][0];
@@ -88,8 +95,8 @@ fn slope_failures<B: Backend, T: Element>(backend: &B, op: Op) -> std::result::R
     report(what, wrong)
 }
 
-/// A sum that leaves the range of 16 bits: `c' = c + step tanh g`, `h' = tanh(o) (c' + a) scale`. Two gates take external
-/// input only, after one that takes both.
+/// A sum that leaves the range of 16 bits: `c' = c + step tanh g`, `h' = tanh(o) (c' + a) scale`.
+/// Two gates take external input only, after one that takes both.
 #[derive(Clone, Copy, Debug)]
 struct Tally {
     step: f64,
@@ -123,14 +130,16 @@ struct Overflow {
     d: f64,
 }
 
-/// A state, h, or a gate beyond the range of 16-bit elements is stored as the largest number: the forward pass goes on
-/// from the true state, `R` reads the stored h, and the backward pass gives the finite gradients of what is stored.
+/// A state, h, or a gate beyond the range of 16-bit elements is stored as the largest number: the
+/// forward pass goes on from the true state, `R` reads the stored h, and the backward pass gives
+/// the finite gradients of what is stored.
 pub fn states_saturate<B: Backend>(suite: &Suite<B>) -> Failures {
     let backend = &suite.backend;
     let c = Overflow { cell: Tally { step: 2e4, scale: 1e-5 }, c0: 6e4, a: 0.0, r: 1e-2, d: 64.0 };
     let gate = Overflow { a: 1e5, ..c };
     let h = Overflow { cell: Tally { step: 2e4, scale: 1.0 }, r: 2e-6, d: 1e-3, ..c };
-    // bf16's largest number, then one that f32 has between it and 2^128; nothing else is near the smallest normal number.
+    // bf16's largest number, then one that f32 has between it and 2^128; nothing else is near the
+    // smallest normal number.
     let huge = Tally { step: 1e36, scale: 1e-34 };
     let huge = Overflow { cell: huge, c0: <bf16 as Element>::MAX, a: 0.0, r: 1e-7, d: 64.0 };
     let dtypes = backend.info().dtypes;
@@ -168,11 +177,15 @@ fn saturation<B: Backend, T: Element, W: Element>(
     if !want.get("states").iter().any(|v| v.abs() == T::MAX) {
         return Err(format!("{what}: no state leaves the range"));
     }
-    // A gate that is computed again may keep its true value. The error is infinite where a result is.
+    // A gate that is computed again may keep its true value. The error is infinite where a result
+    // is.
     let kept = overflow.a != 0.0 && problem.options.save == Save::Recompute;
     let allowed = if kept { f64::MAX } else { tolerance(T::DTYPE) };
     let wrong = errors(&got, &want).into_iter().filter(|(_, error)| *error > allowed);
-    report(what, wrong.map(|(name, error)| format!("  {name}: relative error {error:.3e}")).collect())
+    report(
+        what,
+        wrong.map(|(name, error)| format!("  {name}: relative error {error:.3e}")).collect(),
+    )
 }
 
 impl Overflow {

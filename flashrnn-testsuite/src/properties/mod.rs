@@ -12,8 +12,9 @@ mod weights;
 
 pub use bad_input::bad_input;
 pub use calls::{
-    accumulate, empty_batch, gradient_of_h_alone, inference, interleaved, nan_stays_nan, padding_is_not_read,
-    same_bits_on_any_threads, same_bits_twice, threads_share_a_plan, workspaces,
+    accumulate, empty_batch, gradient_of_h_alone, inference, interleaved, nan_stays_nan,
+    padding_is_not_read, same_bits_on_any_threads, same_bits_twice, threads_share_a_plan,
+    workspaces,
 };
 pub use limits::{infinite_gates, slopes_in_the_tails, states_saturate};
 pub use operations::{

@@ -32,8 +32,17 @@ pub(super) enum Op {
     WithGradientOf,
 }
 
-const UNARY: [Op; 9] =
-    [Op::Exp, Op::Ln, Op::Sqrt, Op::Abs, Op::Tanh, Op::SoftplusNegAbs, Op::Sigmoid, Op::LogSigmoid, Op::Neg];
+const UNARY: [Op; 9] = [
+    Op::Exp,
+    Op::Ln,
+    Op::Sqrt,
+    Op::Abs,
+    Op::Tanh,
+    Op::SoftplusNegAbs,
+    Op::Sigmoid,
+    Op::LogSigmoid,
+    Op::Neg,
+];
 
 const BINARY: [Op; 10] = [
     Op::Add,
@@ -60,9 +69,11 @@ impl Op {
             // Exact, whatever the machine.
             Self::Abs | Self::Neg | Self::Max | Self::Min | Self::Select | Self::Literal => 0.0,
             Self::StopGradient | Self::WithGradientOf => 0.0,
-            // One rounding on a CPU; a GPU may be off by 2.5 units in the last place (WGSL's division).
+            // One rounding on a CPU; a GPU may be off by 2.5 units in the last place (WGSL's
+            // division).
             Self::Add | Self::Sub | Self::Mul | Self::Div | Self::Sqrt => 5.0,
-            // A polynomial after range reduction, and what follows it: eight units in the last place.
+            // A polynomial after range reduction, and what follows it: eight units in the last
+            // place.
             _ => 16.0,
         }
     }
@@ -100,8 +111,8 @@ impl Cell for Probe {
             Op::Sub => u - v,
             Op::Mul => u * v,
             Op::Div => u / v,
-            Op::Max => u.max(v),
-            Op::Min => u.min(v),
+            Op::Max => u.clamp_min(v),
+            Op::Min => u.clamp_max(v),
             Op::Select => R::select(u.gt(v), u, v),
             Op::Literal => R::select(u.gt(R::lit(0.75)), R::lit(-1.5), v),
             Op::StopGradient => R::select(u.gt(v), u.stop_gradient(), v),
@@ -110,8 +121,8 @@ impl Cell for Probe {
     }
 }
 
-/// Every operation gives what f64 gives, over the whole range of normal numbers. Results below the smallest of them may be
-/// flushed to 0.
+/// Every operation gives what f64 gives, over the whole range of normal numbers. Results below the
+/// smallest of them may be flushed to 0.
 pub fn operations<B: Backend>(suite: &Suite<B>) -> Failures {
     both_types(suite, |dtype, cell, operands| {
         let kinds = cell.op.operands(&operands).iter().all(|&x| !special(x) && !denormal(dtype, x));
@@ -119,11 +130,13 @@ pub fn operations<B: Backend>(suite: &Suite<B>) -> Failures {
     })
 }
 
-/// The same for zeros of both signs, infinities and NaN. A device that knows no such numbers skips this.
+/// The same for zeros of both signs, infinities and NaN. A device that knows no such numbers skips
+/// this.
 pub fn operations_on_special_values<B: Backend>(suite: &Suite<B>) -> Failures {
     both_types(suite, |dtype, cell, operands| {
         let operands = cell.op.operands(&operands);
-        let kinds = operands.iter().any(|&x| special(x)) && !operands.iter().any(|&x| denormal(dtype, x));
+        let kinds =
+            operands.iter().any(|&x| special(x)) && !operands.iter().any(|&x| denormal(dtype, x));
         kinds.then_some((cell.op.roundoffs(), smallest_normal(dtype)))
     })
 }
@@ -148,7 +161,8 @@ pub(super) fn smallest_normal(dtype: Dtype) -> f64 {
     if dtype == Dtype::F64 { f64::MIN_POSITIVE } else { f32::MIN_POSITIVE as f64 }
 }
 
-/// Checks one element: `None` to leave it out, else the roundoffs and the absolute error it may be off.
+/// Checks one element: `None` to leave it out, else the roundoffs and the absolute error it may be
+/// off.
 type Rule = fn(Dtype, &Probe, [f64; 2]) -> Option<(f64, f64)>;
 
 fn both_types<B: Backend>(suite: &Suite<B>, rule: Rule) -> Failures {
@@ -168,7 +182,8 @@ fn both_types<B: Backend>(suite: &Suite<B>, rule: Rule) -> Failures {
     failures
 }
 
-/// The operands of a unary operation: the range on a logarithmic scale and the middle on a linear one.
+/// The operands of a unary operation: the range on a logarithmic scale and the middle on a linear
+/// one.
 pub(super) fn sweep<T: Element>() -> Vec<[f64; 2]> {
     let mut random = Random::new(7);
     let mut values = specials::<T>();
@@ -203,13 +218,15 @@ fn specials<T: Element>() -> Vec<f64> {
         (f32::MIN_POSITIVE as f64, f32::MAX as f64, f32::from_bits(1) as f64)
     };
     let next = 1.0 + 2.0 * T::ROUNDOFF;
-    let positive = [min, max, tiny, 3.0 * tiny, min / 2.0, 1.0, next, 2.0 - next, 0.5, 0.75, 2.0, 1e-4, 1e-9];
+    let positive =
+        [min, max, tiny, 3.0 * tiny, min / 2.0, 1.0, next, 2.0 - next, 0.5, 0.75, 2.0, 1e-4, 1e-9];
     let mut values = vec![0.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
     values.extend(positive.iter().flat_map(|&v| [v, -v]));
     values
 }
 
-/// A case with no recurrence and one step in which every unit sees one pair of operands; and that list, filled up.
+/// A case with no recurrence and one step in which every unit sees one pair of operands; and that
+/// list, filled up.
 pub(super) fn probe_case(mut operands: Vec<[f64; 2]>) -> (Case, Vec<[f64; 2]>) {
     let width = 37;
     while !operands.len().is_multiple_of(width) {
@@ -261,7 +278,8 @@ fn forward_failures<B: Backend, T: Element>(
             got == want.signum() * f64::INFINITY
         } else {
             // Near the largest number, rounding may overflow.
-            let overflow = want.abs() > largest * (1.0 - roundoffs * T::ROUNDOFF) && got.is_infinite();
+            let overflow =
+                want.abs() > largest * (1.0 - roundoffs * T::ROUNDOFF) && got.is_infinite();
             error <= roundoffs.max(1.0) * T::ROUNDOFF * want.abs() || error <= floor || overflow
         };
         if !good {
@@ -290,7 +308,10 @@ pub fn operation_gradients<B: Backend>(suite: &Suite<B>) -> Failures {
     failures
 }
 
-fn gradient_failures<B: Backend, T: Element>(backend: &B, probe: Probe) -> std::result::Result<(), String> {
+fn gradient_failures<B: Backend, T: Element>(
+    backend: &B,
+    probe: Probe,
+) -> std::result::Result<(), String> {
     let mut random = Random::new(9);
     let positive = matches!(probe.op, Op::Ln | Op::Sqrt);
     let mut operand = || {
@@ -300,8 +321,10 @@ fn gradient_failures<B: Backend, T: Element>(backend: &B, probe: Probe) -> std::
     // Zeros first: the slopes at the kinks are part of the meaning (abs 0, log_sigmoid a half).
     let mut operands = vec![[if positive { 1.0 } else { 0.0 }, 1.0]];
     operands.extend((0..1000).map(|_| [operand(), operand()]));
-    let operands =
-        operands.into_iter().map(|[u, v]| [T::from_f64(u).to_f64(), T::from_f64(v).to_f64()]).collect();
+    let operands = operands
+        .into_iter()
+        .map(|[u, v]| [T::from_f64(u).to_f64(), T::from_f64(v).to_f64()])
+        .collect();
     let (case, operands) = probe_case(operands);
     let what = format!("gradient of {probe:?} in {}", T::DTYPE);
     let both = || -> Result<_> {
@@ -311,13 +334,16 @@ fn gradient_failures<B: Backend, T: Element>(backend: &B, probe: Probe) -> std::
     let mut wrong = Vec::new();
     let width = case.problem.head_dim;
     for (i, (got, want)) in got.get("d_wx").iter().zip(want.get("d_wx")).enumerate() {
-        // A slope is computed from a value near 1 (1 - tanh², σ (1 - σ)), so a few roundoffs of 1 may be lost.
+        // A slope is computed from a value near 1 (1 - tanh², σ (1 - σ)), so a few roundoffs of 1
+        // may be lost.
         let allowed = 16.0 * T::ROUNDOFF * (1.0 + want.abs());
         let error = (got - want).abs();
         if error.is_nan() || error > allowed {
             let (row, gate, unit) = (i / (2 * width), i / width % 2, i % width);
             let operands = operands[row * width + unit];
-            wrong.push(format!("  gate {gate} of operands {operands:?}: got {got:e}, wanted {want:e}"));
+            wrong.push(format!(
+                "  gate {gate} of operands {operands:?}: got {got:e}, wanted {want:e}"
+            ));
         }
     }
     report(what, wrong)

@@ -6,18 +6,25 @@ use crate::map::Map;
 use crate::setup::Setup;
 use crate::suite::{Draw, Failures, Suite, close, ok};
 
-/// Forward and every gradient agree with the f64 reference, for all cells, element types, sizes and options.
+/// Forward and every gradient agree with the f64 reference, for all cells, element types, sizes and
+/// options.
 pub fn reference<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 16, work: 200_000 },
         |_| {},
         |subject, case| {
-            close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
+            close(
+                subject,
+                case,
+                &ok(subject.run(&suite.backend, case))?,
+                &ok(subject.reference(case))?,
+            )
         },
     )
 }
 
-/// The same with larger heads, larger batches or longer sequences than the other properties have time for.
+/// The same with larger heads, larger batches or longer sequences than the other properties have
+/// time for.
 pub fn large_sizes<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(LARGE, enlarge, |subject, case| {
         close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
@@ -27,7 +34,8 @@ pub fn large_sizes<B: Backend>(suite: &Suite<B>) -> Failures {
 /// Draws for [`enlarge`].
 pub(crate) const LARGE: Draw = Draw { cases: 3, work: 1000 };
 
-/// Makes one size of a setup large: where a backend shares a head among threads, or cuts the batch or the time.
+/// Makes one size of a setup large: where a backend shares a head among threads, or cuts the batch
+/// or the time.
 pub(crate) fn enlarge(setup: &mut Setup) {
     let problem = &mut setup.problem;
     problem.heads = problem.heads.min(2);
@@ -57,7 +65,12 @@ pub fn extreme_inputs<B: Backend>(suite: &Suite<B>) -> Failures {
         Draw { cases: 6, work: 20_000 },
         |setup| setup.tensors.extreme = true,
         |subject, case| {
-            close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
+            close(
+                subject,
+                case,
+                &ok(subject.run(&suite.backend, case))?,
+                &ok(subject.reference(case))?,
+            )
         },
     )
 }
@@ -83,8 +96,9 @@ pub fn time_major<B: Backend>(suite: &Suite<B>) -> Failures {
         |setup| setup.problem.options.layout = Layout::BatchMajor,
         |subject, case| {
             let from = ok(subject.shapes(&case.problem))?;
-            let to = ok(subject
-                .shapes(&case.problem.with(Options { layout: Layout::TimeMajor, ..case.problem.options })))?;
+            let to = ok(subject.shapes(
+                &case.problem.with(Options { layout: Layout::TimeMajor, ..case.problem.options }),
+            ))?;
             let map = Map::new(&from, &to);
             let want = map.results(&ok(subject.run(&suite.backend, case))?);
             let case = map.case(case);
@@ -93,8 +107,8 @@ pub fn time_major<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// With 16-bit tensors and f32 weights, `d_r` and `d_b` come in f32: some element of a large enough gradient is not
-/// a 16-bit number.
+/// With 16-bit tensors and f32 weights, `d_r` and `d_b` come in f32: some element of a large enough
+/// gradient is not a 16-bit number.
 pub fn master_weights<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 2, work: 20_000 },

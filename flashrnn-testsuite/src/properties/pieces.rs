@@ -26,15 +26,16 @@ pub fn streaming<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// A sequence cut in two or three, `last` handed on as `s0` and `d_s0` handed back as `d_last`, gives the bits of the
-/// whole in the forward pass, and its gradients to rounding.
+/// A sequence cut in two or three, `last` handed on as `s0` and `d_s0` handed back as `d_last`,
+/// gives the bits of the whole in the forward pass, and its gradients to rounding.
 pub fn chunks<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 5, work: 50_000 },
         |_| {},
         |subject, case| {
             let time = case.problem.time;
-            let mut cuts = vec![0..time / 3, time / 3..time / 3 + time / 2, time / 3 + time / 2..time];
+            let mut cuts =
+                vec![0..time / 3, time / 3..time / 3 + time / 2, time / 3 + time / 2..time];
             if case.problem.options.reverse {
                 cuts.reverse();
             }
@@ -83,7 +84,8 @@ pub fn resets_start_anew<B: Backend>(suite: &Suite<B>) -> Failures {
             let got = ok(subject.run(&suite.backend, case))?;
             let mut want = got.zeroed();
             for (row, &length) in lengths(case).iter().enumerate() {
-                // The stretches of this row in processing order; a flag lies on the first step of its stretch.
+                // The stretches of this row in processing order; a flag lies on the first step of
+                // its stretch.
                 let flagged = |t: &usize| resets[shapes.token(row, *t)] != 0;
                 let mut stretches = Vec::new();
                 if case.problem.options.reverse {
@@ -103,7 +105,8 @@ pub fn resets_start_anew<B: Backend>(suite: &Suite<B>) -> Failures {
                 }
                 let mut plain = case.clone();
                 plain.inputs.resets = None;
-                let alone = in_pieces(subject, &suite.backend, &plain, Some(row), &stretches, |i| i == 0)?;
+                let alone =
+                    in_pieces(subject, &suite.backend, &plain, Some(row), &stretches, |i| i == 0)?;
                 add_row(&mut want, &alone);
             }
             close(subject, case, &got, &want)
@@ -120,8 +123,9 @@ fn add_row(sum: &mut Results, row: &Results) {
     }
 }
 
-/// Runs `case` (or its one `row`) in pieces given in processing order, and puts the results together, 0 elsewhere.
-/// The state is handed on into piece `i` where `linked(i)`, else it starts from zeros; the first starts from `s0`.
+/// Runs `case` (or its one `row`) in pieces given in processing order, and puts the results
+/// together, 0 elsewhere. The state is handed on into piece `i` where `linked(i)`, else it starts
+/// from zeros; the first starts from `s0`.
 fn in_pieces<B: Backend>(
     subject: &dyn Subject<B>,
     backend: &B,
@@ -132,8 +136,11 @@ fn in_pieces<B: Backend>(
 ) -> Result<Results, String> {
     let shapes = ok(subject.shapes(&case.problem))?;
     let rows: Vec<usize> = row.map_or((0..shapes.batch).collect(), |row| vec![row]);
-    let problem =
-        |piece: &Range<usize>| Problem { batch: rows.len(), time: piece.len(), ..case.problem.clone() };
+    let problem = |piece: &Range<usize>| Problem {
+        batch: rows.len(),
+        time: piece.len(),
+        ..case.problem.clone()
+    };
     let mut whole = Results::default();
     for (name, len) in [
         ("h", shapes.h().iter().product()),

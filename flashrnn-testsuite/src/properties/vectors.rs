@@ -9,17 +9,27 @@ use crate::results::{Results, error, tolerance};
 use crate::run::run;
 use crate::suite::{Failures, Suite, ok};
 
-/// The backend agrees with PyTorch's nn.LSTM, nn.GRU and nn.RNN, and with an sLSTM without stabiliser in PyTorch:
-/// initial states, lengths (packed sequences) and reverse (the second direction of a bidirectional layer) included.
+/// The backend agrees with PyTorch's nn.LSTM, nn.GRU and nn.RNN, and with an sLSTM without
+/// stabiliser in PyTorch: initial states, lengths (packed sequences) and reverse (the second
+/// direction of a bidirectional layer) included.
 pub fn pytorch<B: Backend>(suite: &Suite<B>) -> Failures {
     let backend = &suite.backend;
     let outcomes = [
         ("lstm", check(backend, &Lstm, include_bytes!("../../vectors/lstm.safetensors"))),
-        ("lstm_reverse", check(backend, &Lstm, include_bytes!("../../vectors/lstm_reverse.safetensors"))),
+        (
+            "lstm_reverse",
+            check(backend, &Lstm, include_bytes!("../../vectors/lstm_reverse.safetensors")),
+        ),
         ("gru", check(backend, &Gru, include_bytes!("../../vectors/gru.safetensors"))),
-        ("gru_reverse", check(backend, &Gru, include_bytes!("../../vectors/gru_reverse.safetensors"))),
+        (
+            "gru_reverse",
+            check(backend, &Gru, include_bytes!("../../vectors/gru_reverse.safetensors")),
+        ),
         ("elman", check(backend, &Elman, include_bytes!("../../vectors/elman.safetensors"))),
-        ("elman_reverse", check(backend, &Elman, include_bytes!("../../vectors/elman_reverse.safetensors"))),
+        (
+            "elman_reverse",
+            check(backend, &Elman, include_bytes!("../../vectors/elman_reverse.safetensors")),
+        ),
         ("slstm", check(backend, &Slstm, include_bytes!("../../vectors/slstm.safetensors"))),
     ];
     outcomes
@@ -68,7 +78,11 @@ fn read<C: Cell>(_: &C, file: &SafeTensors<'_>) -> Result<Case, String> {
         .with(Options { reverse: file.tensor("reverse").is_ok(), ..Options::default() });
     let shapes = ok(problem.shapes::<C>())?;
     let lengths = file.tensor("lengths").ok().map(|lengths| {
-        lengths.data().chunks_exact(4).map(|v| i32::from_le_bytes([v[0], v[1], v[2], v[3]])).collect()
+        lengths
+            .data()
+            .chunks_exact(4)
+            .map(|v| i32::from_le_bytes([v[0], v[1], v[2], v[3]]))
+            .collect()
     });
     let inputs = Inputs {
         wx: need("wx")?,

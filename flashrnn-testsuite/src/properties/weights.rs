@@ -1,16 +1,17 @@
 //! Packed weights: what may share them, and what must refuse them.
 
 use flashrnn_core::{
-    Backend, Backward, Cell, Elman, Error, Forward, Gru, Layout, Lstm, Options, Plan, Problem, Result, Save,
-    Step, Weights,
+    Backend, Backward, Cell, Elman, Error, Forward, Gru, Layout, Lstm, Options, Plan, Problem,
+    Result, Save, Step, Weights,
 };
 
 use crate::cells::Leaky;
 use crate::random::Random;
 use crate::suite::{Failures, Suite};
 
-/// Weights that another plan packed give the right numbers where their layout is equal (other batch, time, options, numbers of a
-/// cell's own, threads), and are [`Error::Argument`] in every call where it is not: nothing reads them by the wrong sizes.
+/// Weights that another plan packed give the right numbers where their layout is equal (other
+/// batch, time, options, numbers of a cell's own, threads), and are [`Error::Argument`] in every
+/// call where it is not: nothing reads them by the wrong sizes.
 pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
     let backend = &suite.backend;
     let mut failures = Failures::new();
@@ -19,8 +20,12 @@ pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
         Ok(Some(failure)) => failures.push(format!("{what}: {failure}")),
         Err(error) => failures.push(format!("{what}: a good call failed: {error}")),
     };
-    let options =
-        Options { layout: Layout::TimeMajor, reverse: true, save: Save::Recompute, ..Options::default() };
+    let options = Options {
+        layout: Layout::TimeMajor,
+        reverse: true,
+        save: Save::Recompute,
+        ..Options::default()
+    };
     for (heads, head_dim) in [(2, 4), (1, 24), (3, 65)] {
         let sizes = format!("{heads} heads of {head_dim}");
         let problem = Problem::new(3, 5, heads, head_dim);
@@ -55,12 +60,21 @@ pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
             let other = Problem::new(3, 5, other_heads, other_dim);
             if other != problem {
                 let refused = refused(backend, (&Lstm, &problem), (&Lstm, &other));
-                note(&format!("LSTM, {sizes}, weights of {other_heads} heads of {other_dim}"), refused);
+                note(
+                    &format!("LSTM, {sizes}, weights of {other_heads} heads of {other_dim}"),
+                    refused,
+                );
             }
         }
         note("LSTM, weights of a GRU", refused(backend, (&Lstm, &problem), (&Gru, &problem)));
-        note("LSTM, weights of an Elman network", refused(backend, (&Lstm, &problem), (&Elman, &problem)));
-        note("Elman network, weights of an LSTM", refused(backend, (&Elman, &problem), (&Lstm, &problem)));
+        note(
+            "LSTM, weights of an Elman network",
+            refused(backend, (&Lstm, &problem), (&Elman, &problem)),
+        );
+        note(
+            "Elman network, weights of an LSTM",
+            refused(backend, (&Elman, &problem), (&Lstm, &problem)),
+        );
     }
     failures
 }
@@ -68,10 +82,16 @@ pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
 /// Packs fixed random weights by a plan.
 fn pack<B: Backend>(backend: &B, plan: &B::Plan<f32, f32>) -> Result<Weights<B, f32>> {
     let numbers = |seed, shape: &[usize]| -> Vec<f32> {
-        Random::new(seed).normals(shape.iter().product(), 0.3).into_iter().map(|v| v as f32).collect()
+        Random::new(seed)
+            .normals(shape.iter().product(), 0.3)
+            .into_iter()
+            .map(|v| v as f32)
+            .collect()
     };
-    let (r, b) =
-        (backend.upload(&numbers(1, &plan.shapes().r()))?, backend.upload(&numbers(2, &plan.shapes().b()))?);
+    let (r, b) = (
+        backend.upload(&numbers(1, &plan.shapes().r()))?,
+        backend.upload(&numbers(2, &plan.shapes().b()))?,
+    );
     plan.pack(backend.view(&r), backend.view(&b))
 }
 
@@ -97,7 +117,12 @@ fn calls<B: Backend>(
     plan.backward(Backward {
         wx: Some(backend.view(&wx)),
         d_h: Some(backend.view(&d_h)),
-        ..Backward::new(weights[1], backend.view(&states), saved.view(), backend.view_mut(&mut d_wx))
+        ..Backward::new(
+            weights[1],
+            backend.view(&states),
+            saved.view(),
+            backend.view_mut(&mut d_wx),
+        )
     })?;
     let (input, rows) = (shapes.external * shapes.units(), shapes.batch * shapes.units());
     let (wx, mut h) = (backend.upload(&ramp(shapes.batch * input))?, backend.alloc(rows)?);
@@ -112,8 +137,8 @@ fn calls<B: Backend>(
     Ok([result(&states)?, result(&d_wx)?, result(&h)?])
 }
 
-/// Runs `own` on `backend` with weights that `other` packed on `packer`: what went wrong, if anything. Where they need not be
-/// accepted, they must be refused or right.
+/// Runs `own` on `backend` with weights that `other` packed on `packer`: what went wrong, if
+/// anything. Where they need not be accepted, they must be refused or right.
 fn shared<B: Backend, C: Cell>(
     backend: &B,
     packer: &B,
@@ -125,7 +150,9 @@ fn shared<B: Backend, C: Cell>(
     let foreign = pack(packer, &packer.plan::<f32, f32, C>(other.0, other.1)?)?;
     if !plan.accepts(&foreign) {
         return match calls(backend, &plan, [&foreign; 3]) {
-            _ if must_accept => Ok(Some(format!("refused: {foreign:?}, wanted {:?}", plan.weights_layout()))),
+            _ if must_accept => {
+                Ok(Some(format!("refused: {foreign:?}, wanted {:?}", plan.weights_layout())))
+            }
             Err(Error::Argument { tensor: "weights", .. }) => Ok(None),
             got => Ok(Some(format!("not accepted, and yet a call gave {got:?}"))),
         };

@@ -1,11 +1,12 @@
-//! A backend that is the f64 reference with results rounded to T, and that can be told to be wrong in one way.
+//! A backend that is the f64 reference with results rounded to T, and that can be told to be wrong
+//! in one way.
 
 use std::sync::{Arc, Mutex};
 
 use flashrnn_core::reference::{self, Gradients, Inputs, OutputGradients, Outputs};
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Forward, Info, Plan, Problem, Result, Save, Saved, Shapes, Step,
-    Weights, WeightsLayout, Workspace, backend::check_lengths,
+    Backend, Backward, Cell, Dtype, Element, Forward, Info, Plan, Problem, Result, Save, Saved,
+    Shapes, Step, Weights, WeightsLayout, Workspace, backend::check_lengths,
 };
 use flashrnn_testsuite::case::range;
 
@@ -119,7 +120,11 @@ impl Backend for Loops {
     fn view_mut<'a, P: bytemuck::Pod + Send + Sync>(&self, buffer: &'a mut Vec<P>) -> &'a mut [P] {
         buffer
     }
-    fn plan<T: Element, W: Element, C: Cell>(&self, cell: &C, problem: &Problem) -> Result<LoopsPlan> {
+    fn plan<T: Element, W: Element, C: Cell>(
+        &self,
+        cell: &C,
+        problem: &Problem,
+    ) -> Result<LoopsPlan> {
         let shapes = problem.shapes::<C>()?;
         let layout = match self.0 {
             Fault::AcceptAnyWeights => {
@@ -224,7 +229,8 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
             resets: call.resets.map(<[_]>::to_vec),
             range: self.range::<T>(),
         })?;
-        // Save::Gates leaves wx, which is no longer than the gates: the backward pass runs the reference again.
+        // Save::Gates leaves wx, which is no longer than the gates: the backward pass runs the
+        // reference again.
         if let Some(saved) = call.saved
             && problem.options.save == Save::Gates
         {

@@ -4,8 +4,8 @@ use flashrnn_core::{Dtype, Shapes};
 
 use super::Adapter;
 
-/// The most time steps of one dispatch of a fused kernel: a few milliseconds on a GPU, so that no watchdog ends it, and no loop
-/// longer than [`LONGEST_LOOP`](super::LONGEST_LOOP).
+/// The most time steps of one dispatch of a fused kernel: a few milliseconds on a GPU, so that no
+/// watchdog ends it, and no loop longer than [`LONGEST_LOOP`](super::LONGEST_LOOP).
 pub const FUSED_STEPS: usize = 2048;
 
 /// How a workgroup of a fused kernel is cut: it has one head and some rows of the batch.
@@ -17,11 +17,13 @@ pub struct Fused {
     pub split: usize,
     /// Rows of the batch.
     pub rows: usize,
-    /// Registers of a thread for its weights and sums: weights that find no room are read again at every step.
+    /// Registers of a thread for its weights and sums: weights that find no room are read again at
+    /// every step.
     pub registers: usize,
 }
 
-/// What a thread of a fused kernel has of R: lines along k, in chunks. The names are those of shaders/fused.wgsl.
+/// What a thread of a fused kernel has of R: lines along k, in chunks. The names are those of
+/// shaders/fused.wgsl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lines {
     /// Lines: forward the gates of a unit, backward some units.
@@ -43,17 +45,20 @@ pub fn piece(narrow: bool) -> usize {
     if narrow { 8 } else { 4 }
 }
 
-/// Registers of a multiprocessor, and the most of one thread, of which a quarter is for other things than weights and sums. No interface
-/// tells them; these are NVIDIA's. Where there are fewer, R is spilled: slow, but right.
+/// Registers of a multiprocessor, and the most of one thread, of which a quarter is for other
+/// things than weights and sums. No interface tells them; these are NVIDIA's. Where there are
+/// fewer, R is spilled: slow, but right.
 const REGISTERS: (usize, usize) = (65536, 255);
 
 /// Pieces of a thread in a chunk: so many are read at a time where not all are in registers.
 const PIECES_AT_ONCE: usize = 8;
 
-/// The most bytes of R, of a head, that are read at every step; beyond, a dispatch a step is faster.
+/// The most bytes of R, of a head, that are read at every step; beyond, a dispatch a step is
+/// faster.
 const MOST_STREAMED: usize = 5 << 18;
 
-/// The most threads of a workgroup that reads R at every step, f32 and 16-bit: with more they have no registers for what is under way.
+/// The most threads of a workgroup that reads R at every step, f32 and 16-bit: with more they have
+/// no registers for what is under way.
 const MOST_STREAMING: [usize; 2] = [256, 512];
 
 /// As many workgroups keep a GPU busy; with fewer, a workgroup has fewer rows.
@@ -75,12 +80,14 @@ impl Fused {
         2 * self.split / self.rows
     }
 
-    /// Units that a thread of the backward product has, so that all threads hold weights, or nearly all.
+    /// Units that a thread of the backward product has, so that all threads hold weights, or nearly
+    /// all.
     pub fn tile(self, shapes: &Shapes) -> usize {
         shapes.recurrent.next_power_of_two()
     }
 
-    /// Whether the forward kernel has what a step reads and what it writes apart: with whole sums, no barrier lies between.
+    /// Whether the forward kernel has what a step reads and what it writes apart: with whole sums,
+    /// no barrier lies between.
     pub fn buffers(self) -> usize {
         if self.split == 1 { 2 } else { 1 }
     }
@@ -136,8 +143,13 @@ impl Fused {
         let backward = self.split * recurrent + gates + 2 * states;
         // BETWEEN of shaders/fused.wgsl, for each chunk.
         let x = |parts, lines: Lines| parts * self.split * (self.depth() + 4 * lines.chunks);
-        let x = [x(self.buffers(), self.forward(shapes, narrow)), x(gates, self.backward(shapes, narrow))];
-        [0, 1].map(|pass| ([forward, backward][pass] * self.units + x[pass]) * self.rows * size_of::<f32>())
+        let x = [
+            x(self.buffers(), self.forward(shapes, narrow)),
+            x(gates, self.backward(shapes, narrow)),
+        ];
+        [0, 1].map(|pass| {
+            ([forward, backward][pass] * self.units + x[pass]) * self.rows * size_of::<f32>()
+        })
     }
 
     fn fits(self, shapes: &Shapes, adapter: Adapter, narrow: bool) -> bool {
@@ -145,7 +157,10 @@ impl Fused {
             && self.rows <= self.split
             && self.depth().is_multiple_of(8)
             && self.tile(shapes) <= self.units
-            && self.workgroup_bytes(shapes, narrow).into_iter().all(|bytes| bytes <= adapter.workgroup_bytes)
+            && self
+                .workgroup_bytes(shapes, narrow)
+                .into_iter()
+                .all(|bytes| bytes <= adapter.workgroup_bytes)
     }
 
     /// Whether no weights are read again at every step.
@@ -155,15 +170,15 @@ impl Fused {
             .all(|lines| lines.kept == lines.chunks)
     }
 
-    /// The fused kernels for a problem, the same for any T; `None` where a step does not fit a workgroup's memory, or R is too large
-    /// to be read at every step. `element`: T.
+    /// The fused kernels for a problem, the same for any T; `None` where a step does not fit a
+    /// workgroup's memory, or R is too large to be read at every step. `element`: T.
     pub fn new(shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Self> {
         let narrow = element != Dtype::F32;
         let units = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
             .into_iter()
             .find(|&units| units >= shapes.head_dim)?;
-        // A CPU has no registers for R, and its drivers take seconds to compile what is written out: there the smallest heads
-        // alone are fused, in f32, all in one way.
+        // A CPU has no registers for R, and its drivers take seconds to compile what is written
+        // out: there the smallest heads alone are fused, in f32, all in one way.
         if adapter.cpu && (units > 8 || narrow) {
             return None;
         }
@@ -176,10 +191,12 @@ impl Fused {
         let keeps_all = |fused: &Self| fits(fused) && fused.keeps_all(shapes, narrow);
         let bytes = shapes.recurrent * units * units * if narrow { 2 } else { 4 };
         let most = MOST_STREAMING[usize::from(narrow)];
-        let streams = |fused: &Self| fits(fused) && bytes <= MOST_STREAMED && fused.threads() <= most;
-        // One row needs the least, so it decides on the parts of k, which the order of the packed weights depends on: that must
-        // be the same for every batch.
-        let split = |may: &dyn Fn(&Self) -> bool| [4, 2, 1].into_iter().find(|&split| may(&cut(1, split)));
+        let streams =
+            |fused: &Self| fits(fused) && bytes <= MOST_STREAMED && fused.threads() <= most;
+        // One row needs the least, so it decides on the parts of k, which the order of the packed
+        // weights depends on: that must be the same for every batch.
+        let split =
+            |may: &dyn Fn(&Self) -> bool| [4, 2, 1].into_iter().find(|&split| may(&cut(1, split)));
         let (split, may): (_, &dyn Fn(&Self) -> bool) = match split(&keeps_all) {
             Some(split) => (split, &keeps_all),
             None => (split(&streams)?, &streams),
@@ -198,16 +215,26 @@ mod tests {
 
     #[test]
     fn fused_where_a_head_fits_a_workgroup() {
-        let lstm = |batch, heads, head_dim| Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap();
+        let lstm = |batch, heads, head_dim| {
+            Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap()
+        };
         let fused = |shapes: Shapes, adapter, narrow| {
             let element = if narrow { Dtype::Bf16 } else { Dtype::F32 };
             let fused = Fused::new(&shapes, adapter, element)?;
-            let kept = [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)].map(|lines| {
-                format!("{}{}/{}", if lines.wide { "wide " } else { "" }, lines.kept, lines.chunks)
-            });
+            let kept =
+                [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)].map(|lines| {
+                    format!(
+                        "{}{}/{}",
+                        if lines.wide { "wide " } else { "" },
+                        lines.kept,
+                        lines.chunks
+                    )
+                });
             Some((fused.units, fused.split, fused.rows, kept))
         };
-        let of = |units, split, rows, kept: [&str; 2]| Some((units, split, rows, kept.map(String::from)));
+        let of = |units, split, rows, kept: [&str; 2]| {
+            Some((units, split, rows, kept.map(String::from)))
+        };
         assert_eq!(fused(lstm(16, 12, 64), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(16, 12, 64), H200, true), of(64, 4, 2, ["wide 1/1", "wide 1/1"]));
         assert_eq!(fused(lstm(16, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
@@ -233,7 +260,8 @@ mod tests {
         assert_eq!(fused(lstm(16, 12, 9), cpu, false), None);
     }
 
-    /// The order of the packed weights depends on units and split, so that one packing serves every batch.
+    /// The order of the packed weights depends on units and split, so that one packing serves every
+    /// batch.
     #[test]
     fn no_batch_changes_the_order_of_the_weights() {
         let cpu = Adapter { cpu: true, ..H200 };
@@ -242,9 +270,14 @@ mod tests {
                 for element in [Dtype::F32, Dtype::Bf16] {
                     let order = |batch| {
                         let shapes = Problem::new(batch, 1, 3, head_dim).shapes::<Slstm>().unwrap();
-                        Fused::new(&shapes, adapter, element).map(|fused| (fused.units, fused.split))
+                        Fused::new(&shapes, adapter, element)
+                            .map(|fused| (fused.units, fused.split))
                     };
-                    assert_eq!([2, 16, 64, 1 << 20].map(order), [order(1); 4], "{head_dim}, {element}");
+                    assert_eq!(
+                        [2, 16, 64, 1 << 20].map(order),
+                        [order(1); 4],
+                        "{head_dim}, {element}"
+                    );
                 }
             }
         }
@@ -256,21 +289,32 @@ mod tests {
             for (batch, heads) in [(1, 1), (16, 12), (256, 12)] {
                 for head_dim in 1..=256 {
                     let problem = Problem::new(batch, 1, heads, head_dim);
-                    for shapes in
-                        [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Slstm>()]
-                    {
+                    for shapes in [
+                        problem.shapes::<Elman>(),
+                        problem.shapes::<Gru>(),
+                        problem.shapes::<Slstm>(),
+                    ] {
                         let shapes = shapes.unwrap();
                         for element in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
                             let narrow = element != Dtype::F32;
-                            let Some(fused) = Fused::new(&shapes, adapter, element) else { continue };
-                            assert!(fused.units >= head_dim && fused.threads() <= adapter.invocations);
+                            let Some(fused) = Fused::new(&shapes, adapter, element) else {
+                                continue;
+                            };
+                            assert!(
+                                fused.units >= head_dim && fused.threads() <= adapter.invocations
+                            );
                             let bytes = fused.workgroup_bytes(&shapes, narrow);
                             assert!(bytes.iter().all(|&bytes| bytes <= adapter.workgroup_bytes));
                             // A turn or more; whole chunks of whole pieces.
                             assert!(fused.turns() * fused.rows == 2 * fused.split);
-                            for lines in [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)] {
+                            for lines in
+                                [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)]
+                            {
                                 let pieces = fused.depth() / piece(narrow);
-                                assert!(lines.chunks * lines.groups == pieces && lines.kept <= lines.chunks);
+                                assert!(
+                                    lines.chunks * lines.groups == pieces
+                                        && lines.kept <= lines.chunks
+                                );
                                 let all = pieces * lines.lines * lines.threads;
                                 assert_eq!(fused.pieces(&shapes, piece(narrow)), all);
                             }

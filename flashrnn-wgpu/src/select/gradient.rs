@@ -7,15 +7,17 @@ use super::{Adapter, LONGEST_LOOP};
 /// The elements that partial sums take, unless one part takes more.
 const MOST_PARTIAL: usize = 1 << 24;
 
-/// A sum over tokens in parts: how many, and the tokens of each. `columns` is what one part takes, in elements, `round` the tokens that
-/// one round of the kernel's loop adds, and `least` the fewest of a part but the last.
+/// A sum over tokens in parts: how many, and the tokens of each. `columns` is what one part takes,
+/// in elements, `round` the tokens that one round of the kernel's loop adds, and `least` the fewest
+/// of a part but the last.
 pub fn parts(tokens: usize, columns: usize, [round, least]: [usize; 2]) -> (usize, usize) {
     let most = (MOST_PARTIAL / columns.max(1)).clamp(1, 64);
     let length = tokens.div_ceil(most).clamp(least, LONGEST_LOOP * round);
     (tokens.div_ceil(length), length)
 }
 
-/// Of `weight_gradient` and of `bias_gradient`: the tokens of a round, and the fewest of a part, whose sums cost memory's time.
+/// Of `weight_gradient` and of `bias_gradient`: the tokens of a round, and the fewest of a part,
+/// whose sums cost memory's time.
 pub const GRADIENT_ROUNDS: [[usize; 2]; 2] = [[8, 512], [1, 256]];
 
 /// How `weight_gradient` computes its product. The names are those of shaders/gradients.wgsl.
@@ -40,11 +42,14 @@ impl Gradient {
     }
 }
 
-/// The side of a tile of the gradient of R by cooperative matrices, or `None` where it is not made by them.
+/// The side of a tile of the gradient of R by cooperative matrices, or `None` where it is not made
+/// by them.
 pub fn matrix_width(head_dim: usize, element: Dtype, adapter: Adapter) -> Option<usize> {
     let fits = |width: &usize| {
         let bytes = 2 * 32 * (width + 8) * size_of::<u16>();
-        head_dim.is_multiple_of(*width) && bytes <= adapter.workgroup_bytes && adapter.invocations >= 256
+        head_dim.is_multiple_of(*width)
+            && bytes <= adapter.workgroup_bytes
+            && adapter.invocations >= 256
     };
     [128, 64].into_iter().filter(|_| adapter.matrix && element == Dtype::F16).find(fits)
 }
@@ -62,7 +67,10 @@ mod tests {
         assert_eq!([1, 32, 96, 100].map(|d| width(d, Dtype::F16)), [None; 4]);
         assert_eq!([Dtype::F32, Dtype::Bf16].map(|element| width(64, element)), [None; 2]);
         assert_eq!(matrix_width(64, Dtype::F16, H200), None);
-        assert_eq!(matrix_width(128, Dtype::F16, Adapter { workgroup_bytes: 16 << 10, ..adapter }), Some(64));
+        assert_eq!(
+            matrix_width(128, Dtype::F16, Adapter { workgroup_bytes: 16 << 10, ..adapter }),
+            Some(64)
+        );
     }
 
     #[test]
@@ -71,7 +79,9 @@ mod tests {
             for columns in [1, 1 << 16, 1 << 26] {
                 for round in GRADIENT_ROUNDS {
                     let (parts, length) = parts(tokens, columns, round);
-                    assert!(parts * length >= tokens && (parts == 0 || (parts - 1) * length < tokens));
+                    assert!(
+                        parts * length >= tokens && (parts == 0 || (parts - 1) * length < tokens)
+                    );
                     assert!(length <= LONGEST_LOOP * round[0]);
                 }
             }

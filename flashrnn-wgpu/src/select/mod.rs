@@ -59,7 +59,8 @@ impl Choice {
 /// The most workgroups along one dimension that every device takes.
 pub const GROUPS_X: usize = 65535;
 
-/// The rounds of a loop that every driver runs to their end: some (Mesa 22.3's lavapipe) end it silently after 65,535.
+/// The rounds of a loop that every driver runs to their end: some (Mesa 22.3's lavapipe) end it
+/// silently after 65,535.
 pub const LONGEST_LOOP: usize = 32768;
 
 /// A dispatch of so many workgroups, in two dimensions.
@@ -67,11 +68,12 @@ pub fn dispatch(groups: usize) -> [u32; 3] {
     [groups.min(GROUPS_X) as u32, groups.div_ceil(GROUPS_X) as u32, 1]
 }
 
-/// The pieces, of 4 words, of the packed weights: those that every plan has, and those of the fused kernels.
+/// The pieces, of 4 words, of the packed weights: those that every plan has, and those of the fused
+/// kernels.
 pub fn packed(shapes: &Shapes, fused: Option<Fused>, narrow: bool) -> [usize; 2] {
     let lines = shapes.recurrent * shapes.heads * shapes.head_dim;
-    let plain =
-        2 * lines * shapes.head_dim.div_ceil(4) + (shapes.gates * shapes.heads * shapes.head_dim).div_ceil(4);
+    let plain = 2 * lines * shapes.head_dim.div_ceil(4)
+        + (shapes.gates * shapes.heads * shapes.head_dim).div_ceil(4);
     [plain, fused.map_or(0, |fused| 2 * shapes.heads * fused.pieces(shapes, piece(narrow)))]
 }
 
@@ -99,7 +101,8 @@ mod tests {
         assert_eq!(gates_steps(100, 4), 100);
         assert_eq!(gates_steps(100, 1 << 20), 16);
         assert_eq!(gates_steps(100, 1 << 30), 1);
-        let ranges = |time, steps| from_the_last(time, steps).map(|r| (r.start, r.end)).collect::<Vec<_>>();
+        let ranges =
+            |time, steps| from_the_last(time, steps).map(|r| (r.start, r.end)).collect::<Vec<_>>();
         assert_eq!(ranges(7, 3), [(6, 7), (3, 6), (0, 3)]);
         assert_eq!(ranges(6, 3), [(3, 6), (0, 3)]);
         assert_eq!(ranges(2, 3), [(0, 2)]);

@@ -13,21 +13,22 @@ pub fn step_groups(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(STEP_UNITS) * shapes.heads * shapes.batch.div_ceil(STEP_ROWS)
 }
 
-/// The most rounds of a kernel's loop: those of the backward pass's product, with the smallest [`chunk`].
+/// The most rounds of a kernel's loop: those of the backward pass's product, with the smallest
+/// [`chunk`].
 pub fn longest_loop(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(4) * shapes.recurrent
 }
 
-/// Elements of k that a product brings to workgroup memory at a time, for a cell with this many recurrent gates; `None` where
-/// even the fewest take more than `workgroup_bytes`.
+/// Elements of k that a product brings to workgroup memory at a time, for a cell with this many
+/// recurrent gates; `None` where even the fewest take more than `workgroup_bytes`.
 pub fn chunk(recurrent: usize, workgroup_bytes: usize) -> Option<usize> {
     [32, 16, 8, 4]
         .into_iter()
         .find(|chunk| (recurrent + 1) * 16 * (chunk + 1) * size_of::<f32>() <= workgroup_bytes)
 }
 
-/// How a kernel of one step computes its product: 256 threads have 8 units of a head and 16 rows. The names are those of
-/// shaders/step.wgsl.
+/// How a kernel of one step computes its product: 256 threads have 8 units of a head and 16 rows.
+/// The names are those of shaders/step.wgsl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// Lines of weights of a thread.
@@ -36,11 +37,13 @@ pub struct Tile {
     pub parts: usize,
     /// Pieces of each line that a thread has in registers.
     pub pieces: usize,
-    /// How often workgroup memory is filled; 0: the kernel counts, for it serves heads of all sizes.
+    /// How often workgroup memory is filled; 0: the kernel counts, for it serves heads of all
+    /// sizes.
     pub rounds: usize,
     /// Lines whose sums are added up at a time.
     pub at_once: usize,
-    /// Parts of a sum that the threads of a subgroup add up among themselves; 1 where subgroups are not used.
+    /// Parts of a sum that the threads of a subgroup add up among themselves; 1 where subgroups are
+    /// not used.
     pub together: usize,
 }
 
@@ -72,8 +75,11 @@ impl Tile {
         };
         // No more than one round needs.
         let most = if adapter.cpu { least } else { length.div_ceil(parts).next_power_of_two() };
-        let tile =
-            [8, 4, 2, 1].into_iter().filter(|&pieces| least <= pieces && pieces <= most).map(with).find(fits);
+        let tile = [8, 4, 2, 1]
+            .into_iter()
+            .filter(|&pieces| least <= pieces && pieces <= most)
+            .map(with)
+            .find(fits);
         let tile = tile.unwrap_or(with(least));
         let fits = |tile: &Self| tile.workgroup_bytes() <= workgroup_bytes;
         // A part has 4 threads, one beside the other.
@@ -142,20 +148,29 @@ mod tests {
         let wide = Shapes { recurrent: 12, ..lstm };
         assert_eq!(Tile::forward(&wide, Adapter { subgroup: 8, ..LEAST }).together, 1);
         for head_dim in 1..=600 {
-            for adapter in
-                [LEAST, Adapter { subgroup: 8, ..LEAST }, H200, Adapter { subgroup: 128, ..H200 }, cpu]
-            {
+            for adapter in [
+                LEAST,
+                Adapter { subgroup: 8, ..LEAST },
+                H200,
+                Adapter { subgroup: 128, ..H200 },
+                cpu,
+            ] {
                 let problem = Problem::new(16, 1, 3, head_dim);
-                for shapes in [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Lstm>()] {
+                for shapes in
+                    [problem.shapes::<Elman>(), problem.shapes::<Gru>(), problem.shapes::<Lstm>()]
+                {
                     let shapes = shapes.unwrap();
                     let pieces = head_dim.div_ceil(4);
                     let tiles = [Tile::forward(&shapes, adapter), Tile::backward(&shapes, adapter)];
-                    for (tile, length) in tiles.into_iter().zip([pieces, shapes.recurrent * pieces]) {
+                    for (tile, length) in tiles.into_iter().zip([pieces, shapes.recurrent * pieces])
+                    {
                         let round = tile.parts * tile.pieces;
-                        let covered = tile.rounds * round >= length && (tile.rounds - 1) * round < length;
+                        let covered =
+                            tile.rounds * round >= length && (tile.rounds - 1) * round < length;
                         assert!(if adapter.cpu { tile.rounds == 0 } else { covered }, "{tile:?}");
                         assert!(
-                            tile.workgroup_bytes() <= adapter.workgroup_bytes && tile.loads() * 16 == round,
+                            tile.workgroup_bytes() <= adapter.workgroup_bytes
+                                && tile.loads() * 16 == round,
                             "{tile:?}"
                         );
                         assert_eq!(tile.together, (adapter.subgroup / 4).clamp(1, tile.parts));

@@ -6,16 +6,20 @@ use crate::{Cell, CellSizes};
 
 /// The text of `struct Cell`: the sizes of `cell`, and its forward and backward function in f32.
 ///
-/// Functions and constants that C++ lacks are called in a namespace `real`, which the kernels define. A state's
-/// or gate's index in a bit set is its bit; more than 32 states or gates don't compile. Equal texts are equal
-/// cells: a cell's parameters are literals in the text, exact in f32.
+/// Functions and constants that C++ lacks are called in a namespace `real`, which the kernels
+/// define. A state's or gate's index in a bit set is its bit; more than 32 states or gates don't
+/// compile. Equal texts are equal cells: a cell's parameters are literals in the text, exact in
+/// f32.
 pub fn cell<C: Cell>(cell: &C) -> String {
     let (states, gates) = (C::S, C::G);
     let gate_names = gate_names::<C>();
     let (recurrent, external) = (C::GR, C::GX);
     let list = |names: &[&str]| comment(&names.join(", "));
     let bits = |indices: &[usize]| {
-        let set = indices.iter().filter_map(|&k| 1u32.checked_shl(k as u32)).fold(0, |set, bit| set | bit);
+        let set = indices
+            .iter()
+            .filter_map(|&k| 1u32.checked_shl(k as u32))
+            .fold(0, |set, bit| set | bit);
         format!("{set:#x}")
     };
     let of_state = |array| Parameter { array, len: states, elements: C::STATES };

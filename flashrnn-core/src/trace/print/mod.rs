@@ -41,12 +41,16 @@ impl Parameter<'_> {
     }
 }
 
-/// The statements that compute `function`, one a line: each input that is used becomes a local named after its
-/// array and its element (`s_h`), each operation one named `v1`, `v2`, …
+/// The statements that compute `function`, one a line: each input that is used becomes a local
+/// named after its array and its element (`s_h`), each operation one named `v1`, `v2`, …
 ///
-/// `inputs` and `outputs` are the arrays that hold the function's inputs and take its outputs, in order. All
-/// inputs are read before an output is written, so that arrays may overlap.
-fn statements<L: Language>(function: &Function, inputs: &[Parameter], outputs: &[Parameter]) -> Vec<String> {
+/// `inputs` and `outputs` are the arrays that hold the function's inputs and take its outputs, in
+/// order. All inputs are read before an output is written, so that arrays may overlap.
+fn statements<L: Language>(
+    function: &Function,
+    inputs: &[Parameter],
+    outputs: &[Parameter],
+) -> Vec<String> {
     let names = names(inputs, outputs);
     let sources: Vec<String> = inputs.iter().flat_map(Parameter::places).collect();
     let mut loads = vec![];
@@ -76,8 +80,9 @@ fn statements<L: Language>(function: &Function, inputs: &[Parameter], outputs: &
         spelled.push(name);
     }
     let targets = outputs.iter().flat_map(Parameter::places);
-    let stores =
-        targets.zip(function.outputs()).map(|(place, &(_, id))| format!("{place} = {};", spelled[id]));
+    let stores = targets
+        .zip(function.outputs())
+        .map(|(place, &(_, id))| format!("{place} = {};", spelled[id]));
     loads.into_iter().chain(operations).chain(stores).collect()
 }
 
@@ -108,17 +113,21 @@ fn binary<L: Language>(op: Binary, a: &str, b: &str) -> String {
     }
 }
 
-/// A local's name for each element of `inputs`: an identifier in every C-like language, however odd the
-/// element's name, and none twice. The array's name comes first, so it is no keyword; neither is it `v1` nor a
-/// parameter.
+/// A local's name for each element of `inputs`: an identifier in every C-like language, however odd
+/// the element's name, and none twice. The array's name comes first, so it is no keyword; neither
+/// is it `v1` nor a parameter.
 fn names(inputs: &[Parameter], outputs: &[Parameter]) -> Vec<String> {
-    let mut taken: HashSet<String> = inputs.iter().chain(outputs).map(|p| p.array.to_string()).collect();
-    let element = |p: &Parameter, k: usize| p.elements.get(k).copied().unwrap_or_default().to_string();
+    let mut taken: HashSet<String> =
+        inputs.iter().chain(outputs).map(|p| p.array.to_string()).collect();
+    let element =
+        |p: &Parameter, k: usize| p.elements.get(k).copied().unwrap_or_default().to_string();
     let elements = inputs.iter().flat_map(|p| (0..p.len).map(move |k| (p.array, element(p, k))));
     let unique = |(array, element): (&str, String)| {
-        let letters = element.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty());
+        let letters =
+            element.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty());
         let name = [array].into_iter().chain(letters).collect::<Vec<_>>().join("_");
-        let mut candidates = [name.clone()].into_iter().chain((2..).map(|n: usize| format!("{name}_{n}")));
+        let mut candidates =
+            [name.clone()].into_iter().chain((2..).map(|n: usize| format!("{name}_{n}")));
         let free = candidates.find(|candidate| !taken.contains(candidate)).unwrap_or(name);
         taken.insert(free.clone());
         free

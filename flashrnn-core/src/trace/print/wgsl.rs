@@ -12,7 +12,10 @@ pub fn cell<C: Cell>(cell: &C) -> String {
 /// The sizes of a cell as constants. A state's or gate's index in a bit set is its bit.
 pub fn sizes<C: Cell>() -> String {
     let bits = |indices: &[usize]| {
-        let set = indices.iter().filter_map(|&k| 1u32.checked_shl(k as u32)).fold(0, |set, bit| set | bit);
+        let set = indices
+            .iter()
+            .filter_map(|&k| 1u32.checked_shl(k as u32))
+            .fold(0, |set, bit| set | bit);
         format!("{set:#x}u")
     };
     format!(
@@ -38,8 +41,9 @@ const CONSTANT = {constant};
 
 /// The functions `cell_forward` and `cell_backward` of `cell`, in f32.
 ///
-/// Functions and constants that WGSL lacks are called by names that begin with `real_`, which the shaders define. Equal
-/// texts are equal cells: a cell's parameters are literals in the text, exact in f32.
+/// Functions and constants that WGSL lacks are called by names that begin with `real_`, which the
+/// shaders define. Equal texts are equal cells: a cell's parameters are literals in the text, exact
+/// in f32.
 pub fn functions<C: Cell>(cell: &C) -> String {
     let (states, gates) = (C::S, C::G);
     let gate_names = gate_names::<C>();
@@ -83,7 +87,10 @@ fn cell_backward(s: array<f32, {states}>, g: array<f32, {gates}>, d: array<f32, 
 
 /// The indented lines of a function.
 fn body(function: &Function, inputs: &[Parameter], outputs: &[Parameter]) -> String {
-    statements::<Wgsl>(function, inputs, outputs).into_iter().map(|line| format!("    {line}\n")).collect()
+    statements::<Wgsl>(function, inputs, outputs)
+        .into_iter()
+        .map(|line| format!("    {line}\n"))
+        .collect()
 }
 
 struct Wgsl;
