@@ -4,8 +4,8 @@ use std::fmt;
 
 use flashrnn_core::Shapes;
 
-use crate::select::{self, Gpu, Tile};
-use crate::spread::{self, Fused};
+use crate::select::fused::{self as spread, Fused};
+use crate::select::step::{self as select, Gpu, Tile};
 
 /// The kernel of one pass.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,14 +9,14 @@ use flashrnn_core::{Dtype, Element, Error, Layout, Problem, Result, Save, Shapes
 use crate::call::{Address, Gates, Sizes};
 use crate::choice::KernelChoice;
 use crate::device::{Cuda, Device, Family};
-use crate::fused::{FusedBackward, FusedForward, FusedProblem};
-use crate::launch::Kernel;
+use crate::kernels::launch::Kernel;
 use crate::memory::{View, ViewMut};
 use crate::packed::PackedOrder;
+use crate::passes::fused::{FusedBackward, FusedForward, FusedProblem};
+use crate::passes::time_loop::TimeLoop;
 use crate::programs::{self, CellSource, Uses};
-use crate::select::{self, Multiply};
-use crate::spread::{self, Fused};
-use crate::time_loop::TimeLoop;
+use crate::select::fused::{self as spread, Fused};
+use crate::select::step::{self as select, Multiply};
 
 /// What a plan runs with: the kernels and sizes, whatever the element types.
 pub(crate) struct Engine {

@@ -32,56 +32,40 @@
 //! 5. `launch.rs` has modules, kernels and graphs, `beside.rs` a second stream, `blas.rs` batched
 //!    products.
 //! 6. `programs.rs` joins the kernel files with a cell, element types and tile. `select.rs` chooses
-//!    the tile of a kernel per step, [`spread`] the layout of a fused kernel; [`KernelChoice`]
+//!    the tile of a kernel per step, `select/fused.rs` the layout of a fused kernel; [`KernelChoice`]
 //!    (`choice.rs`) tells people which.
 //! 7. `plan.rs` checks calls and hands them to the `engine.rs`. `forward.rs` and `backward.rs` fill
 //!    the arguments (`call.rs`) of one fused kernel (`fused.rs`) or of a kernel per step in graphs
 //!    (`time_loop.rs`); `scratch.rs` cuts their scratch memory; `packed.rs`, `tokens.rs` and
 //!    `weights.rs` compute what is done for all steps at once.
 
-mod backward;
-mod beside;
-mod blas;
-mod borrowed;
-pub mod cache;
 mod call;
 mod choice;
-pub mod compile;
-mod context;
 mod device;
 mod driver;
 mod engine;
-mod forward;
-mod fused;
-mod launch;
-mod library;
+mod kernels;
 mod memory;
 mod packed;
+mod passes;
 mod plan;
-mod pool;
 #[doc(hidden)]
 pub mod programs;
 mod report;
-mod scratch;
 #[doc(hidden)]
 pub mod select;
-mod shared;
-pub mod spread;
 #[doc(hidden)]
 pub mod testing;
 #[cfg(test)]
 mod tests;
-mod time_loop;
-mod tokens;
-mod transfer;
-mod weights;
 
-pub use borrowed::{Borrowed, BorrowedMut};
 pub use choice::KernelChoice;
 pub use cudarc;
 pub use device::{Cuda, Family, Waits};
+pub use driver::pool::MemoryUse;
+pub use kernels::{cache, compile};
+pub use memory::borrowed::{Borrowed, BorrowedMut};
 pub use memory::{Buffer, View, ViewMut};
 pub use packed::{Packed, PackedOrder};
 pub use plan::CudaPlan;
-pub use pool::MemoryUse;
 pub use report::{Library, libraries};

@@ -7,9 +7,9 @@ use flashrnn_core::{Element, Result};
 use crate::call::Address;
 use crate::device::{Device, Place};
 use crate::engine::Engine;
-use crate::launch::Launch;
+use crate::kernels::launch::Launch;
 use crate::memory::Buffer;
-use crate::time_loop::{argument, grid};
+use crate::passes::time_loop::{argument, grid};
 
 /// R and b packed: R rounded to `T` in the orders of both passes, b in f32.
 pub struct Packed<T: Element> {

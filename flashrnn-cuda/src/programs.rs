@@ -5,10 +5,10 @@ use std::mem::size_of;
 use flashrnn_core::{Cell, Dtype, Shapes, trace};
 
 use crate::call::{BackwardCall, ForwardCall};
-use crate::compile::Program;
 use crate::device::Waits;
-use crate::select::{self, Gpu, Multiply, Tile};
-use crate::spread::{self, Fused};
+use crate::kernels::compile::Program;
+use crate::select::fused::{self as spread, Fused};
+use crate::select::step::{self as select, Gpu, Multiply, Tile};
 
 /// The files that kernels include.
 const HEADERS: &[(&str, &str)] = &[

@@ -2,8 +2,8 @@
 
 use flashrnn_core::Result;
 
-use crate::compile::Nvrtc;
-use crate::library;
+use crate::driver::library;
+use crate::kernels::compile::Nvrtc;
 
 /// A library that plans need, besides the driver, without which there is no [`Cuda`](crate::Cuda).
 #[derive(Clone, Debug)]

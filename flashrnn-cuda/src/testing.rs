@@ -1,7 +1,7 @@
 //! What this crate's own tests do where a device or a library is missing: they say that they skip,
 //! and fail instead where `FLASHRNN_REQUIRE` names what they need.
 
-use crate::{Cuda, compile::Nvrtc};
+use crate::{Cuda, kernels::compile::Nvrtc};
 use flashrnn_core::Result;
 
 /// A device, or a line that says why the test is skipped.

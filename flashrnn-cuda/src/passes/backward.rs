@@ -8,8 +8,8 @@ use flashrnn_core::{Backward, Element, Result};
 use crate::call::{BackwardCall, Gates};
 use crate::device::Cuda;
 use crate::engine::{Engine, address, address_mut, clip};
-use crate::scratch::BackwardNeeds;
-use crate::tokens::Rows;
+use crate::memory::scratch::BackwardNeeds;
+use crate::passes::recompute::Rows;
 
 impl Engine {
     pub(crate) fn backward<T: Element, W: Element>(

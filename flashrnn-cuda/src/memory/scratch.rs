@@ -3,8 +3,8 @@
 
 use flashrnn_core::{Error, Result, Workspace};
 
-use crate::blas::BlasScratch;
 use crate::call::{Address, Gates};
+use crate::device::blas::BlasScratch;
 use crate::engine::{Engine, recompute};
 use crate::memory::{Buffer, ViewMut};
 

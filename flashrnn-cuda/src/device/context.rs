@@ -9,15 +9,15 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use flashrnn_core::{Error, Result};
 use flashrnn_disk_cache::Key;
 
-use crate::blas::Blas;
-use crate::cache;
-use crate::compile::{Arch, Nvrtc, Program};
-use crate::context::{Entered, Restoring, enter};
+use crate::device::blas::Blas;
+use crate::driver::current::{Entered, Restoring, enter};
+use crate::driver::library;
+use crate::driver::pool::Pool;
 use crate::driver::{check, failure};
-use crate::launch::Module;
-use crate::library;
-use crate::pool::Pool;
-use crate::select::Gpu;
+use crate::kernels::cache;
+use crate::kernels::compile::{Arch, Nvrtc, Program};
+use crate::kernels::launch::Module;
+use crate::select::step::Gpu;
 
 /// A device's context and what is made once in it. The handles of all its streams, their buffers
 /// and plans keep it alive.

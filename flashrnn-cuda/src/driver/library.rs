@@ -330,15 +330,21 @@ mod tests {
         assert!(find(&["_Unwind_Resume"]).is_ok());
     }
 
+    fn files_below(folder: &Path) -> Vec<PathBuf> {
+        let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] })
+            .collect()
+    }
+
     /// Every function of the three libraries that this crate's sources name is in the lists: cudarc
     /// panics where one is missing.
     #[test]
     fn every_function_that_is_called_is_looked_for() {
         let lists = [DRIVER, NVRTC, CUBLAS].map(|library| library.functions).concat();
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let mut called = 0;
-        for file in folder.read_dir().unwrap() {
-            let source = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        for file in files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+            let source = std::fs::read_to_string(file).unwrap();
             for (at, _) in source.match_indices("sys::").chain(source.match_indices("cublas::")) {
                 let path = &source[at..];
                 let name = path

@@ -1,5 +1,9 @@
 //! Device memory: our own ([`Buffer`]), and parts of it or of the caller's ([`View`], [`ViewMut`]).
 
+pub(crate) mod borrowed;
+pub(crate) mod scratch;
+mod transfer;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};

@@ -8,11 +8,11 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUresult, CUstream};
 use flashrnn_core::{Error, Result};
 
-use crate::beside::Stream;
-use crate::context::{Restoring, enter};
 use crate::device::Device;
+use crate::device::context::Shared;
+use crate::driver::current::{Restoring, enter};
+use crate::driver::stream::Stream;
 use crate::driver::{check, failure};
-use crate::shared::Shared;
 
 /// Machine code loaded into a device's context.
 pub(crate) struct Module {

@@ -1,12 +1,15 @@
 //! The driver's results and versions.
 
+pub(crate) mod current;
+pub(crate) mod library;
+pub(crate) mod pool;
+pub(crate) mod stream;
+
 use std::ffi::CStr;
 use std::ptr;
 
 use cudarc::driver::sys::{self, CUresult};
 use flashrnn_core::{Error, Result};
-
-use crate::library;
 
 /// Counts the CUDA devices.
 pub(crate) fn device_count() -> Result<usize> {

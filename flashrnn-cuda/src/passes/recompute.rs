@@ -6,13 +6,13 @@ use std::ffi::c_void;
 use cudarc::driver::sys::CUstream;
 use flashrnn_core::{Dtype, Result};
 
-use crate::blas::{Matrix, Product};
 use crate::call::{Address, Gates, Sizes};
+use crate::device::blas::{Matrix, Product};
 use crate::engine::Engine;
-use crate::launch::{Kernel, Launch};
-use crate::scratch::GatesAgainScratch;
-use crate::time_loop::argument;
-use crate::weights::Operand;
+use crate::kernels::launch::{Kernel, Launch};
+use crate::memory::scratch::GatesAgainScratch;
+use crate::passes::time_loop::argument;
+use crate::passes::weight_grad::Operand;
 
 /// What says where each row's steps lie and begin.
 pub(crate) struct Rows {

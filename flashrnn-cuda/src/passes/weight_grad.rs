@@ -4,13 +4,13 @@
 use cudarc::driver::sys::CUstream;
 use flashrnn_core::{Dtype, Result};
 
-use crate::blas::{Matrix, Product};
 use crate::call::{Address, Gates};
+use crate::device::blas::{Matrix, Product};
 use crate::engine::Engine;
-use crate::launch::Launch;
-use crate::scratch::WeightScratch;
-use crate::select;
-use crate::time_loop::{argument, grid};
+use crate::kernels::launch::Launch;
+use crate::memory::scratch::WeightScratch;
+use crate::passes::time_loop::{argument, grid};
+use crate::select::step as select;
 
 /// Some gates of all tokens: `[tokens, gates, N, unit_stride / D …]`, as the batched product reads
 /// them.

@@ -9,8 +9,8 @@ use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, SyncOnDrop};
 use flashrnn_core::{Error, Result};
 
 use crate::Cuda;
-use crate::context::{Restoring, keep};
 use crate::device::Place;
+use crate::driver::current::{Restoring, keep};
 use crate::memory::{View, ViewMut};
 
 /// One of cudarc's slices, lent to one [`Cuda`] for reading. Work enqueued while this lives comes

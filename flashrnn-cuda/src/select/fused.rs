@@ -3,7 +3,7 @@
 
 use flashrnn_core::Shapes;
 
-use crate::select::Gpu;
+use crate::select::step::Gpu;
 
 /// How a fused kernel is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use flashrnn_core::{Backend, Dtype, Element, Elman, Error, bf16, f16};
 
-use crate::blas::{BlasScratch, Matrix, Product};
 use crate::call::Sizes;
-use crate::compile::Program;
+use crate::device::blas::{BlasScratch, Matrix, Product};
 use crate::device::{Cuda, Device};
-use crate::launch::{Graph, Kernel, Launch};
+use crate::kernels::compile::Program;
+use crate::kernels::launch::{Graph, Kernel, Launch};
 use crate::memory::{Buffer, View};
+use crate::passes::time_loop::argument;
 use crate::programs::{self, CellSource};
-use crate::time_loop::argument;
-use crate::{select, testing};
+use crate::select::step as select;
+use crate::testing;
 
 fn program() -> Program {
     let source = r#"
@@ -36,7 +37,7 @@ fn program() -> Program {
         }
     "#;
     Program {
-        name: "src/tests.rs".into(),
+        name: "src/tests/mod.rs".into(),
         source: source.into(),
         headers: Vec::new(),
         options: vec!["-DTEST".into()],
@@ -175,7 +176,7 @@ fn kernels_run_in_order_early_or_not_and_in_graphs() {
         grows.launch(stream, &too_many, &mut [argument(&mut address), argument(&mut count)])
     };
     let text = refused.unwrap_err().to_string();
-    assert!(text.contains("grow") && text.contains("src/tests.rs"), "{text}");
+    assert!(text.contains("grow") && text.contains("src/tests/mod.rs"), "{text}");
     device.synchronize().unwrap();
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use flashrnn_core::Result;
 use flashrnn_disk_cache::{DiskCache, Key};
 
-use crate::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
+use crate::kernels::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
 
 /// Extension of the entries' files.
 const EXTENSION: &str = "cubin";

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use cudarc::nvrtc::sys;
 use flashrnn_core::{Error, Result};
 
-use crate::library;
+use crate::driver::library;
 
 /// A source and all that decides what it compiles to, but for the architecture.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

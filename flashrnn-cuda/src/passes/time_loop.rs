@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytemuck::Pod;
 use flashrnn_core::{Error, Result};
 
-use crate::compile::Program;
 use crate::device::Device;
-use crate::launch::{Graph, Kernel, Launch};
+use crate::kernels::compile::Program;
+use crate::kernels::launch::{Graph, Kernel, Launch};
 use crate::memory::Buffer;
 
 /// The steps of a graph. Moving the table on costs about a step.

@@ -1,6 +1,9 @@
 //! A handle of a device: the stream that everything is enqueued on, and how plans choose their
 //! kernels.
 
+pub(crate) mod blas;
+pub(crate) mod context;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,14 +11,14 @@ use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
 use flashrnn_core::{Error, Result};
 
-use crate::beside::Beside;
-use crate::compile::{Arch, Program};
-use crate::context::{Entered, enter, keep};
+use crate::device::context::Shared;
+use crate::driver::current::{Entered, enter, keep};
+use crate::driver::library;
+use crate::driver::stream::Beside;
 use crate::driver::{check, device_count, failure};
-use crate::launch::Module;
-use crate::library;
-use crate::shared::Shared;
-use crate::time_loop::TimeLoops;
+use crate::kernels::compile::{Arch, Program};
+use crate::kernels::launch::Module;
+use crate::passes::time_loop::TimeLoops;
 
 /// An NVIDIA GPU and a stream on it. Clones share both; [`Cuda::with_stream`] shares the GPU alone.
 ///

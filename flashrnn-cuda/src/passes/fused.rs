@@ -7,10 +7,10 @@ use flashrnn_core::{Dtype, Result, Shapes};
 use crate::call::{Address, BackwardCall, ForwardCall};
 use crate::device::Device;
 use crate::engine::{joined, spawn};
-use crate::launch::{Kernel, Launch};
+use crate::kernels::launch::{Kernel, Launch};
+use crate::passes::time_loop::{argument, grid};
 use crate::programs::{self, CellSource, Uses};
-use crate::spread::{COPY_BYTES, Fused};
-use crate::time_loop::{argument, grid};
+use crate::select::fused::{COPY_BYTES, Fused};
 
 /// A fused kernel and its launch.
 struct Pass {

@@ -7,7 +7,7 @@ use crate::call::{Address, ForwardCall, Sizes};
 use crate::device::Cuda;
 use crate::engine::{Engine, address, address_mut, clip, recompute};
 use crate::memory::Buffer;
-use crate::scratch::ForwardScratch;
+use crate::memory::scratch::ForwardScratch;
 
 impl Engine {
     pub(crate) fn forward<T: Element>(&self, call: Forward<'_, Cuda, T>) -> Result<()> {

@@ -9,9 +9,9 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use flashrnn_core::{Dtype, Error, Result};
 
-use crate::compile::Arch;
-use crate::context::{Restoring, enter};
-use crate::library;
+use crate::driver::current::{Restoring, enter};
+use crate::driver::library;
+use crate::kernels::compile::Arch;
 
 /// A handle of cuBLAS, for all streams of a context.
 pub(crate) struct Blas {

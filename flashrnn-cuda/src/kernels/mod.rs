@@ -1,0 +1,5 @@
+//! Compilation, the disk cache and launches.
+
+pub mod cache;
+pub mod compile;
+pub(crate) mod launch;

@@ -1,0 +1,4 @@
+//! Which kernels a plan runs, and how their work is divided.
+
+pub mod fused;
+pub mod step;
