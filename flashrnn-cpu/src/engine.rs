@@ -90,7 +90,7 @@ struct BackwardRoom {
     weight_grad: WeightGradRoom,
 }
 
-/// The memory of a step.
+/// The memory of a step, which computes one head after the other in it.
 struct StepRoom<S> {
     /// The batch, with one step each.
     rows: Vec<Row>,
@@ -211,14 +211,14 @@ impl<T: Element, V: Vector<T> + Send + Sync> Engine<T, V> {
     }
 
     fn step_room(&self) -> Result<StepRoom<T::Wide>> {
-        let Shapes { batch, heads, states, head_dim, .. } = self.shapes;
+        let Shapes { batch, states, head_dim, .. } = self.shapes;
         let padded = self.forward.vectors() * self.forward.lanes;
         let mut rows = filled(Row { b: 0, length: 1 }, batch)?;
         rows.iter_mut().enumerate().for_each(|(b, row)| row.b = b);
         Ok(StepRoom {
             rows,
-            state: Aligned::new(heads * batch * states * padded)?,
-            h: Aligned::new(heads * 2 * batch * head_dim)?,
+            state: Aligned::new(batch * states * padded)?,
+            h: Aligned::new(2 * batch * head_dim)?,
             scratch: Aligned::new(V::ROWS * self.forward.outputs())?,
         })
     }
@@ -381,27 +381,20 @@ impl<T: Element, V: Vector<T> + Send + Sync> Kernel<T> for Engine<T, V> {
             gates: None,
             wide: None,
         };
-        let heads = self.shapes.heads;
-        let (state_len, h_len) =
-            (room.state.as_slice().len() / heads, room.h.as_slice().len() / heads);
-        let (state, h) =
-            (Shared::new(room.state.as_mut_slice()), Shared::new(room.h.as_mut_slice()));
-        let task = |head| {
-            let (state, h) = (state.part(head * state_len, state_len), h.part(head * h_len, h_len));
-            Task { head, rows: &room.rows[..], data: ForwardData::new(state, h) }
-        };
+        let data = ForwardData::new(
+            Shared::new(room.state.as_mut_slice()),
+            Shared::new(room.h.as_mut_slice()),
+        );
+        let mut task = Task { head: 0, rows: &room.rows[..], data };
         let cell = &*self.cell;
         let _mode = self.workers.subnormals.enter();
-        let pass = ForwardPass { cell, call: ForwardCall { s0: Some(&*call.state), ..args } };
-        for head in 0..heads {
-            // SAFETY: nothing else uses the room or the outputs; `state` is read here and written
-            // below.
-            unsafe { pass.begin(&task(head)) };
-        }
-        let last = Some(Shared::new(&mut *call.state));
-        let pass = ForwardPass { cell, call: ForwardCall { last, ..args } };
-        for head in 0..heads {
-            let task = task(head);
+        for head in 0..self.shapes.heads {
+            task.head = head;
+            let pass = ForwardPass { cell, call: ForwardCall { s0: Some(&*call.state), ..args } };
+            // SAFETY: nothing else uses the room or the outputs.
+            unsafe { pass.begin(&task) };
+            let last = Some(Shared::new(&mut *call.state));
+            let pass = ForwardPass { cell, call: ForwardCall { last, ..args } };
             for block in 0..self.forward.blocks() {
                 // SAFETY: as above.
                 unsafe { pass.block(&task, 0, block, room.scratch.as_mut_slice()) };
