@@ -15,34 +15,23 @@
 
 #[cfg(feature = "ndarray")]
 mod arrays;
-mod backward;
-mod compiled;
-mod division;
+mod batched;
+mod cell_kernel;
 mod engine;
-mod forward;
-mod gather;
+mod kernel;
 mod memory;
-mod packed;
 mod plan;
-mod product;
-mod recompute;
+mod schedule;
 mod simd;
-mod subnormals;
-mod tasks;
-mod team;
 mod threads;
-mod tile;
-mod time_loop;
-mod weight_grad;
-mod workers;
 
 #[cfg(feature = "ndarray")]
 pub use arrays::{Gradients, Inputs, OutputGradients, Outputs};
+pub use kernel::packed::Packed;
+pub use kernel::product::PackedOrder;
 /// The crate whose arrays [`CpuPlan::forward_arrays`] takes.
 #[cfg(feature = "ndarray")]
 pub use ndarray;
-pub use packed::Packed;
 pub use plan::{Cpu, CpuPlan};
-pub use product::PackedOrder;
 pub use simd::Level;
-pub use subnormals::Subnormals;
+pub use threads::subnormals::Subnormals;

@@ -8,15 +8,15 @@ use flashrnn_core::{
     Saved, Shapes, Step, Weights, WeightsLayout, Workspace,
 };
 
-use crate::compiled;
+use crate::cell_kernel;
 use crate::engine::{Kernel, Sink};
+use crate::kernel::packed::Packed;
+use crate::kernel::product::PackedOrder;
 use crate::memory::{Memory, Shared, Workspaces, filled};
-use crate::packed::Packed;
-use crate::product::PackedOrder;
 use crate::simd::Level;
-use crate::subnormals::Subnormals;
-use crate::threads::{Pool, default_threads};
-use crate::workers::Workers;
+use crate::threads::pool::{Pool, default_threads};
+use crate::threads::subnormals::Subnormals;
+use crate::threads::workers::Workers;
 
 /// The CPU backend: threads over heads and batch rows, SIMD within.
 ///
@@ -165,7 +165,8 @@ impl Backend for Cpu {
             let why = "weights have the tensors' type, or f32 beside 16-bit tensors".into();
             return Err(Error::Unsupported { backend: "cpu", what, why });
         }
-        let kernel = compiled::kernel::<T, C>(cell, problem, &shapes, self.level, self.workers()?)?;
+        let kernel =
+            cell_kernel::kernel::<T, C>(cell, problem, &shapes, self.level, self.workers()?)?;
         let Shapes { recurrent, gates, heads, head_dim, .. } = shapes;
         let layout = WeightsLayout { recurrent, gates, heads, head_dim, order: kernel.order() };
         Ok(CpuPlan {

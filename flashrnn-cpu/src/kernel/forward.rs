@@ -12,12 +12,12 @@
 
 use flashrnn_core::{Array, Cell, CellSizes, Element, Real};
 
-use crate::compiled::{Blocks, With};
+use crate::cell_kernel::{Blocks, With};
+use crate::kernel::product::{Panels, Product};
 use crate::memory::{Shared, at};
-use crate::product::{Panels, Product};
+use crate::schedule::tasks::{Row, Task, Time, active};
+use crate::schedule::time_loop::Pass;
 use crate::simd::{For, LINE, Op, Pair, Storage, Vector, prefetch};
-use crate::tasks::{Row, Task, Time, active};
-use crate::time_loop::Pass;
 
 /// The tensors of a call, as slices.
 pub(crate) struct ForwardCall<'a, T, S> {

@@ -6,20 +6,20 @@ use std::sync::Mutex;
 use flashrnn_core::{Backward, Element, Forward, Options, Problem, Result, SavedMut, Shapes, Step};
 
 use crate::Cpu;
-use crate::backward::{BackwardCall, BackwardPass};
-use crate::compiled::Blocks;
-use crate::division::{Division, Work};
-use crate::forward::{ForwardCall, ForwardData, ForwardPass};
-use crate::gather::Steps;
+use crate::batched::gather::Steps;
+use crate::batched::recompute::{Recompute, RecomputeRoom};
+use crate::batched::weight_grad::{Part, WeightGrad, WeightGradRoom};
+use crate::cell_kernel::Blocks;
+use crate::kernel::backward::{BackwardCall, BackwardPass};
+use crate::kernel::forward::{ForwardCall, ForwardData, ForwardPass};
+use crate::kernel::packed::Packed;
+use crate::kernel::product::{PackedOrder, Panels};
 use crate::memory::{Aligned, Memory, Shared, Span, SpanLayout, filled, lock};
-use crate::packed::Packed;
-use crate::product::{PackedOrder, Panels};
-use crate::recompute::{Recompute, RecomputeRoom};
+use crate::schedule::division::{Division, Work};
+use crate::schedule::tasks::{Row, Task, Time, sort_rows};
+use crate::schedule::time_loop::{Pass, TimeLoop};
 use crate::simd::Vector;
-use crate::tasks::{Row, Task, Time, sort_rows};
-use crate::time_loop::{Pass, TimeLoop};
-use crate::weight_grad::{Part, WeightGrad, WeightGradRoom};
-use crate::workers::Workers;
+use crate::threads::workers::Workers;
 
 /// Where a backward pass puts the weight gradients.
 pub(crate) type Sink<'a, S> = &'a (dyn Fn(Part<'_, S>) + Sync);

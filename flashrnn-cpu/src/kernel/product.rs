@@ -21,11 +21,11 @@ use std::ops::Range;
 
 use flashrnn_core::Element;
 
-use crate::division::WHOLE;
+use crate::kernel::tile::Tile;
 use crate::memory::{Shared, at};
+use crate::schedule::division::WHOLE;
 use crate::simd::{For, LINE, Op, Simd, Storage};
-use crate::tile::Tile;
-use crate::workers::Workers;
+use crate::threads::workers::Workers;
 
 /// A thread packs about as many elements while another one is woken; fewer are not worth sharing.
 const MIN_SHARE_PACKED: usize = 1 << 15;

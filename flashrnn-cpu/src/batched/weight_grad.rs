@@ -9,13 +9,13 @@
 
 use flashrnn_core::{Element, Shapes};
 
-use crate::forward::GateLayout;
-use crate::gather::{GatherH, Steps, widen};
+use crate::batched::gather::{GatherH, Steps, widen};
+use crate::kernel::forward::GateLayout;
+use crate::kernel::tile::Tile;
 use crate::memory::{Memory, Shared, Span, SpanLayout};
+use crate::schedule::tasks::Time;
 use crate::simd::{For, Op, Simd, Storage, Vector};
-use crate::tasks::Time;
-use crate::tile::Tile;
-use crate::workers::Workers;
+use crate::threads::workers::Workers;
 
 /// Terms of each sum that are added by one product.
 const CHUNK: usize = 256;

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use bytemuck::Pod;
 use flashrnn_core::Shapes;
 
-use crate::division::Division;
+use crate::kernel::product::Panels;
 use crate::memory::{ALIGN, Memory, Shared, Span, SpanLayout};
-use crate::product::Panels;
-use crate::tasks::{Row, Task};
-use crate::team::{Signal, Team, back_and_forth};
-use crate::workers::Workers;
+use crate::schedule::division::Division;
+use crate::schedule::tasks::{Row, Task};
+use crate::schedule::team::{Signal, Team, back_and_forth};
+use crate::threads::workers::Workers;
 
 /// What a pass does in its time loop, with numbers of `S`.
 pub(crate) trait Pass<S>: Sync {

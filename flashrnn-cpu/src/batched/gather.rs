@@ -6,8 +6,8 @@ use std::ops::Range;
 use flashrnn_core::Element;
 
 use crate::memory::at;
+use crate::schedule::tasks::{Before, Row, Time};
 use crate::simd::{For, Op, Storage, Vector};
-use crate::tasks::{Before, Row, Time};
 
 /// Every step of every row, numbered one after the other.
 pub(crate) struct Steps<'a> {

@@ -11,11 +11,11 @@ use flashrnn_core::{
     Cell, Element, Elman, Error, Gru, Lstm, Problem, Result, Shapes, Slstm, bf16, f16,
 };
 
-use crate::backward::BackwardBlock;
 use crate::engine::{Engine, Kernel};
-use crate::forward::ForwardBlock;
+use crate::kernel::backward::BackwardBlock;
+use crate::kernel::forward::ForwardBlock;
 use crate::simd::{For, Level, Vector};
-use crate::workers::Workers;
+use crate::threads::workers::Workers;
 
 /// A block of one step of a cell.
 pub(crate) trait Blocks<T: Element>: Send + Sync {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::subnormals::Subnormals;
-use crate::threads::Pool;
+use crate::threads::pool::Pool;
+use crate::threads::subnormals::Subnormals;
 
 /// The threads of a plan's calls, and the mode in which they compute.
 #[derive(Clone, Debug)]

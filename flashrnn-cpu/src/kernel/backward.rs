@@ -13,13 +13,13 @@
 
 use flashrnn_core::{Array, Cell, CellSizes, Element};
 
-use crate::compiled::{Blocks, With};
-use crate::forward::GateLayout;
+use crate::cell_kernel::{Blocks, With};
+use crate::kernel::forward::GateLayout;
+use crate::kernel::product::{Panels, Product};
 use crate::memory::{Shared, at};
-use crate::product::{Panels, Product};
+use crate::schedule::tasks::{Before, Row, Task, Time, active};
+use crate::schedule::time_loop::Pass;
 use crate::simd::{For, Op, Storage, Vector, prefetch};
-use crate::tasks::{Before, Row, Task, Time, active};
-use crate::time_loop::Pass;
 
 /// The tensors of a call, as slices.
 pub(crate) struct BackwardCall<'a, T, S> {

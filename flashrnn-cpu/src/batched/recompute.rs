@@ -6,13 +6,13 @@
 
 use flashrnn_core::Element;
 
-use crate::forward::GateLayout;
-use crate::gather::{GatherH, Steps};
+use crate::batched::gather::{GatherH, Steps};
+use crate::kernel::forward::GateLayout;
+use crate::kernel::product::{Panels, Product};
 use crate::memory::{Memory, Shared, Span, SpanLayout, at};
-use crate::product::{Panels, Product};
+use crate::schedule::tasks::Time;
 use crate::simd::{For, Op, Simd, Storage, Vector};
-use crate::tasks::Time;
-use crate::workers::Workers;
+use crate::threads::workers::Workers;
 
 /// Steps that share a pass over R.
 const CHUNK: usize = 96;
