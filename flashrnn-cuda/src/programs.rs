@@ -13,15 +13,15 @@ use crate::select::step::{self as select, Gpu, Multiply, Tile};
 /// The files that kernels include.
 const HEADERS: &[(&str, &str)] = &[
     ("call.cuh", include_str!("../kernels/call.cuh")),
-    ("carry.cuh", include_str!("../kernels/carry.cuh")),
     ("element.cuh", include_str!("../kernels/element.cuh")),
-    ("fused.cuh", include_str!("../kernels/fused.cuh")),
     ("math.cuh", include_str!("../kernels/math.cuh")),
-    ("multiply_add.cuh", include_str!("../kernels/multiply_add.cuh")),
     ("operator.cuh", include_str!("../kernels/operator.cuh")),
-    ("overlap.cuh", include_str!("../kernels/overlap.cuh")),
-    ("product.cuh", include_str!("../kernels/product.cuh")),
-    ("tensor_cores.cuh", include_str!("../kernels/tensor_cores.cuh")),
+    ("fused/exchange.cuh", include_str!("../kernels/fused/exchange.cuh")),
+    ("fused/io_warps.cuh", include_str!("../kernels/fused/io_warps.cuh")),
+    ("fused/multiply_add.cuh", include_str!("../kernels/fused/multiply_add.cuh")),
+    ("fused/tensor_cores.cuh", include_str!("../kernels/fused/tensor_cores.cuh")),
+    ("step/overlap.cuh", include_str!("../kernels/step/overlap.cuh")),
+    ("step/product.cuh", include_str!("../kernels/step/product.cuh")),
 ];
 
 /// A cell's functions as CUDA C++, the file `cell.cuh` of its kernels.
@@ -46,14 +46,14 @@ impl CellSource {
 
 /// One step of the forward pass.
 pub fn forward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
-    let source = include_str!("../kernels/forward_step.cu");
-    step("forward_step", source, cell, element, multiply, tile)
+    let source = include_str!("../kernels/step/forward.cu");
+    step("step/forward", source, cell, element, multiply, tile)
 }
 
 /// One step of the backward pass.
 pub fn backward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
-    let source = include_str!("../kernels/backward_step.cu");
-    step("backward_step", source, cell, element, multiply, tile)
+    let source = include_str!("../kernels/step/backward.cu");
+    step("step/backward", source, cell, element, multiply, tile)
 }
 
 fn step(
@@ -108,7 +108,7 @@ pub fn fused_forward(
     fused: Fused,
     uses: Uses,
 ) -> Program {
-    let file = ("fused_forward", include_str!("../kernels/fused_forward.cu"));
+    let file = ("fused/forward", include_str!("../kernels/fused/forward.cu"));
     self::fused(
         file,
         cell,
@@ -128,7 +128,7 @@ pub fn fused_backward(
     fused: Fused,
     uses: Uses,
 ) -> Program {
-    let file = ("fused_backward", include_str!("../kernels/fused_backward.cu"));
+    let file = ("fused/backward", include_str!("../kernels/fused/backward.cu"));
     self::fused(
         file,
         cell,
@@ -191,12 +191,13 @@ fn fused(
 
 /// What is computed for all tokens at once around the backward pass.
 pub fn tokens(cell: &CellSource, element: Dtype) -> Program {
-    program("tokens", include_str!("../kernels/tokens.cu"), Some(cell), element)
+    program("recompute", include_str!("../kernels/recompute.cu"), Some(cell), element)
 }
 
 /// Packing R and b, and summing their gradients.
 pub fn weights(element: Dtype, weight: Dtype) -> Program {
-    let mut program = program("weights", include_str!("../kernels/weights.cu"), None, element);
+    let mut program =
+        program("weight_grad", include_str!("../kernels/weight_grad.cu"), None, element);
     program.options.push(format!("-DWEIGHT={}", element_name(weight)));
     program
 }

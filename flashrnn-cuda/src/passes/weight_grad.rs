@@ -26,7 +26,7 @@ struct GateRows {
     token: usize,
 }
 
-/// `Operand` of kernels/weights.cu.
+/// `Operand` of kernels/weight_grad.cu.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Operand {

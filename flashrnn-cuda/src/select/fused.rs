@@ -145,7 +145,7 @@ impl Fused {
     }
 
     /// Bytes of shared memory of the forward kernel, the struct `Shared` of
-    /// kernels/fused_forward.cu.
+    /// kernels/fused/forward.cu.
     pub fn forward_shared(&self, shapes: &Shapes, element_bytes: usize, saves: bool) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let k = forward_steps(shapes, self.split).next_multiple_of(2) * 16 * self.split;
@@ -166,7 +166,7 @@ impl Fused {
     }
 
     /// Bytes of shared memory of the backward kernel, the struct `Shared` of
-    /// kernels/fused_backward.cu.
+    /// kernels/fused/backward.cu.
     pub fn backward_shared(&self, shapes: &Shapes, element_bytes: usize) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let dg = 2 * rows * (self.split * self.backward_steps(shapes) * 32 + 8);

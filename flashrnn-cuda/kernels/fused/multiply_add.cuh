@@ -2,7 +2,7 @@
 // structs are those of tensor_cores.cuh, and so is who gets what; the four lanes that share lane /
 // 4 split k, 4 elements each in turn.
 #pragma once
-#include "carry.cuh"
+#include "fused/io_warps.cuh"
 
 constexpr int ROWS_OF_LANE = ROWS / 4;  // of a computing thread: from lane % 4 * ROWS_OF_LANE
 

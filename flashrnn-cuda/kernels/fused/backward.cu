@@ -17,9 +17,9 @@
 // steps the gates, the states before and the gradients given.
 constexpr int WARPS = COMPUTING_WARPS;
 #if TENSOR_CORES
-#include "tensor_cores.cuh"
+#include "fused/tensor_cores.cuh"
 #else
-#include "multiply_add.cuh"
+#include "fused/multiply_add.cuh"
 #endif
 
 constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * HELPERS;

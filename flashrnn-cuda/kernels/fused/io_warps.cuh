@@ -9,7 +9,7 @@
 // first and the last element of a stored row are written alone where their words are shared with
 // other rows.
 #pragma once
-#include "fused.cuh"
+#include "fused/exchange.cuh"
 
 static_assert(ROWS == 4 || ROWS == 8, "the tensor cores take 8 rows of the batch; 4 leave more to other blocks");
 

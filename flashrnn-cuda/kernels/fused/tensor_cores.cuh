@@ -3,7 +3,7 @@
 // A computing thread has row lane / 4 of a matrix of 8, and of its columns 2 (lane % 4) and the
 // next. Of 4 rows of the batch, each is two columns, and nobody looks at the second.
 #pragma once
-#include "carry.cuh"
+#include "fused/io_warps.cuh"
 
 constexpr bool IS_BF16 = T_IS_BF16;
 constexpr int ROWS_OF_LANE = ROWS / 4;  // of a computing thread: from lane % 4 * ROWS_OF_LANE

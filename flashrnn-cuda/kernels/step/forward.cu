@@ -10,8 +10,8 @@
 // reads one and writes the other, for other blocks read what this one would overwrite), the f32
 // states in place (only their own thread reads them).
 #include "call.cuh"
-#include "overlap.cuh"
-#include "product.cuh"
+#include "step/overlap.cuh"
+#include "step/product.cuh"
 
 constexpr int PAIRS = (UNITS * ROWS + THREADS - 1) / THREADS;
 

@@ -6,8 +6,8 @@
 // recurrent gates and the head's units. From step to step go dg rounded to T, in two buffers in
 // turn, and the gradient of the f32 states, in place.
 #include "call.cuh"
-#include "overlap.cuh"
-#include "product.cuh"
+#include "step/overlap.cuh"
+#include "step/product.cuh"
 
 constexpr int PAIRS = (UNITS * ROWS + THREADS - 1) / THREADS;
 

@@ -17,9 +17,9 @@
 // Rows are padded, so that they are read without bank conflicts.
 constexpr int GROUPS = UNITS / 8, WARPS = GROUPS * SPLIT;  // that compute
 #if TENSOR_CORES
-#include "tensor_cores.cuh"
+#include "fused/tensor_cores.cuh"
 #else
-#include "multiply_add.cuh"
+#include "fused/multiply_add.cuh"
 #endif
 
 constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * HELPERS;
