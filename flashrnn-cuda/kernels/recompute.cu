@@ -76,7 +76,7 @@ extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int de
 // The gates of some tokens, from products [count, Gr, N, depth] of R with the h before: g = x_t + b
 // + R h, as the forward pass adds. They go to `gates`, those marked wide to `wide_gates` too. A
 // thread for each unit of a token.
-extern "C" __global__ void gates_again(Sizes sizes, Offset first_token, Offset count, const float* products, const T* wx,
+extern "C" __global__ void recompute_gates(Sizes sizes, Offset first_token, Offset count, const float* products, const T* wx,
                                        const float* b, Gates<T> gates, float* wide_gates) {
     const Offset units = sizes.units(), len = count * units;
     for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < len; i += Offset(gridDim.x) * blockDim.x) {

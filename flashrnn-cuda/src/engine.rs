@@ -145,7 +145,7 @@ impl Engine {
             fused_backward: fused_backward?,
             previous_h: tokens.kernel("previous_h")?,
             pad: tokens.kernel("pad")?,
-            gates_again: tokens.kernel("gates_again")?,
+            gates_again: tokens.kernel("recompute_gates")?,
             column_sums: tokens.kernel("column_sums")?,
             pack: weights.kernel("pack")?,
             reduce: weights.kernel("reduce")?,

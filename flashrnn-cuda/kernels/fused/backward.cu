@@ -5,7 +5,7 @@
 // each has UNITS of its units. It computes dg of its units, multiplies by its columns of R
 // transposed, and hands every block the part of dh of that block's units.
 //
-// Warps: 8 that compute and HELPERS that carry: they fetch what the steps need STAGES - 1 steps
+// Warps: 8 that compute and IO_WARPS that carry: they fetch what the steps need STAGES - 1 steps
 // ahead, and store dg.
 //
 // A step: dh, the sum of PARTS parts; the cell's derivative; dg to shared memory; the product,
@@ -15,18 +15,18 @@
 //
 // Shared memory: dg [2][ROWS][K], the parts of dh [2][PARTS][UNITS][ROWS], and of each of STAGES
 // steps the gates, the states before and the gradients given.
-constexpr int WARPS = COMPUTING_WARPS;
+constexpr int WARPS = COMPUTE_WARPS;
 #if TENSOR_CORES
 #include "fused/tensor_cores.cuh"
 #else
 #include "fused/multiply_add.cuh"
 #endif
 
-constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * HELPERS;
-constexpr int OF_BLOCK = UNITS / 16, TILES = BLOCKS * OF_BLOCK, GROUPS = WARPS / SPLIT;
-constexpr int PARTS = BLOCKS * SPLIT;
-constexpr int STEPS_OF_K = (Cell::RECURRENT * UNITS + 32 * SPLIT - 1) / (32 * SPLIT);  // of 32, of one part
-constexpr int K = SPLIT * STEPS_OF_K * 32;
+constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * IO_WARPS;
+constexpr int OF_BLOCK = UNITS / 16, TILES = BLOCKS * OF_BLOCK, GROUPS = WARPS / SPLIT_K;
+constexpr int PARTS = BLOCKS * SPLIT_K;
+constexpr int STEPS_OF_K = (Cell::RECURRENT * UNITS + 32 * SPLIT_K - 1) / (32 * SPLIT_K);  // of 32, of one part
+constexpr int K = SPLIT_K * STEPS_OF_K * 32;
 constexpr int DG_STRIDE = K + 8;
 constexpr int WIDE_STRIDE = UNITS + 4;
 constexpr int IN_STRIDE = UNITS + 8;
@@ -39,7 +39,7 @@ constexpr int MINE = (ROWS * UNITS + COMPUTING - 1) / COMPUTING;  // units of a 
 
 static_assert(UNITS == 16 || UNITS == 32 || UNITS == 64, "whole tiles");
 static_assert(COMPUTING % ROWS == 0, "a thread's units have the same row");
-static_assert(GROUPS * OF_WARP >= TILES, "select.rs gives the warps all tiles");
+static_assert(GROUPS * TILES_PER_WARP >= TILES, "select.rs gives the warps all tiles");
 
 struct Shared {
     T dg[2][ROWS][DG_STRIDE];
@@ -108,7 +108,7 @@ __device__ __forceinline__ Tensor<const T> state_in(const BackwardCall& call, co
 __device__ __forceinline__ void compute(const BackwardCall& call, const Block& block, Shared& shared) {
     const Sizes& sizes = call.sizes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
-    const int part = warp % SPLIT;
+    const int part = warp % SPLIT_K;
 #if __CUDA_ARCH__ >= 900
     const unsigned own_rank = BLOCKS == 1 ? 0 : block_in_cluster();
 #else
@@ -116,8 +116,8 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 #endif
 
     // R transposed, for this part of k.
-    BackwardProduct<OF_WARP, STEPS_OF_K> product;
-    const auto tile_of = [&](int i) { return warp / SPLIT + i * GROUPS; };
+    BackwardProduct<TILES_PER_WARP, STEPS_OF_K> product;
+    const auto tile_of = [&](int i) { return warp / SPLIT_K + i * GROUPS; };
     const auto weight = [&](int i, int unit_of_tile, int k) -> const T* {
         const int unit = tile_of(i) * 16 + unit_of_tile, gate = k / UNITS, from = block.unit0 + k % UNITS;
         const bool exists = unit < HEAD_DIM && gate < Cell::RECURRENT && from < DEPTH;
@@ -207,13 +207,13 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     // Hands rows of a unit of tile i to its block: those of unit r, or r + 8 for `half` 1 and for
     // lanes that have no rows of their own.
     const int own_half = ROWS == 4 ? q / 2 : 0, own_row = q * 2 % ROWS;
-    unsigned parts_of[OF_WARP], arrived_of[OF_WARP];
+    unsigned parts_of[TILES_PER_WARP], arrived_of[TILES_PER_WARP];
     constexpr unsigned PARTS_BYTES = sizeof(shared.parts[0]), HALF_BYTES = 8 * sizeof(shared.parts[0][0][0]);
 #pragma unroll
-    for (int i = 0; i < OF_WARP; ++i) {
+    for (int i = 0; i < TILES_PER_WARP; ++i) {
         const int tile = ::min(tile_of(i), TILES - 1);
         parts_of[i] = shared_address(
-            &shared.parts[0][own_rank * SPLIT + part][tile % OF_BLOCK * 16 + own_half * 8 + r][own_row]);
+            &shared.parts[0][own_rank * SPLIT_K + part][tile % OF_BLOCK * 16 + own_half * 8 + r][own_row]);
         arrived_of[i] = shared_address(&shared.arrived[0]);
 #if __CUDA_ARCH__ >= 900
         if (BLOCKS > 1) {
@@ -223,7 +223,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
 #endif
     }
     const auto hand_over = [&](int i, int half, unsigned round, float2 v) {
-        if (GROUPS * OF_WARP > TILES && tile_of(i) >= TILES) return;
+        if (GROUPS * TILES_PER_WARP > TILES && tile_of(i) >= TILES) return;
         const unsigned to = parts_of[i] + round % 2 * PARTS_BYTES + half * HALF_BYTES;
         if (BLOCKS == 1)
             store_shared(to, v);
@@ -278,13 +278,13 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         delay();
         named_barrier(COMPUTING);  // all dg of the block are there
 
-        float2 parts[OF_WARP][ROWS / 4];
+        float2 parts[TILES_PER_WARP][ROWS / 4];
         product.run(shared.dg[now][0], DG_STRIDE, parts);
         // Beside the tensor cores, or in a cluster while the parts are on their way; after the last
         // round for nothing.
         if (BLOCKS == 1) linearize(round + 1);
 #pragma unroll
-        for (int i = 0; i < OF_WARP; ++i) {
+        for (int i = 0; i < TILES_PER_WARP; ++i) {
 #pragma unroll
             for (int half = 0; half < ROWS / 4; ++half) hand_over(i, half, round + 1, parts[i][half]);
         }
@@ -338,7 +338,7 @@ __device__ __forceinline__ void carry(const BackwardCall& call, const Block& blo
     // The state before the first step is f32: here it is rounded as those of the other steps are,
     // but for the wide ones.
     const auto fetch_s0 = [&](int stage) {
-        for (int i = carrying_thread(); i < Cell::STATES * ROWS * UNITS; i += HELPERS * 32) {
+        for (int i = carrying_thread(); i < Cell::STATES * ROWS * UNITS; i += IO_WARPS * 32) {
             const int s = i / (ROWS * UNITS), b = i / UNITS % ROWS, unit = i % UNITS;
             const bool given = call.s0 && b < block.rows && unit < block.units;
             const Offset at = (Offset(s) * sizes.batch + block.row0 + b) * units + place + unit;
@@ -401,8 +401,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fused_backward(const __
     __syncthreads();
     if constexpr (BLOCKS > 1) {
         if (threadIdx.x == 0) {
-            shared.arrived[0].init(WARPS + HELPERS);
-            shared.arrived[1].init(WARPS + HELPERS);
+            shared.arrived[0].init(WARPS + IO_WARPS);
+            shared.arrived[1].init(WARPS + IO_WARPS);
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
 #if __CUDA_ARCH__ >= 900

@@ -4,7 +4,7 @@
 // head's units. Nothing wider ever waits: blocks of a cluster hand each other h, different heads
 // and rows never meet.
 //
-// Warps: SPLIT for each 8 units, which *compute*, each a part of k, and HELPERS that *carry*: they
+// Warps: SPLIT_K for each 8 units, which *compute*, each a part of k, and IO_WARPS that *carry*: they
 // fetch wx STAGES - 1 steps ahead and store what was computed the step before, up to 16 bytes a
 // lane.
 //
@@ -15,19 +15,19 @@
 // Shared memory: h [2][ROWS][depth] (a step reads one and writes the other), wx
 // [STAGES][Gx][ROWS][UNITS], and what is saved for the backward pass [2][S - 1 + G][ROWS][UNITS].
 // Rows are padded, so that they are read without bank conflicts.
-constexpr int GROUPS = UNITS / 8, WARPS = GROUPS * SPLIT;  // that compute
+constexpr int GROUPS = UNITS / 8, WARPS = GROUPS * SPLIT_K;  // that compute
 #if TENSOR_CORES
 #include "fused/tensor_cores.cuh"
 #else
 #include "fused/multiply_add.cuh"
 #endif
 
-constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * HELPERS;
+constexpr int COMPUTING = 32 * WARPS, THREADS = COMPUTING + 32 * IO_WARPS;
 constexpr int ALL_STEPS = (HEAD_DIM + 15) / 16;  // of 16 of k
 // Of one part: an even number, but for the end of k.
-constexpr int STEPS_OF_K = SPLIT == 1 ? ALL_STEPS : (ALL_STEPS + 2 * SPLIT - 1) / (2 * SPLIT) * 2;
+constexpr int STEPS_OF_K = SPLIT_K == 1 ? ALL_STEPS : (ALL_STEPS + 2 * SPLIT_K - 1) / (2 * SPLIT_K) * 2;
 constexpr int K_OF_PART = (STEPS_OF_K + 1) / 2 * 2 * 16;
-constexpr int H_STRIDE = (K_OF_PART * SPLIT > BLOCKS * UNITS ? K_OF_PART * SPLIT : BLOCKS * UNITS) + 8;
+constexpr int H_STRIDE = (K_OF_PART * SPLIT_K > BLOCKS * UNITS ? K_OF_PART * SPLIT_K : BLOCKS * UNITS) + 8;
 constexpr int X_STRIDE = UNITS + 8;
 // Interleaved gates are stored by the threads that compute them, since one has all gates of a unit.
 constexpr int SAVED = SAVES ? Cell::STATES - 1 + (INTERLEAVED ? 0 : Cell::GATES) : 0;
@@ -41,7 +41,7 @@ struct Shared {
     T x[STAGES][at_least_one(Cell::EXTERNAL)][ROWS][X_STRIDE];
     T saved[2][at_least_one(SAVED)][ROWS][X_STRIDE];
     float wide[2][at_least_one(WIDE)][ROWS][WIDE_STRIDE];
-    float parts[at_least_one(SPLIT - 1)][ROWS_OF_LANE * at_least_one(Cell::RECURRENT)][SPLIT > 1 ? 32 * GROUPS : 1];
+    float parts[at_least_one(SPLIT_K - 1)][ROWS_OF_LANE * at_least_one(Cell::RECURRENT)][SPLIT_K > 1 ? 32 * GROUPS : 1];
     unsigned resets[STAGES];
     Barrier arrived[2];  // of h[0] and h[1]: this block's warps, and the bytes from the others
 };
@@ -124,7 +124,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
 
         float sums[ROWS_OF_LANE][at_least_one(Cell::RECURRENT)];
         product.run(shared.h[now][0], H_STRIDE, sums);
-        if constexpr (SPLIT > 1) {
+        if constexpr (SPLIT_K > 1) {
             constexpr int N = ROWS_OF_LANE * Cell::RECURRENT;
             if (part > 0) {
 #pragma unroll
@@ -141,7 +141,7 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
                 continue;
             }
 #pragma unroll
-            for (int other = 0; other < SPLIT - 1; ++other) {
+            for (int other = 0; other < SPLIT_K - 1; ++other) {
 #pragma unroll
                 for (int i = 0; i < N; ++i)
                     sums[i / Cell::RECURRENT][i % Cell::RECURRENT] += shared.parts[other][i][group * 32 + lane];
@@ -315,7 +315,7 @@ __device__ __forceinline__ void carry(const ForwardCall& call, const Block& bloc
         // warps may go on.
         arrive_for_step(shared, step);
         wait_for_step(shared, step);
-        if (BLOCK_BARRIERS && SPLIT > 1 && step < sizes.time) __syncthreads();  // with those who compute, for the sum of parts
+        if (BLOCK_BARRIERS && SPLIT_K > 1 && step < sizes.time) __syncthreads();  // with those who compute, for the sum of parts
         if (step > 0) store(step - 1);
         if (step < sizes.time) fetch(step + STAGES - 1);
     }
@@ -338,8 +338,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fused_forward(const __g
         reinterpret_cast<unsigned*>(shared.x)[i] = 0;
     if constexpr (BLOCKS > 1) {
         if (threadIdx.x == 0) {
-            shared.arrived[0].init(WARPS + HELPERS);
-            shared.arrived[1].init(WARPS + HELPERS);
+            shared.arrived[0].init(WARPS + IO_WARPS);
+            shared.arrived[1].init(WARPS + IO_WARPS);
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
 #if __CUDA_ARCH__ >= 900

@@ -13,7 +13,7 @@
 
 static_assert(ROWS == 4 || ROWS == 8, "the tensor cores take 8 rows of the batch; 4 leave more to other blocks");
 
-constexpr int LANES = 32 * HELPERS / ROWS;  // carrying threads for each row
+constexpr int LANES = 32 * IO_WARPS / ROWS;  // carrying threads for each row
 
 __device__ __forceinline__ int carrying_thread() { return threadIdx.x - 32 * WARPS; }
 
