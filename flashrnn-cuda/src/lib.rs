@@ -28,7 +28,7 @@
 //! 3. `library.rs` checks that the driver, NVRTC and cuBLAS are there with every function that is
 //!    called.
 //! 4. [`mod@compile`] and [`cache`] lead from source to machine code, which the crate
-//!    `flashrnn-disk-cache` keeps.
+//!    `flashrnn-gpu` keeps.
 //! 5. `launch.rs` has modules, kernels and graphs, `beside.rs` a second stream, `blas.rs` batched
 //!    products.
 //! 6. `programs.rs` joins the kernel files with a cell, element types and tile. `select.rs` chooses

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use flashrnn_core::Result;
-use flashrnn_disk_cache::{DiskCache, Key};
+use flashrnn_gpu::disk_cache::{DiskCache, Key};
 use sha2::{Digest, Sha256};
 
 use crate::device::{Device, lock};
@@ -24,7 +24,7 @@ const EXTENSION: &str = "pipelines";
 /// folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
-    flashrnn_disk_cache::folder()
+    flashrnn_gpu::disk_cache::folder()
 }
 
 /// Deletes all compiled pipelines in [`folder`], and nothing else there. Returns how many files

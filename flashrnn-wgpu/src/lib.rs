@@ -11,7 +11,7 @@
 //!    `scratch.rs`: what calls work in.
 //! 3. `programs.rs` and, for the kernels of many steps, `fused.rs`: the shader files with a cell
 //!    and element types; `kernel.rs`: pipelines and dispatches; [`cache`] and the crate
-//!    `flashrnn-disk-cache`: pipelines on disk.
+//!    `flashrnn-gpu`: pipelines on disk.
 //! 4. `select/`: which kernels, and sizes of tiles and parts, chosen by pure functions from an
 //!    adapter's properties; [`KernelChoice`] (`choice.rs`): the same for people; `limits.rs`: what
 //!    is refused; `probe.rs`: what the driver must first show.

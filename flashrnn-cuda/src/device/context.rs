@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use flashrnn_core::{Error, Result};
-use flashrnn_disk_cache::Key;
+use flashrnn_gpu::disk_cache::Key;
 
 use crate::device::blas::Blas;
 use crate::driver::current::{Entered, Restoring, enter};

@@ -10,7 +10,7 @@ use std::io;
 use std::path::PathBuf;
 
 use flashrnn_core::Result;
-use flashrnn_disk_cache::{DiskCache, Key};
+use flashrnn_gpu::disk_cache::{DiskCache, Key};
 
 use crate::kernels::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
 
@@ -21,7 +21,7 @@ const EXTENSION: &str = "cubin";
 /// folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
-    flashrnn_disk_cache::folder()
+    flashrnn_gpu::disk_cache::folder()
 }
 
 /// Deletes every compiled kernel in [`folder`], and nothing else there. Returns how many there
