@@ -1,77 +1,128 @@
-//! The arguments of the time loops, as the kernels read them; each struct stands in the kernel file
-//! of the same name too.
+//! The arguments of the time loops. Each struct is copied to the kernels as it is; [`header`] prints
+//! them as the file `call.cuh` that the kernels include.
 
-use bytemuck::{Pod, Zeroable};
+use flashrnn_gpu::arguments;
 
 /// An address in device memory, 0 for none.
 pub type Address = u64;
 
-/// `Sizes` of kernels/operator.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-pub struct Sizes {
-    pub batch: i32,
-    pub time: i32,
-    pub heads: i32,
-    pub head_dim: i32,
-    pub depth: i32,
-    pub time_major: i32,
-    pub reverse: i32,
+arguments! {
+    /// Sizes and options; in kernels/operator.cuh, with methods.
+    pub struct Sizes {
+        batch: i32,
+        time: i32,
+        heads: i32,
+        head_dim: i32,
+        /// D rounded up to whole chunks: the length of a row of packed weights and exchanged h.
+        depth: i32,
+        /// 1 if tokens are `[T, B]`, 0 if they are `[B, T]`.
+        time_major: i32,
+        /// 1 if time runs backwards, each row from its own end.
+        reverse: i32,
+    }
 }
 
-/// `Gates` of kernels/operator.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-pub struct Gates {
-    pub external: Address,
-    pub inner: Address,
+arguments! {
+    /// A tensor of all gates, in two parts; in kernels/operator.cuh, with methods.
+    pub struct Gates {
+        /// `[tokens, Gx, N, D]`; with `-DINTERLEAVED=1` all gates, `[tokens, N, D, G]`.
+        external: Address,
+        /// `[tokens, G - Gx, N, D]`
+        inner: Address,
+    }
 }
 
-/// `ForwardCall` of kernels/forward_step.cu, where each field's shape stands.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct ForwardCall {
-    pub sizes: Sizes,
-    pub first_step: i32,
-    pub save_gates: i32,
-    pub forward_clip: f32,
-    pub r: Address,
-    pub b: Address,
-    pub wx: Address,
-    pub s0: Address,
-    pub lengths: Address,
-    pub resets: Address,
-    pub exchange: Address,
-    pub carried: Address,
-    pub h: Address,
-    pub states: Address,
-    pub gates: Gates,
-    pub wide_states: Address,
-    pub wide_gates: Address,
+arguments! {
+    /// The arguments of a forward pass.
+    pub struct ForwardCall {
+        sizes: Sizes,
+        /// Step of the graph's first kernel.
+        first_step: i32,
+        save_gates: i32,
+        /// Infinity for none.
+        forward_clip: f32,
+        /// `[Gr, N, D, depth]`
+        r: Address as "const T*",
+        /// `[G, N, D]`
+        b: Address as "const float*",
+        /// `[tokens, Gx, N, D]`
+        wx: Address as "const T*",
+        /// `[S, B, N, D]` or null.
+        s0: Address as "const float*",
+        /// `[B]` or null.
+        lengths: Address as "const int*",
+        /// `[tokens]` or null.
+        resets: Address as "const unsigned char*",
+        /// `[2, B, N, depth]`: h, padded with zeros.
+        exchange: Address as "T*",
+        /// `[S, B, N, D]`: the states; after the last step, those that each row ends in.
+        carried: Address as "float*",
+        /// `[tokens, N, D]` or null.
+        h: Address as "T*",
+        /// `[S, tokens, N, D]` or null.
+        states: Address as "T*",
+        /// Written if `save_gates` is set.
+        gates: Gates as "Gates<T>",
+        /// `[WIDE, tokens, N, D]` or null.
+        wide_states: Address as "float*",
+        /// `[WIDE_GATES, tokens, N, D]` or null.
+        wide_gates: Address as "float*",
+    }
 }
 
-/// `BackwardCall` of kernels/backward_step.cu, where each field's shape stands.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct BackwardCall {
-    pub sizes: Sizes,
-    pub first_step: i32,
-    pub d_states_count: i32,
-    pub cut_recurrent_grad: i32,
-    pub forward_clip: f32,
-    pub recurrent_grad_clip: f32,
-    pub r: Address,
-    pub s0: Address,
-    pub lengths: Address,
-    pub resets: Address,
-    pub states: Address,
-    pub gates: Gates,
-    pub wide_states: Address,
-    pub wide_gates: Address,
-    pub d_states: Address,
-    pub d_last: Address,
-    pub exchange: Address,
-    pub carried: Address,
-    pub d_gates: Gates,
-    pub d_s0: Address,
+arguments! {
+    /// The arguments of a backward pass.
+    pub struct BackwardCall {
+        sizes: Sizes,
+        /// T - 1 - the step of the graph's first kernel.
+        first_step: i32,
+        /// Number of states in `d_states`: 0, 1 (`d_h` alone) or S.
+        d_states_count: i32,
+        cut_recurrent_grad: i32,
+        /// Infinity for none.
+        forward_clip: f32,
+        /// Infinity for none.
+        recurrent_grad_clip: f32,
+        /// `[N, D_in, Gr, depth]`: R transposed.
+        r: Address as "const T*",
+        /// `[S, B, N, D]` or null.
+        s0: Address as "const float*",
+        /// `[B]` or null.
+        lengths: Address as "const int*",
+        /// `[tokens]` or null.
+        resets: Address as "const unsigned char*",
+        /// `[S, tokens, N, D]`
+        states: Address as "const T*",
+        gates: Gates as "Gates<const T>",
+        /// `[WIDE, tokens, N, D]` or null.
+        wide_states: Address as "const float*",
+        /// `[WIDE_GATES, tokens, N, D]` or null.
+        wide_gates: Address as "const float*",
+        /// `[d_states_count, tokens, N, D]`
+        d_states: Address as "const T*",
+        /// `[S, B, N, D]` or null.
+        d_last: Address as "const float*",
+        /// `[2, B, N, Gr, depth]`: dg of the recurrent gates, padded with zeros.
+        exchange: Address as "T*",
+        /// `[S, B, N, D]`: the gradient of the states.
+        carried: Address as "float*",
+        /// d_wx, and dg of the gates that take no external input.
+        d_gates: Gates as "Gates<T>",
+        /// `[S, B, N, D]` or null.
+        d_s0: Address as "float*",
+    }
+}
+
+/// Returns the text of `call.cuh`. It has the structs of both calls and checks the layout of the
+/// two that the kernels define themselves.
+pub(crate) fn header() -> String {
+    [
+        "#pragma once\n".into(),
+        "#include \"cell.cuh\"\n#include \"element.cuh\"\n#include \"operator.cuh\"\n".into(),
+        Sizes::STRUCT.cuda_checks("Sizes"),
+        Gates::STRUCT.cuda_checks("Gates<T>"),
+        ForwardCall::STRUCT.cuda(),
+        BackwardCall::STRUCT.cuda(),
+    ]
+    .concat()
 }

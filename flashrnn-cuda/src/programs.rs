@@ -1,10 +1,8 @@
 //! The programs of this crate: kernel files, with the cell, element types and tile of each.
 
-use std::mem::size_of;
-
 use flashrnn_core::{Cell, Dtype, Shapes, trace};
 
-use crate::call::{BackwardCall, ForwardCall};
+use crate::call;
 use crate::device::Waits;
 use crate::kernels::compile::Program;
 use crate::select::fused::{self as spread, Fused};
@@ -12,7 +10,6 @@ use crate::select::step::{self as select, Gpu, Multiply, Tile};
 
 /// The files that kernels include.
 const HEADERS: &[(&str, &str)] = &[
-    ("call.cuh", include_str!("../kernels/call.cuh")),
     ("element.cuh", include_str!("../kernels/element.cuh")),
     ("math.cuh", include_str!("../kernels/math.cuh")),
     ("operator.cuh", include_str!("../kernels/operator.cuh")),
@@ -71,16 +68,7 @@ fn step(
         format!("-DROWS={}", tile.rows),
         format!("-DWARPS={}", tile.warps),
     ]);
-    program.options.extend(call_bytes());
     program
-}
-
-/// The sizes of the calls' structs, which the kernels check theirs against.
-fn call_bytes() -> [String; 2] {
-    [
-        format!("-DFORWARD_CALL_BYTES={}", size_of::<ForwardCall>()),
-        format!("-DBACKWARD_CALL_BYTES={}", size_of::<BackwardCall>()),
-    ]
 }
 
 /// What a fused kernel can be compiled without, where it is not used.
@@ -185,7 +173,6 @@ fn fused(
         format!("-DDELAYS={}", i32::from(uses.waits == Waits::Delayed)),
         format!("-DBLOCK_BARRIERS={}", i32::from(uses.waits == Waits::Block)),
     ]);
-    program.options.extend(call_bytes());
     program
 }
 
@@ -207,7 +194,10 @@ fn program(file: &str, source: &str, cell: Option<&CellSource>, element: Dtype) 
     Program {
         name: format!("kernels/{file}.cu"),
         source: source.into(),
-        headers: headers.chain(cell.map(CellSource::header)).collect(),
+        headers: headers
+            .chain([("call.cuh".into(), call::header())])
+            .chain(cell.map(CellSource::header))
+            .collect(),
         options: vec![format!("-DELEMENT={}", element_name(element))],
     }
 }

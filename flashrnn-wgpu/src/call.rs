@@ -1,63 +1,72 @@
-//! The arguments of the kernels, as they read them.
+//! The arguments of the kernels, and the layout of the memory that they work in.
 
-use bytemuck::{Pod, Zeroable};
 use flashrnn_core::Shapes;
+use flashrnn_gpu::arguments;
 
-/// `Params` of shaders/params.wgsl, where each field's meaning stands. Flags are 0 or 1.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct Params {
-    pub batch: u32,
-    pub time: u32,
-    pub heads: u32,
-    pub head_dim: u32,
-    pub time_major: u32,
-    pub reverse: u32,
-    pub first_step: u32,
-    pub end_step: u32,
-    pub has_lengths: u32,
-    pub has_resets: u32,
-    pub has_s0: u32,
-    pub has_d_last: u32,
-    pub has_h: u32,
-    pub has_states: u32,
-    pub saves_gates: u32,
-    pub saves_wide: u32,
-    pub d_states_count: u32,
-    pub clips_forward: u32,
-    pub clips_gradient: u32,
-    pub cut_recurrent_grad: u32,
-    pub forward_clip: f32,
-    pub recurrent_grad_clip: f32,
-    pub parts: u32,
-    pub part_tokens: u32,
-    pub accumulate: u32,
-    pub row_length: u32,
-    pub gates_step: u32,
-    pub gates_steps: u32,
-    pub lengths_at: u32,
-    pub resets_at: u32,
-    pub s0_at: u32,
-    pub carried_at: u32,
-    pub exchange_at: u32,
-    pub inner_at: u32,
-    pub d_last_at: u32,
-    pub d_s0_at: u32,
-    pub r_first: u32,
-    pub b_first: u32,
-    pub wx_first: u32,
-    pub h_first: u32,
-    pub states_first: u32,
-    pub gates_first: u32,
-    pub wide_first: u32,
-    pub d_states_first: u32,
-    pub d_wx_first: u32,
-    pub out_first: u32,
-    pub zero: u32,
-    pub pad: u32,
+arguments! {
+    /// The arguments of every kernel, a uniform buffer. Flags are 0 or 1.
+    pub struct Params {
+        batch: u32,
+        time: u32,
+        heads: u32,
+        head_dim: u32,
+        time_major: u32,
+        reverse: u32,
+        /// The backward pass counts its steps from the last one.
+        first_step: u32,
+        end_step: u32,
+        has_lengths: u32,
+        has_resets: u32,
+        has_s0: u32,
+        has_d_last: u32,
+        has_h: u32,
+        has_states: u32,
+        saves_gates: u32,
+        saves_wide: u32,
+        /// Number of states in `d_states`: 0, 1 (`d_h` alone) or S.
+        d_states_count: u32,
+        clips_forward: u32,
+        clips_gradient: u32,
+        cut_recurrent_grad: u32,
+        forward_clip: f32,
+        recurrent_grad_clip: f32,
+        parts: u32,
+        part_tokens: u32,
+        accumulate: u32,
+        /// Columns of the sums that `reduce` adds.
+        row_length: u32,
+        /// First step of the recomputed gates.
+        gates_step: u32,
+        /// Number of steps of the recomputed gates.
+        gates_steps: u32,
+        // Offsets of the regions of `work`, in words.
+        lengths_at: u32,
+        resets_at: u32,
+        s0_at: u32,
+        carried_at: u32,
+        exchange_at: u32,
+        inner_at: u32,
+        d_last_at: u32,
+        d_s0_at: u32,
+        // First elements of the tensors in their bindings.
+        r_first: u32,
+        b_first: u32,
+        wx_first: u32,
+        h_first: u32,
+        states_first: u32,
+        gates_first: u32,
+        wide_first: u32,
+        d_states_first: u32,
+        d_wx_first: u32,
+        out_first: u32,
+        /// Always 0, which the compiler does not know; for `opaque` in math.wgsl.
+        zero: u32,
+        /// Rounds the size up to a multiple of 16, as a uniform buffer needs.
+        pad: u32,
+    }
 }
 
-const _: () = assert!(size_of::<Params>().is_multiple_of(16), "a uniform buffer's size");
+const _: () = assert!(size_of::<Params>().is_multiple_of(16));
 
 impl Params {
     /// Lays out `work` of a forward pass; returns its words.

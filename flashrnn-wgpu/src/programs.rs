@@ -2,6 +2,7 @@
 
 use flashrnn_core::{Dtype, Shapes};
 
+use crate::call::Params;
 use crate::select::{Adapter, GROUPS_X, Gradient, Tile};
 use crate::unroll::unroll;
 
@@ -154,7 +155,7 @@ impl Common {
         } else {
             WIDEN_F16
         };
-        for text in [PARAMS, ELEMENT, widen, &rounded, &self.sizes] {
+        for text in [&Params::STRUCT.wgsl(), PARAMS, ELEMENT, widen, &rounded, &self.sizes] {
             source.push_str(text);
             source.push('\n');
         }
@@ -370,7 +371,7 @@ pub fn probe() -> Program {
 fn probing(result: &'static str, files: &[&str], kernel: &str) -> Program {
     let tensors = vec![Tensor::plain("result", true, result)];
     let mut source = format!("const GROUPS_X = {GROUPS_X}u;\n\n");
-    for text in [&[PARAMS], files].concat() {
+    for text in [&[&Params::STRUCT.wgsl(), PARAMS][..], files].concat() {
         source.push_str(text);
         source.push('\n');
     }
