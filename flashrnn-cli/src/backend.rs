@@ -1,15 +1,26 @@
 //! Which backend runs: from the names on the command line to one that this machine has.
 
 use anyhow::{Result, bail};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use flashrnn::{AnyBackend, Backend, BackendName};
+use flashrnn_gpu::Family;
 
-use crate::choice::{DtypeName, KernelName};
+use crate::choice::DtypeName;
 
 /// Reads a [`BackendName`] from the command line.
 pub fn parser() -> impl TypedValueParser<Value = BackendName> {
     PossibleValuesParser::new(BackendName::ALL.map(BackendName::name))
         .try_map(|name| name.parse::<BackendName>())
+}
+
+/// Reads a [`Family`] of kernels from the command line.
+pub fn kernel_parser() -> impl TypedValueParser<Value = Family> {
+    PossibleValuesParser::new([
+        PossibleValue::new(Family::Auto.name()).help("Fused where they can be"),
+        PossibleValue::new(Family::Fused.name()).help("Many time steps per launch"),
+        PossibleValue::new(Family::Alternating.name()).help("One launch per time step"),
+    ])
+    .try_map(|name| name.parse::<Family>())
 }
 
 /// Finds what `name` asks for, with these kernels; `dtype` is the element type to compute in, where
@@ -18,7 +29,7 @@ pub fn parser() -> impl TypedValueParser<Value = BackendName> {
 /// # Errors
 /// Where the backend is not compiled in, its device or libraries are missing, or it has no choice
 /// of kernels.
-pub fn find(name: BackendName, dtype: Option<DtypeName>, kernel: KernelName) -> Result<AnyBackend> {
+pub fn find(name: BackendName, dtype: Option<DtypeName>, kernel: Family) -> Result<AnyBackend> {
     if !compiled_in(name) {
         bail!(
             "this flashrnn was built without the backend {name}: build it again with `--features {name}`, or use --backend cpu"
@@ -44,23 +55,13 @@ pub fn compiled_in(name: BackendName) -> bool {
 ///
 /// # Errors
 /// Where the backend has no such choice.
-pub fn with_kernel(backend: AnyBackend, kernel: KernelName) -> Result<AnyBackend> {
+pub fn with_kernel(backend: AnyBackend, kernel: Family) -> Result<AnyBackend> {
     match backend {
-        backend if kernel == KernelName::Auto => Ok(backend),
+        backend if kernel == Family::Auto => Ok(backend),
         #[cfg(feature = "cuda")]
-        AnyBackend::Cuda(cuda) => {
-            use flashrnn::cuda::Family::{Alternating, Fused};
-
-            let family = if kernel == KernelName::Fused { Fused } else { Alternating };
-            Ok(AnyBackend::Cuda(cuda.with_family(family)))
-        }
+        AnyBackend::Cuda(cuda) => Ok(AnyBackend::Cuda(cuda.with_family(kernel))),
         #[cfg(feature = "wgpu")]
-        AnyBackend::Wgpu(wgpu) => {
-            use flashrnn::wgpu::Family::{Alternating, Fused};
-
-            let family = if kernel == KernelName::Fused { Fused } else { Alternating };
-            Ok(AnyBackend::Wgpu(wgpu.with_family(family)))
-        }
+        AnyBackend::Wgpu(wgpu) => Ok(AnyBackend::Wgpu(wgpu.with_family(kernel))),
         backend => {
             bail!("--kernel {kernel} is for GPUs: this is the backend {}", backend.info().name)
         }
@@ -87,7 +88,7 @@ mod tests {
     #[test]
     fn auto_finds_a_backend_that_takes_the_element_type() -> Result<()> {
         for dtype in DtypeName::ALL {
-            let found = find(BackendName::Auto, Some(dtype), KernelName::Auto)?;
+            let found = find(BackendName::Auto, Some(dtype), Family::Auto)?;
             assert!(takes(&found, dtype), "{dtype}");
             assert!(found.is_gpu() || found.info().name == "cpu", "{dtype}: {:?}", found.info());
         }
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_cpu_has_no_kernels_to_choose_from() {
-        for kernel in [KernelName::Fused, KernelName::Alternating] {
+        for kernel in [Family::Fused, Family::Alternating] {
             let said = find(BackendName::Cpu, None, kernel)
                 .err()
                 .map(|e| e.to_string())

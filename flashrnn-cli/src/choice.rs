@@ -74,18 +74,6 @@ impl CellName {
     pub const ALL: [Self; 4] = [Self::Elman, Self::Gru, Self::Lstm, Self::Slstm];
 }
 
-/// Which kernels a GPU runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum KernelName {
-    /// Fused where they can be.
-    #[default]
-    Auto,
-    /// All time steps in one kernel.
-    Fused,
-    /// A kernel a step.
-    Alternating,
-}
-
 /// The element type of wx, states and the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DtypeName {
@@ -126,12 +114,6 @@ fn spell(name: &impl ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 impl fmt::Display for CellName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        spell(self, f)
-    }
-}
-
-impl fmt::Display for KernelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         spell(self, f)
     }

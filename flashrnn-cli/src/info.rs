@@ -10,9 +10,10 @@ use std::{io, path::PathBuf};
 use anyhow::Context;
 use anyhow::{Result, bail};
 use flashrnn::{AnyBackend, Backend, BackendName, Cell, Cpu, Element, Info, Problem};
+use flashrnn_gpu::Family;
 
 use crate::backend;
-use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
+use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
 
 /// The arguments of `flashrnn info`.
 #[derive(clap::Args)]
@@ -42,8 +43,8 @@ pub struct Args {
     #[arg(long, default_value_t, value_parser = backend::parser(), requires = "cell")]
     backend: BackendName,
     /// Which kernels it is to run.
-    #[arg(long, default_value_t, requires = "cell")]
-    kernel: KernelName,
+    #[arg(long, default_value_t, value_parser = backend::kernel_parser(), requires = "cell")]
+    kernel: Family,
 }
 
 /// Prints one block for each backend, or the kernels of a problem.

@@ -27,9 +27,10 @@ use anyhow::{Context, Result, bail};
 use flashrnn::{
     Backend, BackendName, Backward, Cell, CellSizes, Element, Forward, Plan, Problem, Shapes,
 };
+use flashrnn_gpu::Family;
 
 use crate::backend;
-use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
+use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
 use crate::options::OptionArgs;
 use crate::tensors::{self, Input, Output};
 
@@ -58,8 +59,8 @@ pub struct Args {
     #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
     /// Which kernels a GPU runs.
-    #[arg(long, default_value_t)]
-    kernel: KernelName,
+    #[arg(long, default_value_t, value_parser = backend::kernel_parser())]
+    kernel: Family,
     /// The element type to compute in; inputs are converted to it.
     #[arg(long, default_value_t)]
     dtype: DtypeName,

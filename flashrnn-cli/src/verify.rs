@@ -5,12 +5,13 @@ use std::io::Write;
 
 use anyhow::Result;
 use flashrnn::{Backend, BackendName, Cell, Element, Layout, Options, Problem, Save};
+use flashrnn_gpu::Family;
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Measured, Tensors, measure, run, tolerance};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::backend;
-use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
+use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
 
 /// The arguments of `flashrnn verify`.
 #[derive(clap::Args)]
@@ -19,8 +20,8 @@ pub struct Args {
     #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
     /// Which kernels a GPU runs.
-    #[arg(long, default_value_t)]
-    kernel: KernelName,
+    #[arg(long, default_value_t, value_parser = backend::kernel_parser())]
+    kernel: Family,
     /// The number of random problems for each cell and element type.
     #[arg(long, value_name = "N", default_value_t = 16)]
     cases: u64,

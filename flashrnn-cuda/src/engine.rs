@@ -5,10 +5,11 @@ use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use bytemuck::Pod;
 use flashrnn_core::{Dtype, Element, Error, Layout, Problem, Result, Save, Shapes, WeightsLayout};
+use flashrnn_gpu::Family;
 
 use crate::call::{Address, Gates, Sizes};
-use crate::choice::KernelChoice;
-use crate::device::{Cuda, Device, Family};
+use crate::choice;
+use crate::device::{Cuda, Device};
 use crate::kernels::launch::Kernel;
 use crate::memory::{View, ViewMut};
 use crate::packed::PackedOrder;
@@ -63,10 +64,8 @@ impl Engine {
         let (fused_forward, fused_backward) =
             (spread::fused_forward(shapes, bytes, gpu), spread::fused_backward(shapes, bytes, gpu));
         if family == Family::Fused && (fused_forward.is_none() || fused_backward.is_none()) {
-            let choices = [
-                KernelChoice::forward(shapes, bytes, gpu),
-                KernelChoice::backward(shapes, bytes, gpu),
-            ];
+            let choices =
+                [choice::forward(shapes, bytes, gpu), choice::backward(shapes, bytes, gpu)];
             let why = choices
                 .iter()
                 .find(|choice| choice.family != "fused")

@@ -59,10 +59,10 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use choice::KernelChoice;
 pub use cudarc;
-pub use device::{Cuda, Family, Waits};
+pub use device::{Cuda, Waits};
 pub use driver::pool::MemoryUse;
+pub use flashrnn_gpu::{Family, KernelChoice};
 pub use kernels::{cache, compile};
 pub use memory::borrowed::{Borrowed, BorrowedMut};
 pub use memory::{Buffer, View, ViewMut};

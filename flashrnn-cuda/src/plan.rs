@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Error, Forward, Info, Plan, Problem, Result, Saved,
-    Shapes, Step, Weights, WeightsLayout, Workspace,
+    Backend, Backward, Cell, Element, Forward, Info, Plan, Problem, Result, Saved, Shapes, Step,
+    Weights, WeightsLayout, Workspace,
 };
+use flashrnn_gpu::{DTYPES, Family, KernelChoice, check_dtypes};
 
-use crate::choice::KernelChoice;
-use crate::device::{Cuda, Family};
+use crate::choice;
+use crate::device::Cuda;
 use crate::engine::Engine;
 use crate::memory::{Buffer, View, ViewMut};
 use crate::packed::{Packed, PackedOrder};
@@ -27,39 +28,13 @@ impl Backend for Cuda {
 
     fn info(&self) -> Info {
         let device = format!("{}, {}", self.name(), self.arch());
-        Info { name: "cuda", device, dtypes: vec![Dtype::F32, Dtype::Bf16, Dtype::F16] }
+        Info { name: "cuda", device, dtypes: DTYPES.into() }
     }
 
-    fn checks_lengths(&self) -> bool {
-        false
-    }
-
-    fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<P>> {
-        self.device.zeroed(len)
-    }
-
-    fn upload<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Buffer<P>> {
-        self.device.upload(data)
-    }
-
-    fn download<P: Pod + Send + Sync>(&self, view: View<'_, P>) -> Result<Vec<P>> {
-        self.device.download(view)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.device.synchronize()
-    }
+    flashrnn_gpu::device_methods!();
 
     fn trim(&self) -> Result<()> {
         self.device.trim()
-    }
-
-    fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Buffer<P>) -> View<'a, P> {
-        buffer.view()
-    }
-
-    fn view_mut<'a, P: Pod + Send + Sync>(&self, buffer: &'a mut Buffer<P>) -> ViewMut<'a, P> {
-        buffer.view_mut()
     }
 
     fn plan<T: Element, W: Element, C: Cell>(
@@ -68,16 +43,7 @@ impl Backend for Cuda {
         problem: &Problem,
     ) -> Result<CudaPlan<T, W>> {
         let shapes = problem.shapes::<C>()?;
-        if !self.info().dtypes.contains(&T::DTYPE) {
-            let (what, why) =
-                (format!("tensors of {}", T::DTYPE), "they are f32, bf16 or f16".into());
-            return Err(Error::Unsupported { backend: "cuda", what, why });
-        }
-        if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
-            let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
-            let why = "weights have the tensors' type, or f32 beside 16-bit tensors".into();
-            return Err(Error::Unsupported { backend: "cuda", what, why });
-        }
+        check_dtypes::<T, W>("cuda")?;
         let _entered = self.device.enter()?;
         let engine = Engine::new::<T, W>(self, &CellSource::new(cell), problem, &shapes)?;
         Ok(CudaPlan { cuda: self.clone(), engine, weights: PhantomData })
@@ -113,12 +79,12 @@ impl<T: Element, W: Element> CudaPlan<T, W> {
         let Engine { device, shapes, bytes, .. } = &self.engine;
         match self.cuda.family {
             Family::Alternating => [
-                KernelChoice::alternating_forward(shapes, *bytes, "asked for"),
-                KernelChoice::alternating_backward(shapes, *bytes, "asked for"),
+                choice::alternating_forward(shapes, *bytes, "asked for"),
+                choice::alternating_backward(shapes, *bytes, "asked for"),
             ],
             Family::Auto | Family::Fused => [
-                KernelChoice::forward(shapes, *bytes, device.shared.gpu()),
-                KernelChoice::backward(shapes, *bytes, device.shared.gpu()),
+                choice::forward(shapes, *bytes, device.shared.gpu()),
+                choice::backward(shapes, *bytes, device.shared.gpu()),
             ],
         }
     }

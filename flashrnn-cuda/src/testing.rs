@@ -3,6 +3,7 @@
 
 use crate::{Cuda, kernels::compile::Nvrtc};
 use flashrnn_core::Result;
+use flashrnn_gpu::or_skip;
 
 /// A device, or a line that says why the test is skipped.
 ///
@@ -39,18 +40,4 @@ pub fn most_memory_in(cuda: &Cuda, calls: impl FnOnce() -> Result<()>) -> Result
     pool.forget_peak()?;
     calls()?;
     pool.peak()
-}
-
-fn or_skip<T>(found: Result<T>, names: &[&str]) -> Option<T> {
-    let required = std::env::var("FLASHRNN_REQUIRE").unwrap_or_default();
-    match found {
-        Ok(found) => Some(found),
-        Err(why) if required.split(',').any(|name| names.contains(&name)) => {
-            panic!("FLASHRNN_REQUIRE={required}, but {why}")
-        }
-        Err(why) => {
-            println!("skipped: {why}");
-            None
-        }
-    }
 }

@@ -24,7 +24,7 @@ pub fn check_dtypes<T: Element, W: Element>(backend: &'static str) -> Result<()>
 }
 
 /// Expands, inside an `impl Backend`, to the methods that forward to the field `device` and to the
-/// buffers. `device` has `alloc`, `upload`, `download` and `synchronize`. Kernels clamp lengths, so
+/// buffers. `device` has `zeroed`, `upload`, `download` and `synchronize`. Kernels clamp lengths, so
 /// `checks_lengths` returns `false`.
 #[macro_export]
 macro_rules! device_methods {
@@ -37,7 +37,7 @@ macro_rules! device_methods {
             &self,
             len: usize,
         ) -> $crate::flashrnn_core::Result<Self::Buffer<P>> {
-            self.device.alloc(len)
+            self.device.zeroed(len)
         }
 
         fn upload<P: $crate::bytemuck::Pod + Send + Sync>(

@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use bytemuck::Pod;
-use flashrnn_core::{Backend, Cell, Dtype, Element, Error, Info, Problem, Result};
+use flashrnn_core::{Backend, Cell, Element, Error, Info, Problem, Result};
+use flashrnn_gpu::{DTYPES, Family, lock};
 
-use crate::device::{Device, failure, lock};
+use crate::device::{Device, failure};
 use crate::memory::{Buffer, View, ViewMut};
 use crate::plan::WgpuPlan;
-use crate::select::{Choice, Family};
+use crate::select::Choice;
 use crate::weights::{Packed, PackedOrder};
 
 /// A device that wgpu found, or the caller's. Clones share it; buffers, packed weights and plans
@@ -193,43 +194,16 @@ impl Backend for Wgpu {
     type Plan<T: Element, W: Element> = WgpuPlan<T, W>;
 
     fn info(&self) -> Info {
-        let dtypes = vec![Dtype::F32, Dtype::Bf16, Dtype::F16];
-        Info { name: "wgpu", device: self.device.name.clone(), dtypes }
+        Info { name: "wgpu", device: self.device.name.clone(), dtypes: DTYPES.into() }
     }
 
-    fn checks_lengths(&self) -> bool {
-        false
-    }
-
-    fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<P>> {
-        self.device.alloc(len)
-    }
-
-    fn upload<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Buffer<P>> {
-        self.device.upload(data)
-    }
-
-    fn download<P: Pod + Send + Sync>(&self, view: View<'_, P>) -> Result<Vec<P>> {
-        self.device.download(view)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.device.synchronize()
-    }
+    flashrnn_gpu::device_methods!();
 
     /// Gives back the scratch memory that plans which are still there keep, on all clones of this
     /// handle, and waits for all that was enqueued: the driver gets it only then, and may keep some
     /// for itself.
     fn trim(&self) -> Result<()> {
         self.device.trim()
-    }
-
-    fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Buffer<P>) -> View<'a, P> {
-        buffer.view()
-    }
-
-    fn view_mut<'a, P: Pod + Send + Sync>(&self, buffer: &'a mut Buffer<P>) -> ViewMut<'a, P> {
-        buffer.view_mut()
     }
 
     fn plan<T: Element, W: Element, C: Cell>(

@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use flashrnn_core::Result;
 use flashrnn_gpu::disk_cache::{DiskCache, Key};
+use flashrnn_gpu::lock;
 use sha2::{Digest, Sha256};
 
-use crate::device::{Device, lock};
+use crate::device::Device;
 
 /// Extension of the entries' files.
 const EXTENSION: &str = "pipelines";

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 
 use bytemuck::Pod;
 use flashrnn_core::{Error, Result};
+use flashrnn_gpu::lock;
 
 use crate::cache::Cache;
 use crate::kernel::{Kernel, Uniforms};
@@ -71,10 +72,6 @@ pub(crate) const STEPS: usize = 1024;
 
 /// Bytes from one slot of `absent` to the next: the largest alignment of a binding.
 pub(crate) const SLOT: u64 = 256;
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 pub(crate) fn failure(error: wgpu::Error, bytes: usize) -> Error {
     match error {
@@ -276,14 +273,14 @@ impl Device {
         self.scope(bytes, || Ok(self.buffer("memory", size, USAGES)))
     }
 
-    pub fn alloc<P>(&self, len: usize) -> Result<Buffer<P>> {
+    pub fn zeroed<P>(&self, len: usize) -> Result<Buffer<P>> {
         let bytes =
             len.checked_mul(size_of::<P>()).ok_or(Error::OutOfMemory { bytes: usize::MAX })?;
         Ok(Buffer::new(self.memory(bytes)?, len, self.id))
     }
 
     pub fn upload<P: Pod>(&self, data: &[P]) -> Result<Buffer<P>> {
-        let buffer = self.alloc(data.len())?;
+        let buffer = self.zeroed(data.len())?;
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
         self.scope(bytes.len(), || {

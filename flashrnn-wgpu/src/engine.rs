@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use flashrnn_core::{
     Dtype, Element, Layout as Order, Problem, Result, Save, Shapes, WeightsLayout,
 };
+use flashrnn_gpu::Family;
 
 use crate::backend::Wgpu;
 use crate::call::Params;
@@ -15,7 +16,7 @@ use crate::limits::{check_limits, check_loops, check_scratch, unsupported};
 use crate::memory::{View, ViewMut};
 use crate::programs::Common;
 use crate::scratch::{self, Pool, Scratch};
-use crate::select::{self, Adapter, Family, Fused, Gradient};
+use crate::select::{self, Adapter, Fused, Gradient};
 use crate::weights::{self, PackedOrder};
 
 /// What a plan runs with: the kernels and sizes, whatever the element types.

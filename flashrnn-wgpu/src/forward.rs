@@ -1,10 +1,10 @@
 //! The forward pass, and one step of it.
 
 use flashrnn_core::{Element, Forward, Result, Step};
+use flashrnn_gpu::lock;
 
 use crate::backend::Wgpu;
 use crate::call::{Params, state};
-use crate::device::lock;
 use crate::engine::Engine;
 use crate::kernel::{Bound, Call};
 use crate::memory::View;

@@ -5,10 +5,11 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 
 use flashrnn_core::{Error, Result};
+use flashrnn_gpu::lock;
 
 use crate::cache::Cache;
 use crate::call::Params;
-use crate::device::{Device, SLOT, STEPS, lock};
+use crate::device::{Device, SLOT, STEPS};
 use crate::memory::View;
 use crate::programs::{Program, Tensor};
 use crate::select;

@@ -46,9 +46,8 @@ mod unroll;
 mod weights;
 
 pub use backend::{Wgpu, adapters};
-pub use choice::KernelChoice;
+pub use flashrnn_gpu::{Family, KernelChoice};
 pub use memory::{Buffer, View, ViewMut};
 pub use plan::WgpuPlan;
-pub use select::Family;
 pub use weights::{Packed, PackedOrder};
 pub use wgpu;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{
-    Backend, Backward, Cell, Dtype, Element, Forward, Len, Plan, Problem, Result, Saved, Shapes,
-    Step, Weights, WeightsLayout, Workspace,
+    Backward, Cell, Element, Forward, Len, Plan, Problem, Result, Saved, Shapes, Step, Weights,
+    WeightsLayout, Workspace,
 };
+use flashrnn_gpu::{KernelChoice, check_dtypes};
 
 use crate::backend::Wgpu;
-use crate::choice::KernelChoice;
+use crate::choice;
 use crate::engine::Engine;
-use crate::limits::unsupported;
 use crate::memory::View;
 use crate::operands;
 use crate::scratch::workspace;
@@ -23,7 +23,8 @@ use crate::weights::PackedOrder;
 ///
 /// It keeps the scratch memory of calls that were given no workspace, from the first call on: one
 /// piece of [`Plan::forward_workspace`]'s size or [`Plan::backward_workspace`]'s for each call that
-/// was under way at a time. Dropping the plan gives it back, and so does [`Backend::trim`]. For
+/// was under way at a time. Dropping the plan gives it back, and so does
+/// [`Backend::trim`](flashrnn_core::Backend::trim). For
 /// backward passes that is up to 64 MiB of partial sums (or one part of them, if that is more), the
 /// gradients of the gates that take no external input, in f32, and with
 /// [`Save::Recompute`](flashrnn_core::Save::Recompute) up to 64 MiB of gates.
@@ -37,22 +38,10 @@ pub struct WgpuPlan<T: Element, W: Element> {
 }
 
 impl<T: Element, W: Element> WgpuPlan<T, W> {
-    /// Makes a plan, as [`Backend::plan`] does.
+    /// Makes a plan, as [`Backend::plan`](flashrnn_core::Backend::plan) does.
     pub(crate) fn new<C: Cell>(wgpu: &Wgpu, cell: &C, problem: &Problem) -> Result<Self> {
         let shapes = problem.shapes::<C>()?;
-        if !wgpu.info().dtypes.contains(&T::DTYPE) {
-            return Err(unsupported(
-                format!("tensors of {}", T::DTYPE),
-                "they are f32, bf16 or f16".into(),
-            ));
-        }
-        if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
-            let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
-            return Err(unsupported(
-                what,
-                "weights have the tensors' type, or f32 beside 16-bit tensors".into(),
-            ));
-        }
+        check_dtypes::<T, W>("wgpu")?;
         let engine = Engine::new::<T, W>(
             wgpu,
             [wgsl::sizes::<C>(), wgsl::functions(cell)],
@@ -67,7 +56,7 @@ impl<T: Element, W: Element> WgpuPlan<T, W> {
     #[must_use]
     pub fn kernels(&self) -> [KernelChoice; 2] {
         let Engine { shapes, fused, adapter, .. } = &self.engine;
-        KernelChoice::of_plan(shapes, T::DTYPE, *fused, *adapter, self.wgpu.choice.family)
+        choice::of_plan(shapes, T::DTYPE, *fused, *adapter, self.wgpu.choice.family)
     }
 }
 
@@ -139,7 +128,7 @@ impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use flashrnn_core::{Layout as Order, Options, Save, Slstm, f16};
+    use flashrnn_core::{Backend, Layout as Order, Options, Save, Slstm, f16};
     use flashrnn_testsuite::run::{How, Pass};
     use flashrnn_testsuite::{Case, Results, Tensors};
 

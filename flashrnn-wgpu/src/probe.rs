@@ -55,7 +55,7 @@ fn result<const WORDS: usize>(
     params: &Params,
     groups: usize,
 ) -> Result<[u32; WORDS]> {
-    let words = device.alloc::<u32>(WORDS)?;
+    let words = device.zeroed::<u32>(WORDS)?;
     device.scope(0, || {
         let mut call = Call::new(device);
         call.run(kernel, params, &[Bound::whole(&words.buffer)], groups);

@@ -4,8 +4,9 @@
 use std::sync::Mutex;
 
 use flashrnn_core::{Error, Result, Workspace};
+use flashrnn_gpu::lock;
 
-use crate::device::{Device, lock};
+use crate::device::Device;
 use crate::kernel::Bound;
 use crate::memory::ViewMut;
 

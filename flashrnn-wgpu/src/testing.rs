@@ -24,15 +24,5 @@ pub fn as_on_gpus(wgpu: Wgpu) -> Wgpu {
 /// With `FLASHRNN_REQUIRE=wgpu`, where there is no device.
 #[must_use]
 pub fn wgpu() -> Option<Wgpu> {
-    let required = std::env::var("FLASHRNN_REQUIRE").unwrap_or_default();
-    match Wgpu::new() {
-        Ok(wgpu) => Some(wgpu),
-        Err(why) if required.split(',').any(|name| name == "wgpu") => {
-            panic!("FLASHRNN_REQUIRE={required}, but {why}")
-        }
-        Err(why) => {
-            println!("skipped: {why}");
-            None
-        }
-    }
+    flashrnn_gpu::or_skip(Wgpu::new(), &["wgpu"])
 }

@@ -63,7 +63,7 @@ impl Engine {
         let [plain, fused] = select::packed(&self.shapes, self.fused, self.common.narrow());
         // With one piece more: b of the last unit of an odd number is read with one that is thrown
         // away.
-        let buffer = self.device.alloc::<u32>(4 * (plain + fused + 1))?;
+        let buffer = self.device.zeroed::<u32>(4 * (plain + fused + 1))?;
         self.device.scope(0, || {
             let mut params = self.params();
             let bound = [

@@ -20,11 +20,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use flashrnn::{AnyBackend, Backend, BackendName, Cpu};
+use flashrnn_gpu::Family;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::backend;
-use crate::choice::{CellName, DtypeName, KernelName, with_cell, with_dtype};
+use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
 use measure::{Pass, measure};
 use workloads::{List, Workload};
 
@@ -35,8 +36,8 @@ pub struct Args {
     #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
     /// Which kernels a GPU runs.
-    #[arg(long, default_value_t)]
-    kernel: KernelName,
+    #[arg(long, default_value_t, value_parser = backend::kernel_parser())]
+    kernel: Family,
     /// The cell [default: every one in the list of workloads; lstm where a size is given].
     #[arg(long)]
     cell: Option<CellName>,

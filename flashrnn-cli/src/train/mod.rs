@@ -18,9 +18,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use flashrnn::{BackendName, Cell, CellSizes};
+use flashrnn_gpu::Family;
 
 use crate::backend;
-use crate::choice::{CellName, DtypeName, KernelName, with_cell};
+use crate::choice::{CellName, DtypeName, with_cell};
 use crate::memory;
 use markov::Markov;
 use model::Sizes;
@@ -159,7 +160,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let markov = Markov::train(corpus.train(), vocabulary.len())
         .bits_per_character(corpus.context(2), corpus.validation());
     let mut report = Report::new(&args.out, markov)?;
-    let backend = backend::find(args.backend, Some(DtypeName::F32), KernelName::Auto)?;
+    let backend = backend::find(args.backend, Some(DtypeName::F32), Family::Auto)?;
     let sizes = Sizes {
         cell: args.cell,
         layers: args.layers,

@@ -2,12 +2,13 @@
 //! once for it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use flashrnn_core::{Error, Result};
 use flashrnn_gpu::disk_cache::Key;
+use flashrnn_gpu::lock;
 
 use crate::device::blas::Blas;
 use crate::driver::current::{Entered, Restoring, enter};
@@ -135,12 +136,6 @@ fn check_arch(arch: Arch, name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::device(format!("{name} has {arch}, and 8.0 (Ampere) or later is needed")))
-}
-
-/// Locks. A thread that panicked while it held the lock has left nothing half done that matters
-/// here.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

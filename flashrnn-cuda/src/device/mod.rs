@@ -10,6 +10,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
 use flashrnn_core::{Error, Result};
+use flashrnn_gpu::Family;
 
 use crate::device::context::Shared;
 use crate::driver::current::{Entered, enter, keep};
@@ -31,18 +32,6 @@ pub struct Cuda {
     pub(crate) loops: Arc<TimeLoops>,
     pub(crate) family: Family,
     pub(crate) waits: Waits,
-}
-
-/// Which kernels plans use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// Fused where they can be.
-    #[default]
-    Auto,
-    /// All time steps in one kernel; a plan that can't is an error.
-    Fused,
-    /// One kernel per step.
-    Alternating,
 }
 
 /// How the warps of a fused kernel wait for each other, which must not change its results. For

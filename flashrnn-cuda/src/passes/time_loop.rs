@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use bytemuck::Pod;
 use flashrnn_core::{Error, Result};
+use flashrnn_gpu::lock;
 
 use crate::device::Device;
 use crate::kernels::compile::Program;
@@ -65,7 +66,7 @@ impl TimeLoop {
         let stream = self.device.stream.cu_stream();
         let mut call = *call;
         let mut table = self.table.ptr();
-        let _enqueuing = self.enqueuing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _enqueuing = lock(&self.enqueuing);
         let launch = Launch::new(grid(threads.div_ceil(256).max(1))?, 256);
         // SAFETY: begin takes (Call, Call*); the table holds a Call.
         unsafe {
@@ -188,6 +189,6 @@ impl TimeLoops {
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.0)
     }
 }

@@ -7,7 +7,7 @@ mod alignment;
 mod large;
 mod same_bits;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use flashrnn_core::{
     Backend, Backward, Cell, Element, Elman, Forward, Gru, Lstm, Options, Plan, Problem, Result,
@@ -22,7 +22,7 @@ use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 /// it.
 fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
     static ALONE: Mutex<()> = Mutex::new(());
-    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let alone = flashrnn_gpu::lock(&ALONE);
     Some((testing::cuda()?, alone))
 }
 

@@ -7,7 +7,7 @@ mod context;
 mod memory;
 mod streams;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use flashrnn_core::{
     Backend, Backward, Cell, Element, Forward, Plan, Problem, Result, Saved, Shapes, Weights,
@@ -18,7 +18,7 @@ use flashrnn_testsuite::random::Random;
 /// A device, for one test at a time, since most look at all of its memory.
 fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
     static ALONE: Mutex<()> = Mutex::new(());
-    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let alone = flashrnn_gpu::lock(&ALONE);
     Some((testing::cuda()?, alone))
 }
 

@@ -10,20 +10,13 @@ fn cache(folder: impl Into<PathBuf>) -> DiskCache {
 
 /// A folder's file names.
 fn names(folder: &Path) -> Vec<String> {
-    fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect()
+    fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 #[test]
 fn boundaries_between_texts_change_the_key() {
-    let keys = [
-        Key::new(&[&["ab", "c"]]),
-        Key::new(&[&["a", "bc"]]),
-        Key::new(&[&["ab"], &["c"]]),
-        key(),
-    ];
+    let keys =
+        [Key::new(&[&["ab", "c"]]), Key::new(&[&["a", "bc"]]), Key::new(&[&["ab"], &["c"]]), key()];
     let different: std::collections::HashSet<_> = keys.iter().map(Key::name).collect();
     assert_eq!(different.len(), keys.len());
 }
@@ -76,9 +69,7 @@ fn clearing_deletes_entries_and_nothing_else() {
     let part = folder.path().join(format!("{}.0123456789abcdef.part", key().name()));
     fs::write(part, "left by a process that was killed").unwrap();
     let others = ["notes.entry".to_string(), format!("{}.other", key().name())];
-    others
-        .iter()
-        .for_each(|name| fs::write(folder.path().join(name), "somebody's own").unwrap());
+    others.iter().for_each(|name| fs::write(folder.path().join(name), "somebody's own").unwrap());
     fs::create_dir(folder.path().join(format!("{}.part", key().name()))).unwrap();
     assert_eq!(cache.clear().unwrap(), 2);
     assert_eq!(names(folder.path()).len(), 3);

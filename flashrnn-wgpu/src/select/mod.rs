@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use flashrnn_core::{Dtype, Shapes};
+use flashrnn_gpu::Family;
 
 mod adapter;
 mod fused;
@@ -15,18 +16,6 @@ pub use adapter::{Adapter, subgroup};
 pub use fused::{FUSED_STEPS, Fused, Lines, piece};
 pub use gradient::{GRADIENT_ROUNDS, Gradient, matrix_width, parts};
 pub use step::{STEP_ROWS, STEP_UNITS, Tile, chunk, longest_loop, step_groups};
-
-/// Which kernels plans use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// Fused where they can be.
-    #[default]
-    Auto,
-    /// Many time steps in one dispatch; a plan that can't is an error.
-    Fused,
-    /// A dispatch a step.
-    Alternating,
-}
 
 /// Which kernels a [`Wgpu`](crate::Wgpu) was told to take.
 #[derive(Clone, Copy, Debug, Default)]
