@@ -9,9 +9,9 @@ use flashrnn_gpu::{DTYPES, Family, lock};
 
 use crate::device::{Device, failure};
 use crate::memory::{Buffer, View, ViewMut};
+use crate::passes::pack::{Packed, PackedOrder};
 use crate::plan::WgpuPlan;
 use crate::select::Choice;
-use crate::weights::{Packed, PackedOrder};
 
 /// A device that wgpu found, or the caller's. Clones share it; buffers, packed weights and plans
 /// belong to all clones of one.

@@ -9,12 +9,12 @@ use bytemuck::Pod;
 use flashrnn_core::{Error, Result};
 use flashrnn_gpu::lock;
 
-use crate::cache::Cache;
-use crate::kernel::{Kernel, Uniforms};
+use crate::kernels::cache::Cache;
+use crate::kernels::{Kernel, Uniforms};
+use crate::memory::operands;
+use crate::memory::scratch::Pool;
 use crate::memory::{Buffer, View};
-use crate::operands;
 use crate::probe;
-use crate::scratch::Pool;
 use crate::select::{self, Adapter};
 
 /// What the buffers of this crate may be used for.

@@ -9,15 +9,15 @@ use flashrnn_gpu::Family;
 
 use crate::backend::Wgpu;
 use crate::call::Params;
-use crate::choice::why_not_fused;
 use crate::device::Device;
-use crate::kernel::{Bound, Call, Kernel};
-use crate::limits::{check_limits, check_loops, check_scratch, unsupported};
+use crate::kernels::{Bound, Call, Kernel};
+use crate::memory::scratch::{self, Pool, Scratch};
 use crate::memory::{View, ViewMut};
+use crate::passes::pack::{PackedOrder, layout};
 use crate::programs::Common;
-use crate::scratch::{self, Pool, Scratch};
+use crate::select::choice::why_not_fused;
+use crate::select::limits::{check_limits, check_loops, check_scratch, unsupported};
 use crate::select::{self, Adapter, Fused, Gradient};
-use crate::weights::{self, PackedOrder};
 
 /// What a plan runs with: the kernels and sizes, whatever the element types.
 pub(crate) struct Engine {
@@ -110,7 +110,7 @@ impl Engine {
                     select::gates_steps(shapes.time, shapes.gates * shapes.batch * shapes.units())
                 }
             },
-            layout: weights::layout(device, shapes, fused),
+            layout: layout(device, shapes, fused),
             pack: Kernel::get(device, &common.pack(), "pack")?,
             pack_fused: fused
                 .map(|fused| Kernel::get(device, &common.pack_fused(fused, shapes), "pack_fused"))

@@ -22,32 +22,24 @@
 #![deny(unsafe_code)]
 
 mod backend;
-mod backward;
-pub mod cache;
 mod call;
-mod choice;
 mod device;
 mod engine;
-mod forward;
-mod fused;
-mod kernel;
-mod limits;
+mod kernels;
 mod memory;
-mod operands;
+mod passes;
 mod plan;
 mod probe;
 #[doc(hidden)]
 pub mod programs;
-mod scratch;
 mod select;
 #[doc(hidden)]
 pub mod testing;
-mod unroll;
-mod weights;
 
 pub use backend::{Wgpu, adapters};
 pub use flashrnn_gpu::{Family, KernelChoice};
+pub use kernels::cache;
 pub use memory::{Buffer, View, ViewMut};
+pub use passes::pack::{Packed, PackedOrder};
 pub use plan::WgpuPlan;
-pub use weights::{Packed, PackedOrder};
 pub use wgpu;

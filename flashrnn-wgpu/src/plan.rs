@@ -12,12 +12,12 @@ use flashrnn_core::{
 use flashrnn_gpu::{KernelChoice, check_dtypes};
 
 use crate::backend::Wgpu;
-use crate::choice;
 use crate::engine::Engine;
 use crate::memory::View;
-use crate::operands;
-use crate::scratch::workspace;
-use crate::weights::PackedOrder;
+use crate::memory::operands;
+use crate::memory::scratch::workspace;
+use crate::passes::pack::PackedOrder;
+use crate::select::choice;
 
 /// A problem made ready to run on a device of wgpu's.
 ///

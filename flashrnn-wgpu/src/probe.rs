@@ -7,7 +7,7 @@ use flashrnn_core::{Error, Result};
 
 use crate::call::Params;
 use crate::device::Device;
-use crate::kernel::{Bound, Call, Kernel};
+use crate::kernels::{Bound, Call, Kernel};
 use crate::programs;
 
 /// More than the 65,535 rounds after which Mesa 22.3's lavapipe ends a loop, and says nothing.

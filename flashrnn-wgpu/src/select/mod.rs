@@ -6,8 +6,10 @@ use flashrnn_core::{Dtype, Shapes};
 use flashrnn_gpu::Family;
 
 mod adapter;
+pub mod choice;
 mod fused;
 mod gradient;
+pub mod limits;
 mod step;
 
 #[cfg(test)]

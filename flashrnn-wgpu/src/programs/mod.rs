@@ -1,21 +1,24 @@
 //! The shader files put together for a cell and element types.
 
+mod fused;
+mod template;
+
 use flashrnn_core::{Dtype, Shapes};
 
 use crate::call::Params;
+use crate::programs::template::unroll;
 use crate::select::{Adapter, GROUPS_X, Gradient, Tile};
-use crate::unroll::unroll;
 
-const PARAMS: &str = include_str!("../shaders/params.wgsl");
-const MATH: &str = include_str!("../shaders/math.wgsl");
-const ELEMENT: &str = include_str!("../shaders/element.wgsl");
-const WIDEN_F16: &str = include_str!("../shaders/widen_f16.wgsl");
-const ROUNDED: &str = include_str!("../shaders/rounded.wgsl");
-const OPERATOR: &str = include_str!("../shaders/operator.wgsl");
-const PREVIOUS_H: &str = include_str!("../shaders/previous_h.wgsl");
-const FACTORS: &str = include_str!("../shaders/gradient_factors.wgsl");
-const WEIGHTS: &str = include_str!("../shaders/weights.wgsl");
-const STEP: &str = include_str!("../shaders/step.wgsl");
+const PARAMS: &str = include_str!("../../shaders/params.wgsl");
+const MATH: &str = include_str!("../../shaders/math.wgsl");
+const ELEMENT: &str = include_str!("../../shaders/element.wgsl");
+const WIDEN_F16: &str = include_str!("../../shaders/widen_f16.wgsl");
+const ROUNDED: &str = include_str!("../../shaders/rounded.wgsl");
+const OPERATOR: &str = include_str!("../../shaders/operator.wgsl");
+const PREVIOUS_H: &str = include_str!("../../shaders/previous_h.wgsl");
+const FACTORS: &str = include_str!("../../shaders/gradient_factors.wgsl");
+const WEIGHTS: &str = include_str!("../../shaders/weights.wgsl");
+const STEP: &str = include_str!("../../shaders/step.wgsl");
 
 /// One storage buffer of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -90,13 +93,13 @@ impl Tensor {
             Kind::Elements(dtype) | Kind::Pairs(dtype) => {
                 let pairs = matches!(self.kind, Kind::Pairs(_));
                 let template = match (self.written && !self.only_read, dtype, pairs) {
-                    (false, Dtype::F32, false) => include_str!("../shaders/read_32.wgsl"),
-                    (false, Dtype::F32, true) => include_str!("../shaders/read_32_pairs.wgsl"),
-                    (false, _, false) => include_str!("../shaders/read_16.wgsl"),
-                    (false, _, true) => include_str!("../shaders/read_16_pairs.wgsl"),
-                    (true, Dtype::F32, _) => include_str!("../shaders/write_32.wgsl"),
-                    (true, _, false) => include_str!("../shaders/write_16.wgsl"),
-                    (true, _, true) => include_str!("../shaders/write_16_pairs.wgsl"),
+                    (false, Dtype::F32, false) => include_str!("../../shaders/read_32.wgsl"),
+                    (false, Dtype::F32, true) => include_str!("../../shaders/read_32_pairs.wgsl"),
+                    (false, _, false) => include_str!("../../shaders/read_16.wgsl"),
+                    (false, _, true) => include_str!("../../shaders/read_16_pairs.wgsl"),
+                    (true, Dtype::F32, _) => include_str!("../../shaders/write_32.wgsl"),
+                    (true, _, false) => include_str!("../../shaders/write_16.wgsl"),
+                    (true, _, true) => include_str!("../../shaders/write_16_pairs.wgsl"),
                 };
                 template
                     .replace("TENSOR", self.name)
@@ -151,7 +154,7 @@ impl Common {
         );
         let rounded = ROUNDED.replace("FORMAT", &self.element.to_string());
         let widen = if self.unpacks {
-            include_str!("../shaders/widen_f16_built_in.wgsl")
+            include_str!("../../shaders/widen_f16_built_in.wgsl")
         } else {
             WIDEN_F16
         };
@@ -197,7 +200,7 @@ impl Common {
         format!(
             "const RECOMPUTED = {};\n\n{}",
             self.recompute,
-            include_str!("../shaders/gates_row.wgsl")
+            include_str!("../../shaders/gates_row.wgsl")
         )
     }
 
@@ -261,8 +264,8 @@ impl Common {
             ("INNER", shapes.inner()),
         ];
         let sums = match tile.together {
-            1 => include_str!("../shaders/sums.wgsl"),
-            _ => include_str!("../shaders/sums_subgroups.wgsl"),
+            1 => include_str!("../../shaders/sums.wgsl"),
+            _ => include_str!("../../shaders/sums_subgroups.wgsl"),
         };
         let text = unroll(&[STEP, sums, file].join("\n"), &[&constants[..], &of_text].concat());
         let text = match tile.rounds {
@@ -274,13 +277,13 @@ impl Common {
 
     pub fn forward_step(&self, shapes: &Shapes, words: bool) -> Program {
         let tile = Tile::forward(shapes, self.adapter);
-        let file = include_str!("../shaders/forward_step.wgsl");
+        let file = include_str!("../../shaders/forward_step.wgsl");
         self.step(self.forward_tensors(words), shapes, tile, "pieces()", file)
     }
 
     pub fn backward_step(&self, shapes: &Shapes, words: bool) -> Program {
         let tile = Tile::backward(shapes, self.adapter);
-        let text = [&self.recomputed(), include_str!("../shaders/backward_step.wgsl")].concat();
+        let text = [&self.recomputed(), include_str!("../../shaders/backward_step.wgsl")].concat();
         self.step(self.backward_tensors(words), shapes, tile, "RECURRENT * pieces()", &text)
     }
 
@@ -295,7 +298,7 @@ impl Common {
         ];
         self.program(
             tensors,
-            &[OPERATOR, WEIGHTS, PREVIOUS_H, include_str!("../shaders/gates_again.wgsl")],
+            &[OPERATOR, WEIGHTS, PREVIOUS_H, include_str!("../../shaders/gates_again.wgsl")],
         )
     }
 
@@ -309,7 +312,7 @@ impl Common {
             Tensor::plain("partial", true, "f32"),
         ];
         let sizes = [("FOURS", fours), ("AT_ONCE", at_once)];
-        let gradients = unroll(include_str!("../shaders/gradients.wgsl"), &sizes);
+        let gradients = unroll(include_str!("../../shaders/gradients.wgsl"), &sizes);
         self.program(tensors, &[OPERATOR, PREVIOUS_H, FACTORS, &declared(&sizes), &gradients])
     }
 
@@ -323,7 +326,7 @@ impl Common {
             Tensor::plain("partial", true, "f32"),
         ];
         let sizes = [("OUTS", width / 64), ("INS", width / 32), ("PAIRS", width / 16)];
-        let gradients = unroll(include_str!("../shaders/gradients_matrix.wgsl"), &sizes);
+        let gradients = unroll(include_str!("../../shaders/gradients_matrix.wgsl"), &sizes);
         let width = declared(&[("WIDTH", width)]);
         let mut program =
             self.program(tensors, &[OPERATOR, PREVIOUS_H, FACTORS, &width, &gradients]);
@@ -334,11 +337,11 @@ impl Common {
     pub fn reduce(&self) -> Program {
         let tensors =
             vec![Tensor::plain("partial", false, "f32"), Tensor::write("out", self.weight)];
-        self.program(tensors, &[&unroll(include_str!("../shaders/reduce.wgsl"), &[])])
+        self.program(tensors, &[&unroll(include_str!("../../shaders/reduce.wgsl"), &[])])
     }
 
     pub fn pack(&self) -> Program {
-        self.pack_with(&[include_str!("../shaders/pack.wgsl")])
+        self.pack_with(&[include_str!("../../shaders/pack.wgsl")])
     }
 
     /// A kernel that packs weights.
@@ -354,17 +357,17 @@ impl Common {
 
 /// What tells whether the driver's conversion of f16 is exact.
 pub fn unpacks() -> Program {
-    probing("atomic<u32>", &[WIDEN_F16], include_str!("../shaders/unpacks.wgsl"))
+    probing("atomic<u32>", &[WIDEN_F16], include_str!("../../shaders/unpacks.wgsl"))
 }
 
 /// What tells whether subgroups are as the kernels of one step need them.
 pub fn subgroups() -> Program {
-    probing("atomic<u32>", &[], include_str!("../shaders/subgroups.wgsl"))
+    probing("atomic<u32>", &[], include_str!("../../shaders/subgroups.wgsl"))
 }
 
 /// What tells whether the driver runs long loops to their end.
 pub fn probe() -> Program {
-    probing("u32", &[], include_str!("../shaders/probe.wgsl"))
+    probing("u32", &[], include_str!("../../shaders/probe.wgsl"))
 }
 
 /// A kernel whose result, of this WGSL type, tells of the driver.

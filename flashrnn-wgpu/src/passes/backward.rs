@@ -6,7 +6,7 @@ use flashrnn_core::{Backward, Element, Result, Save};
 use crate::backend::Wgpu;
 use crate::call::Params;
 use crate::engine::Engine;
-use crate::kernel::{Bound, Call, Kernel};
+use crate::kernels::{Bound, Call, Kernel};
 use crate::memory::View;
 use crate::select;
 

@@ -1,5 +1,8 @@
 //! Device memory: our own ([`Buffer`]), and parts of it or of the caller's ([`View`], [`ViewMut`]).
 
+pub(crate) mod operands;
+pub(crate) mod scratch;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -1,5 +1,7 @@
 //! Pipelines, and calls that dispatch them.
 
+pub mod cache;
+
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
@@ -7,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use flashrnn_core::{Error, Result};
 use flashrnn_gpu::lock;
 
-use crate::cache::Cache;
 use crate::call::Params;
 use crate::device::{Device, SLOT, STEPS};
+use crate::kernels::cache::Cache;
 use crate::memory::View;
 use crate::programs::{Program, Tensor};
 use crate::select;

@@ -8,7 +8,7 @@ use flashrnn_core::{Element, Result, Shapes, WeightsLayout};
 
 use crate::device::{Device, DeviceId};
 use crate::engine::Engine;
-use crate::kernel::{Bound, Call};
+use crate::kernels::{Bound, Call};
 use crate::memory::{Buffer, View};
 use crate::select::{self, Fused};
 

@@ -6,9 +6,9 @@ use flashrnn_gpu::lock;
 use crate::backend::Wgpu;
 use crate::call::{Params, state};
 use crate::engine::Engine;
-use crate::kernel::{Bound, Call};
+use crate::kernels::{Bound, Call};
 use crate::memory::View;
-use crate::weights::Packed;
+use crate::passes::pack::Packed;
 
 /// The tensors of the step kernel.
 struct Tensors<'a, T: Element> {

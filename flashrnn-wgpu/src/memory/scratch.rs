@@ -7,7 +7,7 @@ use flashrnn_core::{Error, Result, Workspace};
 use flashrnn_gpu::lock;
 
 use crate::device::Device;
-use crate::kernel::Bound;
+use crate::kernels::Bound;
 use crate::memory::ViewMut;
 
 /// Where a workspace must begin, and where each region in one begins: the largest alignment of a

@@ -2,11 +2,11 @@
 
 use flashrnn_core::{Dtype, Shapes};
 
+use crate::programs::template::unroll;
 use crate::programs::{Common, Program, Tensor, declared};
 use crate::select::{self, FUSED_STEPS, Fused, Lines};
-use crate::unroll::unroll;
 
-const FUSED: &str = include_str!("../shaders/fused.wgsl");
+const FUSED: &str = include_str!("../../shaders/fused.wgsl");
 
 /// What of a fused kernel its pass decides.
 struct Pass<'a> {
@@ -53,18 +53,18 @@ impl Common {
             ("LOADS", pass.carried.div_ceil(fused.turns())),
         ];
         let pieces = match self.element {
-            Dtype::F32 => include_str!("../shaders/fused_pieces_32.wgsl").into(),
-            narrow => include_str!("../shaders/fused_pieces_16.wgsl")
+            Dtype::F32 => include_str!("../../shaders/fused_pieces_32.wgsl").into(),
+            narrow => include_str!("../../shaders/fused_pieces_16.wgsl")
                 .replace("FORMAT", &narrow.to_string()),
         };
         let kept = match lines.wide {
-            true => include_str!("../shaders/fused_kept_wide.wgsl"),
-            false => include_str!("../shaders/fused_kept.wgsl"),
+            true => include_str!("../../shaders/fused_kept_wide.wgsl"),
+            false => include_str!("../../shaders/fused_kept.wgsl"),
         };
         let file = pass
             .file
-            .replace("    //@ weights\n", include_str!("../shaders/fused_weights.wgsl"))
-            .replace("        //@ product\n", include_str!("../shaders/fused_product.wgsl"));
+            .replace("    //@ weights\n", include_str!("../../shaders/fused_weights.wgsl"))
+            .replace("        //@ product\n", include_str!("../../shaders/fused_product.wgsl"));
         let kernel = unroll(&[kept, &file].concat(), &[&sizes[..], &of_text].concat());
         self.of_cell(pass.tensors, &[&declared(&sizes), FUSED, &pieces, &kernel])
     }
@@ -72,7 +72,7 @@ impl Common {
     /// The forward pass's time steps.
     pub fn fused_forward(&self, fused: Fused, shapes: &Shapes, words: bool) -> Program {
         let pass = Pass {
-            file: include_str!("../shaders/fused_forward.wgsl"),
+            file: include_str!("../../shaders/fused_forward.wgsl"),
             tensors: self.forward_tensors(words),
             lines: fused.forward(shapes, self.narrow()),
             parts: fused.split,
@@ -85,7 +85,7 @@ impl Common {
     /// The backward pass's time steps.
     pub fn fused_backward(&self, fused: Fused, shapes: &Shapes, words: bool) -> Program {
         let pass = Pass {
-            file: &(self.recomputed() + include_str!("../shaders/fused_backward.wgsl")),
+            file: &(self.recomputed() + include_str!("../../shaders/fused_backward.wgsl")),
             tensors: self.backward_tensors(words),
             lines: fused.backward(shapes, self.narrow()),
             parts: shapes.recurrent * fused.split,
@@ -107,6 +107,6 @@ impl Common {
             ("PIECES_OF_LINE", fused.depth() / piece),
             ("PIECES_OF_HEAD", fused.pieces(shapes, piece)),
         ];
-        self.pack_with(&[&declared(&sizes), include_str!("../shaders/pack_fused.wgsl")])
+        self.pack_with(&[&declared(&sizes), include_str!("../../shaders/pack_fused.wgsl")])
     }
 }

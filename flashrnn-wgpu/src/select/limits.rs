@@ -2,7 +2,7 @@
 
 use flashrnn_core::{Dtype, Error, Problem, Result, Save, Shapes};
 
-use crate::scratch::workspace;
+use crate::memory::scratch::workspace;
 use crate::select::{self, Fused};
 
 /// The error for what this backend can't do.
