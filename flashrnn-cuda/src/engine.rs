@@ -8,14 +8,14 @@ use flashrnn_core::{Dtype, Element, Error, Layout, Problem, Result, Save, Shapes
 use flashrnn_gpu::Family;
 
 use crate::call::{Address, Gates, Sizes};
-use crate::choice;
 use crate::device::{Cuda, Device};
 use crate::kernels::launch::Kernel;
 use crate::memory::{View, ViewMut};
-use crate::packed::PackedOrder;
 use crate::passes::fused::{FusedBackward, FusedForward, FusedProblem};
+use crate::passes::pack::PackedOrder;
 use crate::passes::time_loop::TimeLoop;
 use crate::programs::{self, CellSource, Uses};
+use crate::select::choice;
 use crate::select::fused::{self as spread, Fused};
 use crate::select::step::{self as select, Multiply};
 

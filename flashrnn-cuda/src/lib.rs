@@ -40,13 +40,13 @@
 //!    `weights.rs` compute what is done for all steps at once.
 
 mod call;
-mod choice;
+
 mod device;
 mod driver;
 mod engine;
 mod kernels;
 mod memory;
-mod packed;
+
 mod passes;
 mod plan;
 #[doc(hidden)]
@@ -66,6 +66,6 @@ pub use flashrnn_gpu::{Family, KernelChoice};
 pub use kernels::{cache, compile};
 pub use memory::borrowed::{Borrowed, BorrowedMut};
 pub use memory::{Buffer, View, ViewMut};
-pub use packed::{Packed, PackedOrder};
+pub use passes::pack::{Packed, PackedOrder};
 pub use plan::CudaPlan;
 pub use report::{Library, libraries};

@@ -11,12 +11,12 @@ use flashrnn_core::{
 };
 use flashrnn_gpu::{DTYPES, Family, KernelChoice, check_dtypes};
 
-use crate::choice;
 use crate::device::Cuda;
 use crate::engine::Engine;
 use crate::memory::{Buffer, View, ViewMut};
-use crate::packed::{Packed, PackedOrder};
+use crate::passes::pack::{Packed, PackedOrder};
 use crate::programs::CellSource;
+use crate::select::choice;
 
 impl Backend for Cuda {
     type Buffer<P: Pod + Send + Sync> = Buffer<P>;
