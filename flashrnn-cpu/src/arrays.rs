@@ -1,4 +1,4 @@
-//! ndarray at the edges: views in, arrays out, for whoever does not want to keep buffers.
+//! Calls on arrays of the ndarray crate: views in, arrays out.
 
 use flashrnn_core::{
     Backend, Backward, Element, Error, Forward, Plan, Result, Saved, Shapes, Weights,
@@ -8,19 +8,21 @@ use ndarray::{
     ArrayView5, CowArray, Dimension, ShapeBuilder,
 };
 
-use crate::{Cpu, CpuPlan};
+use crate::cpu::Cpu;
+use crate::plan::CpuPlan;
 
-/// What the forward pass reads, besides the weights. Any strides will do; what is not contiguous is
-/// copied. In time-major problems the first two axes of `wx` and `resets` change places.
+/// The inputs of the forward pass, besides the weights. Arrays may have any strides; those that are
+/// not contiguous are copied. In time-major problems the first two axes of `wx` and `resets` are
+/// swapped.
 #[derive(Clone, Debug)]
 pub struct Inputs<'a, T: Element> {
     /// `[B, T, Gx, N, D]`
     pub wx: ArrayView5<'a, T>,
-    /// `[S, B, N, D]`; zeros if absent.
+    /// The initial state `[S, B, N, D]`; zeros if absent.
     pub s0: Option<ArrayView4<'a, T::Wide>>,
-    /// `[B]`, 0 to T; T if absent.
+    /// The steps of each row `[B]`, 0 to T; T if absent.
     pub lengths: Option<ArrayView1<'a, i32>>,
-    /// `[B, T]`; where not 0, the state is zeroed before the step.
+    /// `[B, T]`: the state is zeroed before a step whose flag is not 0.
     pub resets: Option<ArrayView2<'a, u8>>,
 }
 
@@ -32,18 +34,18 @@ impl<'a, T: Element> Inputs<'a, T> {
     }
 }
 
-/// What the forward pass returns.
+/// The outputs of the forward pass.
 #[derive(Debug)]
 pub struct Outputs<T: Element> {
     /// `[S, B, T, N, D]` (time-major: `[S, T, B, N, D]`); the first is h.
     pub states: Array5<T>,
     /// `[S, B, N, D]`
     pub last: Array4<T::Wide>,
-    /// What the backward pass needs besides.
+    /// What else the backward pass needs.
     saved: Saved<Cpu, T>,
 }
 
-/// The gradients of the outputs; an absent one is zero.
+/// The gradients of the outputs. An absent one is zero.
 #[derive(Debug)]
 pub struct OutputGradients<'a, T: Element> {
     /// `[S, B, T, N, D]` (time-major: `[S, T, B, N, D]`)
@@ -52,7 +54,7 @@ pub struct OutputGradients<'a, T: Element> {
     pub d_last: Option<ArrayView4<'a, T::Wide>>,
 }
 
-/// The gradients of the inputs and the weights, in their shapes.
+/// The gradients of the inputs and weights.
 #[derive(Debug)]
 pub struct Gradients<T: Element, W: Element> {
     /// `[B, T, Gx, N, D]` (time-major: `[T, B, Gx, N, D]`)
@@ -65,7 +67,10 @@ pub struct Gradients<T: Element, W: Element> {
     pub d_s0: Array4<T::Wide>,
 }
 
-/// A view in standard order, if it has the dimensions `want`.
+/// Returns a view's elements in row-major order.
+///
+/// # Errors
+/// [`Error::Shape`] unless the view has the dimensions `want`.
 fn standard<'a, P: Clone, D: Dimension>(
     tensor: &'static str,
     view: &'a ArrayView<'_, P, D>,
@@ -77,7 +82,7 @@ fn standard<'a, P: Clone, D: Dimension>(
     Ok(view.as_standard_layout())
 }
 
-/// [`standard`] for a tensor that may be absent.
+/// Returns [`standard`] of a tensor that may be absent.
 fn optional<'a, P: Clone, D: Dimension>(
     tensor: &'static str,
     view: &'a Option<ArrayView<'_, P, D>>,
@@ -86,12 +91,15 @@ fn optional<'a, P: Clone, D: Dimension>(
     view.as_ref().map(|view| standard(tensor, view, want)).transpose()
 }
 
-/// The elements of an array in standard order.
+/// Returns the elements of an array of [`standard`].
 fn slice<'a, P: Clone, D: Dimension>(array: &'a CowArray<'_, P, D>) -> &'a [P] {
     array.as_slice().unwrap_or(&[])
 }
 
-/// A zeroed array, or the error that there is no memory for it.
+/// Returns a zeroed array of `len` elements.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]
 fn zeros<P: Element, D: Dimension>(
     shape: impl ShapeBuilder<Dim = D>,
     cpu: &Cpu,
@@ -99,10 +107,10 @@ fn zeros<P: Element, D: Dimension>(
 ) -> Result<Array<P, D>> {
     let buffer = cpu.alloc(len)?;
     Array::from_shape_vec(shape, buffer)
-        .map_err(|e| Error::device_because("laying out an array", e))
+        .map_err(|e| Error::device_because("could not shape an array", e))
 }
 
-/// [`zeros`] of the dimensions `shape`.
+/// Calls [`zeros`] with the dimensions `$shape`.
 macro_rules! zeros {
     ($cpu:expr, $shape:expr) => {{
         let shape = $shape;
@@ -111,7 +119,7 @@ macro_rules! zeros {
 }
 
 impl<T: Element, W: Element> CpuPlan<T, W> {
-    /// [`Plan::pack`] from arrays: `r [Gr, N, D_out, D_in]`, `b [G, N, D]`.
+    /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]`, as [`Plan::pack`] does.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::OutOfMemory`]
@@ -125,7 +133,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
         self.pack(slice(&r), slice(&b))
     }
 
-    /// [`Plan::forward`] from arrays, with all that a backward pass needs.
+    /// Runs [`Plan::forward`] on arrays and saves what a backward pass needs.
     ///
     /// # Errors
     /// As [`Plan::forward`].
@@ -150,7 +158,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
         Ok(Outputs { states, last, saved })
     }
 
-    /// [`Plan::backward`] from arrays: the same `x` as in the forward pass, and what that returned.
+    /// Runs [`Plan::backward`] on arrays: the `x` of the forward pass, and its `outputs`.
     ///
     /// # Errors
     /// As [`Plan::backward`].
@@ -192,7 +200,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     }
 }
 
-/// [`Inputs`] in standard order, of the right dimensions.
+/// [`Inputs`] in row-major order and with the right dimensions.
 struct Standard<'a, T: Element> {
     wx: CowArray<'a, T, ndarray::Ix5>,
     s0: Option<CowArray<'a, T::Wide, ndarray::Ix4>>,

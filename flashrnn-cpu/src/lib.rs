@@ -1,22 +1,32 @@
 //! The flashrnn recurrences on the CPU.
 //!
-//! A call is divided into tasks (a head and some rows of the batch), each of which goes through all
-//! time steps with its part of R in the cache; large heads are shared by a team of threads, each
-//! with some of the units. Within a task a step is a small product from packed panels, and then the
-//! cell's own function on vectors of units. The weight gradient is one large product after the
-//! loop. Arithmetic is f32 (f64 for f64); f16 and bf16 are storage only.
+//! A call is divided into tasks, each of which is one head and some rows of the batch. A task goes
+//! through all time steps with its part of R in the cache. A large head is shared by a team of
+//! threads, each of which computes some of the units. Within a task, a step is a small product from
+//! packed panels of R, then the cell's own function on vectors of units. After the loop, the weight
+//! gradient is one large product. Arithmetic is in f32 (in f64 for f64); f16 and bf16 are storage
+//! formats only.
 //!
-//! Subnormal numbers of f32 and f64 are flushed to zero by default: [`Subnormals`].
+//! Subnormal numbers of f32 and f64 are flushed to zero by default; see [`Subnormals`].
 //!
-//! Reading order: [`Cpu`] (`plan`), `engine` (what a plan runs), `compiled` (a cell's part of it),
-//! `time_loop`, `tasks`, `division` and `team` (who does what when), `threads` and `workers` (who
-//! there is), `forward` and `backward` (one block of one step), `product` and `tile` (where the
-//! time goes), `weight_grad`, `recompute`, `memory`, `simd`.
+//! # Reading order
+//! A call passes three stations: the plan (`plan`) checks it, the engine (`engine`) runs it for one
+//! element type and instruction set, and the cell's kernel (`cell_kernel`) computes blocks of it.
+//! `dispatch` selects the engine and the kernel when a plan is made. They use
+//!
+//! - `schedule`: the division of a call into tasks and teams, and the time loop,
+//! - `kernel`: one block of one step: the product, which takes most of the time, and the cell,
+//! - `batched`: the products over all steps, before and after the time loop,
+//! - `simd`: vectors, the numbers that a cell computes with,
+//! - `threads` and `memory`.
 
 #[cfg(feature = "ndarray")]
 mod arrays;
+mod backend;
 mod batched;
 mod cell_kernel;
+mod cpu;
+mod dispatch;
 mod engine;
 mod kernel;
 mod memory;
@@ -27,11 +37,16 @@ mod threads;
 
 #[cfg(feature = "ndarray")]
 pub use arrays::{Gradients, Inputs, OutputGradients, Outputs};
-pub use kernel::packed::Packed;
-pub use kernel::product::PackedOrder;
-/// The crate whose arrays [`CpuPlan::forward_arrays`] takes.
+pub use cpu::Cpu;
+pub use kernel::{Packed, PackedOrder};
+/// The crate that defines the arrays of [`CpuPlan::forward_arrays`].
 #[cfg(feature = "ndarray")]
 pub use ndarray;
-pub use plan::{Cpu, CpuPlan};
+pub use plan::CpuPlan;
 pub use simd::Level;
-pub use threads::subnormals::Subnormals;
+pub use threads::Subnormals;
+
+/// The README's example, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,5 +1,5 @@
-//! The ndarray edges: the same numbers as plain slices give, from views of any strides; wrong
-//! dimensions are named.
+//! Calls on ndarray's arrays compute the same as calls on slices, for views of any strides, and
+//! report wrong dimensions.
 
 use flashrnn_core::{Backend, Error, Forward, Lstm, Plan, Problem};
 use flashrnn_cpu::{Cpu, Inputs, OutputGradients};
@@ -14,7 +14,7 @@ fn ramp<D: Dimension>(shape: impl ndarray::ShapeBuilder<Dim = D>) -> Array<f32, 
 }
 
 #[test]
-fn arrays_give_what_slices_give() {
+fn arrays_compute_the_same_as_slices() {
     let (batch, time, heads, head_dim) = (3, 5, 2, 7);
     let plan =
         Cpu::new().plan::<f32, f32, _>(&Lstm, &Problem::new(batch, time, heads, head_dim)).unwrap();
@@ -23,7 +23,7 @@ fn arrays_give_what_slices_give() {
         (ramp((4, heads, head_dim, head_dim)), ramp((4, heads, head_dim)));
     let weights = plan.pack_arrays(r.view(), b.view()).unwrap();
 
-    // The same input, laid out backwards in memory.
+    // The same input with its axes in another order in memory.
     let mut scattered = wx.clone();
     scattered.swap_axes(0, 4);
     let mut scattered = scattered.as_standard_layout().to_owned();
@@ -47,11 +47,11 @@ fn arrays_give_what_slices_give() {
 }
 
 #[test]
-fn wrong_dimensions_are_named() {
+fn wrong_dimensions_are_reported() {
     let plan = Cpu::new().plan::<f32, f32, _>(&Lstm, &Problem::new(3, 5, 2, 7)).unwrap();
     let (r, b): (Array4<f32>, Array3<f32>) = (ramp((4, 2, 7, 7)), ramp((4, 2, 7)));
     let weights = plan.pack_arrays(r.view(), b.view()).unwrap();
-    // As many elements as wanted, but batch and time changed places.
+    // The right number of elements, but with batch and time swapped.
     let wx: Array5<f32> = ramp((5, 3, 4, 2, 7));
     match plan.forward_arrays(&weights, &Inputs::new(wx.view())) {
         Err(Error::Shape { tensor: "wx", got, want }) => {

@@ -1,5 +1,5 @@
-//! The properties that every backend must have, on the CPU: with the machine's best instruction
-//! set, and with the others.
+//! The properties that every backend must have, with the machine's best instruction set and with
+//! the others.
 
 use flashrnn_core::{Backend, Cell, Error, Gate, Problem, Real};
 use flashrnn_cpu::{Cpu, Level, Subnormals};
@@ -7,16 +7,18 @@ use flashrnn_testsuite::{Suite, properties};
 
 flashrnn_testsuite::conformance!(
     Cpu::new(),
-    same_bits_as: [Cpu::with_threads(1).unwrap(), Cpu::with_threads(2).unwrap(), Cpu::with_threads(5).unwrap()],
-    skip: [
-        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept")
-    ]
+    same_bits_as: [
+        Cpu::with_threads(1).unwrap(),
+        Cpu::with_threads(2).unwrap(),
+        Cpu::with_threads(5).unwrap()
+    ],
+    skip: [("operations_on_denormals", "flushed by default; checked below with `Keep`")]
 );
 
-/// A backend of this level, or a portable one on a machine that lacks it.
+/// Returns a backend of this level, or a portable one if the machine lacks it.
 fn cpu(level: Level) -> Cpu {
     Cpu::new().with_level(level).unwrap_or_else(|lacking| {
-        println!("{lacking}: the portable kernels are tested in its place");
+        println!("{lacking}: testing the portable kernels instead");
         Cpu::new().with_level(Level::Portable).expect("every machine has it")
     })
 }
@@ -25,9 +27,7 @@ mod avx2 {
     use super::{Level, cpu};
     flashrnn_testsuite::conformance!(
         cpu(Level::Avx2),
-        skip: [
-        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept")
-    ]
+        skip: [("operations_on_denormals", "flushed by default; checked below with `Keep`")]
     );
 }
 
@@ -35,21 +35,19 @@ mod portable {
     use super::{Level, cpu};
     flashrnn_testsuite::conformance!(
         cpu(Level::Portable),
-        skip: [
-        ("operations_on_denormals", "flushed to zero by default; checked below where they are kept")
-    ]
+        skip: [("operations_on_denormals", "flushed by default; checked below with `Keep`")]
     );
 }
 
 #[test]
-fn properties_of_subnormals_that_are_kept() {
+fn kept_subnormals_are_computed_with() {
     for level in Level::available() {
         let suite = Suite::new(cpu(level).with_subnormals(Subnormals::Keep), vec![], vec![]);
         suite.check("operations_on_denormals", properties::operations_on_denormals);
     }
 }
 
-/// A user's cell with the mark of the built-in ones.
+/// A user's cell that claims to be built in.
 #[derive(Clone)]
 struct Impostor;
 
@@ -67,7 +65,7 @@ impl Cell for Impostor {
 }
 
 #[test]
-fn a_cell_that_is_not_built_in_is_not_taken_for_one() {
+fn a_cell_that_only_claims_to_be_built_in_is_refused() {
     let plan = Cpu::new().plan::<f32, f32, _>(&Impostor, &Problem::new(1, 1, 1, 1));
     assert!(matches!(plan.map(|_| ()), Err(Error::Unsupported { backend: "cpu", .. })));
 }

@@ -1,4 +1,4 @@
-//! What a forward and a backward pass allocate beside the tensors they are given.
+//! The peak memory of a training step stays close to the memory of its tensors.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,13 +9,13 @@ use flashrnn_core::{
 };
 use flashrnn_cpu::Cpu;
 
-/// The system's allocator, keeping count of the bytes in use and the most there ever were.
+/// The system's allocator, counting the bytes in use and their maximum.
 struct Counting;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is handed to `System` as it is.
+// SAFETY: every call is forwarded to `System`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let in_use = IN_USE.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
@@ -34,8 +34,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Peak over what must be held: wx, R, b, states, the saved gates, and the gradients of h and of
-/// everything given.
+/// Returns the ratio of the peak memory to that of the tensors: wx, R, b, states, the saved gates,
+/// and the gradients of h, wx, R and b.
 fn ratio<C: Cell, T: Element>(
     cell: &C,
     save: Save,
@@ -47,7 +47,7 @@ fn ratio<C: Cell, T: Element>(
             &Problem::new(batch, time, heads, head_dim)
                 .with(Options { save, ..Options::default() }),
         )
-        .expect("a good problem");
+        .expect("a valid problem");
     let zeros = |dims: &[usize]| vec![T::default(); dims.iter().product()];
     let shapes = plan.shapes();
     let before = IN_USE.load(Ordering::SeqCst);
@@ -55,16 +55,16 @@ fn ratio<C: Cell, T: Element>(
     let (mut states, d_h) = (zeros(&shapes.states()), zeros(&shapes.h()));
     let (mut d_wx, mut d_r, mut d_b) = (wx.clone(), r.clone(), b.clone());
     let mut saved = plan.saved().expect("memory");
-    let held = IN_USE.load(Ordering::SeqCst) - before;
+    let tensors = IN_USE.load(Ordering::SeqCst) - before;
     PEAK.store(IN_USE.load(Ordering::SeqCst), Ordering::SeqCst);
 
-    let weights = plan.pack(&r, &b).expect("the right sizes");
+    let weights = plan.pack(&r, &b).expect("valid sizes");
     let call = Forward {
         states: Some(&mut states[..]),
         saved: Some(saved.view_mut()),
         ..Forward::new(&weights, &wx[..])
     };
-    plan.forward(call).expect("the right sizes");
+    plan.forward(call).expect("valid sizes");
     plan.backward(Backward {
         wx: Some(&wx[..]),
         d_h: Some(&d_h[..]),
@@ -72,14 +72,13 @@ fn ratio<C: Cell, T: Element>(
         d_b: Some(&mut d_b[..]),
         ..Backward::new(&weights, &states[..], saved.view(), &mut d_wx[..])
     })
-    .expect("the right sizes");
-    (PEAK.load(Ordering::SeqCst) - before) as f64 / held as f64
+    .expect("valid sizes");
+    (PEAK.load(Ordering::SeqCst) - before) as f64 / tensors as f64
 }
 
-/// One test, so that nothing else allocates meanwhile. The bound is the one that this library
-/// promises.
+/// The file's only test, so that no other test allocates at the same time.
 #[test]
-fn peak_memory_is_near_what_must_be_held() {
+fn peak_memory_is_close_to_the_tensors_memory() {
     let mut failures = Vec::new();
     let mut check = |name: &str, ratio: f64| {
         println!("{name}: {ratio:.3}");
@@ -97,5 +96,5 @@ fn peak_memory_is_near_what_must_be_held() {
             check(&format!("slstm bf16 {save:?} {shape:?}"), ratio::<_, bf16>(&Slstm, save, shape));
         }
     }
-    assert!(failures.is_empty(), "peak over held, at most 1.3: {failures:#?}");
+    assert!(failures.is_empty(), "peak over tensors, at most 1.3: {failures:#?}");
 }

@@ -1,22 +1,22 @@
-//! Streaming does not allocate.
+//! A step does not allocate.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
 use flashrnn_core::{Backend, Cell, Elman, Gru, Lstm, Plan, Problem, Slstm, Step};
 use flashrnn_cpu::Cpu;
 
-/// The system's allocator, counting the allocations of each thread: the test harness has threads of
-/// its own.
+/// The system's allocator, counting the allocations of each thread, since the test harness's
+/// threads allocate too.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-// SAFETY: every call is handed to `System` as it is.
+// SAFETY: every call is forwarded to `System`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that is ending has no counter any more, and is not the one under test.
+        // Fails in a thread that is ending, which is not the one under test.
         let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
@@ -34,19 +34,19 @@ static COUNTING: Counting = Counting;
 fn check<C: Cell>(cell: &C, batch: usize, heads: usize, head_dim: usize) {
     let backend = Cpu::new();
     let problem = Problem::new(batch, 1, heads, head_dim);
-    let plan = backend.plan::<f32, f32, C>(cell, &problem).expect("a good problem");
+    let plan = backend.plan::<f32, f32, C>(cell, &problem).expect("a valid problem");
     let shapes = plan.shapes();
     let units = shapes.units();
     let (r, b) = (vec![0.1; shapes.r().iter().product()], vec![0.1; shapes.b().iter().product()]);
-    let weights = plan.pack(&r, &b).expect("the right sizes");
+    let weights = plan.pack(&r, &b).expect("valid sizes");
     let wx = vec![0.1; batch * shapes.external * units];
     let mut state = vec![0.0; shapes.states * batch * units];
     let mut h = vec![0.0; batch * units];
     let mut step = || {
         plan.step(Step { wx: &wx, weights: &weights, state: &mut state, h: Some(&mut h) })
-            .expect("the right sizes");
+            .expect("valid sizes");
     };
-    // The first steps may wake threads and fill caches.
+    // The first step allocates its scratch memory.
     step();
     step();
     let before = ALLOCATIONS.get();
@@ -57,7 +57,7 @@ fn check<C: Cell>(cell: &C, batch: usize, heads: usize, head_dim: usize) {
     assert_eq!(allocations, 0, "{} with B = {batch}, N = {heads}, D = {head_dim}", C::NAME);
 }
 
-/// A step runs on the thread that calls it, so that counting this one is enough.
+/// A step runs on the calling thread, so the allocations of this one are all.
 #[test]
 fn step_allocates_nothing() {
     for (batch, heads, head_dim) in [(1, 1, 1), (1, 4, 64), (3, 2, 33), (16, 4, 64), (1, 1, 512)] {

@@ -1,5 +1,5 @@
-//! By default subnormal numbers of f32 and f64 are zeros to the kernels; a switch keeps them; f16
-//! keeps its own.
+//! Subnormal numbers of f32 and f64 are flushed to zero by default and kept on request; those of
+//! f16 are always kept.
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
 mod common;
@@ -7,12 +7,12 @@ mod common;
 use flashrnn_core::{Backward, Cell, Element, Forward, Gate, Plan, Problem, Real, Step, f16};
 use flashrnn_cpu::{Cpu, CpuPlan, Level, Subnormals};
 
-/// `h' = h / 2 + g`: fades through every magnitude, forwards and backwards.
+/// `h' = h / 2 + g`, whose state and gradient halve with every step.
 #[derive(Clone)]
-struct Fading;
+struct Halving;
 
-impl Cell for Fading {
-    const NAME: &'static str = "fading";
+impl Cell for Halving {
+    const NAME: &'static str = "halving";
     const STATES: &'static [&'static str] = &["h"];
     const GATES: &'static [Gate] = &[Gate::both("g")];
     type State<R: Real> = [R; 1];
@@ -24,10 +24,11 @@ impl Cell for Fading {
     }
 }
 
-/// The state after every step, the state after as many calls of `step`, and the gradient of every
-/// step's input for a gradient of `start` at the last step, from a state `start` on, without input.
-fn fade<T: Element>(cpu: &Cpu, time: usize, start: T) -> [Vec<f64>; 3] {
-    let plan: CpuPlan<T, T> = common::plan(cpu, &Fading, &Problem::new(1, time, 1, 16));
+/// Runs without input from the state `start`, and backwards from the gradient `start` of the last
+/// state. Returns the state after every step of the forward pass, the state after every call of
+/// `step`, and the gradient of every step's input, last step first.
+fn halve<T: Element>(cpu: &Cpu, time: usize, start: T) -> [Vec<f64>; 3] {
+    let plan: CpuPlan<T, T> = common::plan(cpu, &Halving, &Problem::new(1, time, 1, 16));
     let shapes = plan.shapes();
     let zeros = |dims: &[usize]| vec![T::default(); common::len(dims)];
     let weights = plan.pack(&zeros(&shapes.r()), &zeros(&shapes.b())).unwrap();
@@ -70,16 +71,16 @@ fn levels() -> impl Iterator<Item = Cpu> {
     of(1).chain(of(2))
 }
 
-/// From twice the smallest normal number on, which is the last but one that is kept.
-fn wide<T: Element>(smallest: T) {
+/// Starts from twice the smallest normal number, so that the second step's state is subnormal.
+fn check_flushed<T: Element>(smallest: T) {
     let start = T::from_f64(2.0 * smallest.to_f64());
     for cpu in levels() {
-        let [forward, stepped, backward] = fade(&cpu, 4, start);
+        let [forward, stepped, backward] = halve(&cpu, 4, start);
         let normal = smallest.to_f64();
         assert_eq!(forward, [normal, 0.0, 0.0, 0.0], "{cpu:?}");
         assert_eq!(stepped, forward, "{cpu:?}");
         assert_eq!(backward, [2.0 * normal, normal, 0.0, 0.0], "{cpu:?}");
-        let [forward, stepped, backward] = fade(&cpu.with_subnormals(Subnormals::Keep), 4, start);
+        let [forward, stepped, backward] = halve(&cpu.with_subnormals(Subnormals::Keep), 4, start);
         assert_eq!(forward, [normal, normal / 2.0, normal / 4.0, normal / 8.0]);
         assert_eq!(stepped, forward);
         assert_eq!(backward, [2.0 * normal, normal, normal / 2.0, normal / 4.0]);
@@ -88,19 +89,19 @@ fn wide<T: Element>(smallest: T) {
 
 #[test]
 fn subnormals_of_f32_are_flushed() {
-    wide(f32::MIN_POSITIVE);
+    check_flushed(f32::MIN_POSITIVE);
 }
 
 #[test]
 fn subnormals_of_f64_are_flushed() {
-    wide(f64::MIN_POSITIVE);
+    check_flushed(f64::MIN_POSITIVE);
 }
 
 #[test]
 fn subnormals_of_f16_are_kept() {
     let start = f16::from_f64(2_f64.powi(-14));
     for cpu in levels() {
-        let [forward, stepped, backward] = fade(&cpu, 9, start);
+        let [forward, stepped, backward] = halve(&cpu, 9, start);
         let want: Vec<f64> = (1..10).map(|n| 2_f64.powi(-14 - n)).collect();
         assert_eq!(forward, want, "{cpu:?}");
         assert_eq!(stepped, want, "{cpu:?}");
@@ -108,18 +109,18 @@ fn subnormals_of_f16_are_kept() {
     }
 }
 
-/// A subnormal number multiplied by 1 in this thread's mode.
-fn same(x: f32) -> f32 {
+/// Multiplies a number by 1 in this thread's mode.
+fn times_one(x: f32) -> f32 {
     std::hint::black_box(std::hint::black_box(x) * std::hint::black_box(1.0))
 }
 
 #[test]
-fn the_callers_mode_stays() {
+fn calls_restore_the_callers_mode() {
     let tiny = f32::from_bits(1);
     for subnormals in [Subnormals::Flush, Subnormals::Keep] {
         let cpu = Cpu::with_threads(1).unwrap().with_subnormals(subnormals);
-        assert_eq!(same(tiny), tiny);
-        fade(&cpu, 3, 1.0_f32);
-        assert_eq!(same(tiny), tiny);
+        assert_eq!(times_one(tiny), tiny);
+        halve(&cpu, 3, 1.0_f32);
+        assert_eq!(times_one(tiny), tiny);
     }
 }

@@ -1,5 +1,5 @@
-//! Calls from other pools' threads: nobody runs a foreign job while it waits, so a lock around a
-//! call can't be taken twice.
+//! Calls from the threads of other pools. No thread runs another job while it waits, so one that
+//! holds a lock during a call never tries to take it again.
 
 mod common;
 
@@ -10,7 +10,7 @@ use flashrnn_core::{Backend, Error, Forward, Lstm, Plan, Problem};
 use flashrnn_cpu::Cpu;
 use rayon::prelude::*;
 
-/// One stream's state, advanced under a lock by whichever of rayon's threads comes.
+/// Advances one stream's state under a lock from rayon's threads. Returns the final state.
 fn stream(cpu: &Cpu, batch: usize, head_dim: usize) -> Vec<f32> {
     let (time, calls) = (10, 64);
     let plan = common::plan::<f32, _>(cpu, &Lstm, &Problem::new(batch, time, 1, head_dim));
@@ -30,7 +30,7 @@ fn stream(cpu: &Cpu, batch: usize, head_dim: usize) -> Vec<f32> {
     state.into_inner().unwrap()
 }
 
-/// Ends the process where calls hang, since a test that hangs says nothing.
+/// Runs a test, and aborts the process if it hangs.
 fn within(limit: Duration, test: impl FnOnce()) {
     let done = std::sync::Arc::new(());
     let watched = std::sync::Arc::downgrade(&done);
@@ -50,7 +50,7 @@ fn within(limit: Duration, test: impl FnOnce()) {
 }
 
 #[test]
-fn a_lock_around_a_call_is_no_deadlock() {
+fn a_lock_held_during_a_call_does_not_deadlock() {
     let rayon = rayon::ThreadPoolBuilder::new().num_threads(16).build().unwrap();
     let cpus = [
         Cpu::with_threads(1).unwrap(),
@@ -71,7 +71,7 @@ fn a_lock_around_a_call_is_no_deadlock() {
 }
 
 #[test]
-fn threads_that_cannot_be_had_are_an_error() {
+fn invalid_numbers_of_threads_are_errors() {
     for threads in [0, Cpu::MAX_THREADS + 1, 100_000] {
         assert!(matches!(
             Cpu::with_threads(threads),
@@ -80,7 +80,7 @@ fn threads_that_cannot_be_had_are_an_error() {
     }
 }
 
-/// A cell that panics within a step.
+/// A cell panics in the first step.
 #[test]
 fn a_panic_leaves_the_backend_usable() {
     use flashrnn_core::{Cell, Gate, Real};

@@ -1,13 +1,12 @@
-//! Packed weights serve every plan whose kernels read them in the same order, and are refused by
-//! others.
+//! All plans whose kernels read packed weights in the same order accept them; others refuse them.
 
 mod common;
 
 use flashrnn_core::{Cell, Elman, Error, Forward, Gru, Lstm, Plan, Problem, Slstm};
 use flashrnn_cpu::{Cpu, Level};
 
-/// Heads of more than 1 MiB, whose blocks depend on the number of threads, and small ones.
-fn any_number_of_threads<C: Cell>(cell: &C, head_dim: usize) {
+/// Packs weights on some number of threads and uses them on another.
+fn check_threads<C: Cell>(cell: &C, head_dim: usize) {
     let cpus: Vec<_> = [1, 2, 5, 16].map(|threads| Cpu::with_threads(threads).unwrap()).into();
     let problem = Problem::new(3, 4, 1, head_dim);
     let plans: Vec<_> =
@@ -18,9 +17,9 @@ fn any_number_of_threads<C: Cell>(cell: &C, head_dim: usize) {
         for plan in &plans {
             assert!(plan.accepts(&weights));
             let got = common::run(plan, &weights, None, None);
-            assert!(got == want, "{} D = {head_dim}: packed and run on other threads", C::NAME);
+            assert!(got == want, "{} D = {head_dim}: packed on another number of threads", C::NAME);
         }
-        // Training, inference and streaming share one packing.
+        // A plan of another batch and time accepts them too.
         let other = common::plan::<f32, C>(&cpus[1], cell, &Problem::new(7, 2, 1, head_dim));
         assert!(
             common::run(&other, &weights, None, None)
@@ -31,16 +30,17 @@ fn any_number_of_threads<C: Cell>(cell: &C, head_dim: usize) {
 
 #[test]
 fn weights_do_not_depend_on_the_number_of_threads() {
+    // The block size of heads of more than 1 MiB depends on the number of threads.
     for head_dim in [5, 64, 520] {
-        any_number_of_threads(&Elman, head_dim);
-        any_number_of_threads(&Gru, head_dim);
-        any_number_of_threads(&Lstm, head_dim);
-        any_number_of_threads(&Slstm, head_dim);
+        check_threads(&Elman, head_dim);
+        check_threads(&Gru, head_dim);
+        check_threads(&Lstm, head_dim);
+        check_threads(&Slstm, head_dim);
     }
 }
 
 #[test]
-fn weights_of_another_instruction_set_are_refused() {
+fn weights_for_another_instruction_set_are_refused() {
     let problem = Problem::new(2, 3, 1, 33);
     for packed_for in Level::available() {
         let plan_of =

@@ -1,5 +1,5 @@
-//! Calls that are given a workspace allocate nothing, on any thread, and compute the same from
-//! whatever it holds.
+//! Calls with a workspace do not allocate, on any thread, and compute the same whatever the
+//! workspace contains.
 
 mod common;
 
@@ -13,13 +13,13 @@ use flashrnn_core::{
 };
 use flashrnn_cpu::Cpu;
 
-/// The system's allocator, counting allocations of all threads and the bytes in use.
+/// The system's allocator, counting the allocations of all threads and the bytes in use.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is handed to `System` as it is.
+// SAFETY: every call is forwarded to `System`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, SeqCst);
@@ -38,7 +38,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// How often both passes allocate in workspaces of the caller's own.
+/// Returns the number of allocations of three forward and backward passes in the caller's
+/// workspaces.
 fn allocations<C: Cell, T: Element>(cpu: &Cpu, cell: &C, problem: &Problem) -> usize {
     let plan = common::plan::<T, C>(cpu, cell, problem);
     let (weights, shapes) = (common::pack(&plan), plan.shapes());
@@ -71,8 +72,8 @@ fn allocations<C: Cell, T: Element>(cpu: &Cpu, cell: &C, problem: &Problem) -> u
 }
 
 fn check<C: Cell, T: Element>(failures: &mut Vec<String>, cpus: &[Cpu], cell: &C) {
-    // A task of many rows, bundles of heads, a team of threads, an empty batch, more rows than a
-    // sort keeps on the stack.
+    // A single task, bundles of heads, a team of threads, an empty batch, many rows to sort, and a
+    // team with a partly filled vector.
     for [batch, time, heads, head_dim] in [
         [3, 5, 1, 7],
         [16, 3, 12, 64],
@@ -99,14 +100,14 @@ fn check<C: Cell, T: Element>(failures: &mut Vec<String>, cpus: &[Cpu], cell: &C
                     common::run(&plan, &weights, Some(&lengths), Some(&mut Workspaces::new(&plan)));
                 if want != got {
                     failures
-                        .push(format!("{what}: other numbers from other bytes in the workspace"));
+                        .push(format!("{what}: the results depend on the workspace's contents"));
                 }
             }
         }
     }
 }
 
-fn any_address_will_do_and_fewer_bytes_will_not() {
+fn workspaces_may_have_any_address_but_not_fewer_bytes() {
     let plan = common::plan::<f32, _>(&Cpu::new(), &Lstm, &Problem::new(2, 3, 1, 5));
     let (weights, wx) = (common::pack(&plan), vec![0.0; common::len(&plan.shapes().wx())]);
     let bytes = plan.forward_workspace().bytes;
@@ -120,11 +121,11 @@ fn any_address_will_do_and_fewer_bytes_will_not() {
     assert!(matches!(result, Err(Error::Shape { tensor: "workspace", .. })), "{result:?}");
 }
 
-fn trim_gives_the_pool_back(cpu: &Cpu) {
+fn trim_frees_the_kept_workspaces(cpu: &Cpu) {
     let options = Options { save: Save::Recompute, ..Options::default() };
     let plan = common::plan::<f32, _>(cpu, &Gru, &Problem::new(16, 64, 1, 64).with(options));
     let weights = common::pack(&plan);
-    // The plan's room of a step and the transposed weights stay.
+    // Allocates what the plan and the weights keep: a step's scratch memory and transposed R.
     drop(common::run(&plan, &weights, None, None));
     cpu.trim().unwrap();
     let before = IN_USE.load(SeqCst);
@@ -132,15 +133,15 @@ fn trim_gives_the_pool_back(cpu: &Cpu) {
     let kept = IN_USE.load(SeqCst) - before;
     assert!(kept >= plan.backward_workspace().bytes, "{kept}");
     cpu.trim().unwrap();
-    // The list of what is kept may have grown.
+    // The list of kept workspaces may have grown.
     assert!(IN_USE.load(SeqCst) - before < 1024);
 }
 
-/// One test, so that nothing else allocates meanwhile.
+/// The file's only test, so that no other test allocates at the same time.
 #[test]
 fn workspaces() {
     let cpus = [1, 2, 4].map(|threads| Cpu::with_threads(threads).unwrap());
-    // Threads allocate while they start.
+    // Threads allocate when they start.
     std::thread::sleep(std::time::Duration::from_millis(300));
     let mut failures = Vec::new();
     check::<_, f32>(&mut failures, &cpus, &Elman);
@@ -150,6 +151,6 @@ fn workspaces() {
     check::<_, f64>(&mut failures, &cpus, &Lstm);
     check::<_, bf16>(&mut failures, &cpus, &Slstm);
     assert!(failures.is_empty(), "{failures:#?}");
-    any_address_will_do_and_fewer_bytes_will_not();
-    trim_gives_the_pool_back(&cpus[1]);
+    workspaces_may_have_any_address_but_not_fewer_bytes();
+    trim_frees_the_kept_workspaces(&cpus[1]);
 }

@@ -1,15 +1,14 @@
-//! Many steps of many rows as the rows of one matrix, for the products before and after the time
-//! loop.
+//! The steps of all rows, gathered as the rows of one matrix.
 
 use std::ops::Range;
 
 use flashrnn_core::Element;
 
 use crate::memory::at;
-use crate::schedule::tasks::{Before, Row, Time};
-use crate::simd::{For, Op, Storage, Vector};
+use crate::schedule::{Previous, Row, TimeAxis};
+use crate::simd::{SimdTask, Storage, Vector};
 
-/// Every step of every row, numbered one after the other.
+/// The steps of all rows, numbered consecutively, row after row.
 pub(crate) struct Steps<'a> {
     rows: &'a [Row],
     /// The number of each row's first step, and the number of all steps.
@@ -17,7 +16,7 @@ pub(crate) struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// With room for one number more than there are rows.
+    /// Numbers the steps. `starts` has one element more than `rows`.
     pub fn new(rows: &'a [Row], starts: &'a mut [usize]) -> Self {
         let mut sum = 0;
         for (start, length) in starts.iter_mut().zip(rows.iter().map(|row| row.length).chain([0])) {
@@ -27,11 +26,12 @@ impl<'a> Steps<'a> {
         Self { rows, starts }
     }
 
+    /// Returns the number of all steps.
     pub fn count(&self) -> usize {
         self.starts[self.rows.len()]
     }
 
-    /// The steps with numbers in `range`, each with its row.
+    /// Returns the row and the step in it of each number in `range`.
     pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = (Row, usize)> {
         let mut row = self.starts.partition_point(|&start| start <= range.start).saturating_sub(1);
         range.map(move |i| {
@@ -42,21 +42,20 @@ impl<'a> Steps<'a> {
         })
     }
 
-    /// The ranges that cut all steps into pieces of at most `size`.
+    /// Divides all steps into ranges of `size`; the last may be shorter.
     pub fn chunks(&self, size: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
         (0..self.count().div_ceil(size)).map(move |i| self.chunk(i, size))
     }
 
-    /// The `i`th of them.
+    /// Returns the `i`th of [`Self::chunks`].
     pub fn chunk(&self, i: usize, size: usize) -> Range<usize> {
         i * size..((i + 1) * size).min(self.count())
     }
 }
 
-/// `h_{t-1}` of one head for some steps, as the recurrent products read it: rounded to `T`,
-/// widened.
-pub(crate) struct GatherH<'a, T: Element> {
-    pub time: Time<'a>,
+/// Gathers one head's `h_{t-1}` of some steps as the recurrent product reads it, rounded to `T`.
+pub(super) struct GatherH<'a, T: Element> {
+    pub time: TimeAxis<'a>,
     pub head: usize,
     /// `[S, B, T, N, D]`
     pub states: &'a [T],
@@ -69,26 +68,25 @@ pub(crate) struct GatherH<'a, T: Element> {
     pub stride: usize,
 }
 
-impl<T: Element, V: Vector<T>> Op for For<V, GatherH<'_, T>> {
-    type Output = ();
-
+impl<T: Element, V: Vector<T>> SimdTask<V> for GatherH<'_, T> {
     #[inline(always)]
     unsafe fn run(self) {
-        let GatherH { time, head, states, s0, steps, range, out, stride } = self.work;
+        let GatherH { time, head, states, s0, steps, range, out, stride } = self;
         let (d, units) = (time.shapes.head_dim, time.shapes.units());
         for ((row, step), out) in steps.range(range).zip(out.chunks_exact_mut(stride)) {
             let out = &mut out[..d];
-            match (time.before(row, step), s0) {
-                (Before::Zero, _) | (Before::Initial, None) => out.fill(T::Wide::default()),
-                (Before::Initial, Some(s0)) => {
+            match (time.previous(row, step), s0) {
+                (Previous::Zero, _) | (Previous::Initial, None) => out.fill(T::Wide::default()),
+                (Previous::Initial, Some(s0)) => {
                     let h = &s0[row.b * units + head * d..][..d];
                     for (out, &h) in out.iter_mut().zip(h) {
                         *out = T::saturating_from_wide(h).to_wide();
                     }
                 }
-                (Before::Token(token), _) => {
-                    // SAFETY: the range is checked here.
-                    unsafe { widen::<T, V>(&states[token * units + head * d..][..d], out) };
+                (Previous::Token(token), _) => {
+                    let h = &states[token * units + head * d..][..d];
+                    // SAFETY: as promised by the caller.
+                    unsafe { widen::<T, V>(h, out) };
                 }
             }
         }
@@ -100,12 +98,12 @@ impl<T: Element, V: Vector<T>> Op for For<V, GatherH<'_, T>> {
 /// # Safety
 /// The machine has `V`'s instruction set.
 #[inline(always)]
-pub(crate) unsafe fn widen<T: Element, V: Vector<T>>(x: &[T], out: &mut [T::Wide]) {
+pub(super) unsafe fn widen<T: Element, V: Vector<T>>(x: &[T], out: &mut [T::Wide]) {
     debug_assert_eq!(x.len(), out.len());
     let mut i = 0;
     while i < x.len() {
         let n = V::LANES.min(x.len() - i);
-        // SAFETY: i + n is at most the length of both.
+        // SAFETY: i + n is at most the length of both slices.
         unsafe {
             let v = <V as Storage<T>>::load_n(at(x, i, n), n);
             Storage::<T::Wide>::store_n(v, out.as_mut_ptr().add(i), n);

@@ -1,5 +1,9 @@
 //! Products over all time steps at once, before and after the time loop.
 
-pub(crate) mod gather;
-pub(crate) mod recompute;
-pub(crate) mod weight_grad;
+mod gather;
+mod recompute;
+mod weight_grad;
+
+pub(crate) use gather::Steps;
+pub(crate) use recompute::{Recompute, RecomputeScratch};
+pub(crate) use weight_grad::{WeightGrad, WeightGradPart, WeightGradScratch, WeightGradSink};

@@ -1,26 +1,28 @@
-//! All gates at once, for the backward pass of [`Save::Recompute`](flashrnn_core::Save::Recompute).
+//! Computes all gates at once, for the backward pass of
+//! [`Save::Recompute`](flashrnn_core::Save::Recompute).
 //!
-//! Every `h_{t-1}` is known from the states, so `R h + wx + b` is one large product, many steps a
-//! tile. The gates go where the backward pass will overwrite them by their gradients: `d_wx`, and a
-//! buffer for those without external input.
+//! The states contain every `h_{t-1}`, so `R h + wx + b` is one large product with many steps per
+//! tile. The gates are stored where the backward pass will replace them by their gradients: in
+//! `d_wx`, and in a buffer for the gates without external input.
+
+use std::ops::Range;
 
 use flashrnn_core::Element;
 
-use crate::batched::gather::{GatherH, Steps};
-use crate::kernel::forward::GateLayout;
-use crate::kernel::product::{Panels, Product};
-use crate::memory::{Memory, Shared, Span, SpanLayout, at};
-use crate::schedule::tasks::Time;
-use crate::simd::{For, Op, Simd, Storage, Vector};
-use crate::threads::workers::Workers;
+use super::gather::{GatherH, Steps};
+use crate::kernel::{GateLayout, Panels, Product, UnitOffsets};
+use crate::memory::{SharedSlice, Span, WorkspaceLayout, WorkspaceView, at};
+use crate::schedule::TimeAxis;
+use crate::simd::{Simd, SimdTask, Storage, Vector};
+use crate::threads::Workers;
 
 /// Steps that share a pass over R.
-const CHUNK: usize = 96;
+const CHUNK_STEPS: usize = 96;
 
-/// The tensors of a call, as slices.
+/// The tensors of a call.
 pub(crate) struct Recompute<'a, T: Element> {
-    pub time: Time<'a>,
-    /// The panels of the forward pass.
+    pub time: TimeAxis<'a>,
+    /// Those of the forward pass.
     pub panels: Panels,
     /// `[N, panels.len()]`
     pub packed: &'a [T::Wide],
@@ -34,70 +36,71 @@ pub(crate) struct Recompute<'a, T: Element> {
     pub s0: Option<&'a [T::Wide]>,
     pub steps: &'a Steps<'a>,
     /// `[B, T, Gx, N, D]`, written.
-    pub d_wx: Shared<'a, T>,
+    pub d_wx: SharedSlice<'a, T>,
     /// `[B, T, G - Gx, N, D]`, written.
-    pub d_inner: Shared<'a, T>,
-    /// `[wide gates, B, T, N, D]`, written where `T` is too narrow for them: what rounding to `T`
-    /// takes away, itself rounded to `T`. The two together have twice the digits in half the room
-    /// of the wide type. Of an infinite gate, whose saturated value is finite, the remainder is
-    /// infinite.
-    pub remainders: Option<Shared<'a, T>>,
+    pub d_inner: SharedSlice<'a, T>,
+    /// `[wide gates, B, T, N, D]`, written: what rounding to `T` takes away from the wide gates,
+    /// itself rounded to `T`. The sum of both has twice the digits of `T` in half the memory of the
+    /// wide type. An infinite gate saturates to a finite one with an infinite remainder.
+    pub remainders: Option<SharedSlice<'a, T>>,
 }
 
-/// The scratch memory of each thread.
+/// The scratch memory of all threads.
 #[derive(Clone, Copy)]
-pub(crate) struct RecomputeRoom {
+pub(crate) struct RecomputeScratch {
     h: Span,
-    scratch: Span,
-    /// Elements of a thread's part of each.
+    products: Span,
+    /// Elements of one thread's part of each.
     lens: [usize; 2],
 }
 
-impl RecomputeRoom {
-    pub fn new<V: Simd>(layout: &mut SpanLayout, panels: &Panels, threads: usize) -> Self {
-        let lens = [CHUNK * panels.depth, V::ROWS * panels.outputs()];
-        let [h, scratch] = lens.map(|len| layout.add::<V::Scalar>(threads.saturating_mul(len)));
-        Self { h, scratch, lens }
+impl RecomputeScratch {
+    /// Adds the scratch memory to a workspace.
+    pub fn new<V: Simd>(layout: &mut WorkspaceLayout, panels: &Panels, threads: usize) -> Self {
+        let lens = [CHUNK_STEPS * panels.depth, V::ROWS * panels.outputs()];
+        let [h, products] = lens.map(|len| layout.add::<V::Scalar>(threads.saturating_mul(len)));
+        Self { h, products, lens }
     }
 }
 
 impl<T: Element> Recompute<'_, T> {
+    /// Computes and stores all gates.
+    ///
     /// # Safety
-    /// The machine has `V`'s instruction set; nobody else uses the memory of `room`.
+    /// The machine has `V`'s instruction set; nobody else uses the memory of `scratch`.
     pub unsafe fn run<V: Vector<T>>(
         &self,
         workers: &Workers,
-        memory: Memory<'_>,
-        room: RecomputeRoom,
+        memory: WorkspaceView<'_>,
+        scratch: RecomputeScratch,
     ) {
-        let chunks = self.steps.chunks(CHUNK).len();
+        let chunks = self.steps.chunks(CHUNK_STEPS).len();
         // SAFETY: as promised by the caller.
-        let (h, scratch) = unsafe { (memory.numbers(room.h), memory.numbers(room.scratch)) };
-        let (h, scratch) = (Shared::new(h), Shared::new(scratch));
-        let [h_len, scratch_len] = room.lens;
+        let (h, products) = unsafe { (memory.slice(scratch.h), memory.slice(scratch.products)) };
+        let (h, products) = (SharedSlice::new(h), SharedSlice::new(products));
+        let [h_len, products_len] = scratch.lens;
         workers.for_each(workers.threads(), self.time.shapes.heads * chunks, |me, i| {
-            let (head, range) = (i / chunks, self.steps.chunk(i % chunks, CHUNK));
-            // SAFETY: a thread's own.
-            let (h, scratch) = unsafe {
-                let h = h.slice(me * h_len, range.len() * self.panels.depth);
-                (h, scratch.slice(me * scratch_len, scratch_len))
-            };
-            let (time, states, s0, steps) = (self.time, self.states, self.s0, self.steps);
+            let (head, range) = (i / chunks, self.steps.chunk(i % chunks, CHUNK_STEPS));
             let stride = self.panels.depth;
+            // SAFETY: this thread's own.
+            let (h, products) = unsafe {
+                let h = h.slice(me * h_len, range.len() * stride);
+                (h, products.slice(me * products_len, products_len))
+            };
             let gather = GatherH {
-                time,
+                time: self.time,
                 head,
-                states,
-                s0,
-                steps,
+                states: self.states,
+                s0: self.s0,
+                steps: self.steps,
                 range: range.clone(),
                 out: &mut *h,
                 stride,
             };
             // SAFETY: as promised by the caller; each task writes gates of its own head and steps.
             unsafe {
-                For::<V, _>::run_vectorized(gather);
-                For::<V, _>::run_vectorized(Chunk { call: self, head, range, h, scratch });
+                V::vectorize(gather);
+                V::vectorize(Chunk { call: self, head, range, h, products });
             }
         });
     }
@@ -107,78 +110,87 @@ impl<T: Element> Recompute<'_, T> {
 struct Chunk<'a, T: Element> {
     call: &'a Recompute<'a, T>,
     head: usize,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     /// `[steps, D]`
     h: &'a [T::Wide],
-    scratch: &'a mut [T::Wide],
+    products: &'a mut [T::Wide],
 }
 
-impl<T: Element, V: Vector<T>> Op for For<V, Chunk<'_, T>> {
-    type Output = ();
-
+impl<T: Element, V: Vector<T>> SimdTask<V> for Chunk<'_, T> {
     #[inline(always)]
     unsafe fn run(self) {
-        let Chunk { call, head, range, h, scratch } = self.work;
-        let (shapes, panels) = (call.time.shapes, &call.panels);
-        let (d, units, inner) = (shapes.head_dim, shapes.units(), shapes.inner());
-        let layout = GateLayout::new(shapes);
+        let Chunk { call, head, range, h, products } = self;
+        let (panels, d) = (&call.panels, call.panels.depth);
         for block in 0..panels.blocks() {
             for first in (0..range.len()).step_by(V::ROWS) {
                 let rows = V::ROWS.min(range.len() - first);
                 let product = Product {
                     panels,
                     block,
-                    packed: &call.packed[head * panels.len()..][..panels.len()],
+                    packed: panels.head(call.packed, head),
                     a: at(h, first * d, rows * d),
-                    stride: d,
                     rows,
-                    out: scratch.as_mut_ptr(),
+                    out: products.as_mut_ptr(),
                 };
-                // SAFETY: `scratch` has room for ROWS rows.
+                // SAFETY: `products` has room for ROWS rows.
                 unsafe { product.compute::<V>() };
                 let start = range.start + first;
                 for (r, (row, step)) in call.steps.range(start..start + rows).enumerate() {
                     let token = call.time.token(row, step);
                     for (i, vector) in panels.block_vectors(block).enumerate() {
-                        let n = V::LANES.min(d - vector * V::LANES);
-                        let column = head * d + vector * V::LANES;
-                        for k in 0..shapes.gates {
-                            // SAFETY: addresses lie in their tensors as the shapes say (`at` checks
-                            // in debug builds); what is written belongs to this head and step.
-                            unsafe {
-                                let mut gate = <V as Storage<T::Wide>>::load_n(
-                                    at(call.b, k * units + column, n),
-                                    n,
-                                );
-                                if k >= inner {
-                                    let position =
-                                        (token * shapes.external + k - inner) * units + column;
-                                    gate = gate
-                                        + <V as Storage<T>>::load_n(at(call.wx, position, n), n);
-                                }
-                                if k < shapes.recurrent {
-                                    let position = r * panels.outputs()
-                                        + (i * shapes.recurrent + k) * V::LANES;
-                                    gate = gate
-                                        + <V as Storage<T::Wide>>::load(at(
-                                            scratch,
-                                            position,
-                                            V::LANES,
-                                        ));
-                                }
-                                let wide = shapes.wide_gates.iter().position(|&wide| wide == k);
-                                if let Some((out, i)) = call.remainders.zip(wide) {
-                                    let position = (i * shapes.tokens() + token) * units + column;
-                                    let remainder = gate - Storage::<T>::rounded(gate);
-                                    Storage::<T>::store_n(remainder, out.at(position, n), n);
-                                }
-                                let (external, position) = layout.position(k, token);
-                                let out = if external { call.d_wx } else { call.d_inner };
-                                Storage::<T>::store_state_n(gate, out.at(position + column, n), n);
-                            }
+                        let offset =
+                            r * panels.outputs() + i * call.time.shapes.recurrent * V::LANES;
+                        // SAFETY: the product has this vector of units; the gates of this head and
+                        // step belong to this thread.
+                        unsafe {
+                            let len = call.time.shapes.recurrent * V::LANES;
+                            let products = at(products, offset, len);
+                            call.store_gates::<V>(head, token, vector, products);
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+impl<T: Element> Recompute<'_, T> {
+    /// Computes the gates of a vector of units from `products [Gr, LANES]`, and stores them.
+    ///
+    /// # Safety The machine has `V`'s instruction set; `products` is valid; no other thread uses
+    /// these gates.
+    #[inline(always)]
+    unsafe fn store_gates<V: Vector<T>>(
+        &self,
+        head: usize,
+        token: usize,
+        vector: usize,
+        products: *const T::Wide,
+    ) {
+        let shapes = self.time.shapes;
+        let (d, inner) = (shapes.head_dim, shapes.inner());
+        let n = V::LANES.min(d - vector * V::LANES);
+        let units = UnitOffsets::new(shapes, head * d + vector * V::LANES);
+        let layout = GateLayout::new(shapes);
+        for k in 0..shapes.gates {
+            // SAFETY: all n elements from each offset are in their tensor, by its shape; `at`
+            // checks that in debug builds.
+            unsafe {
+                let mut gate = <V as Storage<T::Wide>>::load_n(at(self.b, units.unit(k), n), n);
+                if k >= inner {
+                    let offset = units.unit(token * shapes.external + k - inner);
+                    gate = gate + <V as Storage<T>>::load_n(at(self.wx, offset, n), n);
+                }
+                if k < shapes.recurrent {
+                    gate = gate + <V as Storage<T::Wide>>::load(products.add(k * V::LANES));
+                }
+                let wide = shapes.wide_gates.iter().position(|&wide| wide == k);
+                if let Some((out, i)) = self.remainders.zip(wide) {
+                    let remainder = gate - Storage::<T>::rounded(gate);
+                    Storage::<T>::store_n(remainder, out.at(units.token(i, token), n), n);
+                }
+                let (out, offset) = layout.locate(k, token, [self.d_wx, self.d_inner]);
+                Storage::<T>::store_state_n(gate, out.at(offset + units.column(), n), n);
             }
         }
     }

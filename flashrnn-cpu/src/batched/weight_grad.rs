@@ -1,30 +1,32 @@
-//! `d_r` and `d_b`: one large product and one sum, after the time loop.
+//! Computes `d_r` and `d_b` after the time loop, as one large product and one sum.
 //!
 //! ```text
-//! d_r[g, n, j, k] = Σ d_gate[g, n, j] h_{t-1}[n, k]      d_b[g, n, j] = Σ d_gate[g, n, j]      over all rows and steps
+//! d_r[g, n, j, k] = Σ d_gate[g, n, j] h_{t-1}[n, k]      over all rows and steps
+//! d_b[g, n, j] = Σ d_gate[g, n, j]
 //! ```
 //!
-//! A task is a part of the units of a gate and head. It goes through all steps in chunks of a fixed
-//! size and order, so that its bits do not depend on the number of threads.
+//! A task is some units of one gate and head. It adds up all steps in chunks of a fixed size and in
+//! a fixed order, so its bits do not depend on the number of threads.
+
+use std::ops::Range;
 
 use flashrnn_core::{Element, Shapes};
 
-use crate::batched::gather::{GatherH, Steps, widen};
-use crate::kernel::forward::GateLayout;
-use crate::kernel::tile::Tile;
-use crate::memory::{Memory, Shared, Span, SpanLayout};
-use crate::schedule::tasks::Time;
-use crate::simd::{For, Op, Simd, Storage, Vector};
-use crate::threads::workers::Workers;
+use super::gather::{GatherH, Steps, widen};
+use crate::kernel::{GateLayout, Tile};
+use crate::memory::{SharedSlice, Span, WorkspaceLayout, WorkspaceView};
+use crate::schedule::TimeAxis;
+use crate::simd::{Simd, SimdTask, Storage, Vector};
+use crate::threads::Workers;
 
-/// Terms of each sum that are added by one product.
-const CHUNK: usize = 256;
-/// Units of a task.
-const UNITS: usize = 256;
+/// Steps that one product adds up.
+const CHUNK_STEPS: usize = 256;
+/// Units per task.
+const TASK_UNITS: usize = 256;
 
-/// The tensors of a call, as slices.
+/// The tensors of a call.
 pub(crate) struct WeightGrad<'a, T: Element> {
-    pub time: Time<'a>,
+    pub time: TimeAxis<'a>,
     /// `[S, B, T, N, D]`
     pub states: &'a [T],
     /// `[S, B, N, D]`
@@ -36,13 +38,13 @@ pub(crate) struct WeightGrad<'a, T: Element> {
     pub steps: &'a Steps<'a>,
 }
 
-/// A part of the weight gradients: some units of a gate and head.
-pub(crate) struct Part<'a, S> {
+/// The weight gradients of some units of one gate and head.
+pub(crate) struct WeightGradPart<'a, S> {
     pub gate: usize,
     pub head: usize,
     /// The first of the units.
     pub unit: usize,
-    /// `[units, stride]`, of which the first D columns count; empty for gates without recurrent
+    /// `[units, stride]`, of which the first D columns are used. Empty for gates without recurrent
     /// input.
     pub d_r: &'a [S],
     pub stride: usize,
@@ -50,57 +52,73 @@ pub(crate) struct Part<'a, S> {
     pub d_b: &'a [S],
 }
 
-/// The scratch memory of each thread.
+/// Takes the weight gradients, each part once, on any thread.
+pub(crate) type WeightGradSink<'a, S> = &'a (dyn Fn(WeightGradPart<'_, S>) + Sync);
+
+/// The scratch memory of all threads.
 #[derive(Clone, Copy)]
-pub(crate) struct WeightGradRoom {
-    /// d_r, h, d_gate, d_b, sums: see [`WeightGrad::part`].
+pub(crate) struct WeightGradScratch {
+    /// The arrays of [`ThreadScratch`], in order.
     spans: [Span; 5],
-    /// Elements of a thread's part of each.
+    /// Elements of one thread's part of each.
     lens: [usize; 5],
-    /// D, filled up to whole vectors.
+    /// D, padded to whole vectors.
     stride: usize,
 }
 
-impl WeightGradRoom {
-    pub fn new<V: Simd>(layout: &mut SpanLayout, shapes: &Shapes, threads: usize) -> Self {
+/// The scratch memory of one thread.
+struct ThreadScratch<'a, S> {
+    /// `[units, stride]`
+    d_r: &'a mut [S],
+    /// `[steps, stride]`
+    h: &'a mut [S],
+    /// `[steps, units]`
+    d_gate: &'a mut [S],
+    /// `[units]`
+    d_b: &'a mut [S],
+    /// The sums of `d_gate` over a chunk, `[units]`.
+    sums: &'a mut [S],
+}
+
+impl WeightGradScratch {
+    /// Adds the scratch memory to a workspace.
+    pub fn new<V: Simd>(layout: &mut WorkspaceLayout, shapes: &Shapes, threads: usize) -> Self {
         let stride = shapes.head_dim.next_multiple_of(V::LANES);
-        let units = UNITS.min(shapes.head_dim);
-        let lens = [units * stride, CHUNK * stride, CHUNK * units, units, units];
+        let units = TASK_UNITS.min(shapes.head_dim);
+        let lens = [units * stride, CHUNK_STEPS * stride, CHUNK_STEPS * units, units, units];
         let spans = lens.map(|len| layout.add::<V::Scalar>(threads.saturating_mul(len)));
         Self { spans, lens, stride }
     }
 }
 
 impl<T: Element> WeightGrad<'_, T> {
-    /// Computes every part and gives it to `sink`.
+    /// Computes all parts and passes them to `sink`.
     ///
     /// # Safety
-    /// The machine has `V`'s instruction set; nobody else uses the memory of `room`.
+    /// The machine has `V`'s instruction set; nobody else uses the memory of `scratch`.
     pub unsafe fn run<V: Vector<T>>(
         &self,
         workers: &Workers,
-        memory: Memory<'_>,
-        room: WeightGradRoom,
-        sink: &(dyn Fn(Part<'_, T::Wide>) + Sync),
+        memory: WorkspaceView<'_>,
+        scratch: WeightGradScratch,
+        sink: WeightGradSink<'_, T::Wide>,
     ) {
         let shapes = self.time.shapes;
+        let WeightGradScratch { spans, lens, stride } = scratch;
         // SAFETY: as promised by the caller.
-        let spans = room.spans.map(|span| Shared::new(unsafe { memory.numbers::<T::Wide>(span) }));
-        let parts = shapes.heads * shapes.gates * shapes.head_dim.div_ceil(UNITS);
+        let arrays = spans.map(|span| SharedSlice::new(unsafe { memory.slice::<T::Wide>(span) }));
+        let parts = shapes.heads * shapes.gates * shapes.head_dim.div_ceil(TASK_UNITS);
         workers.for_each(workers.threads(), parts, |me, i| {
-            let mut lens = room.lens.into_iter();
-            // SAFETY: a thread's own.
-            let own = spans.map(|span| lens.next().map(|len| unsafe { span.slice(me * len, len) }));
-            let [Some(d_r), Some(h), Some(d_gate), Some(d_b), Some(sums)] = own else {
-                unreachable!("there are as many lengths as spans")
-            };
+            // SAFETY: this thread's own.
+            let own = |k: usize| unsafe { arrays[k].slice(me * lens[k], lens[k]) };
+            let scratch =
+                ThreadScratch { d_r: own(0), h: own(1), d_gate: own(2), d_b: own(3), sums: own(4) };
             // SAFETY: as promised by the caller.
-            unsafe { self.part::<V>(i, room.stride, [d_r, h, d_gate, d_b, sums], sink) };
+            unsafe { self.part::<V>(i, stride, scratch, sink) };
         });
     }
 
-    /// Computes the `i`th part, in memory for `d_r [units, stride]`, `h [steps, stride]`, `d_gate
-    /// [steps, units]`, and `d_b` and its sums over a chunk `[units]`.
+    /// Computes the `i`th part.
     ///
     /// # Safety
     /// The machine has `V`'s instruction set.
@@ -108,26 +126,26 @@ impl<T: Element> WeightGrad<'_, T> {
         &self,
         i: usize,
         stride: usize,
-        [d_r, h, d_gate, d_b, sums]: [&mut [T::Wide]; 5],
-        sink: &(dyn Fn(Part<'_, T::Wide>) + Sync),
+        scratch: ThreadScratch<'_, T::Wide>,
+        sink: WeightGradSink<'_, T::Wide>,
     ) {
         let shapes = self.time.shapes;
-        let (d, blocks) = (shapes.head_dim, shapes.head_dim.div_ceil(UNITS));
-        let (head, gate, block) =
-            (i / blocks / shapes.gates, i / blocks % shapes.gates, i % blocks);
-        let units = UNITS.min(d - block * UNITS);
+        let (d, blocks) = (shapes.head_dim, shapes.head_dim.div_ceil(TASK_UNITS));
+        let (head, gate, unit) =
+            (i / blocks / shapes.gates, i / blocks % shapes.gates, i % blocks * TASK_UNITS);
+        let units = TASK_UNITS.min(d - unit);
         let recurrent = gate < shapes.recurrent;
+        let ThreadScratch { d_r, h, d_gate, d_b, sums } = scratch;
         let (d_b, sums) = (&mut d_b[..units], &mut sums[..units]);
         let d_r = &mut d_r[..if recurrent { units * stride } else { 0 }];
         d_b.fill(T::Wide::default());
         d_r.fill(T::Wide::default());
-        // The columns that fill up the last vector, which nobody writes.
+        // Includes the columns beyond D, which nothing else writes.
         h.fill(T::Wide::default());
-        for range in self.steps.chunks(CHUNK) {
+        for range in self.steps.chunks(CHUNK_STEPS) {
             let n = range.len();
-            let d_gate = &mut d_gate[..n * units];
-            let (time, states, s0, steps) = (self.time, self.states, self.s0, self.steps);
-            let column = head * d + block * UNITS;
+            let (h, d_gate) = (&mut h[..n * stride], &mut d_gate[..n * units]);
+            let column = head * d + unit;
             let gather = GatherGate {
                 call: self,
                 gate,
@@ -137,32 +155,34 @@ impl<T: Element> WeightGrad<'_, T> {
                 sums: &mut *sums,
             };
             // SAFETY: as promised by the caller.
-            unsafe { For::<V, _>::run_vectorized(gather) };
+            unsafe { V::vectorize(gather) };
             for (d_b, &sum) in d_b.iter_mut().zip(&*sums) {
                 *d_b = *d_b + sum;
             }
             if recurrent {
-                let h = &mut h[..n * stride];
-                let gather = GatherH { time, head, states, s0, steps, range, out: &mut *h, stride };
+                let gather = GatherH {
+                    time: self.time,
+                    head,
+                    states: self.states,
+                    s0: self.s0,
+                    steps: self.steps,
+                    range,
+                    out: &mut *h,
+                    stride,
+                };
                 // SAFETY: as promised by the caller.
                 unsafe {
-                    For::<V, _>::run_vectorized(gather);
-                    add_product::<V, T::Wide>(AddProduct {
-                        out: &mut *d_r,
-                        a: d_gate,
-                        b: h,
-                        units,
-                        stride,
-                    });
+                    V::vectorize(gather);
+                    AddProduct { out: &mut *d_r, a: d_gate, b: h, units, stride }.compute::<V>();
                 }
             }
         }
-        sink(Part { gate, head, unit: block * UNITS, d_r, stride, d_b });
+        sink(WeightGradPart { gate, head, unit, d_r, stride, d_b });
     }
 }
 
-/// `out [units, stride] += aᵀ b` with `a [steps, units]` and `b [steps, stride]`, whose rows are
-/// whole vectors.
+/// `out [units, stride] += aᵀ b` with `a [steps, units]` and `b [steps, stride]`, where `stride` is
+/// a multiple of LANES.
 struct AddProduct<'a, S> {
     out: &'a mut [S],
     a: &'a [S],
@@ -171,22 +191,23 @@ struct AddProduct<'a, S> {
     stride: usize,
 }
 
-/// A function of its own, so that it is compiled once for 16-bit and wide tensors.
-///
-/// # Safety
-/// The machine has `V`'s instruction set.
-#[inline(never)]
-unsafe fn add_product<V: Storage<S> + Simd<Scalar = S>, S: Element>(work: AddProduct<'_, S>) {
-    // SAFETY: as promised by the caller.
-    unsafe { For::<V, _>::run_vectorized(work) }
+impl<S: Element> AddProduct<'_, S> {
+    /// Adds the product.
+    ///
+    /// # Safety
+    /// The machine has `V`'s instruction set.
+    // Not inlined, so that it is compiled once for 16-bit and wide tensors.
+    #[inline(never)]
+    unsafe fn compute<V: Storage<S> + Simd<Scalar = S>>(self) {
+        // SAFETY: as promised by the caller.
+        unsafe { V::vectorize(self) }
+    }
 }
 
-impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, AddProduct<'_, S>> {
-    type Output = ();
-
+impl<V: Storage<S> + Simd<Scalar = S>, S: Element> SimdTask<V> for AddProduct<'_, S> {
     #[inline(always)]
     unsafe fn run(self) {
-        let AddProduct { out, a, b, units, stride } = self.work;
+        let AddProduct { out, a, b, units, stride } = self;
         let depth = b.len() / stride;
         assert!(
             a.len() == depth * units
@@ -194,7 +215,7 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, AddProduct<'_, 
                 && stride.is_multiple_of(V::LANES)
         );
         let vectors = stride / V::LANES;
-        // A panel of `b` stays in the cache while all units pass over it.
+        // All units pass over a panel of `b` while it is in the cache.
         for first in (0..vectors).step_by(V::PANEL) {
             let (width, column) = (V::PANEL.min(vectors - first), first * V::LANES);
             for unit in (0..units).step_by(V::ROWS) {
@@ -207,39 +228,38 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> Op for For<V, AddProduct<'_, 
                     out: out.as_mut_ptr().wrapping_add(unit * stride + column),
                     out_stride: stride,
                 };
-                // SAFETY: rows and vectors are within the slices, whose sizes were just checked.
+                // SAFETY: rows and vectors are within the slices, whose lengths are checked above.
                 unsafe { tile.compute::<V, true>(V::ROWS.min(units - unit), width) };
             }
         }
     }
 }
 
-/// The gradient of some units of a gate for some steps, and its sum over them.
+/// Gathers the gradient of some units of a gate for some steps, and its sum over them.
 struct GatherGate<'a, T: Element> {
     call: &'a WeightGrad<'a, T>,
     gate: usize,
+    /// The first of the units, counted over all heads.
     column: usize,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     /// `[steps, units]`, written.
     out: &'a mut [T::Wide],
     /// `[units]`, written.
     sums: &'a mut [T::Wide],
 }
 
-impl<T: Element, V: Vector<T>> Op for For<V, GatherGate<'_, T>> {
-    type Output = ();
-
+impl<T: Element, V: Vector<T>> SimdTask<V> for GatherGate<'_, T> {
     #[inline(always)]
     unsafe fn run(self) {
-        let GatherGate { call, gate, column, range, out, sums } = self.work;
+        let GatherGate { call, gate, column, range, out, sums } = self;
         let layout = GateLayout::new(call.time.shapes);
         let units = sums.len();
         sums.fill(T::Wide::default());
         for ((row, step), out) in call.steps.range(range).zip(out.chunks_exact_mut(units)) {
-            let (external, position) = layout.position(gate, call.time.token(row, step));
-            let from = if external { call.d_wx } else { call.d_inner };
-            // SAFETY: the slice's range is checked; the instruction set is the caller's promise.
-            unsafe { widen::<T, V>(&from[position + column..][..units], out) };
+            let token = call.time.token(row, step);
+            let (from, offset) = layout.locate(gate, token, [call.d_wx, call.d_inner]);
+            // SAFETY: as promised by the caller.
+            unsafe { widen::<T, V>(&from[offset + column..][..units], out) };
             for (sum, &x) in sums.iter_mut().zip(&*out) {
                 *sum = *sum + x;
             }

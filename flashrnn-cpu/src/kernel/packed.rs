@@ -6,12 +6,12 @@ use flashrnn_core::Result;
 
 use crate::memory::{Aligned, Reserved, lock};
 
-/// R and b, widened to `S` and packed; R once more in transposed order from the first backward pass
-/// on.
+/// R and b in the element type `S` of the arithmetic, R in packed order. From the first backward
+/// pass on also R in the transposed order.
 pub struct Packed<S> {
     forward: Aligned<S>,
-    backward: OnceLock<Aligned<S>>,
-    /// Memory for `backward` until it is filled, so that a backward pass need not allocate any.
+    transposed: OnceLock<Aligned<S>>,
+    /// The memory of `transposed` until it is filled, so that backward passes do not allocate.
     reserved: Mutex<Option<Reserved<S>>>,
     transposed_len: usize,
     /// `[G, N, D]`
@@ -19,40 +19,45 @@ pub struct Packed<S> {
 }
 
 impl<S: bytemuck::Pod> Packed<S> {
-    /// Allocates memory of `lens` elements for R, R transposed and b, and lets `pack` fill R and b.
+    /// Allocates R, transposed R and b with the element counts `lens`. `pack` fills R and b.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](flashrnn_core::Error::OutOfMemory)
     pub(crate) fn new(lens: [usize; 3], pack: impl FnOnce(&mut [S], &mut [S])) -> Result<Self> {
         let [len, transposed_len, b_len] = lens;
         let (mut forward, mut b) = (Aligned::new(len)?, Aligned::new(b_len)?);
         let reserved = Mutex::new(Some(Aligned::reserve(transposed_len)?));
         pack(forward.as_mut_slice(), b.as_mut_slice());
-        Ok(Self { forward, backward: OnceLock::new(), reserved, transposed_len, b })
+        Ok(Self { forward, transposed: OnceLock::new(), reserved, transposed_len, b })
     }
 
-    /// R in the order of the forward pass.
+    /// Returns R in the order of the forward pass, `[N, Panels::len]`.
     pub(crate) fn forward(&self) -> &[S] {
         self.forward.as_slice()
     }
 
-    /// `b [G, N, D]`
+    /// Returns `b [G, N, D]`.
     pub(crate) fn b(&self) -> &[S] {
         self.b.as_slice()
     }
 
-    /// R in the order of the backward pass, which `pack` writes the first time.
+    /// Returns R in the order of the backward pass, which `pack` fills on the first use.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](flashrnn_core::Error::OutOfMemory), only after `pack` has panicked.
     pub(crate) fn transposed(&self, pack: impl FnOnce(&mut [S])) -> Result<&[S]> {
-        if let Some(packed) = self.backward.get() {
+        if let Some(packed) = self.transposed.get() {
             return Ok(packed.as_slice());
         }
-        // One call packs, others wait.
+        // One call packs while others wait here.
         let mut reserved = lock(&self.reserved);
-        if let Some(packed) = self.backward.get() {
+        if let Some(packed) = self.transposed.get() {
             return Ok(packed.as_slice());
         }
-        // None only after a panic.
         let memory = reserved.take().map_or_else(|| Aligned::reserve(self.transposed_len), Ok)?;
         let mut packed = memory.zeroed();
         pack(packed.as_mut_slice());
-        Ok(self.backward.get_or_init(|| packed).as_slice())
+        Ok(self.transposed.get_or_init(|| packed).as_slice())
     }
 }
 

@@ -1,14 +1,14 @@
-//! A product whose sums stay in registers.
+//! A matrix product whose sums stay in registers.
 
 use flashrnn_core::Element;
 
 use crate::simd::{Simd, Storage};
 
-/// `out [rows, vectors] = a [rows, depth] · b [depth, vectors]`, of up to ROWS rows and PANEL
-/// vectors; or, if `ADD`, `out += aᵀ b` with `a [depth, rows]`. Every sum is added up in the order
-/// of `depth`.
+/// `out [rows, width] = a [rows, depth] · b [depth, width]`, where `width` counts vectors. With
+/// `ADD`, `out += aᵀ b` with `a [depth, rows]`. Sums are added up in the order of `depth`.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<S> {
+    /// Terms of each sum.
     pub depth: usize,
     pub a: *const S,
     /// Elements from one row of `a` to the next.
@@ -17,12 +17,15 @@ pub(crate) struct Tile<S> {
     /// Elements from one row of `b` to the next.
     pub step: usize,
     pub out: *mut S,
+    /// Elements from one row of `out` to the next.
     pub out_stride: usize,
 }
 
 impl<S: Element> Tile<S> {
+    /// Computes the product.
+    ///
     /// # Safety
-    /// All three are valid for `rows <= ROWS` and `width <= PANEL` vectors; the machine has `V`'s
+    /// All three matrices are valid for `rows <= ROWS` and `width <= PANEL`; the machine has `V`'s
     /// instruction set.
     #[inline(always)]
     pub unsafe fn compute<V: Storage<S> + Simd<Scalar = S>, const ADD: bool>(

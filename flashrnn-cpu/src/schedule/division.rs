@@ -1,75 +1,74 @@
-//! How the work of a call is divided: into tasks (a head and some rows of the batch) and teams of
-//! threads for a task.
+//! The division of a call into tasks and teams.
 
 /// The division of a call.
+///
+/// A task is some rows of one head. Either every task belongs to one thread, or a team of threads
+/// shares each task block by block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Division {
-    /// Into how many tasks the rows of a head are cut.
+    /// The number of tasks per head.
     pub tiles: usize,
-    /// How many threads share a task, block by block.
+    /// The number of threads that share a task.
     pub team: usize,
-    /// How many heads of the same rows one thread takes through time together, step by step: a
-    /// step's inputs of neighbouring heads share pages. A divisor of the number of heads.
+    /// The number of heads of the same rows that one thread takes through time together, step by
+    /// step. It divides the number of heads. The inputs that neighbouring heads read in a step
+    /// share pages of memory.
     pub bundle: usize,
 }
 
-/// What a division depends on.
+/// The sizes that a division depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Work {
     pub threads: usize,
     pub heads: usize,
     pub batch: usize,
-    /// Blocks of units of a head.
+    /// Blocks of units per head.
     pub blocks: usize,
-    /// Multiply-adds of a step of one row and head, in vectors: about as many cycles.
+    /// Vector multiply-adds of one row and head per step, which is about the number of cycles.
     pub row_step: usize,
     /// Bytes of a head's packed matrix.
     pub matrix: usize,
 }
 
-/// More rows would push R out of the cache.
+/// The maximum number of rows of a task. More would evict R from the cache.
 const MAX_ROWS: usize = 64;
-/// Fewer rows leave the product waiting for loads.
+/// The minimum number of rows of a task if there are as many. With fewer the product waits for
+/// loads.
 const MIN_ROWS: usize = 4;
-/// A thread goes through a head's matrix of up to this size alone at each step, from its core's
-/// second-level cache and in part from the third; larger ones are shared out.
-pub(crate) const WHOLE: usize = 1 << 20;
-/// Matrices of heads that go through time together stay in a core's second-level cache up to this
-/// size of all of them.
-const BUNDLE: usize = 512 << 10;
-/// Cycles of work a member must have in a step to be worth the signals between members: where two
-/// threads take as long as one.
+/// The maximum bytes of a head's matrix that one thread reads alone in every step, from its core's
+/// L2 cache and in part from L3. A team shares a larger one.
+pub(crate) const MAX_WHOLE_MATRIX: usize = 1 << 20;
+/// The maximum bytes of the matrices of a bundle, so that they stay in a core's L2 cache.
+const MAX_BUNDLE_MATRICES: usize = 512 << 10;
+/// The minimum cycles of work per team member and step. With less, two threads take as long as one,
+/// because of the signals between them.
 const MIN_SHARE_CYCLES: usize = 1100;
 
 impl Division {
-    /// Whole tasks for each thread where they come out even and each thread can hold a head's
-    /// matrix; else a team, whose members each hold a part of the matrix.
-    pub fn new(w: Work) -> Self {
-        let batch = w.batch.max(1);
-        let least = batch.div_ceil(MAX_ROWS);
-        let most = (batch / MIN_ROWS).max(least);
-        let even = |tiles: usize| {
-            let tasks = w.heads * tiles;
-            tasks.is_multiple_of(w.threads) || tasks >= 4 * w.threads
-        };
-        if w.matrix <= WHOLE
-            && let Some(tiles) = (least..=most).find(|&tiles| even(tiles))
+    /// Chooses whole tasks for each thread if they divide evenly and each thread can keep a head's
+    /// matrix in its cache; else a team, each member of which keeps a part of the matrix.
+    pub fn new(work: Work) -> Self {
+        let Work { threads, heads, matrix, .. } = work;
+        let batch = work.batch.max(1);
+        let min_tiles = batch.div_ceil(MAX_ROWS);
+        let max_tiles = (batch / MIN_ROWS).max(min_tiles);
+        let even = |tasks: usize| tasks.is_multiple_of(threads) || tasks >= 4 * threads;
+        if matrix <= MAX_WHOLE_MATRIX
+            && let Some(tiles) = (min_tiles..=max_tiles).find(|&tiles| even(heads * tiles))
         {
-            let fits = (BUNDLE / w.matrix.max(1)).clamp(1, w.heads);
-            let together = |&n: &usize| {
-                let bundles = w.heads / n * tiles;
-                w.heads.is_multiple_of(n)
-                    && (bundles.is_multiple_of(w.threads) || bundles >= 4 * w.threads)
-            };
-            return Self { tiles, team: 1, bundle: (1..=fits).rev().find(together).unwrap_or(1) };
+            let max_bundle = (MAX_BUNDLE_MATRICES / matrix.max(1)).clamp(1, heads);
+            let bundle = (1..=max_bundle)
+                .rev()
+                .find(|&n| heads.is_multiple_of(n) && even(heads / n * tiles));
+            return Self { tiles, team: 1, bundle: bundle.unwrap_or(1) };
         }
-        let step = batch.div_ceil(least) * w.row_step;
-        let team = w.threads.min(w.blocks).min((step / MIN_SHARE_CYCLES).max(1));
-        if team > 1 || w.threads == 1 {
-            return Self { tiles: least, team, bundle: 1 };
+        let cycles = batch.div_ceil(min_tiles) * work.row_step;
+        let team = threads.min(work.blocks).min((cycles / MIN_SHARE_CYCLES).max(1));
+        if team > 1 || threads == 1 {
+            return Self { tiles: min_tiles, team, bundle: 1 };
         }
-        // Too little for a team: a task for each thread, if need be of a single row.
-        Self { tiles: w.threads.div_ceil(w.heads).clamp(least, batch), team: 1, bundle: 1 }
+        // Too little work for a team: one task per thread, of a single row if need be.
+        Self { tiles: threads.div_ceil(heads).clamp(min_tiles, batch), team: 1, bundle: 1 }
     }
 }
 
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn many_small_heads_go_to_threads_whole() {
+    fn threads_take_small_heads_whole() {
         assert_eq!(lstm(2, 16, 12, 64), Division { tiles: 1, team: 1, bundle: 6 });
         assert_eq!(lstm(2, 16, 1, 64), Division { tiles: 2, team: 1, bundle: 1 });
         assert_eq!(lstm(8, 16, 12, 64), Division { tiles: 2, team: 1, bundle: 3 });
@@ -97,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn large_heads_are_shared() {
+    fn teams_share_large_heads() {
         assert_eq!(lstm(2, 1, 1, 128), Division { tiles: 1, team: 2, bundle: 1 });
         assert_eq!(lstm(2, 1, 1, 512), Division { tiles: 1, team: 2, bundle: 1 });
         assert_eq!(lstm(2, 16, 3, 512), Division { tiles: 1, team: 2, bundle: 1 });

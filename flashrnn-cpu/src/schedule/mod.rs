@@ -1,6 +1,10 @@
-//! Which thread computes which head, rows and units, and when.
+//! Which thread computes which heads, rows and units, and when.
 
-pub(crate) mod division;
-pub(crate) mod tasks;
-pub(crate) mod team;
-pub(crate) mod time_loop;
+mod division;
+mod tasks;
+mod team;
+mod time_loop;
+
+pub(crate) use division::{Division, MAX_WHOLE_MATRIX, Work};
+pub(crate) use tasks::{Previous, Row, Task, TimeAxis, running_rows, sort_rows};
+pub(crate) use time_loop::{LoopSizes, Pass, TimeLoop};

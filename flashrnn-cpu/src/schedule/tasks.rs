@@ -1,37 +1,42 @@
-//! A call's rows and steps, and the tasks it is divided into.
+//! The rows and steps of a call, and the tasks it is divided into.
+
+use std::cmp::Reverse;
 
 use flashrnn_core::Shapes;
+
+use crate::memory::SharedSlice;
 
 /// A row of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
-    /// Its index in the batch.
+    /// The index in the batch.
     pub b: usize,
-    /// How many steps it has.
+    /// The number of steps.
     pub length: usize,
 }
 
-/// What lies before a step of a row.
+/// The state that a step of a row starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Before {
-    /// A reset.
+pub(crate) enum Previous {
+    /// Zeros, because of a reset.
     Zero,
-    /// The initial state of the row.
+    /// The row's initial state.
     Initial,
-    /// Another step, by its token.
+    /// The state after the step at this token.
     Token(usize),
 }
 
-/// The time axis of a call: where a row's steps lie in the tensors, and where its state is reset.
+/// The time axis of a call: the token of each step, and where states are reset.
 #[derive(Clone, Copy)]
-pub(crate) struct Time<'a> {
+pub(crate) struct TimeAxis<'a> {
     pub shapes: &'a Shapes,
     pub reverse: bool,
+    /// `[B, T]`
     pub resets: Option<&'a [u8]>,
 }
 
-impl Time<'_> {
-    /// The token of a row's step, counted in processing order.
+impl TimeAxis<'_> {
+    /// Returns the token of a row's step. Steps are numbered in processing order.
     #[inline(always)]
     pub fn token(&self, row: Row, step: usize) -> usize {
         self.shapes.token(row.b, if self.reverse { row.length - 1 - step } else { step })
@@ -43,37 +48,60 @@ impl Time<'_> {
         self.resets.is_some_and(|resets| resets[self.token(row, step)] != 0)
     }
 
+    /// Returns the state that a row's step starts from.
     #[inline(always)]
-    pub fn before(&self, row: Row, step: usize) -> Before {
+    pub fn previous(&self, row: Row, step: usize) -> Previous {
         if self.reset(row, step) {
-            Before::Zero
+            Previous::Zero
         } else if step == 0 {
-            Before::Initial
+            Previous::Initial
         } else {
-            Before::Token(self.token(row, step - 1))
+            Previous::Token(self.token(row, step - 1))
         }
     }
 }
 
-/// Sorts the rows of a call, the longest first, so that those still running are always the first
-/// ones.
+/// Sorts the rows of a call by length, longest first, so that the rows that have a step always come
+/// first.
 pub(crate) fn sort_rows(rows: &mut [Row]) {
-    // The sort that needs no memory, with an order that leaves it no choice.
-    rows.sort_unstable_by_key(|row| (std::cmp::Reverse(row.length), row.b));
+    // An unstable sort does not allocate; the order is total, so the result is deterministic.
+    rows.sort_unstable_by_key(|row| (Reverse(row.length), row.b));
 }
 
-/// How many of the sorted `rows` have the step.
+/// Returns how many of the sorted `rows` have the step.
 #[inline(always)]
-pub(crate) fn active(rows: &[Row], step: usize) -> usize {
+pub(crate) fn running_rows(rows: &[Row], step: usize) -> usize {
     if rows.last().is_some_and(|row| row.length > step) {
         return rows.len();
     }
     rows.partition_point(|row| row.length > step)
 }
 
-/// A head and some rows that go through time together, with `D`ata of their own.
-pub(crate) struct Task<'a, D> {
+/// Some rows of one head, which go through the time steps together.
+pub(crate) struct Task<'a, S> {
     pub head: usize,
+    /// Sorted, longest first.
     pub rows: &'a [Row],
-    pub data: D,
+    /// `[rows, S, vectors · LANES]`: the state, in the backward pass its gradient. The task carries
+    /// it from step to step in full precision.
+    pub state: SharedSlice<'a, S>,
+    /// `[2, rows, depth]`: a double buffer of the product's factors. The forward pass keeps h there
+    /// (depth D, rounded to the tensors' type), the backward pass the gradients of the gates (depth
+    /// Gr · D). One half is read while the other is written, so a step needs one barrier only.
+    pub inputs: SharedSlice<'a, S>,
+}
+
+impl<S> Task<'_, S> {
+    /// Returns the offset in [`Self::inputs`] of the half that an iteration reads, for factors of
+    /// `depth` per row.
+    #[inline(always)]
+    pub fn read_half(&self, iteration: usize, depth: usize) -> usize {
+        iteration % 2 * self.rows.len() * depth
+    }
+
+    /// Returns the offset in [`Self::inputs`] of the half that an iteration writes.
+    #[inline(always)]
+    pub fn written_half(&self, iteration: usize, depth: usize) -> usize {
+        (iteration + 1) % 2 * self.rows.len() * depth
+    }
 }

@@ -1,17 +1,20 @@
-//! Threads that go through the time steps of one head together.
+//! Threads that take one head through the time steps together.
 //!
-//! Each step's blocks must all be done before the next step begins. A barrier among a fixed set of
-//! threads would deadlock where a pool is busy and some of them never start, so nothing here waits
-//! for a thread that has not begun: members claim blocks, each first those of its own range (whose
-//! part of R its cache holds) and then the others', and whoever finishes a step's last block opens
-//! the next step. One member alone gets through everything; a member that comes late joins in; a
-//! member waits only for blocks that somebody is working on right now.
+//! All blocks of a step must be done before the next step begins. A barrier among a fixed set of
+//! threads would deadlock when the pool is busy and some of them never start, so no member waits
+//! for a thread that has not begun. Instead members claim blocks, first from their own range (whose
+//! part of R is in their core's cache), then from the others'. The member that finishes the last
+//! block of a step opens the next step. A single member completes all steps, late members join in,
+//! and a member waits only for blocks that another one is computing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that threads signal by, on cache lines of its own.
+/// How often a member checks for the next step before it yields its core in between.
+const WAITING_SPINS: u32 = 20_000;
+
+/// A counter on cache lines of its own.
 #[repr(C, align(64))]
-pub(crate) struct Signal(AtomicU64, [u8; 120]);
+pub(super) struct Signal(AtomicU64, [u8; 120]);
 
 impl Signal {
     pub const fn zero() -> Self {
@@ -19,22 +22,23 @@ impl Signal {
     }
 }
 
-/// The state of one head's team.
-pub(crate) struct Team<'a> {
+/// The progress of a team through one head's steps.
+pub(super) struct Team<'a> {
     steps: u64,
     blocks: usize,
-    /// A member's range: the step in the upper half, the next block of the range to claim in the
-    /// lower.
+    /// The claims on each member's range of blocks: the step in the upper 32 bits, the number of
+    /// claimed blocks in the lower ones.
     claims: &'a [Signal],
+    /// The current step.
     step: &'a AtomicU64,
-    /// Blocks done since the beginning.
+    /// The blocks done in all steps so far.
     done: &'a AtomicU64,
 }
 
-/// Opens the last step where a block panics, so that the others stop waiting for it.
-struct Panicking<'a>(&'a Team<'a>);
+/// Opens the last step if a block panics, so that the other members stop waiting for it.
+struct ReleaseOnPanic<'a>(&'a Team<'a>);
 
-impl Drop for Panicking<'_> {
+impl Drop for ReleaseOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.step.store(self.0.steps, Ordering::Release);
@@ -43,49 +47,53 @@ impl Drop for Panicking<'_> {
 }
 
 impl<'a> Team<'a> {
-    /// How many signals a team of `members` has.
+    /// Returns the number of signals of a team of `members`.
     pub fn signals(members: usize) -> usize {
         members + 2
     }
 
-    /// A team with [`Self::signals`] signals, all zero.
+    /// Makes a team with [`Self::signals`] signals, all zero.
     pub fn new(steps: usize, blocks: usize, signals: &'a [Signal]) -> Self {
         let [step, done, claims @ ..] = signals else {
-            unreachable!("a team has two signals beside its members'")
+            unreachable!("a team has two signals besides one per member")
         };
         Self { steps: steps as u64, blocks, claims, step: &step.0, done: &done.0 }
     }
 
-    /// Works as member `me` until all steps are done: `work(step, block)`.
+    /// Calls `work(step, block)` as member `me` until all steps are done.
     pub fn join(&self, me: usize, mut work: impl FnMut(usize, usize)) {
-        let _panicking = Panicking(self);
+        let _release = ReleaseOnPanic(self);
         let mut spins = 0_u32;
         loop {
-            let opened = self.step.load(Ordering::Acquire);
-            if opened >= self.steps {
+            let current = self.step.load(Ordering::Acquire);
+            if current >= self.steps {
                 return;
             }
-            let step = opened as usize;
+            let step = current as usize;
             for range in (me..self.claims.len()).chain(0..me) {
                 while let Some(block) = self.claim(range, step) {
                     work(step, block);
-                    // The last to finish has synchronised with all others, and with it whoever sees
-                    // its new step.
-                    if self.done.fetch_add(1, Ordering::AcqRel) + 1
-                        == (opened + 1) * self.blocks as u64
-                    {
-                        self.open(opened + 1);
+                    // Whoever finishes last has synchronised with all other members, and passes
+                    // that on to whoever sees the next step.
+                    let done = self.done.fetch_add(1, Ordering::AcqRel) + 1;
+                    if done == (current + 1) * self.blocks as u64 {
+                        self.open(current + 1);
                     }
                     spins = 0;
                 }
             }
-            while self.step.load(Ordering::Relaxed) == opened {
+            while self.step.load(Ordering::Relaxed) == current {
                 spins += 1;
-                if spins < 20_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+                if spins < WAITING_SPINS {
+                    std::hint::spin_loop()
+                } else {
+                    std::thread::yield_now()
+                }
             }
         }
     }
 
+    /// Opens a step.
     fn open(&self, step: u64) {
         for claim in self.claims {
             claim.0.store(step << 32, Ordering::Relaxed);
@@ -93,7 +101,7 @@ impl<'a> Team<'a> {
         self.step.store(step, Ordering::Release);
     }
 
-    /// A block of `range` that nobody has claimed in this step.
+    /// Claims a block of member `range`'s range in this step. Returns None if all are claimed.
     fn claim(&self, range: usize, step: usize) -> Option<usize> {
         let members = self.claims.len();
         let (first, end) = (range * self.blocks / members, (range + 1) * self.blocks / members);
@@ -113,10 +121,10 @@ impl<'a> Team<'a> {
     }
 }
 
-/// The `i`th of `n` blocks, from the front in even steps and from the back in odd ones: what the
-/// cache still holds of the last step's end is used first, where going round and round would have
-/// thrown it out.
-pub(crate) fn back_and_forth(step: usize, i: usize, n: usize) -> usize {
+/// Returns the `i`th of `n` blocks in a step's order: forwards in even steps, backwards in odd
+/// ones. A step thus begins with the blocks that the cache still holds from the step before, where
+/// the same order in every step would have evicted them.
+pub(super) fn back_and_forth(step: usize, i: usize, n: usize) -> usize {
     if step.is_multiple_of(2) { i } else { n - 1 - i }
 }
 
@@ -129,7 +137,7 @@ mod tests {
         (0..Team::signals(members)).map(|_| Signal::zero()).collect()
     }
 
-    fn every_block_once_and_in_step_order(members: usize, joining: usize) {
+    fn computes_every_block_once_in_step_order(members: usize, joining: usize) {
         let (steps, blocks) = (200, 7);
         let signals = signals(members);
         let team = Team::new(steps, blocks, &signals);
@@ -143,7 +151,7 @@ mod tests {
                             assert_eq!(
                                 earlier.load(Ordering::Relaxed),
                                 1,
-                                "a block of an earlier step is not done"
+                                "a block of an earlier step is missing"
                             );
                         }
                         counts[step * blocks + block].fetch_add(1, Ordering::Relaxed);
@@ -155,28 +163,28 @@ mod tests {
     }
 
     #[test]
-    fn all_members_together() {
-        every_block_once_and_in_step_order(3, 3);
+    fn all_members_join() {
+        computes_every_block_once_in_step_order(3, 3);
     }
 
     #[test]
-    fn one_member_alone() {
-        every_block_once_and_in_step_order(3, 1);
+    fn a_single_member_completes_all_steps() {
+        computes_every_block_once_in_step_order(3, 1);
     }
 
     #[test]
-    fn more_members_than_blocks() {
-        every_block_once_and_in_step_order(9, 9);
+    fn a_team_may_have_more_members_than_blocks() {
+        computes_every_block_once_in_step_order(9, 9);
     }
 
     #[test]
-    fn a_panic_releases_the_others() {
+    fn a_panic_releases_the_other_members() {
         let signals = signals(2);
         let team = Team::new(10, 4, &signals);
         std::thread::scope(|scope| {
             let other = scope.spawn(|| team.join(1, |_, _| std::thread::yield_now()));
             let panicked = scope.spawn(|| team.join(0, |_, _| panic!("a cell panics"))).join();
-            // The other member may have done everything before the first even began.
+            // The other member may have completed all steps before this one started.
             drop(panicked);
             assert!(other.join().is_ok());
         });

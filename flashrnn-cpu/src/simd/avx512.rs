@@ -1,50 +1,48 @@
-//! 512-bit vectors.
+//! 512-bit vectors: AVX-512 F, BW, DQ and VL.
 
 use std::arch::x86_64::*;
 
 use flashrnn_core::{Real, bf16, f16};
 
-use super::math::{self, Bits, Constants, intrinsic, real_functions, vector};
-use super::{Op, Simd, Storage};
+use super::math::{self, Constants, FloatBits};
+use super::registers::{intrinsic, real_functions, register};
+use super::vector::{Simd, SimdTask, Storage};
 
-/// 16 numbers of f32.
+/// 16 lanes of f32.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct F32x16(__m512);
 
-/// 8 numbers of f64.
+/// 8 lanes of f64.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct F64x8(__m512d);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn with_avx512<O: Op>(op: O) -> O::Output {
+unsafe fn run_avx512<V, K: SimdTask<V>>(task: K) {
     // SAFETY: as promised by the caller.
-    unsafe { op.run() }
+    unsafe { task.run() }
 }
 
-macro_rules! avx512 {
-    ($v:ident, $scalar:ty, $lanes:expr, $register:ty, $mask:ty,
-     $add:ident $sub:ident $mul:ident $div:ident $sqrt:ident $abs:ident $set1:ident $fmadd:ident $round:ident
-     $scale:ident $cmp:ident $blend:ident $xor:ident $ternary:ident $from_int:ident $to_int:ident $set_int:ident
-     $load:ident $store:ident $max:ident $min:ident, $sign:expr) => {
-        vector!($v, $scalar, $lanes, add: $add, sub: $sub, mul: $mul, div: $div);
+register!(
+    F32x16, f32, lanes: 16, panel: 4, pairs: true, vectorize: run_avx512,
+    _mm512_add_ps _mm512_sub_ps _mm512_mul_ps _mm512_div_ps _mm512_xor_ps
+    _mm512_fmadd_ps _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps
+);
 
-        impl std::ops::Neg for $v {
-            type Output = Self;
-            #[inline(always)]
-            fn neg(self) -> Self {
-                intrinsic!(Self($xor(self.0, $set1(-0.0))))
-            }
-        }
+register!(
+    F64x8, f64, lanes: 8, panel: 4, pairs: true, vectorize: run_avx512,
+    _mm512_add_pd _mm512_sub_pd _mm512_mul_pd _mm512_div_pd _mm512_xor_pd
+    _mm512_fmadd_pd _mm512_set1_pd _mm512_loadu_pd _mm512_storeu_pd
+);
 
+macro_rules! real {
+    ($v:ident, $scalar:ty, $mask:ty, $sqrt:ident $max:ident $min:ident $abs:ident $cmp:ident
+     $blend:ident $round:ident $scale:ident $ternary:ident $from_int:ident $to_int:ident
+     $set_int:ident, $sign:expr) => {
         impl Real for $v {
             type Mask = $mask;
-            real_functions!($scalar);
-            #[inline(always)]
-            fn sqrt(self) -> Self {
-                intrinsic!(Self($sqrt(self.0)))
-            }
+            real_functions!($scalar, $sqrt $max $min);
             #[inline(always)]
             fn abs(self) -> Self {
                 intrinsic!(Self($abs(self.0)))
@@ -57,60 +55,30 @@ macro_rules! avx512 {
             fn select(mask: $mask, if_true: Self, if_false: Self) -> Self {
                 intrinsic!(Self($blend(mask, if_false.0, if_true.0)))
             }
-            // The instructions return their second operand where either is NaN, as `Real` asks of
-            // `self`.
-            #[inline(always)]
-            fn clamp_min(self, bound: Self) -> Self {
-                intrinsic!(Self($max(bound.0, self.0)))
-            }
-            #[inline(always)]
-            fn clamp_max(self, bound: Self) -> Self {
-                intrinsic!(Self($min(bound.0, self.0)))
-            }
         }
 
-        impl Simd for $v {
-            type Scalar = $scalar;
-            const LANES: usize = $lanes;
-            const PANEL: usize = 4;
-            const ROWS: usize = 6;
-            const PAIRS: bool = true;
-            #[inline(always)]
-            unsafe fn vectorize<O: Op>(op: O) -> O::Output {
-                // SAFETY: as promised by the caller.
-                unsafe { with_avx512(op) }
-            }
-            #[inline(always)]
-            fn splat(v: $scalar) -> Self {
-                intrinsic!(Self($set1(v)))
-            }
-            #[inline(always)]
-            fn mul_add(self, b: Self, c: Self) -> Self {
-                intrinsic!(Self($fmadd(self.0, b.0, c.0)))
-            }
-        }
-
-        impl Bits for $v {
+        impl FloatBits for $v {
             type Exponent = Self;
             #[inline(always)]
-            fn doublings(self) -> (Self, Self) {
+            fn exponent_of_exp(self) -> (Self, Self) {
+                const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
                 let n = self * Self::lit(std::f64::consts::LOG2_E);
-                let n = intrinsic!(Self($round::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n.0)));
+                let n = intrinsic!(Self($round::<NEAREST>(n.0)));
                 (n, n)
             }
             #[inline(always)]
             fn scale(self, n: Self) -> Self {
                 intrinsic!(Self($scale(self.0, n.0)))
             }
-            // 2^n rounds to 0 there, as e^x does.
-            const VANISHES: f64 = <$scalar as Constants>::MIN;
+            // Here 2^n rounds to 0, as e^x does.
+            const UNDERFLOW: f64 = <$scalar as Constants>::MIN;
             #[inline(always)]
             fn power_of_two(n: Self) -> Self {
                 Self::lit(1.0).scale(n)
             }
             #[inline(always)]
             fn copysign(self, sign: Self) -> Self {
-                // Bit by bit: where the third operand is set, the second, else the first.
+                // Selects bits of the second operand where the third is set, else of the first.
                 intrinsic!(Self($from_int($ternary::<0xd8>(
                     $to_int(self.0),
                     $to_int(sign.0),
@@ -118,38 +86,19 @@ macro_rules! avx512 {
                 ))))
             }
         }
-
-        impl Storage<$scalar> for $v {
-            #[inline(always)]
-            unsafe fn load(p: *const $scalar) -> Self {
-                intrinsic!(Self($load(p)))
-            }
-            #[inline(always)]
-            unsafe fn store(self, p: *mut $scalar) {
-                intrinsic!($store(p, self.0))
-            }
-            #[inline(always)]
-            fn rounded(self) -> Self {
-                self
-            }
-        }
     };
 }
 
-avx512!(
-    F32x16, f32, 16, __m512, __mmask16,
-    _mm512_add_ps _mm512_sub_ps _mm512_mul_ps _mm512_div_ps _mm512_sqrt_ps _mm512_abs_ps _mm512_set1_ps
-    _mm512_fmadd_ps _mm512_roundscale_ps _mm512_scalef_ps _mm512_cmp_ps_mask _mm512_mask_blend_ps _mm512_xor_ps
-    _mm512_ternarylogic_epi32 _mm512_castsi512_ps _mm512_castps_si512 _mm512_set1_epi32 _mm512_loadu_ps
-    _mm512_storeu_ps _mm512_max_ps _mm512_min_ps, i32::MIN
+real!(
+    F32x16, f32, __mmask16, _mm512_sqrt_ps _mm512_max_ps _mm512_min_ps _mm512_abs_ps
+    _mm512_cmp_ps_mask _mm512_mask_blend_ps _mm512_roundscale_ps _mm512_scalef_ps
+    _mm512_ternarylogic_epi32 _mm512_castsi512_ps _mm512_castps_si512 _mm512_set1_epi32, i32::MIN
 );
 
-avx512!(
-    F64x8, f64, 8, __m512d, __mmask8,
-    _mm512_add_pd _mm512_sub_pd _mm512_mul_pd _mm512_div_pd _mm512_sqrt_pd _mm512_abs_pd _mm512_set1_pd
-    _mm512_fmadd_pd _mm512_roundscale_pd _mm512_scalef_pd _mm512_cmp_pd_mask _mm512_mask_blend_pd _mm512_xor_pd
-    _mm512_ternarylogic_epi64 _mm512_castsi512_pd _mm512_castpd_si512 _mm512_set1_epi64 _mm512_loadu_pd
-    _mm512_storeu_pd _mm512_max_pd _mm512_min_pd, i64::MIN
+real!(
+    F64x8, f64, __mmask8, _mm512_sqrt_pd _mm512_max_pd _mm512_min_pd _mm512_abs_pd
+    _mm512_cmp_pd_mask _mm512_mask_blend_pd _mm512_roundscale_pd _mm512_scalef_pd
+    _mm512_ternarylogic_epi64 _mm512_castsi512_pd _mm512_castpd_si512 _mm512_set1_epi64, i64::MIN
 );
 
 impl Storage<f16> for F32x16 {
@@ -176,8 +125,8 @@ impl Storage<bf16> for F32x16 {
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut bf16) {
-        // To nearest, ties to even, by adding just under half a unit, or half where the last bit
-        // kept is odd.
+        // Rounds to nearest, ties to even: adds half a unit in the last place, minus one bit if the
+        // last bit kept is even.
         intrinsic!({
             let bits = _mm512_castps_si512(self.0);
             let high = _mm512_srli_epi32::<16>(bits);

@@ -1,41 +1,43 @@
-//! exp, tanh and ln(1 + exp(-|x|)) for vectors, which the standard library has for single numbers
-//! only.
+//! exp, tanh and ln(1 + exp(-|x|)) of vectors.
 //!
 //! ```text
-//! e^x = 2^n (1 + p)     n = round(x / ln 2), r = x - n ln 2, p = e^r - 1 = r + r² q(r),  |r| <= ln(2) / 2
-//! tanh x = -u / (u + 2)  u = e^{-2|x|} - 1 = 2^n p + (2^n - 1): no cancellation, so small x keep their accuracy
-//! ln(1 + e) = 2 atanh(s / 2) = s (1 + s² a(s²))    s = 2 e / (2 + e) <= 2/3
+//! e^x = 2^n (1 + p)          n = round(x / ln 2), r = x - n ln 2, |r| <= ln(2) / 2
+//!                            p = e^r - 1 = r + r² q(r)
+//! tanh x = -u / (u + 2)      u = e^{-2|x|} - 1 = 2^n p + (2^n - 1), accurate for small x too
+//! ln(1 + e) = 2 atanh(s / 2) = s (1 + s² a(s²))
+//!                            s = 2 e / (2 + e) <= 2/3
 //! ```
 //!
-//! Results that are normal numbers do not change where subnormal numbers are flushed to zero on the
-//! way. q and a are Chebyshev interpolants of degree 4 and 3 for f32 (relative error 8e-9 and 2e-8)
-//! and 10 and 9 for f64 (2e-19 and 5e-18). The tests hold every function to a few units in the last
-//! place.
+//! Flushing subnormal intermediate results to zero does not change a result that is a normal
+//! number. q and a are Chebyshev interpolants of degree 4 and 3 for f32 (relative errors 8e-9 and
+//! 2e-8) and 10 and 9 for f64 (2e-19 and 5e-18). Tests bound the error of every function by a few
+//! units in the last place.
 
-use super::Simd;
+use super::vector::Simd;
 
-/// What the functions need of a vector beyond [`Simd`].
-pub(super) trait Bits: Simd {
-    /// A whole number n as [`Bits::scale`] wants it.
+/// Operations on the exponent and sign of a vector's numbers.
+pub(super) trait FloatBits: Simd {
+    /// The representation of an integer n that [`FloatBits::scale`] takes.
     type Exponent: Copy;
-    /// The whole number nearest to `self / ln 2`, by its size up to 2000.
-    fn doublings(self) -> (Self, Self::Exponent);
-    /// `self * 2^n`, with the rounding, overflow and underflow of a product.
+    /// Returns the integer nearest to `self / ln 2`, which is at most 2000 in magnitude, as a
+    /// number and as an exponent.
+    fn exponent_of_exp(self) -> (Self, Self::Exponent);
+    /// Returns `self * 2^n`, with the rounding, overflow and underflow of a product.
     fn scale(self, n: Self::Exponent) -> Self;
-    /// An x at whose [`doublings`](Bits::doublings) `power_of_two` is 0.
-    const VANISHES: f64;
-    /// `2^n` for n from those of [`VANISHES`](Bits::VANISHES) to 127; below the smallest normal
-    /// number it may be 0.
+    /// An x for whose exponent [`power_of_two`](FloatBits::power_of_two) returns 0.
+    const UNDERFLOW: f64;
+    /// Returns `2^n` for n from the exponent of [`UNDERFLOW`](FloatBits::UNDERFLOW) to 127. Results
+    /// below the smallest normal number may be 0.
     fn power_of_two(n: Self::Exponent) -> Self;
     fn copysign(self, sign: Self) -> Self;
 }
 
-/// The constants of a precision.
+/// The constants of f32 or f64.
 pub(super) trait Constants {
-    /// Below `MIN`, e^x rounds to 0; above `MAX`, to infinity.
+    /// Below `MIN`, e^x rounds to 0; above `MAX`, it rounds to infinity.
     const MIN: f64;
     const MAX: f64;
-    /// ln 2 in two parts, the first with trailing zeros, so that its product with n is exact.
+    /// ln 2 as a sum whose first term has trailing zero bits, so that its product with n is exact.
     const LN_2: [f64; 2];
     const Q: &'static [f64];
     const A: &'static [f64];
@@ -100,20 +102,20 @@ fn polynomial<V: Simd>(x: V, coefficients: &'static [f64]) -> V {
     sum
 }
 
-/// n and p of `e^x = 2^n (1 + p)`.
+/// Returns n and p of `e^x = 2^n (1 + p)`.
 #[inline(always)]
-fn exp_parts<V: Bits>(x: V) -> (V::Exponent, V)
+fn exp_parts<V: FloatBits>(x: V) -> (V::Exponent, V)
 where
     V::Scalar: Constants,
 {
-    let (n, exponent) = x.doublings();
+    let (n, exponent) = x.exponent_of_exp();
     let [high, low] = V::Scalar::LN_2;
     let r = n.mul_add(V::lit(-low), n.mul_add(V::lit(-high), x));
     (exponent, (r * r).mul_add(polynomial(r, V::Scalar::Q), r))
 }
 
 #[inline(always)]
-pub(super) fn exp<V: Bits>(x: V) -> V
+pub(super) fn exp<V: FloatBits>(x: V) -> V
 where
     V::Scalar: Constants,
 {
@@ -121,19 +123,19 @@ where
     (p + V::lit(1.0)).scale(n)
 }
 
-/// `e = e^{-2|x|}`, 0 where it is too small to be a normal number, and `e - 1`.
+/// Returns `e = e^{-2|x|}`, 0 where it is below the smallest normal number, and `e - 1`.
 #[inline(always)]
-fn tanh_parts<V: Bits>(x: V) -> (V, V)
+fn tanh_parts<V: FloatBits>(x: V) -> (V, V)
 where
     V::Scalar: Constants,
 {
-    let (n, p) = exp_parts((x.abs() * V::lit(-2.0)).clamp_min(V::lit(V::VANISHES)));
+    let (n, p) = exp_parts((x.abs() * V::lit(-2.0)).clamp_min(V::lit(V::UNDERFLOW)));
     let power = V::power_of_two(n);
     (p.mul_add(power, power), p.mul_add(power, power - V::lit(1.0)))
 }
 
 #[inline(always)]
-pub(super) fn tanh<V: Bits>(x: V) -> V
+pub(super) fn tanh<V: FloatBits>(x: V) -> V
 where
     V::Scalar: Constants,
 {
@@ -141,9 +143,9 @@ where
     (u / (u + V::lit(2.0))).copysign(x)
 }
 
-/// tanh and its slope, `4 e / (1 + e)²`.
+/// Returns tanh and its slope `4 e / (1 + e)²`.
 #[inline(always)]
-pub(super) fn tanh_and_slope<V: Bits>(x: V) -> (V, V)
+pub(super) fn tanh_and_slope<V: FloatBits>(x: V) -> (V, V)
 where
     V::Scalar: Constants,
 {
@@ -153,7 +155,7 @@ where
 }
 
 #[inline(always)]
-pub(super) fn softplus_neg_abs<V: Bits>(x: V) -> V
+pub(super) fn softplus_neg_abs<V: FloatBits>(x: V) -> V
 where
     V::Scalar: Constants,
 {
@@ -162,78 +164,3 @@ where
     let y = s * s;
     s * y.mul_add(polynomial(y, V::Scalar::A), V::lit(1.0))
 }
-
-/// Implements the arithmetic of [`Real`](flashrnn_core::Real) and the functions above for a newtype
-/// over a register.
-macro_rules! vector {
-    ($v:ident, $scalar:ty, $lanes:expr, add: $add:ident, sub: $sub:ident, mul: $mul:ident, div: $div:ident) => {
-        vector!(@operator $v, Add, add, $add);
-        vector!(@operator $v, Sub, sub, $sub);
-        vector!(@operator $v, Mul, mul, $mul);
-        vector!(@operator $v, Div, div, $div);
-
-        impl $v {
-            /// Applies a function lane by lane: for what is too rare to be worth a polynomial.
-            #[inline(always)]
-            fn map(self, f: impl Fn($scalar) -> $scalar) -> Self {
-                let mut lanes = [<$scalar>::default(); $lanes];
-                // SAFETY: the array has as many lanes as the register.
-                unsafe {
-                    Storage::<$scalar>::store(self, lanes.as_mut_ptr());
-                    <Self as Storage<$scalar>>::load(lanes.map(f).as_ptr())
-                }
-            }
-        }
-    };
-    (@operator $v:ident, $trait:ident, $method:ident, $intrinsic:ident) => {
-        impl std::ops::$trait for $v {
-            type Output = Self;
-            #[inline(always)]
-            fn $method(self, other: Self) -> Self {
-                intrinsic!($v($intrinsic(self.0, other.0)))
-            }
-        }
-    };
-}
-
-/// An expression of intrinsics.
-macro_rules! intrinsic {
-    ($e:expr) => {
-        // SAFETY: vectors exist only inside `Simd::vectorize`, whose caller has seen that the
-        // machine has them; intrinsics that touch memory stand in functions that pass their own
-        // demands on.
-        unsafe { $e }
-    };
-}
-
-/// The methods of [`Real`](flashrnn_core::Real) that are the same for every register.
-macro_rules! real_functions {
-    ($scalar:ty) => {
-        #[inline(always)]
-        fn lit(v: f64) -> Self {
-            Self::splat(v as $scalar)
-        }
-        #[inline(always)]
-        fn exp(self) -> Self {
-            math::exp(self)
-        }
-        #[inline(always)]
-        fn ln(self) -> Self {
-            self.map(<$scalar>::ln)
-        }
-        #[inline(always)]
-        fn tanh(self) -> Self {
-            math::tanh(self)
-        }
-        #[inline(always)]
-        fn tanh_and_slope(self) -> (Self, Self) {
-            math::tanh_and_slope(self)
-        }
-        #[inline(always)]
-        fn softplus_neg_abs(self) -> Self {
-            math::softplus_neg_abs(self)
-        }
-    };
-}
-
-pub(super) use {intrinsic, real_functions, vector};

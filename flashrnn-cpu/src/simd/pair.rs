@@ -1,14 +1,14 @@
-//! Two vectors at once.
+//! Two vectors as one number.
 //!
-//! A cell is one long chain of dependent operations, a few hundred cycles of latency for as many
-//! instructions: too many for a core to begin the next vector meanwhile. Computing two vectors in
-//! turn, operation by operation, fills the gaps.
+//! A cell is a long chain of dependent operations with a latency of a few hundred cycles. A core
+//! cannot look far enough ahead to begin the next vector meanwhile. Interleaving two vectors,
+//! operation by operation, hides the latency.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use flashrnn_core::Real;
 
-/// Two numbers, or vectors of numbers, that a cell computes with in turn.
+/// Two numbers or vectors, on which each operation acts in turn.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair<V>(pub V, pub V);
 

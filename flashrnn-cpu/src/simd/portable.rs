@@ -1,8 +1,8 @@
-//! One number as a vector of one lane: any machine, with the standard library's functions.
+//! Vectors of one lane, for any machine, with the standard library's functions.
 
 use flashrnn_core::Element;
 
-use super::{Op, Simd, Storage};
+use super::vector::{Simd, SimdTask, Storage};
 
 macro_rules! portable {
     ($t:ty) => {
@@ -13,9 +13,9 @@ macro_rules! portable {
             const ROWS: usize = 4;
             const PAIRS: bool = true;
             #[inline(always)]
-            unsafe fn vectorize<O: Op>(op: O) -> O::Output {
+            unsafe fn vectorize<K: SimdTask<Self>>(task: K) {
                 // SAFETY: as promised by the caller; every machine has this instruction set.
-                unsafe { op.run() }
+                unsafe { task.run() }
             }
             #[inline(always)]
             fn splat(v: $t) -> Self {

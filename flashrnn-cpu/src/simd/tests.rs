@@ -1,8 +1,8 @@
-//! Every vector function against f64 (for f64: against the standard library), over the whole range.
+//! Compares every vector function with the standard library's in f64, over the whole range.
 
 use flashrnn_core::{Element, bf16, f16};
 
-use super::{Level, Op, Simd, Storage};
+use super::{Level, Simd, SimdTask, Storage};
 
 /// Applies a function of vectors to a slice whose length is a multiple of the lanes.
 struct Map<'a, V: Simd, F> {
@@ -11,8 +11,7 @@ struct Map<'a, V: Simd, F> {
     y: &'a mut [V::Scalar],
 }
 
-impl<V: Storage<<V as Simd>::Scalar>, F: Fn(V) -> V> Op for Map<'_, V, F> {
-    type Output = ();
+impl<V: Storage<<V as Simd>::Scalar>, F: Fn(V) -> V> SimdTask<V> for Map<'_, V, F> {
     #[inline(always)]
     unsafe fn run(self) {
         for (x, y) in self.x.chunks_exact(V::LANES).zip(self.y.chunks_exact_mut(V::LANES)) {
@@ -22,8 +21,8 @@ impl<V: Storage<<V as Simd>::Scalar>, F: Fn(V) -> V> Op for Map<'_, V, F> {
     }
 }
 
-/// Numbers of every magnitude and sign, dense around 0 and 1, with the special ones; a multiple of
-/// 16 of them.
+/// Returns numbers of every magnitude and sign, dense around 0 and 1, and special values. Their
+/// count is a multiple of 16.
 fn numbers<S: Element>() -> Vec<S> {
     let mut x = vec![
         0.0,
@@ -38,7 +37,7 @@ fn numbers<S: Element>() -> Vec<S> {
         709.7,
         -745.1,
     ];
-    // The NaN whose bits are all set: no arithmetic on bits may carry it over.
+    // The NaN of all one bits, which integer arithmetic would overflow.
     x.push(f64::from_bits(u64::MAX));
     for i in 0..20_000 {
         let i = f64::from(i);
@@ -52,19 +51,19 @@ fn numbers<S: Element>() -> Vec<S> {
     x.into_iter().map(S::from_f64).collect()
 }
 
-/// The largest error in units of the last place of the right result (at least the least normal
-/// number's).
-fn worst<V: Storage<<V as Simd>::Scalar>>(
+/// Returns the largest error in units of the last place of the exact result, or of `tiny` where the
+/// result is smaller.
+fn max_error<V: Storage<<V as Simd>::Scalar>>(
     f: impl Fn(V) -> V,
-    right: impl Fn(f64) -> f64,
+    exact: impl Fn(f64) -> f64,
     tiny: f64,
 ) -> f64 {
     let x = numbers::<V::Scalar>();
     let mut y = vec![V::Scalar::from_f64(f64::NAN); x.len()];
-    // SAFETY: only levels of this machine are tested.
+    // SAFETY: the callers test levels that the machine has.
     unsafe { V::vectorize(Map { f, x: &x, y: &mut y }) };
     let error = |(x, y): (&V::Scalar, &V::Scalar)| {
-        let want = right(x.to_f64());
+        let want = exact(x.to_f64());
         let rounded = V::Scalar::from_f64(want).to_f64();
         let got = y.to_f64();
         if rounded.is_nan() || got.is_nan() {
@@ -86,50 +85,54 @@ fn check_functions<V: Storage<<V as Simd>::Scalar>>(level: Level, tiny: f64) {
     let slope = |x: f64| (-x.abs()).exp() / (1.0 + (-x.abs()).exp()).powi(2);
     let softplus = |x: f64| (-x.abs()).exp().ln_1p();
     let rows = [
-        ("exp", worst::<V>(|x| x.exp(), f64::exp, tiny), 2.0),
-        ("tanh", worst::<V>(|x| x.tanh(), f64::tanh, tiny), 4.0),
-        ("softplus_neg_abs", worst::<V>(|x| x.softplus_neg_abs(), softplus, tiny), 4.0),
-        // 1 / (1 + exp(-x)) is 0 where exp(-x) is infinite: results below the least normal number
-        // may be lost.
+        ("exp", max_error::<V>(|x| x.exp(), f64::exp, tiny), 2.0),
+        ("tanh", max_error::<V>(|x| x.tanh(), f64::tanh, tiny), 4.0),
+        ("softplus_neg_abs", max_error::<V>(|x| x.softplus_neg_abs(), softplus, tiny), 4.0),
+        // 1 / (1 + exp(-x)) is 0 where exp(-x) is infinite, so results below the smallest normal
+        // number may be lost.
         (
             "sigmoid",
-            worst::<V>(|x| x.sigmoid(), |x| 1.0 / (1.0 + (-x).exp()), tiny / V::Scalar::ROUNDOFF),
+            max_error::<V>(
+                |x| x.sigmoid(),
+                |x| 1.0 / (1.0 + (-x).exp()),
+                tiny / V::Scalar::ROUNDOFF,
+            ),
             4.0,
         ),
         (
             "sigmoid's slope",
-            worst::<V>(|x| x.sigmoid_and_slope().1, slope, tiny / V::Scalar::ROUNDOFF),
+            max_error::<V>(|x| x.sigmoid_and_slope().1, slope, tiny / V::Scalar::ROUNDOFF),
             8.0,
         ),
-        // 4 exp(-2|x|) is 0 where exp(-2|x|) is below the smallest normal number: 4 of these may be
-        // lost.
+        // 4 exp(-2|x|) is 0 where exp(-2|x|) is below the smallest normal number, so results below
+        // 4 times that may be lost.
         (
             "tanh's slope",
-            worst::<V>(
+            max_error::<V>(
                 |x| x.tanh_and_slope().1,
                 |x| 4.0 * slope(2.0 * x),
                 tiny / 4.0 / V::Scalar::ROUNDOFF,
             ),
             8.0,
         ),
-        ("tanh beside its slope", worst::<V>(|x| x.tanh_and_slope().0, f64::tanh, tiny), 4.0),
-        ("ln", worst::<V>(|x| x.ln(), f64::ln, tiny), 1.0),
-        ("sqrt", worst::<V>(|x| x.sqrt(), f64::sqrt, tiny), 1.0),
-        ("abs", worst::<V>(|x| x.abs(), f64::abs, tiny), 0.0),
-        ("neg", worst::<V>(|x| -x, |x| -x, tiny), 0.0),
+        ("tanh beside its slope", max_error::<V>(|x| x.tanh_and_slope().0, f64::tanh, tiny), 4.0),
+        ("ln", max_error::<V>(|x| x.ln(), f64::ln, tiny), 1.0),
+        ("sqrt", max_error::<V>(|x| x.sqrt(), f64::sqrt, tiny), 1.0),
+        ("abs", max_error::<V>(|x| x.abs(), f64::abs, tiny), 0.0),
+        ("neg", max_error::<V>(|x| -x, |x| -x, tiny), 0.0),
         (
             "max",
-            worst::<V>(|x| x.clamp_min(V::lit(0.5)), |x| if 0.5 > x { 0.5 } else { x }, tiny),
+            max_error::<V>(|x| x.clamp_min(V::lit(0.5)), |x| if 0.5 > x { 0.5 } else { x }, tiny),
             0.0,
         ),
         (
             "min",
-            worst::<V>(|x| x.clamp_max(V::lit(0.5)), |x| if x > 0.5 { 0.5 } else { x }, tiny),
+            max_error::<V>(|x| x.clamp_max(V::lit(0.5)), |x| if x > 0.5 { 0.5 } else { x }, tiny),
             0.0,
         ),
         (
             "select",
-            worst::<V>(
+            max_error::<V>(
                 |x| V::select(x.gt(V::lit(1.0)), V::lit(2.0), x),
                 |x| if x > 1.0 { 2.0 } else { x },
                 tiny,
@@ -137,17 +140,17 @@ fn check_functions<V: Storage<<V as Simd>::Scalar>>(level: Level, tiny: f64) {
             0.0,
         ),
     ];
-    let failures: Vec<_> = rows.iter().filter(|(_, worst, allowed)| worst > allowed).collect();
+    let failures: Vec<_> = rows.iter().filter(|(_, error, allowed)| error > allowed).collect();
     assert!(
         failures.is_empty(),
-        "{level:?} (function, worst, allowed, in units of the last place): {failures:?}"
+        "{level:?} (function, error, allowed, in units of the last place): {failures:?}"
     );
 }
 
 #[test]
 fn functions_are_accurate_over_the_whole_range() {
     for level in Level::available() {
-        // Results below the least normal number are held to its spacing.
+        // Results below the smallest normal number are held to the spacing of that number.
         let (tiny32, tiny64) = (f64::from(f32::MIN_POSITIVE), f64::MIN_POSITIVE);
         match level {
             Level::Portable => {
@@ -156,30 +159,28 @@ fn functions_are_accurate_over_the_whole_range() {
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => {
-                check_functions::<super::F32x8>(level, tiny32);
-                check_functions::<super::F64x4>(level, tiny64);
+                check_functions::<super::avx2::F32x8>(level, tiny32);
+                check_functions::<super::avx2::F64x4>(level, tiny64);
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
-                check_functions::<super::F32x16>(level, tiny32);
-                check_functions::<super::F64x8>(level, tiny64);
+                check_functions::<super::avx512::F32x16>(level, tiny32);
+                check_functions::<super::avx512::F64x8>(level, tiny64);
             }
             #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("no other level is available here"),
+            _ => unreachable!("no other level is available"),
         }
     }
 }
 
-/// Rounds a slice to `T` by vector, as states or as gradients.
-struct Round<'a, T, V> {
+/// Rounds a slice to `T`, as states or as gradients.
+struct Round<'a, T> {
     x: &'a [f32],
     y: &'a mut [T],
     saturate: bool,
-    vector: std::marker::PhantomData<V>,
 }
 
-impl<T: Element, V: Storage<T> + Storage<f32>> Op for Round<'_, T, V> {
-    type Output = ();
+impl<T: Element, V: Storage<T> + Storage<f32>> SimdTask<V> for Round<'_, T> {
     #[inline(always)]
     unsafe fn run(self) {
         for (x, y) in self.x.chunks_exact(V::LANES).zip(self.y.chunks_exact_mut(V::LANES)) {
@@ -198,7 +199,7 @@ impl<T: Element, V: Storage<T> + Storage<f32>> Op for Round<'_, T, V> {
 
 fn check_rounding<T: Element<Wide = f32>, V: Storage<T> + Storage<f32>>() {
     let mut x = numbers::<f32>();
-    // Ties, to even and to odd, in both 16-bit types; and what lies around the largest number of
+    // Ties with even and odd neighbours in both 16-bit types, and numbers around the largest of
     // each.
     x.extend((0..16_u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x0800)));
     x.extend((0..16_u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x8000)));
@@ -206,8 +207,8 @@ fn check_rounding<T: Element<Wide = f32>, V: Storage<T> + Storage<f32>>() {
     x.extend((0..16_u32).map(|i| -f32::from_bits(0x7f7f_0000 + i * 0x1000)));
     for saturate in [false, true] {
         let mut y = vec![T::default(); x.len()];
-        let round = Round::<T, V> { x: &x, y: &mut y, saturate, vector: std::marker::PhantomData };
-        // SAFETY: only levels of this machine are tested.
+        let round = Round { x: &x, y: &mut y, saturate };
+        // SAFETY: the callers test levels that the machine has.
         unsafe { V::vectorize(round) };
         for (&x, &y) in x.iter().zip(&y) {
             let want = if saturate { T::saturating_from_wide(x) } else { T::from_wide(x) }.to_f64();
@@ -227,12 +228,12 @@ fn sixteen_bit_storage_rounds_to_nearest_even() {
     #[cfg(target_arch = "x86_64")]
     for level in Level::available() {
         if level == Level::Avx2 {
-            check_rounding::<f16, super::F32x8>();
-            check_rounding::<bf16, super::F32x8>();
+            check_rounding::<f16, super::avx2::F32x8>();
+            check_rounding::<bf16, super::avx2::F32x8>();
         }
         if level == Level::Avx512 {
-            check_rounding::<f16, super::F32x16>();
-            check_rounding::<bf16, super::F32x16>();
+            check_rounding::<f16, super::avx512::F32x16>();
+            check_rounding::<bf16, super::avx512::F32x16>();
         }
     }
 }

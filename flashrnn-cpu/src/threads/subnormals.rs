@@ -1,52 +1,54 @@
-//! What becomes of numbers below the smallest normal one.
+//! The treatment of subnormal numbers.
 //!
-//! Processors take a hundred times as long for an operation on subnormal numbers. States and
-//! gradients that fade pass through them on their way to zero, so by default they are taken for
-//! zero.
+//! Operations on subnormal numbers take processors about a hundred times as long as others. States
+//! and gradients that decay pass through subnormal numbers on their way to zero, so by default
+//! those are flushed to zero.
 
-/// Whether kernels compute with subnormal numbers of f32 and f64, which takes 10 to 190 times as
-/// long.
+/// Whether kernels flush subnormal numbers of f32 and f64 to zero or compute with them, which makes
+/// a pass over them 10 to 190 times slower.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Subnormals {
-    /// Operations take operands below the smallest normal number (1.2e-38 in f32, 2.2e-308 in f64)
-    /// for zero, and return zero in place of such results. f16 keeps its own subnormals, which are
-    /// normal numbers of f32; those of bf16 are those of f32, and are flushed. Without effect where
-    /// the processor has no such mode or it can't be reached (WebAssembly).
+    /// Takes operands below the smallest normal number (1.2e-38 in f32, 2.2e-308 in f64) as zero,
+    /// and returns zero instead of such results. The subnormals of f16 are normal numbers of f32
+    /// and are kept; those of bf16 are subnormals of f32 and are flushed. Has no effect where the
+    /// processor has no such mode or the mode cannot be set (WebAssembly).
     #[default]
     Flush,
-    /// As IEEE 754 demands.
+    /// Computes with subnormal numbers as IEEE 754 requires.
     Keep,
 }
 
 impl Subnormals {
-    /// Sets the mode of this thread until the result is dropped, on return or on a panic.
-    pub(crate) fn enter(self) -> Mode {
+    /// Sets this thread's mode until the result is dropped.
+    pub(crate) fn enter(self) -> ModeGuard {
         let before = control::read();
-        let wanted = match self {
+        let mode = match self {
             Self::Flush => before | control::FLUSH,
             Self::Keep => before & !control::FLUSH,
         };
-        control::write(wanted);
-        Mode { before }
+        control::write(mode);
+        ModeGuard { before }
     }
 }
 
-/// Gives the thread back the mode it had.
-pub(crate) struct Mode {
+/// Restores the thread's previous mode when dropped.
+pub(crate) struct ModeGuard {
     before: control::Register,
 }
 
-impl Drop for Mode {
+impl Drop for ModeGuard {
     fn drop(&mut self) {
         control::write(self.before);
     }
 }
 
-/// The register that holds the mode. Rust compiles arithmetic for the default mode and does not
-/// promise what happens in another one. What it may do is compute before, after or at compile time
-/// what the source computes between two writes, by the rules of the default mode. That changes
-/// subnormal numbers only, of which `Flush` promises nothing exact, and kernels are functions
-/// called through pointers, across which nothing moves.
+/// The register that holds the mode.
+///
+/// Rust compiles floating-point arithmetic for the default mode and specifies nothing for others.
+/// The compiler may evaluate arithmetic at compile time, or move it across a write of the register,
+/// by the rules of the default mode. Either affects subnormal numbers only, for which `Flush` does
+/// not promise exact results; and the kernels are functions called through pointers, across which
+/// arithmetic does not move.
 #[cfg(target_arch = "x86_64")]
 mod control {
     use std::arch::asm;
@@ -57,15 +59,15 @@ mod control {
 
     pub fn read() -> Register {
         let mut mxcsr = 0;
-        // SAFETY: every x86-64 processor has the instruction, which writes 4 bytes to the address.
+        // SAFETY: every x86-64 processor has the instruction; it writes 4 bytes to the address.
         unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack, preserves_flags)) };
         mxcsr
     }
 
-    /// Writes what `read` returned, but for the bits of `FLUSH`.
+    /// Writes a value of `read` whose bits of `FLUSH` may have changed.
     pub fn write(mxcsr: Register) {
-        // SAFETY: reads 4 bytes from the address; no reserved bit is set. For the mode see this
-        // module's documentation.
+        // SAFETY: reads 4 bytes from the address; no reserved bit is set. This module's
+        // documentation discusses the mode.
         unsafe {
             asm!("ldmxcsr [{}]", in(reg) &raw const mxcsr, options(nostack, preserves_flags))
         };
@@ -77,7 +79,7 @@ mod control {
     use std::arch::asm;
 
     pub type Register = u64;
-    /// FZ: operands and results of f32 and f64. FZ16, for arithmetic in f16, is left alone.
+    /// FZ, for operands and results of f32 and f64. FZ16, for arithmetic in f16, is not changed.
     pub const FLUSH: Register = 1 << 24;
 
     pub fn read() -> Register {
@@ -87,9 +89,9 @@ mod control {
         fpcr
     }
 
-    /// Writes what `read` returned, but for the bits of `FLUSH`.
+    /// Writes a value of `read` whose bits of `FLUSH` may have changed.
     pub fn write(fpcr: Register) {
-        // SAFETY: no reserved bit is set. For the mode see this module's documentation.
+        // SAFETY: no reserved bit is set. This module's documentation discusses the mode.
         unsafe { asm!("msr fpcr, {}", in(reg) fpcr, options(nostack, preserves_flags)) };
     }
 }
@@ -117,7 +119,7 @@ mod tests {
 
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[test]
-    fn modes_nest_and_end() {
+    fn modes_nest_and_are_restored() {
         let before = control::read();
         assert_ne!(halved(f32::MIN_POSITIVE), 0.0);
         {
@@ -133,7 +135,7 @@ mod tests {
         assert_eq!(control::read() & control::FLUSH, before & control::FLUSH);
         let panicked = std::panic::catch_unwind(|| {
             let _flush = Subnormals::Flush.enter();
-            panic!("with the mode set");
+            panic!("in flushing mode");
         });
         assert!(panicked.is_err());
         assert_eq!(control::read() & control::FLUSH, before & control::FLUSH);

@@ -1,12 +1,12 @@
-//! Work that is shared among the threads of a call.
+//! The threads of a plan's calls, in the plan's mode for subnormal numbers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::threads::pool::Pool;
-use crate::threads::subnormals::Subnormals;
+use super::pool::Pool;
+use super::subnormals::Subnormals;
 
-/// The threads of a plan's calls, and the mode in which they compute.
+/// A pool and the mode in which its threads compute a plan's calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Workers {
     pub pool: Arc<Pool>,
@@ -14,19 +14,19 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// The calling thread and no other, for tests.
+    /// Makes workers that consist of the calling thread.
     #[cfg(test)]
-    pub fn alone() -> Self {
+    pub fn single() -> Self {
         let pool = Pool::start(1).expect("no thread is started");
         Self { pool: Arc::new(pool), subnormals: Subnormals::Keep }
     }
 
-    /// How many threads may work on a call, the caller among them.
+    /// Returns the maximum number of threads of a call, the caller among them.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
 
-    /// [`Pool::run`] with every member in the mode for subnormal numbers.
+    /// Runs `work` as [`Pool::run`] does, each member in the mode for subnormal numbers.
     pub fn run(&self, members: usize, work: impl Fn(usize) + Sync) {
         self.pool.run(members, &|me| {
             let _mode = self.subnormals.enter();
@@ -34,7 +34,7 @@ impl Workers {
         });
     }
 
-    /// Calls `work(member, i)` for every `i` below `n`, each on one of up to `members` threads.
+    /// Calls `work(member, i)` for every `i` below `n`, on up to `members` threads.
     pub fn for_each(&self, members: usize, n: usize, work: impl Fn(usize, usize) + Sync) {
         let next = AtomicUsize::new(0);
         self.run(members.min(n), |me| {

@@ -1,11 +1,11 @@
-//! A problem with its tensors, and what a forward and a backward pass make of them.
+//! Problems with their tensors, and the results of both passes and a step.
 
-#![allow(dead_code, reason = "not every test needs all of it")]
+#![allow(dead_code, reason = "no test uses all of it")]
 
 use flashrnn_core::{Backend, Backward, Cell, Element, Forward, Plan, Problem, Step, Weights};
 use flashrnn_cpu::{Cpu, CpuPlan};
 
-/// Everything that both passes and a step write.
+/// The results of both passes and a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Results<T: Element> {
     pub states: Vec<T>,
@@ -17,26 +17,29 @@ pub struct Results<T: Element> {
     pub stepped: Vec<T::Wide>,
 }
 
-/// Numbers from -1 to 1 that look random.
+/// Returns pseudo-random numbers from -`scale` to `scale`.
 pub fn ramp<T: Element>(len: usize, scale: f64) -> Vec<T> {
     (0..len).map(|i| T::from_f64(scale * ((i * 7919 % 2003) as f64 / 1001.5 - 1.0))).collect()
 }
 
+/// Returns the number of elements of a tensor.
 pub fn len(dims: &[usize]) -> usize {
     dims.iter().product()
 }
 
+/// Makes a plan whose weights have the tensors' type.
 pub fn plan<T: Element, C: Cell>(cpu: &Cpu, cell: &C, problem: &Problem) -> CpuPlan<T, T> {
-    cpu.plan::<T, T, C>(cell, problem).expect("a good problem")
+    cpu.plan::<T, T, C>(cell, problem).expect("a valid problem")
 }
 
+/// Packs pseudo-random weights.
 pub fn pack<T: Element>(plan: &CpuPlan<T, T>) -> Weights<Cpu, T> {
     let shapes = plan.shapes();
     let r = ramp::<T>(len(&shapes.r()), 1.0 / (shapes.head_dim as f64).sqrt());
-    plan.pack(&r, &ramp::<T>(len(&shapes.b()), 0.5)).expect("the right sizes")
+    plan.pack(&r, &ramp::<T>(len(&shapes.b()), 0.5)).expect("valid sizes")
 }
 
-/// Workspaces filled with bytes that are NaN as numbers.
+/// Workspaces filled with bytes that are NaN in every element type.
 pub struct Workspaces {
     memory: Vec<u8>,
     lens: [usize; 2],
@@ -48,14 +51,14 @@ impl Workspaces {
         Self { memory: vec![0xff; 64 + lens[0].max(lens[1])], lens }
     }
 
-    /// That of the forward pass (0) or of the backward pass (1), at an odd address.
+    /// Returns the workspace of the forward pass (0) or the backward pass (1), at an odd address.
     pub fn get(&mut self, pass: usize) -> &mut [u8] {
         let odd = usize::from(self.memory.as_ptr().addr().is_multiple_of(2));
         &mut self.memory[odd..][..self.lens[pass]]
     }
 }
 
-/// Memory for the results, made before the calls.
+/// Allocates memory for the results.
 pub fn results<T: Element>(plan: &CpuPlan<T, T>) -> Results<T> {
     let shapes = plan.shapes();
     Results {
@@ -69,7 +72,7 @@ pub fn results<T: Element>(plan: &CpuPlan<T, T>) -> Results<T> {
     }
 }
 
-/// Runs both passes and a step, each pass in a workspace if there is one.
+/// Runs both passes and a step, the passes in `workspaces` if there are any.
 pub fn run<T: Element>(
     plan: &CpuPlan<T, T>,
     weights: &Weights<Cpu, T>,
@@ -88,7 +91,7 @@ pub fn run<T: Element>(
         workspace: workspaces.as_mut().map(|w| w.get(0)),
         ..Forward::new(weights, &wx[..])
     })
-    .expect("the right sizes");
+    .expect("valid sizes");
     plan.backward(Backward {
         wx: Some(&wx[..]),
         lengths,
@@ -99,8 +102,8 @@ pub fn run<T: Element>(
         workspace: workspaces.as_mut().map(|w| w.get(1)),
         ..Backward::new(weights, &out.states[..], saved.view(), &mut out.d_wx[..])
     })
-    .expect("the right sizes");
+    .expect("valid sizes");
     let wx = &wx[..shapes.batch * shapes.external * shapes.units()];
-    plan.step(Step { weights, wx, state: &mut out.stepped[..], h: None }).expect("the right sizes");
+    plan.step(Step { weights, wx, state: &mut out.stepped[..], h: None }).expect("valid sizes");
     out
 }

@@ -1,0 +1,100 @@
+//! The handle of the CPU backend.
+
+use std::sync::Arc;
+
+use flashrnn_core::{Error, Result};
+
+use crate::memory::WorkspacePool;
+use crate::simd::Level;
+use crate::threads::{Pool, Subnormals, Workers, default_threads};
+
+/// The CPU backend: threads over heads and batch rows, SIMD within.
+///
+/// # Threads
+/// The thread that makes a call works on it, and helper threads join if there is enough work. No
+/// thread runs another job while it waits, so calls may be made while holding a lock, from rayon's
+/// threads and from several threads at once. Concurrent callers divide the helpers among them.
+/// Results do not depend on the number of threads.
+///
+/// A forked child process has no helpers. Its calls of plans made before the fork run on the
+/// calling thread. Plans that it makes with [`Cpu::new`], and backends that it makes with
+/// [`Cpu::with_threads`], get new helpers. As with any library that uses locks, no other thread may
+/// be making a plan or a call when the process forks.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    pub(crate) level: Level,
+    subnormals: Subnormals,
+    /// None for the pool that all backends share.
+    pool: Option<Arc<Pool>>,
+    pub(crate) workspaces: WorkspacePool,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cpu {
+    /// The maximum number of threads of a backend.
+    pub const MAX_THREADS: usize = Pool::MAX_THREADS;
+
+    /// Makes a backend with the machine's best instruction set, on threads that all such backends
+    /// share. Their number is the value of the environment variable `RAYON_NUM_THREADS`, else the
+    /// parallelism that the system offers to this process. The first
+    /// [`plan`](flashrnn_core::Backend::plan) starts them, and fails if they cannot be started.
+    #[must_use]
+    pub fn new() -> Self {
+        let level = Level::available().pop().unwrap_or(Level::Portable);
+        Self {
+            level,
+            subnormals: Subnormals::default(),
+            pool: None,
+            workspaces: WorkspacePool::default(),
+        }
+    }
+
+    /// Makes a backend whose calls use up to `threads` threads, 1 to [`Cpu::MAX_THREADS`]: the
+    /// caller's and helpers of the backend's own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidProblem`] for another number, [`Error::Device`] if the threads cannot be
+    /// started.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        Ok(Self { pool: Some(Arc::new(Pool::start(threads)?)), ..Self::new() })
+    }
+
+    /// Returns the backend with another instruction set of [`Level::available`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if this machine does not have it.
+    pub fn with_level(self, level: Level) -> Result<Self> {
+        if !Level::available().contains(&level) {
+            return Err(Error::Unsupported {
+                backend: "cpu",
+                what: format!("the instruction set {}", level.name()),
+                why: "this machine does not have it".into(),
+            });
+        }
+        Ok(Self { level, ..self })
+    }
+
+    /// Returns the backend with another treatment of subnormal numbers, which are flushed to zero
+    /// by default.
+    #[must_use]
+    pub fn with_subnormals(self, subnormals: Subnormals) -> Self {
+        Self { subnormals, ..self }
+    }
+
+    /// Returns the maximum number of threads of a call, the caller's among them.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.as_ref().map_or_else(default_threads, |pool| pool.threads())
+    }
+
+    /// Returns the threads of a plan's calls.
+    pub(crate) fn workers(&self) -> Result<Workers> {
+        let pool = self.pool.clone().map_or_else(Pool::global, Ok)?;
+        Ok(Workers { pool, subnormals: self.subnormals })
+    }
+}
