@@ -1,245 +1,116 @@
-//! What a plan runs with: kernels and sizes. Its methods are in the files of the passes.
+//! The engine of a plan: its sizes and kernels, independent of the element types.
 
 use std::sync::Arc;
-use std::thread::{Builder, Scope, ScopedJoinHandle};
 
-use bytemuck::Pod;
-use flashrnn_core::{Dtype, Element, Error, Layout, Problem, Result, Save, Shapes, WeightsLayout};
-use flashrnn_gpu::Family;
+use flashrnn_core::{Element, Problem, Result, Shapes, WeightsLayout};
 
-use crate::call::{Address, Gates, Sizes};
-use crate::device::{Cuda, Device};
+use crate::backend::Cuda;
+use crate::kernels::compile::Program;
 use crate::kernels::launch::Kernel;
-use crate::memory::{View, ViewMut};
+use crate::kernels::threads::{join, spawn};
+use crate::passes::Common;
+use crate::passes::backward::{BackwardPass, TimeSteps};
+use crate::passes::forward::ForwardPass;
 use crate::passes::fused::{FusedBackward, FusedForward, FusedProblem};
-use crate::passes::pack::PackedOrder;
-use crate::passes::time_loop::TimeLoop;
-use crate::programs::{self, CellSource, Uses};
-use crate::select::choice;
-use crate::select::fused::{self as spread, Fused};
-use crate::select::step::{self as select, Multiply};
+use crate::passes::pack::{self, PackedOrder};
+use crate::programs::{self, CellSource, Features};
+use crate::select::alignment;
+use crate::select::choice::fused_layouts;
+use crate::select::step::{self, Multiply, Tile};
 
-/// What a plan runs with: the kernels and sizes, whatever the element types.
+/// The sizes and kernels of a plan.
 pub(crate) struct Engine {
-    pub device: Arc<Device>,
-    pub problem: Problem,
-    pub shapes: Shapes,
-    pub sizes: Sizes,
-    /// The key of the weights that this plan packs.
+    pub common: Common,
+    /// The layout of the weights that this plan packs and accepts.
     pub layout: Arc<WeightsLayout<PackedOrder>>,
-    pub element: Dtype,
-    /// The bytes of a `T`.
-    pub bytes: usize,
-    /// D rounded up to whole chunks of the kernels.
-    pub depth: usize,
-    pub forward: Arc<TimeLoop>,
-    /// Used in place of `forward` where the head fits a cluster.
-    pub fused_forward: Option<FusedForward>,
-    pub backward: Arc<TimeLoop>,
-    /// As `fused_forward`.
-    pub fused_backward: Option<FusedBackward>,
-    pub previous_h: Kernel,
-    pub pad: Kernel,
-    pub gates_again: Kernel,
-    pub column_sums: Kernel,
+    pub forward: ForwardPass,
+    pub backward: BackwardPass,
     pub pack: Kernel,
-    pub reduce: Kernel,
-    pub addresses: Kernel,
 }
 
 impl Engine {
+    /// Chooses the kernels of a problem and compiles those that no cache has, all at the same time.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](flashrnn_core::Error::Unsupported) for sizes that the kernels cannot
+    /// count, or if fused kernels are asked for and do not fit; those of compiling and loading.
     pub(crate) fn new<T: Element, W: Element>(
         cuda: &Cuda,
         cell: &CellSource,
         problem: &Problem,
         shapes: &Shapes,
     ) -> Result<Self> {
-        let (element, bytes) = (T::DTYPE, size_of::<T>());
-        let depth = select::depth(shapes.head_dim, bytes);
-        let sizes = sizes(problem, shapes, depth)?;
-        let multiply = Multiply::new(element, problem.options.tf32);
-        let (device, loops) = (&cuda.device, &cuda.loops);
-        // Each compiles where no cache has it: together, since a user waits for all of them.
-        let (family, gpu) = (cuda.family, device.shared.gpu());
-        let (fused_forward, fused_backward) =
-            (spread::fused_forward(shapes, bytes, gpu), spread::fused_backward(shapes, bytes, gpu));
-        if family == Family::Fused && (fused_forward.is_none() || fused_backward.is_none()) {
-            let choices =
-                [choice::forward(shapes, bytes, gpu), choice::backward(shapes, bytes, gpu)];
-            let why = choices
-                .iter()
-                .find(|choice| choice.family != "fused")
-                .map_or("", |choice| choice.why);
-            let what = "fused kernels for this problem".into();
-            return Err(Error::Unsupported { backend: "cuda", what, why: why.into() });
-        }
-        let clips =
-            problem.options.forward_clip.is_some() || problem.options.recurrent_grad_clip.is_some();
-        let clips = clips || problem.options.cut_recurrent_grad;
-        let uses = Uses { clips, waits: cuda.waits, ..Uses::default() };
-        let wanted = |fused: Option<Fused>| fused.filter(|_| family != Family::Alternating);
-        // Saved gates are read by the family that wrote them.
-        let both = wanted(fused_forward).is_some() && wanted(fused_backward).is_some();
-        let interleaved = both && !recompute(problem) && spread::interleaves(shapes, bytes);
-        let uses = Uses { interleaved, ..uses };
-        let fused = FusedProblem { device, cell, element, bytes, shapes, uses };
-        let (forward, fused_forward, backward, fused_backward, tokens, weights) =
-            std::thread::scope(|scope| {
-                let forward = spawn(scope, || {
-                    let tile = select::forward_tile(shapes, bytes);
-                    let program = programs::forward_step(cell, element, multiply, tile);
-                    loops.get(device, &program, "forward", select::blocks(shapes, tile), tile.warps)
-                });
-                let fused_forward = spawn(scope, || {
-                    wanted(fused_forward)
-                        .map(|layout| FusedForward::new(&fused, layout))
-                        .transpose()
-                });
-                let fused_backward = spawn(scope, || {
-                    wanted(fused_backward)
-                        .map(|layout| FusedBackward::new(&fused, layout))
-                        .transpose()
-                });
-                let backward = spawn(scope, || {
-                    let tile = select::backward_tile(shapes, bytes);
-                    let program = programs::backward_step(cell, element, multiply, tile);
-                    loops.get(
-                        device,
-                        &program,
-                        "backward",
-                        select::blocks(shapes, tile),
-                        tile.warps,
-                    )
-                });
-                let tokens = spawn(scope, || device.module(&programs::tokens(cell, element)));
-                let weights = device.module(&programs::weights(element, W::DTYPE));
-                (
-                    joined(forward),
-                    joined(fused_forward),
-                    joined(backward),
-                    joined(fused_backward),
-                    joined(tokens),
-                    weights,
-                )
-            });
-        let (tokens, weights) = (tokens?, weights?);
-        Ok(Self {
-            device: device.clone(),
-            problem: problem.clone(),
+        let Cuda { device, kernels, loops, family, .. } = cuda;
+        let common = Common::new::<T>(device, problem, shapes)?;
+        let [forward, backward] =
+            fused_layouts(shapes, common.bytes, device.context.gpu(), *family)?;
+        let both_fused = forward.is_some() && backward.is_some();
+        let fused = FusedProblem {
+            kernels: kernels.clone(),
+            cell: cell.clone(),
+            element: common.element,
+            bytes: common.bytes,
             shapes: shapes.clone(),
-            sizes,
-            layout: Arc::new(WeightsLayout {
-                recurrent: shapes.recurrent,
-                gates: shapes.gates,
-                heads: shapes.heads,
-                head_dim: shapes.head_dim,
-                order: PackedOrder::new(depth, device),
-            }),
-            element,
-            bytes,
-            depth,
+            features: features(cuda, &common, both_fused),
+        };
+        let element = common.element;
+        let multiply = Multiply::new(element, problem.options.tf32);
+        let time_loop = |pass, program: &Program, tile: Tile| {
+            loops.get(kernels, program, pass, step::blocks(shapes, tile), tile.warps)
+        };
+        let (forward, backward, recompute, weight_grad) = std::thread::scope(|scope| {
+            let forward = spawn(scope, || {
+                Ok(match forward {
+                    Some(layout) => {
+                        ForwardPass::Fused(Box::new(FusedForward::new(fused.clone(), layout)?))
+                    }
+                    None => {
+                        let tile = step::forward_tile(shapes, common.bytes);
+                        let program = programs::forward_step(cell, element, multiply, tile);
+                        ForwardPass::Alternating(time_loop("forward", &program, tile)?)
+                    }
+                })
+            });
+            let backward = spawn(scope, || {
+                Ok(match backward {
+                    Some(layout) => {
+                        TimeSteps::Fused(Box::new(FusedBackward::new(fused.clone(), layout)?))
+                    }
+                    None => {
+                        let tile = step::backward_tile(shapes, common.bytes);
+                        let program = programs::backward_step(cell, element, multiply, tile);
+                        TimeSteps::Alternating(time_loop("backward", &program, tile)?)
+                    }
+                })
+            });
+            let recompute = programs::recompute(cell, element);
+            let recompute = spawn(scope, move || kernels.module(&recompute));
+            let weight_grad = kernels.module(&programs::weight_grad(element, W::DTYPE));
+            (join(forward), join(backward), join(recompute), weight_grad)
+        });
+        let (recompute, weight_grad) = (recompute?, weight_grad?);
+        Ok(Self {
+            layout: pack::layout(&common),
+            common,
             forward: forward?,
-            fused_forward: fused_forward?,
-            backward: backward?,
-            fused_backward: fused_backward?,
-            previous_h: tokens.kernel("previous_h")?,
-            pad: tokens.kernel("pad")?,
-            gates_again: tokens.kernel("recompute_gates")?,
-            column_sums: tokens.kernel("column_sums")?,
-            pack: weights.kernel("pack")?,
-            reduce: weights.kernel("reduce")?,
-            addresses: weights.kernel("addresses")?,
+            backward: BackwardPass::new(backward?, &recompute, &weight_grad)?,
+            pack: weight_grad.kernel("pack")?,
         })
     }
-
-    /// Where the two parts of a tensor of all gates lie: `[tokens, Gx, N, D]`, then `[tokens, G -
-    /// Gx, N, D]`. Gates that fused kernels save side by side (`spread::interleaves`) have no parts
-    /// and begin at the first.
-    pub fn gates_at(&self, address: Address) -> Gates {
-        let external =
-            self.shapes.tokens() * self.shapes.external * self.shapes.units() * self.bytes;
-        Gates { external: address, inner: address + external as Address }
-    }
-
-    /// Where wide states and wide gates lie in `saved.wide`: `[WIDE, tokens, N, D]`, then
-    /// `[WIDE_GATES, tokens, N, D]`.
-    pub fn wide_at(&self, address: Address) -> (Address, Address) {
-        let states =
-            self.shapes.wide.len() * self.shapes.tokens() * self.shapes.units() * size_of::<f32>();
-        (address, address + states as Address)
-    }
 }
 
-/// Starts `work` on a thread of its own.
-///
-/// # Errors
-/// [`Error::Device`] where the system has no thread to spare.
-pub(crate) fn spawn<'scope, R: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    work: impl FnOnce() -> Result<R> + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, Result<R>>> {
-    let started = Builder::new().spawn_scoped(scope, work);
-    started.map_err(|e| Error::device_because("could not start a thread that compiles kernels", e))
-}
-
-/// Waits for what [`spawn`] started.
-pub(crate) fn joined<R>(thread: Result<ScopedJoinHandle<'_, Result<R>>>) -> Result<R> {
-    thread?.join().unwrap_or_else(|_| Err(Error::device("a thread that compiles kernels panicked")))
-}
-
-/// The sizes of a problem as the kernels read them.
-fn sizes(problem: &Problem, shapes: &Shapes, depth: usize) -> Result<Sizes> {
-    let fits = |option: &'static str, n: usize| {
-        i32::try_from(n).map_err(|_| Error::Unsupported {
-            backend: "cuda",
-            what: format!("{option} {n}"),
-            why: "at most 2147483647".into(),
-        })
-    };
-    // k goes over all recurrent gates in the backward pass.
-    fits("Gr times head_dim", shapes.recurrent.saturating_mul(depth))?;
-    Ok(Sizes {
-        batch: fits("batch", shapes.batch)?,
-        time: fits("time", shapes.time)?,
-        heads: fits("heads", shapes.heads)?,
-        head_dim: fits("head_dim", shapes.head_dim)?,
-        depth: fits("head_dim", depth)?,
-        time_major: (shapes.layout == Layout::TimeMajor).into(),
-        reverse: problem.options.reverse.into(),
-    })
-}
-
-/// A clip as the kernels read it: infinity for none.
-pub(crate) fn clip(v: Option<f64>) -> f32 {
-    v.map_or(f32::INFINITY, |v| v as f32)
-}
-
-/// The address of a tensor that may be absent.
-pub(crate) fn address<P: Pod + Send + Sync>(view: &Option<View<'_, P>>) -> Address {
-    view.as_ref().map_or(0, |view| view.ptr())
-}
-
-/// The address of an output that may be absent.
-pub(crate) fn address_mut<P: Pod + Send + Sync>(view: &Option<ViewMut<'_, P>>) -> Address {
-    view.as_ref().map_or(0, |view| view.ptr())
-}
-
-/// Whether the backward pass computes the gates again.
-pub(crate) fn recompute(problem: &Problem) -> bool {
-    problem.options.save == Save::Recompute
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use flashrnn_core::Lstm;
-
-    #[test]
-    fn sizes_beyond_32_bits_are_refused_where_a_plan_is_made() {
-        let problem = Problem::new(1 << 31, 1, 1, 1);
-        let refused = sizes(&problem, &problem.shapes::<Lstm>().unwrap(), 16);
-        assert!(
-            matches!(refused, Err(Error::Unsupported { what, .. }) if what == "batch 2147483648")
-        );
+/// Returns the features that the fused kernels of a problem need in every call.
+fn features(cuda: &Cuda, common: &Common, both_fused: bool) -> Features {
+    let options = &common.problem.options;
+    Features {
+        clips: options.forward_clip.is_some()
+            || options.recurrent_grad_clip.is_some()
+            || options.cut_recurrent_grad,
+        waits: cuda.waits,
+        // The kernels per step neither write nor read interleaved gates.
+        interleaved: both_fused
+            && !common.recomputes()
+            && alignment::interleaves(&common.shapes, common.bytes),
+        ..Features::default()
     }
 }

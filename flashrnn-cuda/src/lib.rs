@@ -39,6 +39,7 @@
 //!    (`time_loop.rs`); `scratch.rs` cuts their scratch memory; `packed.rs`, `tokens.rs` and
 //!    `weights.rs` compute what is done for all steps at once.
 
+mod backend;
 mod call;
 
 mod device;
@@ -59,8 +60,8 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use backend::Cuda;
 pub use cudarc;
-pub use device::{Cuda, Waits};
 pub use driver::pool::MemoryUse;
 pub use flashrnn_gpu::{Family, KernelChoice};
 pub use kernels::{cache, compile};
@@ -68,4 +69,6 @@ pub use memory::borrowed::{Borrowed, BorrowedMut};
 pub use memory::{Buffer, View, ViewMut};
 pub use passes::pack::{Packed, PackedOrder};
 pub use plan::CudaPlan;
+#[doc(hidden)]
+pub use programs::Waits;
 pub use report::{Library, libraries};

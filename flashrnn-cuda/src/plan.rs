@@ -1,4 +1,4 @@
-//! The backend and its plans: checks, and the way from the public interface to the kernels.
+//! Plans: the checks of every call, and the traits of the public interface.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,12 +9,13 @@ use flashrnn_core::{
     Backend, Backward, Cell, Element, Forward, Info, Plan, Problem, Result, Saved, Shapes, Step,
     Weights, WeightsLayout, Workspace,
 };
-use flashrnn_gpu::{DTYPES, Family, KernelChoice, check_dtypes};
+use flashrnn_gpu::{DTYPES, KernelChoice, check_dtypes};
 
-use crate::device::Cuda;
+use crate::backend::Cuda;
 use crate::engine::Engine;
 use crate::memory::{Buffer, View, ViewMut};
-use crate::passes::pack::{Packed, PackedOrder};
+use crate::passes::pack::{self, Packed, PackedOrder};
+use crate::passes::{Common, backward, forward};
 use crate::programs::CellSource;
 use crate::select::choice;
 
@@ -50,7 +51,7 @@ impl Backend for Cuda {
     }
 }
 
-/// Checks that the device may use each of a call's tensors that are there.
+/// Checks that the device may use each optional tensor of a call, if it is there.
 macro_rules! check_device {
     ($device:expr, $call:expr, $($tensor:ident),*) => {
         $(if let Some(view) = &$call.$tensor {
@@ -59,7 +60,7 @@ macro_rules! check_device {
     };
 }
 
-/// A problem made ready to run on a CUDA device.
+/// A plan: a problem with its kernels, ready to run on a GPU.
 pub struct CudaPlan<T: Element, W: Element> {
     cuda: Cuda,
     engine: Engine,
@@ -67,26 +68,17 @@ pub struct CudaPlan<T: Element, W: Element> {
 }
 
 impl<T: Element, W: Element> CudaPlan<T, W> {
-    /// The backend that made this plan.
+    /// Returns the backend that made this plan.
     #[must_use]
     pub fn backend(&self) -> &Cuda {
         &self.cuda
     }
 
-    /// The kernels of the forward and the backward pass.
+    /// Describes the kernels of the forward and the backward pass.
     #[must_use]
     pub fn kernels(&self) -> [KernelChoice; 2] {
-        let Engine { device, shapes, bytes, .. } = &self.engine;
-        match self.cuda.family {
-            Family::Alternating => [
-                choice::alternating_forward(shapes, *bytes, "asked for"),
-                choice::alternating_backward(shapes, *bytes, "asked for"),
-            ],
-            Family::Auto | Family::Fused => [
-                choice::forward(shapes, *bytes, device.shared.gpu()),
-                choice::backward(shapes, *bytes, device.shared.gpu()),
-            ],
-        }
+        let Common { device, shapes, bytes, .. } = &self.engine.common;
+        choice::describe(shapes, *bytes, device.context.gpu(), self.cuda.family)
     }
 }
 
@@ -94,7 +86,7 @@ impl<T: Element, W: Element> fmt::Debug for CudaPlan<T, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CudaPlan")
             .field("cuda", &self.cuda)
-            .field("problem", &self.engine.problem)
+            .field("problem", &self.engine.common.problem)
             .field("tensors", &T::DTYPE)
             .field("weights", &W::DTYPE)
             .field("kernels", &self.kernels().each_ref().map(ToString::to_string))
@@ -106,11 +98,11 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     type Backend = Cuda;
 
     fn problem(&self) -> &Problem {
-        &self.engine.problem
+        &self.engine.common.problem
     }
 
     fn shapes(&self) -> &Shapes {
-        &self.engine.shapes
+        &self.engine.common.shapes
     }
 
     fn weights_layout(&self) -> &Arc<WeightsLayout<PackedOrder>> {
@@ -118,30 +110,31 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     }
 
     fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<Weights<Cuda, T>> {
-        Shapes::check("r", r.len(), &self.engine.shapes.r())?;
-        Shapes::check("b", b.len(), &self.engine.shapes.b())?;
-        let device = &self.engine.device;
+        Shapes::check("r", r.len(), &self.engine.common.shapes.r())?;
+        Shapes::check("b", b.len(), &self.engine.common.shapes.b())?;
+        let device = &self.engine.common.device;
         r.check("r", device)?;
         b.check("b", device)?;
         let _entered = device.enter()?;
-        Ok(Weights::new(self.engine.layout.clone(), self.engine.pack(r.ptr(), b.ptr())?))
+        let Engine { common, layout, pack: kernel, .. } = &self.engine;
+        Ok(Weights::new(layout.clone(), pack::pack(common, kernel, r.ptr(), b.ptr())?))
     }
 
     fn saved(&self) -> Result<Saved<Cuda, T>> {
-        Saved::new(&self.cuda, &self.engine.shapes, self.engine.problem.options.save)
+        Saved::new(&self.cuda, &self.engine.common.shapes, self.engine.common.problem.options.save)
     }
 
     fn forward_workspace(&self) -> Workspace {
-        self.engine.forward_workspace()
+        forward::workspace(&self.engine.common)
     }
 
     fn backward_workspace(&self) -> Workspace {
-        self.engine.backward_workspace()
+        backward::workspace(&self.engine.common)
     }
 
     fn forward(&self, call: Forward<'_, Cuda, T>) -> Result<()> {
         call.check::<W>(self)?;
-        let device = &self.engine.device;
+        let device = &self.engine.common.device;
         call.wx.check("wx", device)?;
         check_device!(device, call, s0, lengths, resets, h, states, last, workspace);
         if let Some(saved) = &call.saved {
@@ -149,12 +142,12 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
             saved.wide.check("saved", device)?;
         }
         let _entered = device.enter()?;
-        self.engine.forward(call)
+        self.engine.forward.run(&self.engine.common, call)
     }
 
     fn backward(&self, call: Backward<'_, Cuda, T, W>) -> Result<()> {
         call.check(self)?;
-        let device = &self.engine.device;
+        let device = &self.engine.common.device;
         call.states.check("states", device)?;
         call.saved.gates.check("saved", device)?;
         call.saved.wide.check("saved", device)?;
@@ -163,16 +156,16 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
             device, call, wx, s0, lengths, resets, d_h, d_states, d_last, d_r, d_b, d_s0, workspace
         );
         let _entered = device.enter()?;
-        self.engine.backward(call)
+        self.engine.backward.run(&self.engine.common, call)
     }
 
     fn step(&self, call: Step<'_, Cuda, T>) -> Result<()> {
         call.check::<W>(self)?;
-        let device = &self.engine.device;
+        let device = &self.engine.common.device;
         call.wx.check("wx", device)?;
         call.state.check("state", device)?;
         check_device!(device, call, h);
         let _entered = device.enter()?;
-        self.engine.step(call)
+        self.engine.forward.step(&self.engine.common, call)
     }
 }

@@ -1,14 +1,15 @@
-//! The programs of this crate: kernel files, with the cell, element types and tile of each.
+//! The programs of this crate: the kernel files, each with a cell, element types and a layout.
 
-use flashrnn_core::{Cell, Dtype, Shapes, trace};
+use flashrnn_core::{Cell, Dtype, Problem, Shapes, trace};
 
 use crate::call;
-use crate::device::Waits;
 use crate::kernels::compile::Program;
-use crate::select::fused::{self as spread, Fused};
-use crate::select::step::{self as select, Gpu, Multiply, Tile};
+use crate::select::Gpu;
+use crate::select::alignment::{copy_bytes, interleaves};
+use crate::select::fused::{self as layouts, Fused};
+use crate::select::step::{self, Multiply, Tile};
 
-/// The files that kernels include.
+/// The files that the kernels include.
 const HEADERS: &[(&str, &str)] = &[
     ("element.cuh", include_str!("../kernels/element.cuh")),
     ("math.cuh", include_str!("../kernels/math.cuh")),
@@ -21,12 +22,12 @@ const HEADERS: &[(&str, &str)] = &[
     ("step/product.cuh", include_str!("../kernels/step/product.cuh")),
 ];
 
-/// A cell's functions as CUDA C++, the file `cell.cuh` of its kernels.
+/// Holds a cell's functions as CUDA C++, which are the file `cell.cuh` of its kernels.
 #[derive(Clone, Debug)]
 pub struct CellSource {
     /// [`Cell::NAME`]
     pub name: &'static str,
-    /// The struct `Cell`.
+    /// The struct `Cell` in CUDA C++.
     pub text: String,
 }
 
@@ -41,19 +42,19 @@ impl CellSource {
     }
 }
 
-/// One step of the forward pass.
+/// Returns the program of the forward pass with one launch per step.
 pub fn forward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
     let source = include_str!("../kernels/step/forward.cu");
-    step("step/forward", source, cell, element, multiply, tile)
+    step_program("step/forward", source, cell, element, multiply, tile)
 }
 
-/// One step of the backward pass.
+/// Returns the program of the backward pass with one launch per step.
 pub fn backward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
     let source = include_str!("../kernels/step/backward.cu");
-    step("step/backward", source, cell, element, multiply, tile)
+    step_program("step/backward", source, cell, element, multiply, tile)
 }
 
-fn step(
+fn step_program(
     file: &str,
     source: &str,
     cell: &CellSource,
@@ -71,61 +72,61 @@ fn step(
     program
 }
 
-/// What a fused kernel can be compiled without, where it is not used.
+/// How the warps of a fused kernel wait for each other, for tests: results must not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Uses {
-    /// Forward: it writes what a backward pass needs.
+pub enum Waits {
+    /// As fast as possible.
+    #[default]
+    Plain,
+    /// Every warp also waits for a random time now and then.
+    Delayed,
+    /// Where a cluster waits for an mbarrier, each block also waits for a barrier, which is the only
+    /// kind that compute-sanitizer's racecheck knows.
+    Block,
+}
+
+/// The features that a fused kernel is compiled with. One that a call does not use costs time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// The forward pass writes what the backward pass reads.
     pub saves: bool,
     /// There are lengths or resets.
     pub ragged: bool,
     /// There is a clip, or the recurrent gradient is cut.
     pub clips: bool,
+    /// How warps wait for each other.
     pub waits: Waits,
-    /// What divides the addresses of all tensors, of 16, 8, 4 and 2 bytes; `None` for all that D
-    /// elements allow.
+    /// The power of two up to 16 that divides the addresses of all rows; `None` for the maximum that
+    /// D allows.
     pub copy_bytes: Option<usize>,
     /// Saved gates are `[tokens, N, D, G]`.
     pub interleaved: bool,
 }
 
-/// The forward pass of all steps.
+/// Returns the program of the fused forward pass.
 pub fn fused_forward(
     cell: &CellSource,
     element: Dtype,
     shapes: &Shapes,
-    fused: Fused,
-    uses: Uses,
+    layout: Fused,
+    features: Features,
 ) -> Program {
     let file = ("fused/forward", include_str!("../kernels/fused/forward.cu"));
-    self::fused(
-        file,
-        cell,
-        element,
-        shapes,
-        fused,
-        fused.forward_shared(shapes, bytes(element), uses.saves),
-        uses,
-    )
+    let shared = layout.forward_shared(shapes, bytes(element), features.saves);
+    fused(file, cell, element, shapes, layout, shared, features)
 }
 
-/// The backward pass of all steps.
+/// Returns the program of the fused backward pass.
 pub fn fused_backward(
     cell: &CellSource,
     element: Dtype,
     shapes: &Shapes,
-    fused: Fused,
-    uses: Uses,
+    layout: Fused,
+    features: Features,
 ) -> Program {
     let file = ("fused/backward", include_str!("../kernels/fused/backward.cu"));
-    self::fused(
-        file,
-        cell,
-        element,
-        shapes,
-        fused,
-        fused.backward_shared(shapes, bytes(element)),
-        uses,
-    )
+    let shared = layout.backward_shared(shapes, bytes(element));
+    fused(file, cell, element, shapes, layout, shared, features)
 }
 
 fn fused(
@@ -133,9 +134,9 @@ fn fused(
     cell: &CellSource,
     element: Dtype,
     shapes: &Shapes,
-    fused: Fused,
+    layout: Fused,
     shared: usize,
-    uses: Uses,
+    features: Features,
 ) -> Program {
     let mut program = program(file, source, Some(cell), element);
     if element == Dtype::F32 {
@@ -143,8 +144,8 @@ fn fused(
     } else {
         let bf16 = element == Dtype::Bf16;
         program.options.extend([
-            // What follows from 16-bit tensors: subnormal f32 and the last bits of a quotient are
-            // below their rounding.
+            // Subnormal f32 and the last bits of a quotient are below the rounding of 16-bit
+            // tensors.
             "--ftz=true".into(),
             "--prec-div=false".into(),
             "--prec-sqrt=false".into(),
@@ -153,36 +154,36 @@ fn fused(
             format!("-DMATH={}", if bf16 { "HARDWARE_BF16" } else { "HARDWARE_F16" }),
         ]);
     }
-    let row_bytes = spread::copy_bytes(shapes, bytes(element));
+    let row_bytes = copy_bytes(shapes, bytes(element));
     program.options.extend([
         format!("-DHEAD_DIM={}", shapes.head_dim),
-        format!("-DBLOCKS={}", fused.blocks),
-        format!("-DUNITS={}", fused.units),
-        format!("-DROWS={}", fused.rows),
-        format!("-DCOMPUTE_WARPS={}", fused.warps),
-        format!("-DSPLIT_K={}", fused.split),
-        format!("-DTILES_PER_WARP={}", fused.of_warp),
-        format!("-DIO_WARPS={}", fused.helpers),
-        format!("-DSTAGES={}", fused.stages),
+        format!("-DBLOCKS={}", layout.blocks),
+        format!("-DUNITS={}", layout.units),
+        format!("-DROWS={}", layout.rows),
+        format!("-DCOMPUTE_WARPS={}", layout.compute_warps),
+        format!("-DSPLIT_K={}", layout.split_k),
+        format!("-DTILES_PER_WARP={}", layout.tiles_per_warp),
+        format!("-DIO_WARPS={}", layout.io_warps),
+        format!("-DSTAGES={}", layout.stages),
         format!("-DSHARED_BYTES={shared}"),
-        format!("-DCOPY_BYTES={}", uses.copy_bytes.unwrap_or(row_bytes)),
-        format!("-DINTERLEAVED={}", i32::from(uses.interleaved)),
-        format!("-DSAVES={}", i32::from(uses.saves)),
-        format!("-DRAGGED={}", i32::from(uses.ragged)),
-        format!("-DCLIPS={}", i32::from(uses.clips)),
-        format!("-DDELAYS={}", i32::from(uses.waits == Waits::Delayed)),
-        format!("-DBLOCK_BARRIERS={}", i32::from(uses.waits == Waits::Block)),
+        format!("-DCOPY_BYTES={}", features.copy_bytes.unwrap_or(row_bytes)),
+        format!("-DINTERLEAVED={}", i32::from(features.interleaved)),
+        format!("-DSAVES={}", i32::from(features.saves)),
+        format!("-DRAGGED={}", i32::from(features.ragged)),
+        format!("-DCLIPS={}", i32::from(features.clips)),
+        format!("-DDELAYS={}", i32::from(features.waits == Waits::Delayed)),
+        format!("-DBLOCK_BARRIERS={}", i32::from(features.waits == Waits::Block)),
     ]);
     program
 }
 
-/// What is computed for all tokens at once around the backward pass.
-pub fn tokens(cell: &CellSource, element: Dtype) -> Program {
+/// Returns the program of what the backward pass computes for all tokens at once.
+pub fn recompute(cell: &CellSource, element: Dtype) -> Program {
     program("recompute", include_str!("../kernels/recompute.cu"), Some(cell), element)
 }
 
-/// Packing R and b, and summing their gradients.
-pub fn weights(element: Dtype, weight: Dtype) -> Program {
+/// Returns the program that packs R and b, and sums their gradients.
+pub fn weight_grad(element: Dtype, weight: Dtype) -> Program {
     let mut program =
         program("weight_grad", include_str!("../kernels/weight_grad.cu"), None, element);
     program.options.push(format!("-DWEIGHT={}", element_name(weight)));
@@ -202,7 +203,7 @@ fn program(file: &str, source: &str, cell: Option<&CellSource>, element: Dtype) 
     }
 }
 
-/// Bytes of an element.
+/// Returns the bytes of an element.
 fn bytes(dtype: Dtype) -> usize {
     match dtype {
         Dtype::F16 | Dtype::Bf16 => 2,
@@ -211,7 +212,7 @@ fn bytes(dtype: Dtype) -> usize {
     }
 }
 
-/// The name of an element type in the kernels.
+/// Returns the name of an element type in the kernels.
 fn element_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F16 => "f16",
@@ -221,52 +222,28 @@ fn element_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Every program of a cell, for each element type and each tile that [`select`] can choose for
-/// batches, head dimensions and gates of any size, and the fused programs of some head dimensions:
-/// what a test without a device compiles.
+/// Returns programs of a cell for a test that compiles all kernels: for each element type, every
+/// tile that [`step`](mod@step) can choose for batches, head dimensions and gates of any size, and
+/// the fused kernels of some head dimensions.
 pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let cell = CellSource::new(cell);
     let mut list = Vec::new();
-    // Rows of every alignment, in one block and in clusters.
-    let head_dims = |element| match element {
-        Dtype::F32 => &[33, 50, 128][..],
-        Dtype::F16 => &[33, 64, 256, 512],
-        _ => &[33, 50, 64, 100, 256, 257, 300, 512],
-    };
     for element in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
-        for &head_dim in head_dims(element) {
-            let Ok(shapes) = flashrnn_core::Problem::new(16, 1, 3, head_dim).shapes::<C>() else {
-                continue;
-            };
-            // The fewest and the most instructions, and what training is without options.
-            let training = Uses { saves: true, ..Uses::default() };
-            let interleaved = spread::interleaves(&shapes, bytes(element));
-            let training = Uses { interleaved, ..training };
-            for uses in [Uses::default(), training, Uses { ragged: true, clips: true, ..training }]
-            {
-                if let Some(fused) = spread::fused_forward(&shapes, bytes(element), gpu) {
-                    list.push(fused_forward(&cell, element, &shapes, fused, uses));
-                }
-                let backward = spread::fused_backward(&shapes, bytes(element), gpu);
-                if let Some(fused) = backward.filter(|_| uses.saves) {
-                    list.push(fused_backward(&cell, element, &shapes, fused, uses));
-                }
-            }
-        }
+        list.extend(fused_programs::<C>(&cell, element, gpu));
     }
     for element in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        list.push(tokens(&cell, element));
+        list.push(recompute(&cell, element));
         for weight in [element, Dtype::F32] {
-            list.push(weights(element, weight));
+            list.push(weight_grad(element, weight));
         }
         for tf32 in [false, true] {
             let multiply = Multiply::new(element, tf32);
             for (batch, head_dim) in [(1, 16), (1, 4096), (16, 16), (16, 4096)] {
-                let problem = flashrnn_core::Problem::new(batch, 1, 1, head_dim);
+                let problem = Problem::new(batch, 1, 1, head_dim);
                 let Ok(shapes) = problem.shapes::<C>() else { continue };
                 let bytes = bytes(element);
                 let (forward, backward) =
-                    (select::forward_tile(&shapes, bytes), select::backward_tile(&shapes, bytes));
+                    (step::forward_tile(&shapes, bytes), step::backward_tile(&shapes, bytes));
                 list.push(forward_step(&cell, element, multiply, forward));
                 list.push(backward_step(&cell, element, multiply, backward));
             }
@@ -279,4 +256,33 @@ pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
         }
     }
     unique
+}
+
+/// Returns the fused programs of head dimensions whose rows have every alignment, in one block and
+/// in clusters.
+fn fused_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<Program> {
+    let head_dims = match element {
+        Dtype::F32 => &[33, 50, 128][..],
+        Dtype::F16 => &[33, 64, 256, 512],
+        _ => &[33, 50, 64, 100, 256, 257, 300, 512],
+    };
+    let mut list = Vec::new();
+    for &head_dim in head_dims {
+        let Ok(shapes) = Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };
+        let bytes = bytes(element);
+        // The minimum and the maximum of instructions, and training without options.
+        let interleaved = interleaves(&shapes, bytes);
+        let training = Features { saves: true, interleaved, ..Features::default() };
+        let all = Features { ragged: true, clips: true, ..training };
+        for features in [Features::default(), training, all] {
+            if let Some(layout) = layouts::fused_forward(&shapes, bytes, gpu) {
+                list.push(fused_forward(cell, element, &shapes, layout, features));
+            }
+            let backward = layouts::fused_backward(&shapes, bytes, gpu);
+            if let Some(layout) = backward.filter(|_| features.saves) {
+                list.push(fused_backward(cell, element, &shapes, layout, features));
+            }
+        }
+    }
+    list
 }

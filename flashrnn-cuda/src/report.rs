@@ -1,21 +1,22 @@
-//! What a person wants to know of CUDA on this machine.
+//! A report on the libraries that plans need.
 
 use flashrnn_core::Result;
 
 use crate::driver::library;
 use crate::kernels::compile::Nvrtc;
 
-/// A library that plans need, besides the driver, without which there is no [`Cuda`](crate::Cuda).
+/// A library that plans need besides the driver, without which there is no [`Cuda`](crate::Cuda).
 #[derive(Clone, Debug)]
 pub struct Library {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// Its version, where it tells, or why it can't be used and what to do.
+    /// The version, or `found` for a library that has no version function; the error says why it
+    /// can't be used, and what to do.
     pub found: Result<String>,
 }
 
-/// Looks for NVRTC and cuBLAS. Where one is missing, making a plan or running one fails with the
-/// error given here.
+/// Looks for NVRTC and cuBLAS. If one is missing, making or running a plan fails with the error that
+/// is returned here.
 #[must_use]
 pub fn libraries() -> [Library; 2] {
     let nvrtc = Nvrtc::get().map(|nvrtc| format!("{}.{}", nvrtc.major, nvrtc.minor));

@@ -1,43 +1,44 @@
-//! What this crate's own tests do where a device or a library is missing: they say that they skip,
-//! and fail instead where `FLASHRNN_REQUIRE` names what they need.
+//! Helpers of this crate's tests. A test that lacks a GPU or a library prints that it skips; it fails
+//! if `FLASHRNN_REQUIRE` names what it lacks.
 
-use crate::{Cuda, kernels::compile::Nvrtc};
 use flashrnn_core::Result;
 use flashrnn_gpu::or_skip;
 
-/// A device, or a line that says why the test is skipped.
+use crate::backend::Cuda;
+use crate::kernels::compile::Nvrtc;
+
+/// Opens the first GPU, or prints why the test is skipped.
 ///
 /// # Panics
-/// With `FLASHRNN_REQUIRE=cuda`, where there is no device.
+/// With `FLASHRNN_REQUIRE=cuda`, if there is no GPU.
 #[must_use]
 pub fn cuda() -> Option<Cuda> {
     or_skip(Cuda::new(), &["cuda"])
 }
 
-/// Whether NVRTC is there, or a line that says why the test is skipped.
+/// Returns whether NVRTC is there. If not, prints that the test is skipped.
 ///
 /// # Panics
-/// With `FLASHRNN_REQUIRE=nvrtc` or `cuda`, where it isn't.
+/// With `FLASHRNN_REQUIRE=nvrtc` or `cuda`, if it is not.
 #[must_use]
 pub fn nvrtc() -> bool {
     or_skip(Nvrtc::get(), &["nvrtc", "cuda"]).is_some()
 }
 
-/// How many modules the handle's device has loaded, in all of its streams.
+/// Counts the modules that are loaded in the handle's context, for all of its streams.
 #[must_use]
 pub fn loaded_modules(cuda: &Cuda) -> usize {
-    cuda.device.shared.loaded()
+    cuda.kernels.loaded()
 }
 
-/// The most memory that buffers took at any time during `calls`, in bytes: of the pool, so of all
-/// streams.
+/// Returns the maximum memory of all buffers during `calls`, in bytes, on all streams of the pool.
 ///
 /// # Errors
 /// Those of `calls`; [`Error::Device`](flashrnn_core::Error::Device).
-pub fn most_memory_in(cuda: &Cuda, calls: impl FnOnce() -> Result<()>) -> Result<u64> {
+pub fn peak_memory_of(cuda: &Cuda, calls: impl FnOnce() -> Result<()>) -> Result<u64> {
     let _entered = cuda.device.enter()?;
-    let Some(pool) = &cuda.device.shared.pool else { return Ok(0) };
-    pool.forget_peak()?;
+    let Some(pool) = &cuda.device.context.pool else { return Ok(0) };
+    pool.reset_peak()?;
     calls()?;
     pool.peak()
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flashrnn_core::{Elman, Gru, Lstm, Slstm};
 use flashrnn_cuda::compile::{Arch, Program, compile};
-use flashrnn_cuda::select::step::Gpu;
+use flashrnn_cuda::select::Gpu;
 use flashrnn_cuda::{programs, testing};
 use flashrnn_testsuite::cells::Twin;
 

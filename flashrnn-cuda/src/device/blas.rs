@@ -1,4 +1,4 @@
-//! Batched matrix products by cuBLAS.
+//! Batched matrix products with cuBLAS.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -13,14 +13,14 @@ use crate::driver::current::{Restoring, enter};
 use crate::driver::library;
 use crate::kernels::compile::Arch;
 
-/// A handle of cuBLAS, for all streams of a context.
+/// A cuBLAS handle, for all streams of a context.
 pub(crate) struct Blas {
     handle: cublas::cublasHandle_t,
     context: Restoring<Arc<CudaContext>>,
 }
 
-/// Memory that a product works in. Its results depend on how much there is; with a fixed amount the
-/// same product gives the same bits.
+/// Scratch memory of a product. cuBLAS chooses an algorithm by its size, so only a fixed size makes
+/// results reproducible.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlasScratch {
     pub address: CUdeviceptr,
@@ -28,56 +28,53 @@ pub(crate) struct BlasScratch {
 }
 
 impl BlasScratch {
-    /// Returns the amount that cuBLAS's documentation recommends, in bytes.
+    /// Returns the size that cuBLAS's documentation recommends, in bytes.
     pub(crate) fn bytes(arch: Arch) -> usize {
         if arch.major >= 9 { 32 << 20 } else { 4 << 20 }
     }
 }
 
-// SAFETY: cuBLAS's handles may go from thread to thread as long as one at a time uses them, which
-// the mutex around this sees to.
+// SAFETY: any thread may use a cuBLAS handle, one at a time. The mutex in `Context` ensures that.
 unsafe impl Send for Blas {}
 
-/// A batch of matrices: in column-major order, element (i, j) lies at `i + j ld` from its matrix's
-/// address.
+/// A batch of matrices in column-major order: element (i, j) is at index `i + j * ld`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matrix {
     /// A device array of the matrices' addresses.
     pub pointers: CUdeviceptr,
-    /// The distance from a column to the next, in elements.
+    /// Distance between columns in memory, in elements.
     pub ld: usize,
-    /// Whether what lies there is the transpose of the matrix meant. Not for a result.
+    /// Whether memory holds the transpose of the factor. Must be `false` for C.
     pub transposed: bool,
 }
 
-/// `C = A B` for `batch` triples of matrices: A is `m × k`, B is `k × n`, C is `m × n`. Sums are in
-/// f32.
+/// Describes `C = A B` for `batch` triples of matrices. Sums are in f32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
     /// `m × k`
     pub a: Matrix,
     /// `k × n`
     pub b: Matrix,
-    /// `m × n`, overwritten
+    /// `m × n`; overwritten.
     pub c: Matrix,
     /// Rows of A and C.
     pub m: usize,
     /// Columns of B and C.
     pub n: usize,
-    /// Columns of A, rows of B; 1 at least.
+    /// Columns of A and rows of B, at least 1.
     pub k: usize,
-    /// How many triples.
+    /// Number of triples.
     pub batch: usize,
-    /// The element of A and B: f32, f16 or bf16.
+    /// Element type of A and B: f32, f16 or bf16.
     pub input: Dtype,
-    /// The element of C: f32, or as `input`.
+    /// Element type of C: f32, or `input`.
     pub output: Dtype,
-    /// Whether f32 may be rounded to TF32 before it is multiplied.
+    /// Whether f32 factors may be rounded to TF32.
     pub tf32: bool,
 }
 
 impl Blas {
-    /// Makes a handle in `context`.
+    /// Creates a handle in `context`.
     pub(crate) fn new(context: &Arc<CudaContext>) -> Result<Self> {
         library::cublas()?;
         let _entered = enter(context)?;
@@ -85,9 +82,9 @@ impl Blas {
         // SAFETY: the context is current, and the pointer is to a handle that lives through the
         // call.
         check(unsafe { cublas::cublasCreate_v2(&raw mut handle) }, "starting cuBLAS")?;
-        // From here on a failure drops `blas`, and with it the handle.
+        // From here on, an early return drops the handle.
         let blas = Self { handle, context: Restoring::new(context.clone()) };
-        // Partial sums of 16-bit products stay in f32.
+        // Keeps partial sums of 16-bit products in f32.
         let exact = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: the handle is alive.
         check(unsafe { cublas::cublasSetMathMode(handle, exact) }, "setting up cuBLAS")?;
@@ -97,11 +94,12 @@ impl Blas {
         Ok(blas)
     }
 
-    /// Enqueues `product` on `stream`, to work in `scratch`. The context is current.
+    /// Enqueues `product` on `stream`. The context must be current.
     ///
     /// # Safety
-    /// The arrays hold `batch` addresses of matrices of the sizes given, valid until the product
-    /// has run as `scratch` is, and nothing else on the device touches C or `scratch` meanwhile.
+    /// The arrays of pointers must hold `batch` addresses of matrices of the sizes in `product`.
+    /// Those and `scratch` must be valid until the product has run, and nothing else on the device
+    /// may touch C or `scratch` meanwhile.
     pub(crate) unsafe fn batched(
         &self,
         stream: CUstream,
@@ -113,18 +111,15 @@ impl Blas {
             return Ok(());
         }
         // SAFETY: handle and stream are alive.
-        check(
-            unsafe { cublas::cublasSetStream_v2(self.handle, stream.cast()) },
-            "setting cuBLAS's stream",
-        )?;
-        // Setting the stream makes cuBLAS forget its memory.
+        let result = unsafe { cublas::cublasSetStream_v2(self.handle, stream.cast()) };
+        check(result, "setting cuBLAS's stream")?;
+        // After the stream: setting that resets the workspace.
         let BlasScratch { address, bytes } = scratch;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `scratch` is valid.
         let result =
             unsafe { cublas::cublasSetWorkspace_v2(self.handle, address as *mut c_void, bytes) };
         check(result, "setting cuBLAS's memory")?;
-        // The pedantic kind of f32 is never emulated by narrower types, whatever the environment
-        // says.
+        // Pedantic f32 is never emulated with narrower types, whatever the environment says.
         let compute = match (input, tf32) {
             (Dtype::F32, true) => cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
             (Dtype::F32, false) => cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F_PEDANTIC,
@@ -136,7 +131,7 @@ impl Blas {
             true => cublas::cublasOperation_t::CUBLAS_OP_T,
             false => cublas::cublasOperation_t::CUBLAS_OP_N,
         };
-        // SAFETY: the factors are read during the call; of the rest the caller is sure.
+        // SAFETY: `one` and `zero` are read during the call; the caller guarantees the rest.
         let result = unsafe {
             cublas::cublasGemmBatchedEx_64(
                 self.handle,
@@ -168,8 +163,8 @@ impl Blas {
 impl Drop for Blas {
     fn drop(&mut self) {
         let Ok(_entered) = enter(&self.context) else { return };
-        // SAFETY: made by `new`, destroyed only here. Every handle of the device has waited for its
-        // stream.
+        // SAFETY: created by `new` and destroyed only here, when every device of the context has
+        // waited for its stream.
         unsafe { cublas::cublasDestroy_v2(self.handle) };
     }
 }

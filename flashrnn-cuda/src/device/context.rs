@@ -1,57 +1,49 @@
-//! What all streams of a device share: its context, what it can do, and everything that is made
-//! once for it.
+//! The context of a GPU: what the handles of all its streams share.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use flashrnn_core::{Error, Result};
-use flashrnn_gpu::disk_cache::Key;
 use flashrnn_gpu::lock;
 
 use crate::device::blas::Blas;
 use crate::driver::current::{Entered, Restoring, enter};
-use crate::driver::library;
 use crate::driver::pool::Pool;
-use crate::driver::{check, failure};
-use crate::kernels::cache;
-use crate::kernels::compile::{Arch, Nvrtc, Program};
-use crate::kernels::launch::Module;
-use crate::select::step::Gpu;
+use crate::driver::{check, failure, library};
+use crate::kernels::compile::Arch;
+use crate::select::Gpu;
 
-/// A device's context and what is made once in it. The handles of all its streams, their buffers
-/// and plans keep it alive.
-pub(crate) struct Shared {
+/// A CUDA context, its memory pool and cuBLAS, and the GPU's properties. The devices of all streams
+/// keep it alive, and so do their buffers and plans.
+pub(crate) struct Context {
     // In the order in which they must be dropped.
     blas: OnceLock<Mutex<Blas>>,
-    modules: Modules,
+    /// `None` if the device has no memory pools.
     pub(crate) pool: Option<Pool>,
-    pub(crate) context: Restoring<Arc<CudaContext>>,
+    pub(crate) cuda: Restoring<Arc<CudaContext>>,
     pub(crate) arch: Arch,
+    /// The GPU's name.
     pub(crate) name: String,
+    /// The newest CUDA that the driver supports.
     pub(crate) driver: String,
     pub(crate) multiprocessors: usize,
-    /// Maximum shared memory of a block in bytes, where its kernel asks for more than the default.
+    /// Maximum shared memory of a block in bytes, if its kernel opts in to more than the default.
     pub(crate) shared_memory: usize,
-    /// Bytes of memory on the device.
+    /// Memory of the GPU in bytes.
     pub(crate) memory: usize,
 }
 
-/// The modules loaded so far. An entry is locked while it is made, so that nobody makes it twice.
-type Modules = Mutex<HashMap<Key, Arc<Mutex<Option<Arc<Module>>>>>>;
-
-impl Shared {
-    pub(crate) fn new(context: &Arc<CudaContext>) -> Result<Self> {
+impl Context {
+    pub(crate) fn new(cuda: &Arc<CudaContext>) -> Result<Self> {
         let driver = library::driver()?;
-        let _entered = enter(context)?;
+        let _entered = enter(cuda)?;
         let attribute = |attribute: Attribute| -> Result<usize> {
             let mut value = 0;
             // SAFETY: the device is the context's own, and the pointer is to an integer that lives
             // through the call.
-            let result = unsafe {
-                sys::cuDeviceGetAttribute(&raw mut value, attribute, context.cu_device())
-            };
+            let result =
+                unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, cuda.cu_device()) };
             check(result, "reading the device's attributes")?;
             Ok(usize::try_from(value).unwrap_or(0))
         };
@@ -59,13 +51,12 @@ impl Shared {
             major: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
             minor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
         };
-        let name = context.name().map_err(|e| failure(e.0, "reading the device's name"))?;
+        let name = cuda.name().map_err(|e| failure(e.0, "reading the device's name"))?;
         check_arch(arch, &name)?;
         let pools = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0;
         Ok(Self {
             blas: OnceLock::new(),
-            modules: Mutex::default(),
-            pool: if pools { Some(Pool::new(context.ordinal())?) } else { None },
+            pool: if pools { Some(Pool::new(cuda.ordinal())?) } else { None },
             arch,
             name,
             driver: library::version_name(driver),
@@ -73,22 +64,22 @@ impl Shared {
             shared_memory: attribute(
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )?,
-            memory: context
+            memory: cuda
                 .total_mem()
                 .map_err(|e| failure(e.0, "reading the device's memory size"))?,
-            context: Restoring::new(context.clone()),
+            cuda: Restoring::new(cuda.clone()),
         })
     }
 
     /// Makes the context current on this thread until the guard is dropped.
     pub(crate) fn enter(&self) -> Result<Entered> {
-        enter(&self.context)
+        enter(&self.cuda)
     }
 
-    /// The properties that kernels are selected by.
+    /// Returns the properties that kernels are selected by.
     pub(crate) fn gpu(&self) -> Gpu {
         Gpu {
-            // 16 blocks need a large part of a data centre's GPU; a slice of one may not have it.
+            // A cluster of 16 needs most of a GPC; a MIG slice of a GPU may not have that many.
             cluster: match self.arch.major {
                 ..9 => 1,
                 9 | 10 if self.multiprocessors >= 100 => 16,
@@ -99,34 +90,14 @@ impl Shared {
         }
     }
 
-    /// The module that `program` compiles to: from memory, from the cache on disk, or compiled now.
-    /// Where several threads ask for the same program, one makes it and the others wait for it.
-    pub(crate) fn module(&self, program: &Program) -> Result<Arc<Module>> {
-        let key = cache::key(program, self.arch, Nvrtc::get()?);
-        let slot = lock(&self.modules).entry(key).or_default().clone();
-        let mut slot = lock(&slot);
-        if let Some(module) = &*slot {
-            return Ok(module.clone());
-        }
-        let cubin = cache::cubin(program, self.arch)?;
-        let module = Arc::new(Module::load(self, &cubin, &program.name)?);
-        *slot = Some(module.clone());
-        Ok(module)
-    }
-
-    /// How many modules have been loaded.
-    pub(crate) fn loaded(&self) -> usize {
-        let slots: Vec<_> = lock(&self.modules).values().cloned().collect();
-        slots.iter().filter(|slot| lock(slot).is_some()).count()
-    }
-
-    /// cuBLAS, made at its first use. Not while a graph is being recorded: making it allocates.
+    /// Locks cuBLAS, which is started at its first use. Not to be called while a graph is being
+    /// recorded: starting it allocates.
     pub(crate) fn blas(&self) -> Result<MutexGuard<'_, Blas>> {
         if let Some(blas) = self.blas.get() {
             return Ok(lock(blas));
         }
-        let made = Blas::new(&self.context)?;
-        // Another thread may have been faster; then this one's goes.
+        let made = Blas::new(&self.cuda)?;
+        // If another thread was faster, its handle is used and this one is dropped.
         Ok(lock(self.blas.get_or_init(|| Mutex::new(made))))
     }
 }

@@ -1,5 +1,5 @@
-//! The CUDA context that is current on a thread: every call enters the device's and leaves the
-//! caller's as it was.
+//! The current CUDA context of a thread. Every call makes the device's context current and, before
+//! it returns, restores the caller's.
 
 use std::ops::Deref;
 use std::ptr;
@@ -10,7 +10,7 @@ use flashrnn_core::Result;
 
 use crate::driver::check;
 
-/// Makes `context` current on this thread until the guard is dropped, by the same thread.
+/// Makes `context` current on this thread until the guard is dropped. The same thread must drop it.
 pub(crate) fn enter(context: &CudaContext) -> Result<Entered> {
     let before = current()?;
     if before == context.cu_ctx() as usize {
@@ -21,12 +21,13 @@ pub(crate) fn enter(context: &CudaContext) -> Result<Entered> {
     Ok(Entered { before: Some(before) })
 }
 
-/// Leaves the thread's context as it is, for calls of cudarc, which make their own current.
+/// Returns a guard that restores the context that is current now, around calls of cudarc, which
+/// make their own context current.
 pub(crate) fn keep() -> Result<Entered> {
     Ok(Entered { before: Some(current()?) })
 }
 
-/// The address of the thread's context, 0 for none.
+/// Returns the address of the thread's current context, 0 for none.
 fn current() -> Result<usize> {
     let mut current = ptr::null_mut();
     // SAFETY: the pointer is to a handle that lives through the call.
@@ -34,25 +35,25 @@ fn current() -> Result<usize> {
     Ok(current as usize)
 }
 
-/// Makes the context current again that was so before, when it is dropped.
+/// Restores the context that was current before, when dropped.
 #[must_use]
 pub(crate) struct Entered {
-    /// The address of the context to come back to, 0 for none; absent where it is still current.
+    /// The address of the context to restore, 0 for none; `None` if it never stopped being current.
     before: Option<usize>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         if let Some(before) = self.before {
-            // SAFETY: the caller had made this context current, and keeps it alive while it is.
-            // Without one the thread's stack of contexts was empty, and becomes so again.
+            // SAFETY: the caller had made this context current and keeps it alive as long as it is.
+            // With no context, the thread's stack of contexts was empty and becomes empty again.
             unsafe { sys::cuCtxSetCurrent(before as CUcontext) };
         }
     }
 }
 
-/// A value of cudarc's that makes its own context current when it is dropped; here the caller's is
-/// current again afterwards.
+/// Wraps a value of cudarc's whose drop makes its own context current. Dropping the wrapper
+/// restores the caller's context.
 pub(crate) struct Restoring<T> {
     // In this order: the value is dropped before the guard.
     value: T,

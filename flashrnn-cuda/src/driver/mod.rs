@@ -1,4 +1,4 @@
-//! The driver's results and versions.
+//! The driver API: results as errors, and what this crate wraps of it.
 
 pub(crate) mod current;
 pub(crate) mod library;
@@ -14,7 +14,7 @@ use flashrnn_core::{Error, Result};
 /// Counts the CUDA devices.
 pub(crate) fn device_count() -> Result<usize> {
     library::driver()?;
-    // SAFETY: the library is there; this may be called any number of times.
+    // SAFETY: the library is loaded; initialising it again is allowed.
     let result = unsafe { sys::cuInit(0) };
     match result {
         CUresult::CUDA_SUCCESS => {}
@@ -27,7 +27,7 @@ pub(crate) fn device_count() -> Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Turns the driver's result into ours. `what` was being done.
+/// Turns a result of the driver into ours. `what` says what was being done.
 pub(crate) fn check(result: CUresult, what: &str) -> Result<()> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
@@ -35,16 +35,16 @@ pub(crate) fn check(result: CUresult, what: &str) -> Result<()> {
     }
 }
 
-/// The error for a failed call of the driver.
+/// Returns the error for a failed call of the driver. `what` says what was being done.
 pub(crate) fn failure(result: CUresult, what: &str) -> Error {
     let mut text = ptr::null();
-    // SAFETY: the pointer is to a pointer that lives through the call; the driver stores a static
-    // text or null.
+    // SAFETY: the pointer is to a pointer that lives through the call. The driver stores a static
+    // text there, or null.
     let described = unsafe { sys::cuGetErrorString(result, &raw mut text) };
     if described != CUresult::CUDA_SUCCESS || text.is_null() {
         return Error::device(format!("{what}: {result:?}"));
     }
-    // SAFETY: as above; zero-terminated.
+    // SAFETY: the text is static and zero-terminated.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     Error::device(format!("{what}: {text} ({result:?})"))
 }

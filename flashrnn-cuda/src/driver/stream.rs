@@ -1,4 +1,4 @@
-//! A second stream, for what can run at the same time as the work on a device's own.
+//! Streams and events, and the side stream of a device.
 
 use std::ptr;
 
@@ -7,48 +7,50 @@ use flashrnn_core::Result;
 
 use crate::driver::check;
 
-/// A stream beside a device's own, which it leaves and joins by events, without the host.
+/// A second stream, for work that may run at the same time as a device's main stream. Events fork
+/// it from the main stream and join it again; the host waits for neither.
 ///
 /// Threads may share it without a lock: re-recording an event can only make a waiter wait longer.
-pub(crate) struct Beside {
+pub(crate) struct SideStream {
     stream: Stream,
-    /// On the device's stream, before what runs beside it.
-    left: Event,
-    /// On this one, after that.
-    done: Event,
+    /// Recorded on the main stream, before the work that runs at the same time.
+    fork: Event,
+    /// Recorded on the side stream, after its work.
+    join: Event,
 }
 
-impl Beside {
-    /// The device's context is current.
+impl SideStream {
+    /// Creates the stream and its events. The device's context must be current.
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self { stream: Stream::new()?, left: Event::new()?, done: Event::new()? })
+        Ok(Self { stream: Stream::new()?, fork: Event::new()?, join: Event::new()? })
     }
 
-    /// Enqueues `ahead`, on `stream`, and beside it `aside`, on the stream it is given. `aside`
-    /// comes after all that `stream` had before, and before all that it gets after this call. The
-    /// context is current.
+    /// Enqueues the work of `main` on the stream `main_stream`, and that of `side` on the side
+    /// stream, which is passed to it. `side` runs after everything enqueued on the main stream
+    /// before this call, and before everything enqueued there after it. The context must be
+    /// current.
     ///
-    /// The memory that `aside` uses outlives this call and was allocated before it: a buffer of its
-    /// own would be allocated and freed in the order of the device's stream.
+    /// The memory that `side` uses must outlive this call and be allocated before it: a buffer that
+    /// `side` makes would be allocated and freed in the order of the main stream.
     pub(crate) fn run(
         &self,
-        stream: CUstream,
-        ahead: impl FnOnce() -> Result<()>,
-        aside: impl FnOnce(CUstream) -> Result<()>,
+        main_stream: CUstream,
+        main: impl FnOnce() -> Result<()>,
+        side: impl FnOnce(CUstream) -> Result<()>,
     ) -> Result<()> {
-        self.left.record(stream)?;
-        // First, so that it doesn't wait for room on the device.
-        ahead()?;
-        self.left.hold(self.stream.0)?;
-        let enqueued = aside(self.stream.0);
-        // Where it failed too: what it did enqueue still runs.
-        self.done.record(self.stream.0)?;
-        self.done.hold(stream)?;
+        self.fork.record(main_stream)?;
+        // Before the side work, so that it does not queue for the device behind that.
+        main()?;
+        self.fork.hold(self.stream.0)?;
+        let enqueued = side(self.stream.0);
+        // Joined after a failure too: what was enqueued before it still runs.
+        self.join.record(self.stream.0)?;
+        self.join.hold(main_stream)?;
         enqueued
     }
 }
 
-/// A stream that no other waits for by itself.
+/// A stream that does not synchronise with the default stream.
 pub(crate) struct Stream(pub CUstream);
 
 // SAFETY: the driver's functions on streams may be called from any thread.
@@ -57,12 +59,12 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// The context is current.
+    /// Creates a stream. The context must be current.
     pub(crate) fn new() -> Result<Self> {
         let mut stream = ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: the context is current, and the pointer is to a handle that lives through the
-        // call.
+        // SAFETY: the caller has made the context current, and the pointer is to a handle that
+        // lives through the call.
         check(unsafe { sys::cuStreamCreate(&raw mut stream, flags) }, "creating a stream")?;
         Ok(Self(stream))
     }
@@ -70,12 +72,12 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed only here.
+        // SAFETY: created by `new` and destroyed only here.
         unsafe { sys::cuStreamDestroy_v2(self.0) };
     }
 }
 
-/// A place in a stream.
+/// A point in a stream that other streams can wait for.
 struct Event(CUevent);
 
 // SAFETY: the driver's functions on events may be called from any thread.
@@ -84,31 +86,32 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
+    /// Creates an event without timing. The context must be current.
     fn new() -> Result<Self> {
         let mut event = ptr::null_mut();
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-        // SAFETY: the context is current, and the pointer is to a handle that lives through the
-        // call.
+        // SAFETY: the caller has made the context current, and the pointer is to a handle that
+        // lives through the call.
         check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "creating an event")?;
         Ok(Self(event))
     }
 
-    /// The place after all that `stream` has now.
+    /// Moves the event to after everything enqueued on `stream` so far.
     fn record(&self, stream: CUstream) -> Result<()> {
         // SAFETY: both are alive, of the same context.
-        check(unsafe { sys::cuEventRecord(self.0, stream) }, "marking a place in a stream")
+        check(unsafe { sys::cuEventRecord(self.0, stream) }, "recording an event")
     }
 
-    /// Lets what `stream` gets from now on wait for the place.
+    /// Makes everything enqueued on `stream` from now on wait for the event.
     fn hold(&self, stream: CUstream) -> Result<()> {
-        // SAFETY: as above.
+        // SAFETY: both are alive, of the same context.
         check(unsafe { sys::cuStreamWaitEvent(stream, self.0, 0) }, "letting a stream wait")
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed only here. The driver keeps it for the streams that
+        // SAFETY: created by `new` and destroyed only here. The driver keeps it for streams that
         // still wait.
         unsafe { sys::cuEventDestroy_v2(self.0) };
     }

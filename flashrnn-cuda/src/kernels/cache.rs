@@ -1,10 +1,10 @@
-//! Compiled kernels, kept on disk between processes.
+//! The disk cache of compiled kernels.
 //!
-//! What decides on an entry: source, headers, options, architecture, the compiler's version and
-//! build, and this crate's version. Entries lie in the environment's `FLASHRNN_CACHE`, else in
-//! `flashrnn` in the user's cache folder (on Linux `~/.cache`), one file each. `FLASHRNN_CACHE=off`
-//! keeps nothing. A folder that somebody else may write is not used, and where it cannot be
-//! written, nothing is kept; neither is an error.
+//! An entry's key is a hash of source, headers, options, architecture, the compiler's version and
+//! build, and this crate's version. Each entry is a file in the folder that the environment variable
+//! `FLASHRNN_CACHE` names, by default `flashrnn` in the user's cache folder (`~/.cache` on Linux).
+//! `FLASHRNN_CACHE=off` turns the cache off. A folder that other users may write is not used, and a
+//! folder that cannot be written keeps nothing; neither is an error.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::kernels::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
 /// Extension of the entries' files.
 const EXTENSION: &str = "cubin";
 
-/// The folder where compiled kernels are kept; none where caching is off or the user has no cache
+/// Returns the folder of compiled kernels, or `None` if the cache is off or the user has no cache
 /// folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
@@ -28,7 +28,7 @@ pub fn folder() -> Option<PathBuf> {
 /// were.
 ///
 /// # Errors
-/// The system's, where the folder can't be read or a file can't be deleted.
+/// The system's error if the folder can't be read or a file can't be deleted.
 pub fn clear() -> io::Result<usize> {
     folder().map_or(Ok(0), |folder| DiskCache::new(folder, EXTENSION).clear())
 }
@@ -45,7 +45,7 @@ pub(crate) fn key(program: &Program, arch: Arch, nvrtc: &Nvrtc) -> Key {
     Key::new(&[&numbers, &own, &headers, &options])
 }
 
-/// The machine code of `program` for `arch`, from the cache or compiled now.
+/// Returns the machine code of `program` for `arch`, from the cache or compiled now.
 ///
 /// # Errors
 /// As [`compile()`].
@@ -57,7 +57,7 @@ pub fn cubin(program: &Program, arch: Arch) -> Result<Vec<u8>> {
     }
     let cubin = compile(program, arch)?.cubin;
     if let Some(cache) = cache {
-        // Without a cache everything works, only slower the next time.
+        // A failure is not an error: the program is only compiled again next time.
         let _ = cache.write(&key, &cubin);
     }
     Ok(cubin)
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_decides_the_code_decides_the_key() {
+    fn the_key_depends_on_everything_that_the_code_depends_on() {
         type Change = fn(&mut Program);
         let changes: [Change; 6] = [
             |p| p.name.push('x'),

@@ -1,4 +1,4 @@
-//! From CUDA C++ to machine code, by NVRTC. Needs neither a device nor the driver.
+//! Compiles CUDA C++ to machine code with NVRTC. Needs neither a device nor the driver.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fmt;
@@ -10,16 +10,16 @@ use flashrnn_core::{Error, Result};
 
 use crate::driver::library;
 
-/// A source and all that decides what it compiles to, but for the architecture.
+/// A source and everything else that its machine code depends on, except the architecture.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Program {
-    /// The name of the source file, for the compiler's messages.
+    /// Name of the source file, for the compiler's messages.
     pub name: String,
     /// The CUDA C++ source.
     pub source: String,
-    /// The files it includes: the name as in `#include "name"`, and the text.
+    /// Included files: the name as in `#include "name"`, and the text.
     pub headers: Vec<(String, String)>,
-    /// Options for NVRTC besides those [`compile`] always gives.
+    /// Options for NVRTC, in addition to those that [`compile`] always passes.
     pub options: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ pub struct Arch {
 }
 
 impl Arch {
-    /// The oldest that the kernels run on.
+    /// The minimum for the kernels.
     pub const OLDEST: Self = Self { major: 8, minor: 0 };
 
     fn number(self) -> u32 {
@@ -50,25 +50,25 @@ impl fmt::Display for Arch {
 /// The options that every program is compiled with, besides the architecture.
 pub(crate) const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
 
-/// What NVRTC made of a [`Program`].
+/// A compiled [`Program`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
     /// Machine code for one architecture.
     pub cubin: Vec<u8>,
-    /// What the compiler said; each kernel's registers, spills and stack frame among it.
+    /// The compiler's log, with each kernel's registers, spills and stack frame.
     pub log: String,
 }
 
-/// The NVRTC that was found.
+/// The version of the NVRTC that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nvrtc {
     /// 13 of 13.0.
     pub major: u32,
     /// 0 of 13.0.
     pub minor: u32,
-    /// The compiler's own account of its release and build.
+    /// Release and build, as the compiler prints them.
     pub build: String,
-    /// The architectures it knows, as 10 times major plus minor.
+    /// The architectures it supports, as 10 times major plus minor.
     architectures: Vec<u32>,
 }
 
@@ -77,10 +77,10 @@ impl Nvrtc {
         Self { major, minor, build: build.into(), architectures: architectures.into() }
     }
 
-    /// The NVRTC that the loader finds.
+    /// Loads NVRTC and returns its version.
     ///
     /// # Errors
-    /// [`Error::Device`] where there is none.
+    /// [`Error::Device`] if it is missing.
     pub fn get() -> Result<&'static Self> {
         static FOUND: OnceLock<Nvrtc> = OnceLock::new();
         if let Some(found) = FOUND.get() {
@@ -96,31 +96,28 @@ impl Nvrtc {
         // SAFETY: both pointers are to integers that live through the call.
         check(unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }, "nvrtcVersion")?;
         // SAFETY: as above.
-        check(
-            unsafe { sys::nvrtcGetNumSupportedArchs(&raw mut count) },
-            "nvrtcGetNumSupportedArchs",
-        )?;
+        let result = unsafe { sys::nvrtcGetNumSupportedArchs(&raw mut count) };
+        check(result, "nvrtcGetNumSupportedArchs")?;
         let mut architectures: Vec<c_int> = vec![0; count.max(0) as usize];
-        // SAFETY: there is room for as many numbers as NVRTC has just announced.
-        check(
-            unsafe { sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()) },
-            "nvrtcGetSupportedArchs",
-        )?;
+        // SAFETY: there is room for as many numbers as NVRTC has just reported.
+        let result = unsafe { sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()) };
+        check(result, "nvrtcGetSupportedArchs")?;
         let architectures: Vec<u32> = architectures.into_iter().map(c_int::unsigned_abs).collect();
         let oldest = architectures.iter().min().copied().unwrap_or(Arch::OLDEST.number());
         Ok(Self::new(major.unsigned_abs(), minor.unsigned_abs(), &build(oldest)?, &architectures))
     }
 
-    /// The architecture to compile for so that the result runs on `arch`: `arch` itself, with its
-    /// own instructions (`sm_90a`), or where this NVRTC doesn't know it, the newest before it that
-    /// is compatible.
+    /// Returns the architecture to compile for, so that the result runs on `arch`: `arch` itself
+    /// with its own instructions (`sm_90a`), or if this NVRTC doesn't support it, the newest
+    /// compatible one before it.
     fn target(&self, arch: Arch) -> Result<String> {
         let known = |number: &u32| *number <= arch.number() && *number / 10 == arch.major;
         match self.architectures.iter().copied().filter(known).max() {
             Some(number) if number == arch.number() && number >= 90 => Ok(format!("sm_{number}a")),
             Some(number) => Ok(format!("sm_{number}")),
             None => Err(Error::device(format!(
-                "NVRTC {}.{} can't compile for {arch}: install another version of NVRTC (a newer one for a newer GPU)",
+                "NVRTC {}.{} can't compile for {arch}: install another version of NVRTC (a newer \
+                 one for a newer GPU)",
                 self.major, self.minor
             ))),
         }
@@ -130,8 +127,8 @@ impl Nvrtc {
 /// Compiles `program` for `arch`.
 ///
 /// # Errors
-/// [`Error::Compile`] with the compiler's log; [`Error::Device`] where NVRTC is missing or doesn't
-/// know `arch`.
+/// [`Error::Compile`] with the compiler's log; [`Error::Device`] if NVRTC is missing or doesn't
+/// support `arch`.
 pub fn compile(program: &Program, arch: Arch) -> Result<Compiled> {
     let target = Nvrtc::get()?.target(arch)?;
     let target = format!("--gpu-architecture={target}");
@@ -142,7 +139,7 @@ pub fn compile(program: &Program, arch: Arch) -> Result<Compiled> {
     Ok(Compiled { cubin: handle.output(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN)?, log })
 }
 
-/// The compiler's release and build, which NVRTC tells only in the head of what it compiles.
+/// Returns the compiler's release and build, which NVRTC prints only at the top of its output.
 fn build(arch: u32) -> Result<String> {
     let program = Program {
         name: "build.cu".into(),
@@ -162,8 +159,7 @@ fn build(arch: u32) -> Result<String> {
         .join("\n"))
 }
 
-/// An NVRTC program, destroyed when dropped. NVRTC may refer to the texts it was made of, so they
-/// live as long.
+/// An NVRTC program. NVRTC may refer to the texts it was created from, so they live as long.
 struct Handle {
     program: sys::nvrtcProgram,
     name: String,
@@ -189,7 +185,7 @@ impl Handle {
         let (names, headers) = (pointers(2), pointers(3));
         let mut handle = ptr::null_mut();
         // SAFETY: all pointers are to zero-terminated texts that live as long as the program, and
-        // the two arrays have the length given.
+        // both arrays have the length passed.
         let result = unsafe {
             sys::nvrtcCreateProgram(
                 &raw mut handle,
@@ -209,7 +205,7 @@ impl Handle {
         let options: Vec<CString> =
             options.iter().filter_map(|option| CString::new(*option).ok()).collect();
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-        // SAFETY: the program is alive, and the array holds as many zero-terminated texts as said.
+        // SAFETY: the program is alive, and the array holds that many zero-terminated texts.
         let result = unsafe {
             sys::nvrtcCompileProgram(self.program, pointers.len() as c_int, pointers.as_ptr())
         };
@@ -224,7 +220,7 @@ impl Handle {
         })
     }
 
-    /// One of the texts or binaries that NVRTC hands out by a pair of functions.
+    /// Returns an output of NVRTC, by a function for its size and one for its bytes.
     fn output(
         &self,
         size: unsafe fn(sys::nvrtcProgram, *mut usize) -> sys::nvrtcResult,
@@ -235,7 +231,7 @@ impl Handle {
         // call.
         check(unsafe { size(self.program, &raw mut bytes) }, "NVRTC's output size")?;
         let mut output = vec![0_u8; bytes];
-        // SAFETY: there is room for as many bytes as NVRTC has just announced.
+        // SAFETY: there is room for as many bytes as NVRTC has just reported.
         check(unsafe { get(self.program, output.as_mut_ptr().cast()) }, "NVRTC's output")?;
         Ok(output)
     }
@@ -243,8 +239,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by nvrtcCreateProgram, destroyed only here. A failure leaves nothing to be
-        // done.
+        // SAFETY: created by `new` and destroyed only here. Nothing can be done about a failure.
         unsafe { sys::nvrtcDestroyProgram(&raw mut self.program) };
     }
 }
@@ -271,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_follow_what_nvrtc_knows() {
+    fn targets_are_architectures_that_nvrtc_supports() {
         let nvrtc = Nvrtc::new(12, 4, "", &[70, 75, 80, 86, 89, 90]);
         let target = |major, minor| nvrtc.target(Arch { major, minor });
         assert_eq!(target(8, 0).unwrap(), "sm_80");

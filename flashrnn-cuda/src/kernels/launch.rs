@@ -1,4 +1,4 @@
-//! Modules, kernels and graphs.
+//! Loaded modules, their kernels, and launches.
 
 use std::ffi::{CString, c_int, c_void};
 use std::ptr;
@@ -8,22 +8,20 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUresult, CUstream};
 use flashrnn_core::{Error, Result};
 
-use crate::device::Device;
-use crate::device::context::Shared;
+use crate::device::context::Context;
 use crate::driver::current::{Restoring, enter};
-use crate::driver::stream::Stream;
 use crate::driver::{check, failure};
 
-/// Machine code loaded into a device's context.
+/// Machine code loaded into a context.
 pub(crate) struct Module {
     module: sys::CUmodule,
     context: Restoring<Arc<CudaContext>>,
     /// The program's name, for messages.
     name: String,
-    /// Bytes of shared memory that a block may have.
+    /// Maximum shared memory of a block in bytes.
     shared_memory: usize,
-    /// Whether the device can start a kernel before the one before it has ended.
-    early: bool,
+    /// Whether the GPU has clusters and early launches.
+    hopper: bool,
 }
 
 // SAFETY: the driver's functions on modules may be called from any thread.
@@ -32,31 +30,31 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// Loads a cubin.
-    pub(crate) fn load(shared: &Shared, cubin: &[u8], name: &str) -> Result<Self> {
-        let _entered = shared.enter()?;
+    /// Loads a cubin that NVRTC made.
+    pub(crate) fn load(context: &Context, cubin: &[u8], name: &str) -> Result<Self> {
+        let _entered = context.enter()?;
         let mut module = ptr::null_mut();
-        // SAFETY: the image is an ELF file, which holds its own length, as NVRTC made it.
+        // SAFETY: the image is an ELF file as NVRTC made it, which contains its own length.
         let result = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };
         let unknown = [CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, CUresult::CUDA_ERROR_INVALID_IMAGE];
         if unknown.contains(&result) {
             return Err(Error::device(format!(
-                "the driver can't load what NVRTC compiled ({name}): is NVRTC newer than the driver? Install a newer driver, \
-                 or an NVRTC no newer than the driver's CUDA"
+                "the driver can't load what NVRTC compiled ({name}): is NVRTC newer than the \
+                 driver? Install a newer driver, or an NVRTC no newer than the driver's CUDA"
             )));
         }
         check(result, "loading a module")?;
         Ok(Self {
             module,
-            context: Restoring::new(Arc::clone(&shared.context)),
+            context: Restoring::new(Arc::clone(&context.cuda)),
             name: name.into(),
-            shared_memory: shared.shared_memory,
-            early: shared.arch.major >= 9,
+            shared_memory: context.shared_memory,
+            hopper: context.arch.major >= 9,
         })
     }
 
-    /// The kernel called `name` (`extern "C"` in the source), allowed all the shared memory there
-    /// is.
+    /// Returns the kernel `name`, which is `extern "C"` in the source. It may use all the shared
+    /// memory of a block.
     pub(crate) fn kernel(self: &Arc<Self>, name: &str) -> Result<Kernel> {
         let _entered = enter(&self.context)?;
         let missing = || Error::device(format!("{} has no kernel {name}", self.name));
@@ -68,20 +66,18 @@ impl Module {
             CUresult::CUDA_ERROR_NOT_FOUND => return Err(missing()),
             failed => return Err(failure(failed, "looking up a kernel")),
         }
-        let mut own: c_int = 0;
+        let mut fixed: c_int = 0;
         let asked = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
         // SAFETY: the function is alive as long as its module, and the pointer is to an integer
         // that lives through the call.
-        let result = unsafe { sys::cuFuncGetAttribute(&raw mut own, asked, function) };
+        let result = unsafe { sys::cuFuncGetAttribute(&raw mut fixed, asked, function) };
         check(result, "asking a kernel's attributes")?;
-        let dynamic = self.shared_memory.saturating_sub(own.unsigned_abs() as usize);
+        let dynamic = self.shared_memory.saturating_sub(fixed.unsigned_abs() as usize);
         let set = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is alive.
-        check(
-            unsafe { sys::cuFuncSetAttribute(function, set, dynamic as c_int) },
-            "allowing shared memory",
-        )?;
-        if self.early {
+        let result = unsafe { sys::cuFuncSetAttribute(function, set, dynamic as c_int) };
+        check(result, "allowing shared memory")?;
+        if self.hopper {
             let set = FunctionAttribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
             // SAFETY: as above.
             check(unsafe { sys::cuFuncSetAttribute(function, set, 1) }, "allowing large clusters")?;
@@ -93,8 +89,8 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         let Ok(_entered) = enter(&self.context) else { return };
-        // SAFETY: kernels and graphs keep their module alive, and every handle of the device waits
-        // for its stream before it lets go of the modules; so nothing runs that is being unloaded.
+        // SAFETY: kernels and the store keep their module alive, and the store of every stream
+        // waits for its stream before it drops its modules, so no kernel of this one is running.
         unsafe { sys::cuModuleUnload(self.module) };
     }
 }
@@ -113,27 +109,50 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
-/// How a kernel is launched.
+/// The configuration of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Launch {
-    /// Blocks. Where a number is 0, nothing is launched.
+    /// Blocks in each dimension. Nothing is launched if one of them is 0.
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
-    /// Bytes of dynamic shared memory of a block.
+    /// Dynamic shared memory of a block in bytes.
     pub shared: u32,
-    /// Whether it may start before the kernel before it in the stream has ended, where the device
-    /// can do that (compute capability 9.0): it then waits by itself (`griddepcontrol.wait`) before
-    /// it touches what that one writes.
+    /// Whether the kernel may start before the one enqueued before it has ended, if the GPU can do
+    /// that (compute capability 9.0). The kernel must then wait by itself (`griddepcontrol.wait`)
+    /// before it touches what the previous one writes.
     pub early: bool,
     /// Blocks of a cluster; 1 for none.
     pub cluster: u32,
 }
 
 impl Launch {
-    /// Without dynamic shared memory, after the kernel before.
+    /// Describes a launch without dynamic shared memory or clusters, after the previous kernel.
     pub(crate) fn new(grid: [u32; 3], block: u32) -> Self {
         Self { grid, block, shared: 0, early: false, cluster: 1 }
+    }
+
+    fn attributes(&self, hopper: bool) -> Vec<sys::CUlaunchAttribute> {
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let mut attributes = Vec::with_capacity(2);
+        if self.early && hopper {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            value.programmaticStreamSerializationAllowed = 1;
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                value,
+            ));
+        }
+        if self.cluster > 1 {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                value,
+            ));
+        }
+        attributes
     }
 }
 
@@ -141,47 +160,21 @@ impl Kernel {
     /// Enqueues the kernel on `stream`, with pointers to its arguments in order.
     ///
     /// # Safety
-    /// There are as many arguments as the kernel's parameters, each of its parameter's size;
-    /// addresses among them are valid, as far as the kernel uses them, until it has run; and
-    /// nothing else on the device touches what it writes meanwhile. Where `stream` records a
-    /// [`Graph`], this holds whenever the graph is launched.
+    /// There must be one argument for each of the kernel's parameters, of the parameter's size.
+    /// Addresses among them must be valid, as far as the kernel uses them, until it has run, and
+    /// nothing else on the device may touch what it writes meanwhile. If `stream` records a
+    /// [`Graph`](super::graph::Graph), this must hold at every launch of the graph.
     pub(crate) unsafe fn launch(
         &self,
         stream: CUstream,
         launch: &Launch,
         args: &mut [*mut c_void],
     ) -> Result<()> {
-        let Launch { grid: [x, y, z], block, shared, early, cluster } = *launch;
+        let Launch { grid: [x, y, z], block, shared, .. } = *launch;
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let attribute = |id, set: fn(&mut sys::CUlaunchAttributeValue, u32), value| {
-            let mut attribute = sys::CUlaunchAttribute {
-                id,
-                pad: [0; 4],
-                value: sys::CUlaunchAttributeValue { pad: [0; 64] },
-            };
-            set(&mut attribute.value, value);
-            attribute
-        };
-        let mut attributes = Vec::with_capacity(2);
-        if early && self.module.early {
-            attributes.push(attribute(
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                |value, _| value.programmaticStreamSerializationAllowed = 1,
-                1,
-            ));
-        }
-        if cluster > 1 {
-            attributes.push(attribute(
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                |value, blocks| {
-                    value.clusterDim =
-                        sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 };
-                },
-                cluster,
-            ));
-        }
+        let mut attributes = launch.attributes(self.module.hopper);
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -194,7 +187,7 @@ impl Kernel {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        // SAFETY: the function is alive; of the arguments the caller is sure.
+        // SAFETY: the function is alive, and the caller guarantees that the arguments are valid.
         let result = unsafe {
             sys::cuLaunchKernelEx(
                 &raw const config,
@@ -213,81 +206,22 @@ impl Kernel {
     }
 }
 
-/// Work recorded once, to be launched any number of times.
-pub(crate) struct Graph {
-    graph: sys::CUgraphExec,
-    device: Arc<Device>,
+/// Returns the pointer to a kernel argument, for [`Kernel::launch`].
+pub(crate) fn argument<P>(value: &mut P) -> *mut c_void {
+    std::ptr::from_mut(value).cast()
 }
 
-// SAFETY: the handle may be used from any thread; that two launches don't meet is up to the driver,
-// which orders launches of the same graph.
-unsafe impl Send for Graph {}
-// SAFETY: as above.
-unsafe impl Sync for Graph {}
-
-impl Graph {
-    /// Records what `enqueue` enqueues on the stream it is given, which is none of the caller's:
-    /// nothing runs. An early launch ([`Launch::early`]) becomes a programmatic edge.
-    pub(crate) fn record(
-        device: &Arc<Device>,
-        enqueue: impl FnOnce(CUstream) -> Result<()>,
-    ) -> Result<Self> {
-        let _entered = device.enter()?;
-        let recording = Recording::begin()?;
-        let enqueued = enqueue(recording.0.0);
-        let graph = recording.end();
-        enqueued?;
-        let graph = graph?;
-        let mut executable = ptr::null_mut();
-        // SAFETY: the graph is alive, and the pointer is to a handle that lives through the call.
-        let result = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut executable, graph.0, 0) };
-        check(result, "making a graph ready to run")?;
-        Ok(Self { graph: executable, device: device.clone() })
-    }
-
-    /// Enqueues the recorded work. The context is current.
-    pub(crate) fn launch(&self, stream: CUstream) -> Result<()> {
-        // SAFETY: the graph is alive; of each kernel's arguments whoever recorded it was sure.
-        check(unsafe { sys::cuGraphLaunch(self.graph, stream) }, "launching a graph")
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        let Ok(_entered) = self.device.enter() else { return };
-        // SAFETY: made by `record`, destroyed only here. The driver lets a graph that runs come to
-        // its end.
-        unsafe { sys::cuGraphExecDestroy(self.graph) };
-    }
-}
-
-/// A stream that records; a recording that never ends goes with it.
-struct Recording(Stream);
-
-impl Recording {
-    fn begin() -> Result<Self> {
-        let stream = Stream::new()?;
-        // Relaxed: only this stream matters, whatever this and other threads do meanwhile.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream is alive.
-        check(unsafe { sys::cuStreamBeginCapture_v2(stream.0, mode) }, "recording a graph")?;
-        Ok(Self(stream))
-    }
-
-    fn end(&self) -> Result<Recorded> {
-        let mut graph = ptr::null_mut();
-        // SAFETY: the stream is alive and recording.
-        check(unsafe { sys::cuStreamEndCapture(self.0.0, &raw mut graph) }, "recording a graph")?;
-        Ok(Recorded(graph))
-    }
-}
-
-/// A graph as recorded, which the executable graph doesn't need.
-struct Recorded(sys::CUgraph);
-
-impl Drop for Recorded {
-    fn drop(&mut self) {
-        // SAFETY: made by `end`, destroyed only here.
-        unsafe { sys::cuGraphDestroy(self.0) };
+/// Returns a one-dimensional grid of `blocks` blocks.
+///
+/// # Errors
+/// [`Error::Unsupported`] for more than a grid can have.
+pub(crate) fn grid(blocks: usize) -> Result<[u32; 3]> {
+    match u32::try_from(blocks) {
+        Ok(blocks) if blocks <= i32::MAX as u32 => Ok([blocks, 1, 1]),
+        _ => Err(Error::Unsupported {
+            backend: "cuda",
+            what: format!("a launch of {blocks} blocks"),
+            why: "a grid has at most 2147483647".into(),
+        }),
     }
 }

@@ -1,5 +1,74 @@
-//! Compilation, the disk cache and launches.
+//! Kernels: the store of compiled programs, and what fills it.
+//!
+//! The store takes a program's machine code from memory, from the disk ([`cache`]) or from NVRTC
+//! ([`compile`]), in this order, and loads it into the device's context (`launch.rs`).
 
 pub mod cache;
 pub mod compile;
+pub(crate) mod graph;
 pub(crate) mod launch;
+pub(crate) mod threads;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use flashrnn_core::Result;
+use flashrnn_gpu::disk_cache::Key;
+use flashrnn_gpu::lock;
+
+use crate::device::Device;
+use crate::kernels::compile::{Nvrtc, Program};
+use crate::kernels::launch::Module;
+
+/// The kernels that are loaded in a context, for one of its streams.
+pub(crate) struct Kernels {
+    /// Shared with the context's other streams.
+    modules: Arc<Modules>,
+    pub(crate) device: Arc<Device>,
+}
+
+/// The loaded modules by their program's key. An entry stays locked while it is made, so that no
+/// two threads make it.
+type Modules = Mutex<HashMap<Key, Arc<Mutex<Option<Arc<Module>>>>>>;
+
+impl Kernels {
+    /// Makes an empty store.
+    pub(crate) fn new(device: Arc<Device>) -> Self {
+        Self { modules: Arc::default(), device }
+    }
+
+    /// Makes a store for another stream of the same context, which shares what is loaded.
+    pub(crate) fn for_device(&self, device: Arc<Device>) -> Self {
+        Self { modules: self.modules.clone(), device }
+    }
+
+    /// Returns the module that `program` compiles to, compiled and loaded if it is not there yet.
+    /// If several threads ask for the same program, one makes the module and the others wait.
+    pub(crate) fn module(&self, program: &Program) -> Result<Arc<Module>> {
+        let context = &self.device.context;
+        let key = cache::key(program, context.arch, Nvrtc::get()?);
+        let slot = lock(&self.modules).entry(key).or_default().clone();
+        let mut slot = lock(&slot);
+        if let Some(module) = &*slot {
+            return Ok(module.clone());
+        }
+        let cubin = cache::cubin(program, context.arch)?;
+        let module = Arc::new(Module::load(context, &cubin, &program.name)?);
+        *slot = Some(module.clone());
+        Ok(module)
+    }
+
+    /// Counts the loaded modules.
+    pub(crate) fn loaded(&self) -> usize {
+        let slots: Vec<_> = lock(&self.modules).values().cloned().collect();
+        slots.iter().filter(|slot| lock(slot).is_some()).count()
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        // The last store unloads the modules, so each first waits for the kernels on its stream. A
+        // device that failed has nothing to wait for.
+        let _ = self.device.synchronize();
+    }
+}

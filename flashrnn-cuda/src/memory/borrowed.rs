@@ -1,4 +1,4 @@
-//! Memory of cudarc's, lent to a handle without a copy.
+//! cudarc's slices, borrowed without a copy.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,46 +8,45 @@ use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, SyncOnDrop};
 use flashrnn_core::{Error, Result};
 
-use crate::Cuda;
-use crate::device::Place;
+use crate::backend::Cuda;
+use crate::device::StreamId;
 use crate::driver::current::{Restoring, keep};
 use crate::memory::{View, ViewMut};
 
-/// One of cudarc's slices, lent to one [`Cuda`] for reading. Work enqueued while this lives comes
-/// after what was written to the slice before, and before what is written to it later, on whatever
-/// stream.
+/// Borrows one of cudarc's slices for reading by one [`Cuda`]. Work that this handle enqueues while
+/// the borrow lives runs after earlier writes to the slice on any stream, and before later ones.
 #[must_use]
 pub struct Borrowed<'a, P> {
     ptr: CUdeviceptr,
     len: usize,
-    place: Place,
+    owner: StreamId,
     _order: Restoring<SyncOnDrop<'a>>,
     element: PhantomData<&'a [P]>,
 }
 
 impl<P> Borrowed<'_, P> {
-    /// The whole slice.
+    /// Returns the whole slice for reading.
     #[must_use]
     pub fn view(&self) -> View<'_, P> {
-        View::new(self.ptr, self.len, self.place)
+        View::new(self.ptr, self.len, self.owner)
     }
 }
 
-/// One of cudarc's slices, lent to one [`Cuda`] for writing, as [`Borrowed`].
+/// Borrows one of cudarc's slices for writing by one [`Cuda`], as [`Borrowed`].
 #[must_use]
 pub struct BorrowedMut<'a, P> {
     ptr: CUdeviceptr,
     len: usize,
-    place: Place,
+    owner: StreamId,
     _order: Restoring<SyncOnDrop<'a>>,
     element: PhantomData<&'a mut [P]>,
 }
 
 impl<P> BorrowedMut<'_, P> {
-    /// The whole slice.
+    /// Returns the whole slice for writing.
     #[must_use]
     pub fn view_mut(&mut self) -> ViewMut<'_, P> {
-        ViewMut::new(self.ptr, self.len, self.place)
+        ViewMut::new(self.ptr, self.len, self.owner)
     }
 }
 
@@ -59,26 +58,25 @@ impl<P> fmt::Debug for Borrowed<'_, P> {
 
 impl<P> fmt::Debug for BorrowedMut<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("BorrowedMut").field(&View::<P>::new(self.ptr, self.len, self.place)).finish()
+        f.debug_tuple("BorrowedMut").field(&View::<P>::new(self.ptr, self.len, self.owner)).finish()
     }
 }
 
 impl Cuda {
-    /// Lends one of cudarc's slices for reading, without a copy.
+    /// Borrows one of cudarc's slices for reading, without a copy.
     ///
     /// # Errors
-    /// [`Error::Argument`] where cudarc can't keep the slice's uses in order: it is on another
-    /// stream and belongs to another `CudaContext` than this one's stream, or its context doesn't
-    /// track events.
+    /// [`Error::Argument`] if cudarc can't order the uses of the slice: it is on another stream than
+    /// this handle, and belongs to another `CudaContext` or to one that doesn't track events.
     pub fn borrow<'a, P>(&'a self, slice: &'a CudaSlice<P>) -> Result<Borrowed<'a, P>> {
         self.check_order(slice)?;
         let _kept = keep()?;
         let (ptr, order) = slice.device_ptr(&self.device.stream);
-        let (place, order) = (self.device.place(), Restoring::new(order));
-        Ok(Borrowed { ptr, len: slice.len(), place, _order: order, element: PhantomData })
+        let (owner, order) = (self.device.stream_id(), Restoring::new(order));
+        Ok(Borrowed { ptr, len: slice.len(), owner, _order: order, element: PhantomData })
     }
 
-    /// Lends one of cudarc's slices for writing, without a copy.
+    /// Borrows one of cudarc's slices for writing, without a copy.
     ///
     /// # Errors
     /// As [`Cuda::borrow`].
@@ -87,8 +85,8 @@ impl Cuda {
         let _kept = keep()?;
         let len = slice.len();
         let (ptr, order) = slice.device_ptr_mut(&self.device.stream);
-        let (place, order) = (self.device.place(), Restoring::new(order));
-        Ok(BorrowedMut { ptr, len, place, _order: order, element: PhantomData })
+        let (owner, order) = (self.device.stream_id(), Restoring::new(order));
+        Ok(BorrowedMut { ptr, len, owner, _order: order, element: PhantomData })
     }
 
     fn check_order<P>(&self, slice: &CudaSlice<P>) -> Result<()> {
@@ -101,7 +99,8 @@ impl Cuda {
         }
         Err(Error::Argument {
             tensor: "slice",
-            why: "it is on another stream, and its context and this one's don't track each other's events",
+            why: "it is on another stream, and its context and the handle's don't track each \
+                  other's events",
         })
     }
 }

@@ -1,4 +1,5 @@
-//! Device memory: our own ([`Buffer`]), and parts of it or of the caller's ([`View`], [`ViewMut`]).
+//! Device memory: owned ([`Buffer`]), and borrowed from a buffer or the caller ([`View`],
+//! [`ViewMut`]).
 
 pub(crate) mod borrowed;
 pub(crate) mod scratch;
@@ -12,19 +13,19 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdeviceptr;
 use flashrnn_core::{Error, Len, Result};
 
-use crate::device::{Device, Place};
+use crate::device::{Device, StreamId};
 
-/// Implements the number of elements, with and without the trait in scope, and `Debug`.
+/// Implements `len`, as a method and for the trait [`Len`], and `Debug`.
 macro_rules! len {
     ($type:ty) => {
         impl<P> $type {
-            /// The number of elements.
+            /// Returns the number of elements.
             #[must_use]
             pub fn len(&self) -> usize {
                 self.len
             }
 
-            /// Whether there are none.
+            /// Returns whether there are no elements.
             #[must_use]
             pub fn is_empty(&self) -> bool {
                 self.len == 0
@@ -50,7 +51,7 @@ macro_rules! len {
     };
 }
 
-/// Owned device memory for `len` elements. Allocated and freed in the order of the stream of the
+/// Owns device memory for `len` elements, allocated and freed in the order of the stream of the
 /// [`Cuda`](crate::Cuda) that made it.
 pub struct Buffer<P> {
     ptr: CUdeviceptr,
@@ -60,25 +61,25 @@ pub struct Buffer<P> {
 }
 
 impl<P> Buffer<P> {
-    /// The whole buffer, for reading.
+    /// Borrows the whole buffer for reading.
     #[must_use]
     pub fn view(&self) -> View<'_, P> {
-        View::new(self.ptr, self.len, self.device.place())
+        View::new(self.ptr, self.len, self.device.stream_id())
     }
 
-    /// The whole buffer, for writing.
+    /// Borrows the whole buffer for writing.
     #[must_use]
     pub fn view_mut(&mut self) -> ViewMut<'_, P> {
-        ViewMut::new(self.ptr, self.len, self.device.place())
+        ViewMut::new(self.ptr, self.len, self.device.stream_id())
     }
 
-    /// The address of the first element; 0 where there are none.
+    /// Returns the address of the first element, 0 if there are no elements.
     #[must_use]
     pub fn ptr(&self) -> CUdeviceptr {
         self.ptr
     }
 
-    /// A buffer of `len` elements at `ptr`, which `device` allocated and this buffer frees.
+    /// Takes over `len` elements at `ptr`, which `device` allocated.
     pub(crate) fn new(ptr: CUdeviceptr, len: usize, device: &Arc<Device>) -> Self {
         Self { ptr, len, device: device.clone(), element: PhantomData }
     }
@@ -92,11 +93,11 @@ impl<P> Drop for Buffer<P> {
     }
 }
 
-/// Device memory borrowed for reading.
+/// Borrows device memory for reading.
 pub struct View<'a, P> {
     ptr: CUdeviceptr,
     len: usize,
-    place: Option<Place>,
+    owner: Option<StreamId>,
     memory: PhantomData<&'a [P]>,
 }
 
@@ -108,44 +109,44 @@ impl<P> Clone for View<'_, P> {
 
 impl<P> Copy for View<'_, P> {}
 
-/// Device memory borrowed for writing.
+/// Borrows device memory for writing.
 pub struct ViewMut<'a, P> {
     ptr: CUdeviceptr,
     len: usize,
-    place: Option<Place>,
+    owner: Option<StreamId>,
     memory: PhantomData<&'a mut [P]>,
 }
 
 macro_rules! view {
     ($view:ident) => {
         impl<'a, P> $view<'a, P> {
-            /// Wraps `len` elements at `ptr`, memory that somebody else owns.
+            /// Wraps `len` elements at `ptr` that somebody else owns.
             ///
             /// # Safety
-            /// The memory must hold `len` elements of `P`, aligned as the type asks, readable (and
-            /// writable, for a `ViewMut`) from the device's context, until the work that uses the
-            /// view has run, not only been enqueued. Until then nobody else writes it (nor reads
-            /// it, for a `ViewMut`) but in the order of the device's stream.
+            /// The memory must hold `len` elements of `P`, aligned as the type requires, readable
+            /// (for a `ViewMut` also writable) from the device's context, until the work that uses
+            /// the view has run, not only been enqueued. Until then, nobody may write it (for a
+            /// `ViewMut`, nor read it) except in the order of the device's stream.
             #[must_use]
             pub unsafe fn from_raw(ptr: CUdeviceptr, len: usize) -> Self {
-                Self { ptr, len, place: None, memory: PhantomData }
+                Self { ptr, len, owner: None, memory: PhantomData }
             }
 
-            /// A part of memory that is valid at `place`, and borrowed for `'a`.
-            pub(crate) fn new(ptr: CUdeviceptr, len: usize, place: Place) -> Self {
-                Self { ptr, len, place: Some(place), memory: PhantomData }
+            /// Wraps memory that is valid on the stream `owner` and borrowed for `'a`.
+            pub(crate) fn new(ptr: CUdeviceptr, len: usize, owner: StreamId) -> Self {
+                Self { ptr, len, owner: Some(owner), memory: PhantomData }
             }
 
-            /// The address of the first element; 0 where there are none.
+            /// Returns the address of the first element, 0 if there are no elements.
             #[must_use]
             pub fn ptr(&self) -> CUdeviceptr {
                 if self.len == 0 { 0 } else { self.ptr }
             }
 
-            /// The elements in `range`.
+            /// Returns the elements in `range`.
             ///
             /// # Errors
-            /// [`Error::Shape`] where the range reaches beyond the view.
+            /// [`Error::Shape`] if the range reaches beyond the view.
             pub fn slice(self, range: impl RangeBounds<usize>) -> Result<Self> {
                 let start = match range.start_bound() {
                     Bound::Included(&start) => Some(start),
@@ -171,14 +172,14 @@ macro_rules! view {
                 }
             }
 
-            /// Checks that `device` may use it: a buffer's memory is valid only in the order of its
-            /// own stream.
+            /// Checks that `device` may use the view: a buffer's memory is valid on its own stream
+            /// alone.
             ///
             /// # Errors
             /// [`Error::Argument`]
             pub(crate) fn check(&self, tensor: &'static str, device: &Device) -> Result<()> {
-                match self.place {
-                    Some(place) if place != device.place() => Err(Error::Argument {
+                match self.owner {
+                    Some(owner) if owner != device.stream_id() => Err(Error::Argument {
                         tensor,
                         why: "its buffer belongs to another device or stream than the call",
                     }),
@@ -195,15 +196,15 @@ view!(View);
 view!(ViewMut);
 
 impl<P> ViewMut<'_, P> {
-    /// The same memory, for reading.
+    /// Borrows the same memory for reading.
     #[must_use]
     pub fn as_view(&self) -> View<'_, P> {
-        View { ptr: self.ptr, len: self.len, place: self.place, memory: PhantomData }
+        View { ptr: self.ptr, len: self.len, owner: self.owner, memory: PhantomData }
     }
 
-    /// The same memory, for writing, for a shorter time.
+    /// Borrows the same memory for writing, for a shorter time.
     #[must_use]
     pub fn reborrow(&mut self) -> ViewMut<'_, P> {
-        ViewMut { ptr: self.ptr, len: self.len, place: self.place, memory: PhantomData }
+        ViewMut { ptr: self.ptr, len: self.len, owner: self.owner, memory: PhantomData }
     }
 }

@@ -1,4 +1,4 @@
-//! Buffers made, filled and read.
+//! Allocation of buffers, and copies to and from the device.
 
 use std::sync::Arc;
 
@@ -10,19 +10,19 @@ use crate::device::Device;
 use crate::driver::check;
 use crate::memory::{Buffer, View, ViewMut};
 
-/// The bytes that `len` elements take.
+/// Returns the bytes of `len` elements.
 fn bytes<P>(len: usize) -> Result<usize> {
     len.checked_mul(size_of::<P>()).ok_or(Error::OutOfMemory { bytes: usize::MAX })
 }
 
 impl Device {
-    /// A buffer that holds whatever was there before.
+    /// Allocates a buffer without initialising it.
     pub(crate) fn alloc<P: Pod>(self: &Arc<Self>, len: usize) -> Result<Buffer<P>> {
         let ptr = self.allocate(bytes::<P>(len)?)?;
         Ok(Buffer::new(ptr, len, self))
     }
 
-    /// A buffer of zeros.
+    /// Allocates a buffer of zeros.
     pub(crate) fn zeroed<P: Pod>(self: &Arc<Self>, len: usize) -> Result<Buffer<P>> {
         let mut buffer = self.alloc(len)?;
         self.zero(&mut buffer.view_mut())?;
@@ -37,21 +37,23 @@ impl Device {
             return Ok(());
         }
         let _entered = self.enter()?;
-        // SAFETY: the view covers as many bytes and is borrowed for writing.
-        check(
-            unsafe { sys::cuMemsetD8Async(view.ptr(), 0, bytes, self.stream.cu_stream()) },
-            "zeroing memory",
-        )
+        let stream = self.stream.cu_stream();
+        // SAFETY: the view has `bytes` bytes and is borrowed for writing.
+        let result = unsafe { sys::cuMemsetD8Async(view.ptr(), 0, bytes, stream) };
+        check(result, "zeroing memory")
     }
 
-    /// A buffer with a copy of `data`.
+    /// Allocates a buffer with a copy of `data`.
     pub(crate) fn upload<P: Pod>(self: &Arc<Self>, data: &[P]) -> Result<Buffer<P>> {
         let mut buffer = self.alloc(data.len())?;
         self.copy_in(data, &mut buffer.view_mut())?;
         Ok(buffer)
     }
 
-    /// Copies `data` to `view`, which has its length. `data` may change as soon as this returns.
+    /// Copies `data` to `view`. `data` may change as soon as this returns.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the lengths differ; [`Error::Argument`]; [`Error::Device`].
     pub(crate) fn copy_in<P: Pod>(&self, data: &[P], view: &mut ViewMut<'_, P>) -> Result<()> {
         view.check("view", self)?;
         if data.len() != view.len() {
@@ -67,18 +69,18 @@ impl Device {
         }
         let _entered = self.enter()?;
         let source = data.as_ptr().cast();
-        // SAFETY: both sides have as many bytes.
+        // SAFETY: both sides have `bytes` bytes.
         let result = unsafe {
             sys::cuMemcpyHtoDAsync_v2(view.ptr(), source, bytes, self.stream.cu_stream())
         };
         check(result, "copying to the device")?;
-        // From ordinary memory the driver has copied. Memory that it knows, it may read later,
-        // while the device copies.
+        // The driver has already copied pageable memory to a staging buffer. Memory that it knows
+        // (pinned or managed) the device may read later, so that is waited for.
         let mut kind = 0_u32;
         let mut asked = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
         let mut answer = (&raw mut kind).cast();
-        // SAFETY: the driver takes any address, and writes a 32-bit number: 0 for memory that it
-        // doesn't know.
+        // SAFETY: the driver accepts any address and writes a 32-bit number, 0 for memory that it
+        // does not know.
         let result = unsafe {
             sys::cuPointerGetAttributes(1, &raw mut asked, &raw mut answer, source as CUdeviceptr)
         };
@@ -86,7 +88,7 @@ impl Device {
         if kind == 0 { Ok(()) } else { self.synchronize() }
     }
 
-    /// A copy of `view`; waits for all that was enqueued before.
+    /// Copies `view` to the host, after waiting for everything enqueued before.
     pub(crate) fn download<P: Pod>(&self, view: View<'_, P>) -> Result<Vec<P>> {
         view.check("view", self)?;
         let _entered = self.enter()?;
@@ -95,16 +97,15 @@ impl Device {
         data.try_reserve_exact(view.len()).map_err(|_| Error::OutOfMemory { bytes })?;
         if bytes > 0 {
             let stream = self.stream.cu_stream();
-            // SAFETY: there is room for as many bytes as the view covers, and it isn't touched
-            // before the copy has ended.
+            // SAFETY: `data` has room for `bytes` bytes and is not touched before the copy ends.
             let result = unsafe {
                 sys::cuMemcpyDtoHAsync_v2(data.as_mut_ptr().cast(), view.ptr(), bytes, stream)
             };
             check(result, "copying from the device")?;
         }
         self.synchronize()?;
-        // SAFETY: all elements have been written (those of size 0 need not be), and any bytes are a
-        // valid P.
+        // SAFETY: the copy has written every element (of size 0 there is nothing to write), and any
+        // bytes are a valid P.
         unsafe { data.set_len(view.len()) };
         Ok(data)
     }

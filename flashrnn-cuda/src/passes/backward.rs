@@ -1,112 +1,229 @@
-//! The backward pass: the gates again where none were saved, the time loop, then the gradients of R
-//! and b. What d_r needs beside the time loop's results is prepared while that runs, and d_b is
-//! summed while d_r is multiplied.
+//! The backward pass: the gates, if they were not saved; the time loop; then the gradients of R and
+//! b. The side stream gathers what `d_r` needs while the time loop runs, and sums `d_b` while `d_r`
+//! is multiplied.
+
+use std::sync::Arc;
 
 use bytemuck::Zeroable;
-use flashrnn_core::{Backward, Element, Result};
+use flashrnn_core::{Backward, Element, Result, Workspace};
 
-use crate::call::{BackwardCall, Gates};
-use crate::device::Cuda;
-use crate::engine::{Engine, address, address_mut, clip};
-use crate::memory::scratch::BackwardNeeds;
-use crate::passes::recompute::Rows;
+use crate::backend::Cuda;
+use crate::call::{Address, BackwardCall, Gates};
+use crate::kernels::launch::Module;
+use crate::memory::scratch::{self, Bump, Scratch};
+use crate::passes::fused::FusedBackward;
+use crate::passes::recompute::{Recompute, RecomputeScratch, Rows};
+use crate::passes::time_loop::TimeLoop;
+use crate::passes::weight_grad::{WeightGrad, WeightGradScratch, bias_partial_len};
+use crate::passes::{Common, address, address_mut, clip};
 
-impl Engine {
-    pub(crate) fn backward<T: Element, W: Element>(
-        &self,
-        call: Backward<'_, Cuda, T, W>,
-    ) -> Result<()> {
-        let given = self.backward_call(&call);
-        let fused = self.fused_backward.as_ref();
-        let needs = BackwardNeeds {
-            d_r: call.d_r.is_some(),
-            d_b: call.d_b.is_some(),
-            time_loop: fused.is_none(),
-            misaligned: !call.d_wx.ptr().is_multiple_of(16),
-        };
-        let scratch =
-            self.scratch(call.workspace.as_ref(), |bump| self.backward_scratch(bump, needs))?;
-        let scratch = &scratch.buffers;
-        let d_gates = Gates { inner: scratch.d_inner, ..given.d_gates };
-        // Gates that are computed again lie where their gradients will: a step reads the ones
-        // before it writes the others.
-        let (gates, wide_gates) = match &scratch.gates_again {
-            Some(_) => (d_gates, scratch.wide_gates),
-            None => (given.gates, given.wide_gates),
-        };
-        let (exchange, carried) = (scratch.exchange, scratch.carried);
-        let arguments = BackwardCall { gates, wide_gates, exchange, carried, d_gates, ..given };
+/// The kernels of the backward pass.
+pub(crate) struct BackwardPass {
+    time_steps: TimeSteps,
+    recompute: Recompute,
+    weight_grad: WeightGrad,
+}
 
-        let BackwardCall { sizes, s0, lengths, resets, .. } = arguments;
-        let rows = Rows { sizes, s0, lengths, resets };
-        let stream = self.device.stream.cu_stream();
-        let h_before =
-            |stream| self.previous_h(stream, &rows, arguments.states, scratch.previous_h);
-        if let Some(again) = &scratch.gates_again {
-            h_before(stream)?;
-            let packed = call.weights.packed();
-            let inputs =
-                [packed.forward.ptr(), packed.b.ptr(), address(&call.wx), scratch.previous_h];
-            self.gates_again(&rows, inputs, d_gates, wide_gates, again)?;
-        }
-        let time_loop = || match fused {
-            Some(fused) => fused.run(arguments),
-            None => {
-                let steps = self.shapes.time + usize::from(arguments.d_s0 != 0);
-                self.backward.run(&arguments, self.backward_exchange(), steps)
-            }
-        };
-        let beside = &self.device.beside;
-        if needs.d_r && scratch.gates_again.is_none() {
-            beside.run(stream, time_loop, h_before)?;
-        } else {
-            time_loop()?;
-        }
+/// The kernels of the backward pass's time loop.
+pub(crate) enum TimeSteps {
+    /// One launch for all time steps.
+    Fused(Box<FusedBackward>),
+    /// One launch per time step.
+    Alternating(Arc<TimeLoop>),
+}
 
-        let d_r = || match (&call.d_r, &scratch.d_r) {
-            (Some(d_r), Some(scratch_of_d_r)) => {
-                let h = scratch.previous_h;
-                self.weight_gradient(d_gates, h, d_r.ptr(), call.accumulate, scratch_of_d_r)
-            }
-            _ => Ok(()),
-        };
-        let Some(d_b) = &call.d_b else { return d_r() };
-        beside.run(stream, d_r, |stream| {
-            self.bias_gradient(stream, d_gates, scratch.bias, d_b.ptr(), call.accumulate)
+impl BackwardPass {
+    /// Takes the kernels of the modules of `programs::recompute` and `programs::weight_grad`.
+    pub(crate) fn new(
+        time_steps: TimeSteps,
+        recompute: &Arc<Module>,
+        weight_grad: &Arc<Module>,
+    ) -> Result<Self> {
+        Ok(Self {
+            time_steps,
+            recompute: Recompute::new(recompute, weight_grad)?,
+            weight_grad: WeightGrad::new(recompute, weight_grad)?,
         })
     }
 
-    /// The arguments of the time loop that a call gives.
-    fn backward_call<T: Element, W: Element>(
+    /// Enqueues a call. The caller has checked its tensors and entered the context.
+    pub(crate) fn run<T: Element, W: Element>(
         &self,
-        call: &Backward<'_, Cuda, T, W>,
-    ) -> BackwardCall {
-        let options = &self.problem.options;
-        let (wide_states, wide_gates) = self.wide_at(call.saved.wide.ptr());
-        let (d_states, d_states_count) = match (&call.d_h, &call.d_states) {
-            (Some(d_h), _) => (d_h.ptr(), 1),
-            (None, Some(d_states)) => (d_states.ptr(), self.shapes.states as i32),
-            (None, None) => (0, 0),
+        common: &Common,
+        call: Backward<'_, Cuda, T, W>,
+    ) -> Result<()> {
+        let needs = BackwardNeeds {
+            d_r: call.d_r.is_some(),
+            d_b: call.d_b.is_some(),
+            exchange: matches!(self.time_steps, TimeSteps::Alternating(_)),
+            misaligned: !call.d_wx.ptr().is_multiple_of(16),
         };
-        BackwardCall {
-            sizes: self.sizes,
-            d_states_count,
-            cut_recurrent_grad: options.cut_recurrent_grad.into(),
-            forward_clip: clip(options.forward_clip),
-            recurrent_grad_clip: clip(options.recurrent_grad_clip),
-            r: call.weights.packed().backward.ptr(),
-            s0: address(&call.s0),
-            lengths: address(&call.lengths),
-            resets: address(&call.resets),
-            states: call.states.ptr(),
-            gates: self.gates_at(call.saved.gates.ptr()),
-            wide_states,
-            wide_gates,
-            d_states,
-            d_last: address(&call.d_last),
-            d_gates: Gates { external: call.d_wx.ptr(), inner: 0 },
-            d_s0: address_mut(&call.d_s0),
-            ..BackwardCall::zeroed()
+        let scratch = Scratch::new(&common.device, call.workspace.as_ref(), |bump| {
+            BackwardScratch::cut(common, bump, needs)
+        })?;
+        let scratch = &scratch.buffers;
+        let arguments = arguments(common, &call, scratch);
+        let BackwardCall { sizes, s0, lengths, resets, d_gates, .. } = arguments;
+        let rows = Rows { sizes, s0, lengths, resets };
+        let stream = common.stream();
+        let previous_h = |stream| {
+            let (states, out) = (arguments.states, scratch.previous_h);
+            self.recompute.previous_h(common, stream, &rows, states, out)
+        };
+        if let Some(recompute) = &scratch.recompute {
+            previous_h(stream)?;
+            let packed = call.weights.packed();
+            let inputs =
+                [packed.forward.ptr(), packed.b.ptr(), address(&call.wx), scratch.previous_h];
+            let (gates, wide) = (arguments.gates, arguments.wide_gates);
+            self.recompute.gates(common, &rows, inputs, gates, wide, recompute)?;
         }
+        let side = &common.device.side;
+        let time_steps = || self.time_steps.run(common, arguments);
+        if needs.d_r && scratch.recompute.is_none() {
+            side.run(stream, time_steps, previous_h)?;
+        } else {
+            time_steps()?;
+        }
+
+        let d_r = || match (&call.d_r, &scratch.d_r) {
+            (Some(d_r), Some(scratch_of_d_r)) => self.weight_grad.d_r(
+                common,
+                d_gates,
+                scratch.previous_h,
+                d_r.ptr(),
+                call.accumulate,
+                scratch_of_d_r,
+            ),
+            _ => Ok(()),
+        };
+        let Some(d_b) = &call.d_b else { return d_r() };
+        side.run(stream, d_r, |stream| {
+            let (partial, accumulate) = (scratch.bias, call.accumulate);
+            self.weight_grad.d_b(common, stream, d_gates, partial, d_b.ptr(), accumulate)
+        })
+    }
+}
+
+impl TimeSteps {
+    /// Enqueues all steps, and one more if the gradient of s0 is asked for.
+    fn run(&self, common: &Common, call: BackwardCall) -> Result<()> {
+        match self {
+            Self::Fused(fused) => fused.run(call),
+            Self::Alternating(time_loop) => {
+                let steps = common.shapes.time + usize::from(call.d_s0 != 0);
+                time_loop.run(&call, exchanged_dg(common), steps)
+            }
+        }
+    }
+}
+
+/// Returns the arguments of the time loop.
+fn arguments<T: Element, W: Element>(
+    common: &Common,
+    call: &Backward<'_, Cuda, T, W>,
+    scratch: &BackwardScratch,
+) -> BackwardCall {
+    let options = &common.problem.options;
+    let d_gates = Gates { external: call.d_wx.ptr(), inner: scratch.d_inner };
+    let (wide_states, saved_wide_gates) = common.wide_at(call.saved.wide.ptr());
+    // Recomputed gates are stored in place of their gradients: a step reads its gates before it
+    // writes dg.
+    let (gates, wide_gates) = match &scratch.recompute {
+        Some(_) => (d_gates, scratch.wide_gates),
+        None => (common.gates_at(call.saved.gates.ptr()), saved_wide_gates),
+    };
+    let (d_states, d_states_count) = match (&call.d_h, &call.d_states) {
+        (Some(d_h), _) => (d_h.ptr(), 1),
+        (None, Some(d_states)) => (d_states.ptr(), common.shapes.states as i32),
+        (None, None) => (0, 0),
+    };
+    BackwardCall {
+        sizes: common.sizes,
+        d_states_count,
+        cut_recurrent_grad: options.cut_recurrent_grad.into(),
+        forward_clip: clip(options.forward_clip),
+        recurrent_grad_clip: clip(options.recurrent_grad_clip),
+        r: call.weights.packed().backward.ptr(),
+        s0: address(&call.s0),
+        lengths: address(&call.lengths),
+        resets: address(&call.resets),
+        states: call.states.ptr(),
+        gates,
+        wide_states,
+        wide_gates,
+        d_states,
+        d_last: address(&call.d_last),
+        exchange: scratch.exchange,
+        carried: scratch.carried,
+        d_gates,
+        d_s0: address_mut(&call.d_s0),
+        ..BackwardCall::zeroed()
+    }
+}
+
+/// Returns the workspace of any backward pass of a plan.
+pub(crate) fn workspace(common: &Common) -> Workspace {
+    let needs = BackwardNeeds { d_r: true, d_b: true, exchange: true, misaligned: true };
+    scratch::workspace(|bump| BackwardScratch::cut(common, bump, needs))
+}
+
+/// Returns the number of elements that a backward step passes to the next: dg `[B, N, Gr, depth]`.
+fn exchanged_dg(common: &Common) -> usize {
+    common.exchanged_h() * common.shapes.recurrent
+}
+
+/// Which buffers a backward pass needs, besides those that every pass of its plan does.
+#[derive(Clone, Copy)]
+struct BackwardNeeds {
+    d_r: bool,
+    d_b: bool,
+    /// The steps are launches of their own.
+    exchange: bool,
+    /// `d_wx` does not begin at a multiple of 16 bytes.
+    misaligned: bool,
+}
+
+/// The buffers of a backward pass. The first three are in use until it ends. Three groups follow
+/// one another in time and share memory: `recompute`; `exchange` and `carried`; `bias` and `d_r`.
+struct BackwardScratch {
+    /// `[tokens, G - Gx, N, D]`: dg of the gates that `d_wx` does not hold.
+    d_inner: Address,
+    /// `[tokens, N, depth]`
+    previous_h: Address,
+    /// `[WIDE_GATES, tokens, N, D]`, if the gates are recomputed.
+    wide_gates: Address,
+    recompute: Option<RecomputeScratch>,
+    /// `[2, B, N, Gr, depth]`
+    exchange: Address,
+    /// `[S, B, N, D]`
+    carried: Address,
+    /// `[parts, G, N, D]`
+    bias: Address,
+    d_r: Option<WeightGradScratch>,
+}
+
+impl BackwardScratch {
+    fn cut(common: &Common, bump: &mut Bump, needs: BackwardNeeds) -> Self {
+        let (shapes, bytes) = (&common.shapes, common.bytes);
+        let tokens = shapes.tokens();
+        let again = common.recomputes();
+        let if_needed = |needed: bool, len: usize| if needed { len } else { 0 };
+        let previous_h = if_needed(again || needs.d_r, tokens * shapes.heads * common.depth);
+        let wide = again && bytes < size_of::<f32>();
+        let wide_gates = if_needed(wide, shapes.wide_gates.len() * tokens * shapes.units());
+        let d_inner = bump.take::<u8>(tokens * shapes.inner() * shapes.units() * bytes);
+        let previous_h = bump.take::<u8>(previous_h * bytes);
+        let wide_gates = bump.take::<f32>(wide_gates);
+        let recompute = bump.phase(|bump| again.then(|| RecomputeScratch::cut(common, bump)));
+        let [exchange, carried] = bump.phase(|bump| {
+            let exchange = if_needed(needs.exchange, 2 * exchanged_dg(common) * bytes);
+            let carried = if_needed(needs.exchange, shapes.state().iter().product());
+            [bump.take::<u8>(exchange), bump.take::<f32>(carried)]
+        });
+        // d_b is summed while d_r is multiplied, so both are in the last phase.
+        let bias = bump.take::<f32>(if_needed(needs.d_b, bias_partial_len(common)));
+        let d_r = needs.d_r.then(|| WeightGradScratch::cut(common, bump, needs.misaligned));
+        Self { d_inner, previous_h, wide_gates, recompute, exchange, carried, bias, d_r }
     }
 }

@@ -1,22 +1,39 @@
-//! The forward pass: a call's arguments for the kernels.
+//! The forward pass.
+
+use std::sync::Arc;
 
 use bytemuck::Zeroable;
-use flashrnn_core::{Element, Forward, Result, Step, Weights};
+use flashrnn_core::{Element, Forward, Result, Step, Weights, Workspace};
 
+use crate::backend::Cuda;
 use crate::call::{Address, ForwardCall, Sizes};
-use crate::device::Cuda;
-use crate::engine::{Engine, address, address_mut, clip, recompute};
 use crate::memory::Buffer;
-use crate::memory::scratch::ForwardScratch;
+use crate::memory::scratch::{self, Bump, Scratch};
+use crate::passes::fused::FusedForward;
+use crate::passes::time_loop::TimeLoop;
+use crate::passes::{Common, address, address_mut, clip};
 
-impl Engine {
-    pub(crate) fn forward<T: Element>(&self, call: Forward<'_, Cuda, T>) -> Result<()> {
+/// The kernels of the forward pass.
+pub(crate) enum ForwardPass {
+    /// One launch for all time steps.
+    Fused(Box<FusedForward>),
+    /// One launch per time step.
+    Alternating(Arc<TimeLoop>),
+}
+
+impl ForwardPass {
+    /// Enqueues a call. The caller has checked its tensors and entered the context.
+    pub(crate) fn run<T: Element>(
+        &self,
+        common: &Common,
+        call: Forward<'_, Cuda, T>,
+    ) -> Result<()> {
         let Forward { weights, wx, s0, lengths, resets, h, states, last, saved, workspace } = call;
         let (gates, wide) = saved.map_or((0, 0), |saved| (saved.gates.ptr(), saved.wide.ptr()));
-        let (wide_states, wide_gates) = if wide == 0 { (0, 0) } else { self.wide_at(wide) };
+        let (wide_states, wide_gates) = if wide == 0 { (0, 0) } else { common.wide_at(wide) };
         let arguments = ForwardCall {
-            sizes: self.sizes,
-            save_gates: (gates != 0 && !recompute(&self.problem)).into(),
+            sizes: common.sizes,
+            save_gates: (gates != 0 && !common.recomputes()).into(),
             wx: wx.ptr(),
             s0: address(&s0),
             lengths: address(&lengths),
@@ -24,56 +41,98 @@ impl Engine {
             carried: address_mut(&last),
             h: address_mut(&h),
             states: address_mut(&states),
-            gates: self.gates_at(gates),
+            gates: common.gates_at(gates),
             wide_states,
             wide_gates,
-            ..self.weighted(weights)
+            ..with_weights(common, weights)
         };
-        let fused = self.fused_forward.as_ref();
-        let scratch = self.scratch(workspace.as_ref(), |bump| {
-            self.forward_scratch(bump, arguments.carried == 0, fused.is_none())
+        let needs = ForwardNeeds {
+            state: arguments.carried == 0,
+            exchange: matches!(self, Self::Alternating(_)),
+        };
+        let scratch = Scratch::new(&common.device, workspace.as_ref(), |bump| {
+            ForwardScratch::cut(common, bump, needs)
         })?;
-        let ForwardScratch { carried, exchange } = scratch.buffers;
-        let carried = if carried == 0 { arguments.carried } else { carried };
+        let ForwardScratch { state, exchange } = scratch.buffers;
+        let carried = if needs.state { state } else { arguments.carried };
         let arguments = ForwardCall { carried, ..arguments };
-        match fused {
-            Some(fused) => fused.run(arguments),
-            None => self.forward_steps(arguments, exchange),
+        match self {
+            Self::Fused(fused) => fused.run(arguments),
+            Self::Alternating(time_loop) => run_steps(common, time_loop, arguments, exchange),
         }
     }
 
-    /// One step from the state before it, in place.
-    pub(crate) fn step<T: Element>(&self, call: Step<'_, Cuda, T>) -> Result<()> {
+    /// Enqueues one step, which updates the state in place. The caller has checked the tensors and
+    /// entered the context.
+    pub(crate) fn step<T: Element>(&self, common: &Common, call: Step<'_, Cuda, T>) -> Result<()> {
         let Step { weights, wx, state, h } = call;
         let arguments = ForwardCall {
-            sizes: Sizes { time: 1, reverse: 0, ..self.sizes },
+            sizes: Sizes { time: 1, reverse: 0, ..common.sizes },
             wx: wx.ptr(),
             s0: state.ptr(),
             carried: state.ptr(),
             h: address_mut(&h),
-            ..self.weighted(weights)
+            ..with_weights(common, weights)
         };
-        if let Some(fused) = &self.fused_forward {
-            return fused.run(arguments);
-        }
-        let exchange: Buffer<T> = self.device.alloc(2 * self.forward_exchange())?;
-        self.forward_steps(arguments, exchange.ptr())
-    }
-
-    /// The arguments that every forward call has.
-    fn weighted<T: Element>(&self, weights: &Weights<Cuda, T>) -> ForwardCall {
-        let packed = weights.packed();
-        ForwardCall {
-            forward_clip: clip(self.problem.options.forward_clip),
-            r: packed.forward.ptr(),
-            b: packed.b.ptr(),
-            ..ForwardCall::zeroed()
+        match self {
+            Self::Fused(fused) => fused.run(arguments),
+            Self::Alternating(time_loop) => {
+                let exchange: Buffer<T> = common.device.alloc(2 * common.exchanged_h())?;
+                run_steps(common, time_loop, arguments, exchange.ptr())
+            }
         }
     }
+}
 
-    /// Enqueues a launch per step.
-    fn forward_steps(&self, call: ForwardCall, exchange: Address) -> Result<()> {
-        let call = ForwardCall { exchange, ..call };
-        self.forward.run(&call, self.forward_exchange(), call.sizes.time as usize)
+/// Returns the workspace of any forward pass of a plan.
+pub(crate) fn workspace(common: &Common) -> Workspace {
+    let needs = ForwardNeeds { state: true, exchange: true };
+    scratch::workspace(|bump| ForwardScratch::cut(common, bump, needs))
+}
+
+/// Returns the arguments that depend on the plan and its weights alone.
+fn with_weights<T: Element>(common: &Common, weights: &Weights<Cuda, T>) -> ForwardCall {
+    let packed = weights.packed();
+    ForwardCall {
+        forward_clip: clip(common.problem.options.forward_clip),
+        r: packed.forward.ptr(),
+        b: packed.b.ptr(),
+        ..ForwardCall::zeroed()
+    }
+}
+
+/// Enqueues one launch per time step.
+fn run_steps(
+    common: &Common,
+    time_loop: &TimeLoop,
+    call: ForwardCall,
+    exchange: Address,
+) -> Result<()> {
+    let call = ForwardCall { exchange, ..call };
+    time_loop.run(&call, common.exchanged_h(), call.sizes.time as usize)
+}
+
+/// Which buffers a forward pass needs.
+#[derive(Clone, Copy)]
+struct ForwardNeeds {
+    /// The call has no `last` to hold the state.
+    state: bool,
+    /// The steps are launches of their own.
+    exchange: bool,
+}
+
+/// The buffers of a forward pass.
+struct ForwardScratch {
+    /// `[S, B, N, D]`
+    state: Address,
+    /// `[2, B, N, depth]`
+    exchange: Address,
+}
+
+impl ForwardScratch {
+    fn cut(common: &Common, bump: &mut Bump, needs: ForwardNeeds) -> Self {
+        let state = if needs.state { common.shapes.state().iter().product() } else { 0 };
+        let exchange = if needs.exchange { 2 * common.exchanged_h() * common.bytes } else { 0 };
+        Self { state: bump.take::<f32>(state), exchange: bump.take::<u8>(exchange) }
     }
 }

@@ -1,36 +1,93 @@
-//! The fused kernels of a plan: one launch per pass, all time steps in it.
+//! The fused kernels of a plan: one launch per pass, with all time steps in it.
 
 use std::sync::{Arc, OnceLock};
 
 use flashrnn_core::{Dtype, Result, Shapes};
 
-use crate::call::{Address, BackwardCall, ForwardCall};
-use crate::device::Device;
-use crate::engine::{joined, spawn};
-use crate::kernels::launch::{Kernel, Launch};
-use crate::passes::time_loop::{argument, grid};
-use crate::programs::{self, CellSource, Uses};
-use crate::select::fused::{COPY_BYTES, Fused};
+use crate::call::{Address, BackwardCall, ForwardCall, Gates};
+use crate::kernels::Kernels;
+use crate::kernels::launch::{Kernel, Launch, argument, grid};
+use crate::kernels::threads::{join, spawn};
+use crate::programs::{self, CellSource, Features};
+use crate::select::alignment::COPY_BYTES;
+use crate::select::fused::Fused;
 
-/// A fused kernel and its launch.
-struct Pass {
-    kernel: Kernel,
-    launch: Launch,
+/// What the fused kernels of both passes are compiled from.
+#[derive(Clone)]
+pub(crate) struct FusedProblem {
+    pub kernels: Arc<Kernels>,
+    pub cell: CellSource,
+    pub element: Dtype,
+    /// Bytes of an element.
+    pub bytes: usize,
+    pub shapes: Shapes,
+    /// The features that every call needs.
+    pub features: Features,
 }
 
-/// Which version of a kernel a call needs.
+/// The fused kernels of the forward pass.
+pub(crate) struct FusedForward(Variants);
+
+impl FusedForward {
+    /// Compiles the variants that calls with aligned tensors need.
+    pub(crate) fn new(problem: FusedProblem, layout: Fused) -> Result<Self> {
+        let variants = Variants::new(problem, layout, Pass::Forward);
+        variants.compile_aligned(&[true, false])?;
+        Ok(Self(variants))
+    }
+
+    /// Enqueues all steps of `call`.
+    pub(crate) fn run(&self, mut call: ForwardCall) -> Result<()> {
+        let saved = if call.save_gates != 0 { call.gates } else { Gates { external: 0, inner: 0 } };
+        let tensors = [call.wx, call.h, call.states];
+        let variant = Variant {
+            saves: call.states != 0 || call.save_gates != 0 || call.wide_states != 0,
+            ragged: call.lengths != 0 || call.resets != 0,
+            copy_bytes: self.0.copy_bytes(&tensors, &[call.wide_states, call.wide_gates], saved),
+        };
+        // SAFETY: the kernel takes a ForwardCall.
+        unsafe { self.0.run(variant, &mut call) }
+    }
+}
+
+/// The fused kernels of the backward pass.
+pub(crate) struct FusedBackward(Variants);
+
+impl FusedBackward {
+    /// Compiles the variants that calls with aligned tensors need.
+    pub(crate) fn new(problem: FusedProblem, layout: Fused) -> Result<Self> {
+        let variants = Variants::new(problem, layout, Pass::Backward);
+        variants.compile_aligned(&[true])?;
+        Ok(Self(variants))
+    }
+
+    /// Enqueues all steps of `call`.
+    pub(crate) fn run(&self, mut call: BackwardCall) -> Result<()> {
+        let tensors = [call.states, call.d_states, call.d_gates.external, call.d_gates.inner];
+        let wide = [call.wide_states, call.wide_gates];
+        let variant = Variant {
+            saves: true,
+            ragged: call.lengths != 0 || call.resets != 0,
+            copy_bytes: self.0.copy_bytes(&tensors, &wide, call.gates),
+        };
+        // SAFETY: the kernel takes a BackwardCall.
+        unsafe { self.0.run(variant, &mut call) }
+    }
+}
+
+/// The features that differ from call to call.
 #[derive(Clone, Copy, PartialEq)]
-struct Version {
-    /// Forward: it writes what a backward pass needs.
+struct Variant {
+    /// The forward pass writes what the backward pass reads. Always `true` in the backward pass.
     saves: bool,
     /// There are lengths or resets.
     ragged: bool,
-    /// One of [`COPY_BYTES`], which divides all addresses.
+    /// The member of [`COPY_BYTES`] that divides all addresses.
     copy_bytes: usize,
 }
 
-impl Version {
-    /// Number of versions, and this one's index among them.
+impl Variant {
+    /// Number of variants.
     const COUNT: usize = 4 * COPY_BYTES.len();
 
     fn index(self) -> usize {
@@ -39,175 +96,101 @@ impl Version {
     }
 }
 
-/// The versions of a kernel, each compiled when it is first needed.
-struct Versions {
-    device: Arc<Device>,
-    cell: CellSource,
-    element: Dtype,
-    bytes: usize,
-    shapes: Shapes,
-    fused: Fused,
-    uses: Uses,
-    backward: bool,
-    passes: [OnceLock<Pass>; Version::COUNT],
+#[derive(Clone, Copy)]
+enum Pass {
+    Forward,
+    Backward,
 }
 
-impl Versions {
-    /// Compiles those of `wanted` at the same time.
-    fn compile(&self, wanted: &[Version]) -> Result<()> {
+/// The variants of a pass's kernel, each compiled when it is first needed.
+struct Variants {
+    problem: FusedProblem,
+    layout: Fused,
+    pass: Pass,
+    compiled: [OnceLock<(Kernel, Launch)>; Variant::COUNT],
+}
+
+impl Variants {
+    fn new(problem: FusedProblem, layout: Fused, pass: Pass) -> Self {
+        Self { problem, layout, pass, compiled: Default::default() }
+    }
+
+    /// Compiles the variants for tensors at multiples of 16 bytes, at the same time, for each value
+    /// of [`Variant::saves`] in `saves`.
+    fn compile_aligned(&self, saves: &[bool]) -> Result<()> {
+        let copy_bytes = self.copy_bytes(&[], &[], Gates { external: 0, inner: 0 });
         std::thread::scope(|scope| {
-            let compile = |&version| spawn(scope, move || self.get(version).map(drop));
-            let threads: Vec<_> = wanted.iter().map(compile).collect();
-            threads.into_iter().try_for_each(joined)
+            let mut threads = Vec::new();
+            for &saves in saves {
+                for ragged in [false, true] {
+                    let variant = Variant { saves, ragged, copy_bytes };
+                    threads.push(spawn(scope, move || self.get(variant).map(drop)));
+                }
+            }
+            threads.into_iter().try_for_each(join)
         })
     }
 
-    fn get(&self, version: Version) -> Result<&Pass> {
-        let place = &self.passes[version.index()];
-        if let Some(pass) = place.get() {
-            return Ok(pass);
+    fn get(&self, variant: Variant) -> Result<&(Kernel, Launch)> {
+        let slot = &self.compiled[variant.index()];
+        if let Some(compiled) = slot.get() {
+            return Ok(compiled);
         }
-        let Version { saves, ragged, copy_bytes } = version;
-        let uses = Uses { saves, ragged, copy_bytes: Some(copy_bytes), ..self.uses };
-        let Self { cell, element, shapes, fused, bytes, .. } = self;
-        let (program, name, shared) = if self.backward {
-            let program = programs::fused_backward(cell, *element, shapes, *fused, uses);
-            (program, "fused_backward", fused.backward_shared(shapes, *bytes))
-        } else {
-            let program = programs::fused_forward(cell, *element, shapes, *fused, uses);
-            (program, "fused_forward", fused.forward_shared(shapes, *bytes, saves))
+        let Variant { saves, ragged, copy_bytes } = variant;
+        let FusedProblem { kernels, cell, element, bytes, shapes, features } = &self.problem;
+        let features = Features { saves, ragged, copy_bytes: Some(copy_bytes), ..*features };
+        let layout = self.layout;
+        let (program, name, shared) = match self.pass {
+            Pass::Forward => (
+                programs::fused_forward(cell, *element, shapes, layout, features),
+                "fused_forward",
+                layout.forward_shared(shapes, *bytes, saves),
+            ),
+            Pass::Backward => (
+                programs::fused_backward(cell, *element, shapes, layout, features),
+                "fused_backward",
+                layout.backward_shared(shapes, *bytes),
+            ),
         };
-        let kernel = self.device.module(&program)?.kernel(name)?;
+        let kernel = kernels.module(&program)?.kernel(name)?;
         let launch = Launch {
             shared: shared as u32,
-            cluster: fused.blocks as u32,
-            ..Launch::new(grid(fused.grid(shapes))?, fused.threads() as u32)
+            cluster: layout.blocks as u32,
+            ..Launch::new(grid(layout.grid(shapes))?, layout.threads() as u32)
         };
-        Ok(place.get_or_init(|| Pass { kernel, launch }))
+        Ok(slot.get_or_init(|| (kernel, launch)))
     }
 
-    /// The most bytes of [`COPY_BYTES`] that divide the address of every row of `tensors`; rows of
-    /// the f32 tensors `wide`, which have as many elements, are copied as much wider as these are,
-    /// and so are interleaved gates.
-    fn copy_bytes(&self, tensors: &[Address], wide: &[Address], interleaved: Address) -> usize {
-        let row = (self.shapes.head_dim * self.bytes) as Address;
+    /// Returns the maximum of [`COPY_BYTES`] that divides the address of every row. `tensors` have
+    /// rows of D elements of `T`, the tensors `wide` of D elements of f32, which are copied as much
+    /// wider as they are larger; so are saved gates if they are interleaved.
+    fn copy_bytes(&self, tensors: &[Address], wide: &[Address], saved: Gates) -> usize {
+        let FusedProblem { bytes: element_bytes, shapes, features, .. } = &self.problem;
+        let row = (shapes.head_dim * element_bytes) as Address;
         let divides = |bytes: usize, address: &Address| address.is_multiple_of(bytes as Address);
         let fits = |bytes: &usize| {
+            let gates_fit = if features.interleaved {
+                *bytes == 1 || divides((bytes * shapes.gates).min(16), &saved.external)
+            } else {
+                divides(*bytes, &saved.external) && divides(*bytes, &saved.inner)
+            };
+            let wide_bytes = (bytes * size_of::<f32>() / element_bytes).min(16);
             divides(*bytes, &row)
                 && tensors.iter().all(|address| divides(*bytes, address))
-                && wide.iter().all(|address| {
-                    divides((bytes * size_of::<f32>() / self.bytes).min(16), address)
-                })
-                && (*bytes == 1 || divides((bytes * self.shapes.gates).min(16), &interleaved))
+                && wide.iter().all(|address| divides(wide_bytes, address))
+                && gates_fit
         };
         COPY_BYTES.into_iter().find(fits).unwrap_or(1)
     }
 
-    /// Enqueues a version of the kernel.
+    /// Enqueues a variant of the kernel.
     ///
     /// # Safety
-    /// As [`Kernel::launch`]; `call` is the kernel's only argument.
-    unsafe fn run<Call>(&self, version: Version, call: &mut Call) -> Result<()> {
-        let Pass { kernel, launch } = self.get(version)?;
-        // SAFETY: the caller's promise.
-        unsafe { kernel.launch(self.device.stream.cu_stream(), launch, &mut [argument(call)]) }
-    }
-}
-
-/// The problem of the fused kernels of a plan.
-pub(crate) struct FusedProblem<'a> {
-    pub device: &'a Arc<Device>,
-    pub cell: &'a CellSource,
-    pub element: Dtype,
-    /// Bytes of an element.
-    pub bytes: usize,
-    pub shapes: &'a Shapes,
-    pub uses: Uses,
-}
-
-impl FusedProblem<'_> {
-    /// The versions of one pass's kernel, of which those that write and read tensors at multiples
-    /// of 16 bytes are compiled.
-    fn versions(&self, fused: Fused, backward: bool) -> Result<Versions> {
-        let versions = Versions {
-            device: self.device.clone(),
-            cell: self.cell.clone(),
-            element: self.element,
-            bytes: self.bytes,
-            shapes: self.shapes.clone(),
-            fused,
-            uses: self.uses,
-            backward,
-            passes: Default::default(),
-        };
-        let copy_bytes = versions.copy_bytes(&[], &[], 0);
-        let mut wanted = Vec::new();
-        for saves in [true, false] {
-            for ragged in [false, true] {
-                wanted.push(Version { saves, ragged, copy_bytes });
-            }
-        }
-        // The backward pass writes nothing for another.
-        wanted.retain(|version| version.saves || !backward);
-        versions.compile(&wanted)?;
-        Ok(versions)
-    }
-}
-
-/// The fused forward kernels of a problem.
-pub(crate) struct FusedForward(Versions);
-
-impl FusedForward {
-    pub(crate) fn new(problem: &FusedProblem<'_>, fused: Fused) -> Result<Self> {
-        problem.versions(fused, false).map(Self)
-    }
-
-    /// Enqueues all steps of `call`.
-    pub(crate) fn run(&self, mut call: ForwardCall) -> Result<()> {
-        let saved = [call.gates.external, call.gates.inner]
-            .map(|gates| gates * Address::from(call.save_gates != 0));
-        let interleaved = self.0.uses.interleaved;
-        let gates = if interleaved { [0; 2] } else { saved };
-        let tensors = [&[call.wx, call.h, call.states][..], &gates].concat();
-        let version = Version {
-            saves: call.states != 0 || call.save_gates != 0 || call.wide_states != 0,
-            ragged: call.lengths != 0 || call.resets != 0,
-            copy_bytes: self.0.copy_bytes(
-                &tensors,
-                &[call.wide_states, call.wide_gates],
-                saved[0] * Address::from(interleaved),
-            ),
-        };
-        // SAFETY: the kernel takes a ForwardCall.
-        unsafe { self.0.run(version, &mut call) }
-    }
-}
-
-/// The fused backward kernels of a problem.
-pub(crate) struct FusedBackward(Versions);
-
-impl FusedBackward {
-    pub(crate) fn new(problem: &FusedProblem<'_>, fused: Fused) -> Result<Self> {
-        problem.versions(fused, true).map(Self)
-    }
-
-    /// Enqueues all steps of `call`.
-    pub(crate) fn run(&self, mut call: BackwardCall) -> Result<()> {
-        let saved = [call.gates.external, call.gates.inner];
-        let interleaved = self.0.uses.interleaved;
-        let gates = if interleaved { [0; 2] } else { saved };
-        let d_gates = [call.d_gates.external, call.d_gates.inner];
-        let tensors = [&[call.states, call.d_states][..], &gates, &d_gates].concat();
-        let version = Version {
-            saves: true,
-            ragged: call.lengths != 0 || call.resets != 0,
-            copy_bytes: self.0.copy_bytes(
-                &tensors,
-                &[call.wide_states, call.wide_gates],
-                saved[0] * Address::from(interleaved),
-            ),
-        };
-        // SAFETY: the kernel takes a BackwardCall.
-        unsafe { self.0.run(version, &mut call) }
+    /// As [`Kernel::launch`]; `call` must be the kernel's only argument.
+    unsafe fn run<Call>(&self, variant: Variant, call: &mut Call) -> Result<()> {
+        let (kernel, launch) = self.get(variant)?;
+        let stream = self.problem.kernels.device.stream.cu_stream();
+        // SAFETY: as the caller guarantees.
+        unsafe { kernel.launch(stream, launch, &mut [argument(call)]) }
     }
 }

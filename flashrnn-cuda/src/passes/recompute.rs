@@ -1,20 +1,30 @@
-//! What the backward pass computes for all tokens at once before its time loop: h before every
-//! step, and the gates again.
+//! What the backward pass computes for all tokens at once before its time loop: the previous h of
+//! every step, and if they were not saved, the gates.
 
-use std::ffi::c_void;
+use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
 use flashrnn_core::{Dtype, Result};
 
 use crate::call::{Address, Gates, Sizes};
-use crate::device::blas::{Matrix, Product};
-use crate::engine::Engine;
-use crate::kernels::launch::{Kernel, Launch};
-use crate::memory::scratch::GatesAgainScratch;
-use crate::passes::time_loop::argument;
-use crate::passes::weight_grad::Operand;
+use crate::device::blas::{BlasScratch, Matrix, Product};
+use crate::kernels::launch::{Kernel, Module, argument};
+use crate::memory::scratch::Bump;
+use crate::passes::Common;
+use crate::passes::address_table::{AddressTable, Operand};
 
-/// What says where each row's steps lie and begin.
+/// Maximum bytes of the products that gates are recomputed from at a time.
+const MAX_PRODUCT_BYTES: usize = 64 << 20;
+
+/// The kernels that prepare the backward pass.
+pub(crate) struct Recompute {
+    previous_h: Kernel,
+    gates: Kernel,
+    addresses: Kernel,
+}
+
+/// The layout of a call's rows: `Sizes`, and the optional tensors that say where a row begins and
+/// ends.
 pub(crate) struct Rows {
     pub sizes: Sizes,
     pub s0: Address,
@@ -22,30 +32,21 @@ pub(crate) struct Rows {
     pub resets: Address,
 }
 
-/// The most bytes of products that the gates are computed from at a time.
-const PRODUCTS: usize = 64 << 20;
-
-impl Engine {
-    /// Enqueues a kernel that goes over the work of `len` threads in strides.
-    ///
-    /// # Safety
-    /// `arguments` are those of the kernel.
-    pub(crate) unsafe fn over(
-        &self,
-        stream: CUstream,
-        kernel: &Kernel,
-        len: usize,
-        arguments: &mut [*mut c_void],
-    ) -> Result<()> {
-        let most = self.device.shared.multiprocessors * 16;
-        let blocks = len.div_ceil(256).min(most);
-        // SAFETY: the caller's promise.
-        unsafe { kernel.launch(stream, &Launch::new([blocks as u32, 1, 1], 256), arguments) }
+impl Recompute {
+    /// Takes the kernels of the modules of `programs::recompute` and `programs::weight_grad`.
+    pub(crate) fn new(recompute: &Arc<Module>, weight_grad: &Arc<Module>) -> Result<Self> {
+        Ok(Self {
+            previous_h: recompute.kernel("previous_h")?,
+            gates: recompute.kernel("recompute_gates")?,
+            addresses: weight_grad.kernel("addresses")?,
+        })
     }
 
-    /// From `states [S, tokens, N, D]` h before every step, `out [tokens, N, depth]`.
+    /// Enqueues the gathering of h before every step, `out [tokens, N, depth]`, from
+    /// `states [S, tokens, N, D]`.
     pub(crate) fn previous_h(
         &self,
+        common: &Common,
         stream: CUstream,
         rows: &Rows,
         states: Address,
@@ -61,64 +62,60 @@ impl Engine {
             argument(&mut resets),
             argument(&mut out),
         ];
+        let len = 32 * common.shapes.tokens();
         // SAFETY: the kernel takes (Sizes, const T*, const float*, const int*, const unsigned
         // char*, T*).
-        unsafe { self.over(stream, &self.previous_h, 32 * self.shapes.tokens(), &mut arguments) }
+        unsafe { common.launch_strided(stream, &self.previous_h, len, &mut arguments) }
     }
 
-    /// How many tokens' gates are computed again at a time.
-    pub(crate) fn gates_again_chunk(&self) -> usize {
-        let row = self.shapes.recurrent * self.shapes.heads * self.depth;
-        (PRODUCTS / (row * size_of::<f32>()).max(1)).max(1).min(self.shapes.tokens())
-    }
-
-    /// The gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N, D]`, `wx [tokens, Gx, N, D]`
-    /// and the h before every step, `[tokens, N, depth]`; in chunks of tokens.
-    pub(crate) fn gates_again(
+    /// Enqueues the gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N, D]`,
+    /// `wx [tokens, Gx, N, D]` and `previous_h [tokens, N, depth]`, in chunks of tokens.
+    pub(crate) fn gates(
         &self,
+        common: &Common,
         rows: &Rows,
         [r, b, wx, previous_h]: [Address; 4],
         gates: Gates,
         wide_gates: Address,
-        scratch: &GatesAgainScratch,
+        scratch: &RecomputeScratch,
     ) -> Result<()> {
-        let shapes = &self.shapes;
-        let (tokens, batch) = (shapes.tokens(), shapes.recurrent * shapes.heads);
+        let (shapes, depth) = (&common.shapes, common.depth);
+        let (tokens, heads) = (shapes.tokens(), shapes.heads);
         if tokens == 0 {
             return Ok(());
         }
-        let row = batch * self.depth;
-        let chunk = self.gates_again_chunk();
-        let (heads, depth) = (shapes.heads, self.depth);
+        let batch = shapes.recurrent * heads;
+        let chunk = chunk(common);
         let matrix = shapes.head_dim * depth;
         let operands = [
-            Operand::new(r, [0, heads * matrix, matrix], self.bytes),
-            Operand::new(previous_h, [chunk * heads * depth, 0, depth], self.bytes),
+            Operand::new(r, [0, heads * matrix, matrix], common.bytes),
+            Operand::new(previous_h, [chunk * heads * depth, 0, depth], common.bytes),
             Operand::new(scratch.products, [0, heads * depth, depth], size_of::<f32>()),
         ];
         let counts = [tokens.div_ceil(chunk), shapes.recurrent, heads];
-        let addresses = self.addresses(scratch.addresses, operands, counts)?;
-        let stream = self.device.stream.cu_stream();
+        let table =
+            AddressTable::write(common, &self.addresses, scratch.addresses, operands, counts)?;
+        let stream = common.stream();
         for (part, first) in (0..tokens).step_by(chunk).enumerate() {
             let count = chunk.min(tokens - first);
-            let [r, h, products_at] = addresses.of_part(part);
-            // Columns are tokens: products[g][n] (D x count) = R[g][n] (D x D, stored transposed)
-            // h[n] (D x count).
+            let [r, h, products] = table.part(part);
+            // Columns are tokens: for each gate g and head n,
+            // products[g][n] (D x count) = R[g][n] (D x D, stored transposed) h[n] (D x count).
             let product = Product {
                 a: Matrix { pointers: r, ld: depth, transposed: true },
                 b: Matrix { pointers: h, ld: heads * depth, transposed: false },
-                c: Matrix { pointers: products_at, ld: row, transposed: false },
+                c: Matrix { pointers: products, ld: batch * depth, transposed: false },
                 m: shapes.head_dim,
                 n: count,
                 k: shapes.head_dim,
                 batch,
-                input: self.element,
+                input: common.element,
                 output: Dtype::F32,
-                tf32: self.problem.options.tf32,
+                tf32: common.problem.options.tf32,
             };
-            // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers, as the
-            // scratch memory does.
-            unsafe { self.device.shared.blas()?.batched(stream, &product, scratch.blas)? };
+            // SAFETY: the table has been written, and the matrices are in live buffers, as the
+            // scratch memory is.
+            unsafe { common.device.context.blas()?.batched(stream, &product, scratch.blas)? };
             let (mut sizes, mut gates, mut wide_gates) = (rows.sizes, gates, wide_gates);
             let (mut first, mut many) = (first as i64, count as i64);
             let (mut products, mut wx, mut b) = (scratch.products, wx, b);
@@ -132,12 +129,39 @@ impl Engine {
                 argument(&mut gates),
                 argument(&mut wide_gates),
             ];
+            let len = count * shapes.units();
             // SAFETY: the kernel takes (Sizes, Offset, Offset, const float*, const T*, const
             // float*, Gates<T>, float*).
-            unsafe {
-                self.over(stream, &self.gates_again, count * shapes.units(), &mut arguments)?
-            };
+            unsafe { common.launch_strided(stream, &self.gates, len, &mut arguments)? };
         }
         Ok(())
+    }
+}
+
+/// Returns how many tokens' gates are recomputed at a time.
+fn chunk(common: &Common) -> usize {
+    let shapes = &common.shapes;
+    let row = shapes.recurrent * shapes.heads * common.depth;
+    (MAX_PRODUCT_BYTES / (row * size_of::<f32>()).max(1)).max(1).min(shapes.tokens())
+}
+
+/// The buffers of [`Recompute::gates`].
+pub(crate) struct RecomputeScratch {
+    /// `[chunk, Gr, N, depth]`
+    products: Address,
+    /// `[3, chunks, Gr, N]`
+    addresses: Address,
+    blas: BlasScratch,
+}
+
+impl RecomputeScratch {
+    pub(crate) fn cut(common: &Common, bump: &mut Bump) -> Self {
+        let (shapes, chunk) = (&common.shapes, chunk(common));
+        let batch = shapes.recurrent * shapes.heads;
+        Self {
+            products: bump.take::<f32>(chunk * batch * common.depth),
+            addresses: bump.take::<u64>(3 * batch * shapes.tokens().div_ceil(chunk.max(1))),
+            blas: common.blas_scratch(bump),
+        }
     }
 }

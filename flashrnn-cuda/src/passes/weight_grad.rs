@@ -1,177 +1,118 @@
-//! The gradients of R and b: one large product over all tokens in a few parts, and column sums in
-//! parts, each added up in a fixed order.
+//! The gradients of R and b. `d_r` is a batched product over the tokens in a few parts, `d_b` a sum
+//! of columns in parts; both add the parts in a fixed order.
+
+use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
 use flashrnn_core::{Dtype, Result};
 
 use crate::call::{Address, Gates};
-use crate::device::blas::{Matrix, Product};
-use crate::engine::Engine;
-use crate::kernels::launch::Launch;
-use crate::memory::scratch::WeightScratch;
-use crate::passes::time_loop::{argument, grid};
-use crate::select::step as select;
+use crate::device::blas::{BlasScratch, Matrix, Product};
+use crate::kernels::launch::{Kernel, Launch, Module, argument, grid};
+use crate::memory::scratch::Bump;
+use crate::passes::Common;
+use crate::passes::address_table::{AddressTable, Operand};
+use crate::select::gradient::{Parts, parts};
 
-/// Some gates of all tokens: `[tokens, gates, N, unit_stride / D …]`, as the batched product reads
-/// them.
-struct GateRows {
-    address: Address,
-    /// Room for a copy with aligned rows.
-    padded: Address,
-    /// The first of the recurrent gates here, and how many.
-    first: usize,
-    count: usize,
-    /// Elements from a head to the next, and from a token to the next.
-    head: usize,
-    token: usize,
+/// The kernels of the weights' gradients.
+pub(crate) struct WeightGrad {
+    pad: Kernel,
+    column_sums: Kernel,
+    addresses: Kernel,
+    reduce: Kernel,
 }
 
-/// `Operand` of kernels/weight_grad.cu.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Operand {
-    first: Address,
-    strides: [i64; 3],
-}
-
-impl Operand {
-    /// Matrices from `first` on, whose elements of `bytes` are so many from a part, gate and head
-    /// to the next.
-    pub(crate) fn new(first: Address, strides: [usize; 3], bytes: usize) -> Self {
-        Self { first, strides: strides.map(|elements| (elements * bytes) as i64) }
-    }
-}
-
-/// The addresses of the matrices of a batched product on the device, `[3, parts, gates, heads]`.
-pub(crate) struct Addresses {
-    table: Address,
-    /// The matrices of an operand, and those of one of its parts.
-    operand: usize,
-    part: usize,
-}
-
-impl Addresses {
-    /// Where the addresses of each operand's matrices begin, from a part on.
-    pub(crate) fn of_part(&self, part: usize) -> [Address; 3] {
-        let at = |matrix: usize| self.table + (matrix * size_of::<u64>()) as Address;
-        [0, 1, 2].map(|operand| at(operand * self.operand + part * self.part))
-    }
-}
-
-/// How the tokens are divided for a sum over all of them.
-pub(crate) struct Parts {
-    /// Parts of `length` tokens.
-    whole: usize,
-    length: usize,
-    /// The tokens of one more part, 0 where there is none.
-    rest: usize,
-    /// All parts.
-    pub total: usize,
-}
-
-impl Engine {
-    /// How `d_r` is summed.
-    pub(crate) fn row_parts(&self) -> Parts {
-        let shapes = &self.shapes;
-        let tiles = shapes.head_dim.div_ceil(128);
-        let blocks = shapes.recurrent * shapes.heads * tiles * tiles;
-        let (whole, length) =
-            select::parts(shapes.tokens(), blocks, self.device.shared.multiprocessors);
-        let rest = shapes.tokens() - whole * length;
-        let total = if shapes.tokens() == 0 { 0 } else { whole + usize::from(rest > 0) };
-        Parts { whole, length, rest, total }
+impl WeightGrad {
+    /// Takes the kernels of the modules of `programs::recompute` and `programs::weight_grad`.
+    pub(crate) fn new(recompute: &Arc<Module>, weight_grad: &Arc<Module>) -> Result<Self> {
+        Ok(Self {
+            pad: recompute.kernel("pad")?,
+            column_sums: recompute.kernel("column_sums")?,
+            addresses: weight_grad.kernel("addresses")?,
+            reduce: weight_grad.kernel("reduce")?,
+        })
     }
 
-    /// `d_r [Gr, N, D_out, D_in]` from dg and `previous_h [tokens, N, depth]`.
-    pub(crate) fn weight_gradient(
+    /// Enqueues `d_r [Gr, N, D_out, D_in]`, from dg and `previous_h [tokens, N, depth]`.
+    pub(crate) fn d_r(
         &self,
+        common: &Common,
         d_gates: Gates,
         previous_h: Address,
         d_r: Address,
         accumulate: bool,
-        scratch: &WeightScratch,
+        scratch: &WeightGradScratch,
     ) -> Result<()> {
-        let shapes = &self.shapes;
+        let (shapes, depth) = (&common.shapes, common.depth);
         let (heads, head_dim, recurrent) = (shapes.heads, shapes.head_dim, shapes.recurrent);
-        let Parts { whole, length, rest, total } = self.row_parts();
-        let stream = self.device.stream.cu_stream();
-        // [total, Gr, N, D, depth]
-        let matrix = head_dim * self.depth;
+        let Parts { whole, length, rest, total } = row_parts(common);
+        let stream = common.stream();
+        // partial: [total, Gr, N, D, depth]
+        let matrix = head_dim * depth;
         let mut table = scratch.addresses;
-        for gates in self.recurrent_gates(d_gates, scratch.padded) {
-            let gates = self.aligned(gates)?;
+        for gates in recurrent_gates(common, d_gates, scratch.padded) {
+            let gates = self.aligned(common, gates)?;
             let out =
                 scratch.partial + (gates.first * heads * matrix * size_of::<f32>()) as Address;
+            let h_strides = [length * heads * depth, 0, depth];
+            let dg_strides = [length * gates.token, heads * gates.head, gates.head];
+            let out_strides = [recurrent * heads * matrix, heads * matrix, matrix];
             let operands = [
-                Operand::new(previous_h, [length * heads * self.depth, 0, self.depth], self.bytes),
-                Operand::new(
-                    gates.address,
-                    [length * gates.token, heads * gates.head, gates.head],
-                    self.bytes,
-                ),
-                Operand::new(
-                    out,
-                    [recurrent * heads * matrix, heads * matrix, matrix],
-                    size_of::<f32>(),
-                ),
+                Operand::new(previous_h, h_strides, common.bytes),
+                Operand::new(gates.address, dg_strides, common.bytes),
+                Operand::new(out, out_strides, size_of::<f32>()),
             ];
-            let addresses = self.addresses(table, operands, [total, gates.count, heads])?;
+            let counts = [total, gates.count, heads];
+            let addresses = AddressTable::write(common, &self.addresses, table, operands, counts)?;
             table += (3 * total * gates.count * heads * size_of::<u64>()) as Address;
             for (first, parts, length) in [(0, whole, length), (whole, 1, rest)] {
                 if length == 0 {
                     continue;
                 }
-                let [h, dg, out] = addresses.of_part(first);
+                let [h, dg, out] = addresses.part(first);
                 // Column-major: partial (D_in x D_out) = h (D_in x tokens) dg (tokens x D_out).
                 let product = Product {
-                    a: Matrix { pointers: h, ld: heads * self.depth, transposed: false },
+                    a: Matrix { pointers: h, ld: heads * depth, transposed: false },
                     b: Matrix { pointers: dg, ld: gates.token, transposed: true },
-                    c: Matrix { pointers: out, ld: self.depth, transposed: false },
+                    c: Matrix { pointers: out, ld: depth, transposed: false },
                     m: head_dim,
                     n: head_dim,
                     k: length,
                     batch: parts * gates.count * heads,
-                    input: self.element,
+                    input: common.element,
                     output: Dtype::F32,
-                    tf32: self.problem.options.tf32,
+                    tf32: common.problem.options.tf32,
                 };
-                // SAFETY: `addresses` wrote the addresses; all of them lie in live buffers, as the
-                // scratch memory does.
-                unsafe { self.device.shared.blas()?.batched(stream, &product, scratch.blas)? };
+                // SAFETY: the table has been written, and the matrices are in live buffers, as the
+                // scratch memory is.
+                unsafe { common.device.context.blas()?.batched(stream, &product, scratch.blas)? };
             }
         }
-        self.reduce(
-            stream,
-            scratch.partial,
-            total,
-            [recurrent * heads * head_dim, head_dim, self.depth],
-            d_r,
-            accumulate,
-        )
+        let partial = Partial {
+            address: scratch.partial,
+            parts: total,
+            rows: recurrent * heads * head_dim,
+            length: head_dim,
+            stride: depth,
+        };
+        self.reduce(common, stream, partial, d_r, accumulate)
     }
 
-    /// In how many parts columns are summed, and the tokens of each but the last, which may have
-    /// fewer.
-    pub(crate) fn column_parts(&self) -> (usize, usize) {
-        let (tokens, columns) = (self.shapes.tokens(), self.shapes.gates * self.shapes.units());
-        let (_, length) =
-            select::parts(tokens, columns.div_ceil(256), self.device.shared.multiprocessors * 4);
-        (tokens.div_ceil(length.max(1)), length)
-    }
-
-    /// `d_b [G, N, D]` from dg, by way of `partial [parts, G, N, D]`, the gates of `inner` first.
-    pub(crate) fn bias_gradient(
+    /// Enqueues `d_b [G, N, D]`, from dg, by way of `partial [parts, G, N, D]`, in which the gates
+    /// of `d_gates.inner` come first.
+    pub(crate) fn d_b(
         &self,
+        common: &Common,
         stream: CUstream,
         d_gates: Gates,
         partial: Address,
         d_b: Address,
         accumulate: bool,
     ) -> Result<()> {
-        let shapes = &self.shapes;
+        let shapes = &common.shapes;
         let units = shapes.units();
         let columns = shapes.gates * units;
-        let (total, length) = self.column_parts();
+        let (total, length) = column_parts(common);
         let inner = (d_gates.inner, shapes.inner() * units, 0);
         let external = (d_gates.external, shapes.external * units, shapes.inner() * units);
         for (rows, columns_here, first) in [inner, external] {
@@ -195,94 +136,46 @@ impl Engine {
             // SAFETY: the kernel takes (const T*, Offset, Offset, Offset, float*, Offset).
             unsafe { self.column_sums.launch(stream, &launch, &mut arguments)? };
         }
-        self.reduce(stream, partial, total, [1, columns, columns], d_b, accumulate)
+        let partial =
+            Partial { address: partial, parts: total, rows: 1, length: columns, stride: columns };
+        self.reduce(common, stream, partial, d_b, accumulate)
     }
 
-    /// dg of the recurrent gates: those in the tensor without external input, then those in `d_wx`.
-    fn recurrent_gates(&self, d_gates: Gates, padded: Gates) -> Vec<GateRows> {
-        let shapes = &self.shapes;
-        let (inner, head) = (shapes.inner(), shapes.head_dim);
-        let part = |(address, padded), first: usize, end: usize, gates: usize| GateRows {
-            address,
-            padded,
-            first,
-            count: end.saturating_sub(first),
-            head,
-            token: gates * shapes.units(),
-        };
-        let parts = [
-            part((d_gates.inner, padded.inner), 0, inner.min(shapes.recurrent), inner),
-            part((d_gates.external, padded.external), inner, shapes.recurrent, shapes.external),
-        ];
-        parts.into_iter().filter(|part| part.count > 0).collect()
-    }
-
-    /// The same gates where every matrix begins at a multiple of 16 bytes, which the products need:
-    /// copied unless they lie so.
-    fn aligned(&self, gates: GateRows) -> Result<GateRows> {
-        if (gates.head * self.bytes).is_multiple_of(16) && gates.address.is_multiple_of(16) {
+    /// Returns the same gates with every matrix at a multiple of 16 bytes, as the products need.
+    /// Enqueues a copy with padded rows if they are not so already.
+    fn aligned(&self, common: &Common, gates: GateRows) -> Result<GateRows> {
+        if (gates.head * common.bytes).is_multiple_of(16) && gates.address.is_multiple_of(16) {
             return Ok(gates);
         }
-        let rows = self.shapes.tokens() * gates.token / gates.head;
+        let depth = common.depth;
+        let rows = common.shapes.tokens() * gates.token / gates.head;
         let (mut from, mut count, mut out) = (gates.address, rows as i64, gates.padded);
-        let sizes = self.sizes;
-        let (mut head_dim, mut depth) = (sizes.head_dim, sizes.depth);
+        let (mut head_dim, mut depth_on) = (common.sizes.head_dim, common.sizes.depth);
         let mut arguments = [
             argument(&mut from),
             argument(&mut count),
             argument(&mut head_dim),
-            argument(&mut depth),
+            argument(&mut depth_on),
             argument(&mut out),
         ];
         // SAFETY: the kernel takes (const T*, Offset, int, int, T*).
-        unsafe {
-            self.over(self.device.stream.cu_stream(), &self.pad, rows * self.depth, &mut arguments)?
-        };
-        let token = gates.token / gates.head * self.depth;
-        Ok(GateRows { address: out, head: self.depth, token, ..gates })
+        unsafe { common.launch_strided(common.stream(), &self.pad, rows * depth, &mut arguments)? };
+        let token = gates.token / gates.head * depth;
+        Ok(GateRows { address: out, head: depth, token, ..gates })
     }
 
-    /// Enqueues the writing of the addresses of `operands` to `table`, of so many parts, gates and
-    /// heads.
-    pub(crate) fn addresses(
-        &self,
-        table: Address,
-        operands: [Operand; 3],
-        counts: [usize; 3],
-    ) -> Result<Addresses> {
-        let [parts, gates, heads] = counts;
-        let batch = parts * gates * heads;
-        let addresses = Addresses { table, operand: batch, part: gates * heads };
-        let ([mut a, mut b, mut c], mut out) = (operands, table);
-        let [mut parts, mut gates, mut heads] = counts.map(|count| count as i32);
-        let mut arguments = [
-            argument(&mut a),
-            argument(&mut b),
-            argument(&mut c),
-            argument(&mut parts),
-            argument(&mut gates),
-            argument(&mut heads),
-            argument(&mut out),
-        ];
-        let launch = Launch::new(grid(batch.div_ceil(256))?, 256);
-        // SAFETY: the kernel takes (Operand, Operand, Operand, int, int, int, char**).
-        unsafe { self.addresses.launch(self.device.stream.cu_stream(), &launch, &mut arguments)? };
-        Ok(addresses)
-    }
-
-    /// `out [rows, length]`, the sum of `partial [parts, rows, stride]`.
+    /// Enqueues the sum of `partial` over its parts, `out [rows, length]`.
     fn reduce(
         &self,
+        common: &Common,
         stream: CUstream,
-        partial: Address,
-        parts: usize,
-        [rows, length, stride]: [usize; 3],
+        partial: Partial,
         out: Address,
         accumulate: bool,
     ) -> Result<()> {
-        let (mut partial, mut out) = (partial, out);
-        let (mut parts, mut accumulate) = (parts as i32, i32::from(accumulate));
+        let Partial { address: mut partial, parts, rows, length, stride } = partial;
         let len = rows * length;
+        let (mut out, mut parts, mut accumulate) = (out, parts as i32, i32::from(accumulate));
         let [mut rows, mut length, mut stride] = [rows, length, stride].map(|n| n as i64);
         let mut arguments = [
             argument(&mut partial),
@@ -294,6 +187,107 @@ impl Engine {
             argument(&mut accumulate),
         ];
         // SAFETY: the kernel takes (const float*, int, Offset, Offset, Offset, W*, int).
-        unsafe { self.over(stream, &self.reduce, len, &mut arguments) }
+        unsafe { common.launch_strided(stream, &self.reduce, len, &mut arguments) }
+    }
+}
+
+/// Partial sums `[parts, rows, stride]`, of which the first `length` elements of a row are used.
+struct Partial {
+    address: Address,
+    parts: usize,
+    rows: usize,
+    length: usize,
+    stride: usize,
+}
+
+/// Consecutive recurrent gates of all tokens, in one tensor: `[tokens, gates, N, D]`, or with rows
+/// of `depth` elements instead of D.
+struct GateRows {
+    address: Address,
+    /// The buffer for a copy with aligned rows.
+    padded: Address,
+    /// Index of the first gate among the recurrent ones.
+    first: usize,
+    /// Number of gates.
+    count: usize,
+    /// Elements of a head's row.
+    head: usize,
+    /// Elements of a token, of all gates in the tensor.
+    token: usize,
+}
+
+/// Returns dg of the recurrent gates: those in the tensor without external input, then those in
+/// `d_wx`.
+fn recurrent_gates(common: &Common, d_gates: Gates, padded: Gates) -> Vec<GateRows> {
+    let shapes = &common.shapes;
+    let (inner, head) = (shapes.inner(), shapes.head_dim);
+    let part = |(address, padded), first: usize, end: usize, gates: usize| GateRows {
+        address,
+        padded,
+        first,
+        count: end.saturating_sub(first),
+        head,
+        token: gates * shapes.units(),
+    };
+    let parts = [
+        part((d_gates.inner, padded.inner), 0, inner.min(shapes.recurrent), inner),
+        part((d_gates.external, padded.external), inner, shapes.recurrent, shapes.external),
+    ];
+    parts.into_iter().filter(|part| part.count > 0).collect()
+}
+
+/// Returns how the tokens are divided for `d_r`.
+fn row_parts(common: &Common) -> Parts {
+    let shapes = &common.shapes;
+    let tiles = shapes.head_dim.div_ceil(128);
+    let blocks = shapes.recurrent * shapes.heads * tiles * tiles;
+    Parts::new(shapes.tokens(), blocks, common.device.context.multiprocessors)
+}
+
+/// Returns in how many parts the columns of dg are summed, and the tokens of each; the last part
+/// may have fewer.
+fn column_parts(common: &Common) -> (usize, usize) {
+    let (tokens, columns) = (common.shapes.tokens(), common.shapes.gates * common.shapes.units());
+    let multiprocessors = common.device.context.multiprocessors;
+    let (_, length) = parts(tokens, columns.div_ceil(256), multiprocessors * 4);
+    (tokens.div_ceil(length.max(1)), length)
+}
+
+/// Returns the number of elements of `partial` in [`WeightGrad::d_b`].
+pub(crate) fn bias_partial_len(common: &Common) -> usize {
+    column_parts(common).0 * common.shapes.gates * common.shapes.units()
+}
+
+/// The buffers of [`WeightGrad::d_r`].
+pub(crate) struct WeightGradScratch {
+    /// dg with rows of `depth`, of each tensor of gates whose own rows are not aligned.
+    padded: Gates,
+    /// `[parts, Gr, N, D, depth]`
+    partial: Address,
+    /// `[3, parts, Gr, N]`
+    addresses: Address,
+    blas: BlasScratch,
+}
+
+impl WeightGradScratch {
+    /// `misaligned` says that `d_wx` does not begin at a multiple of 16 bytes.
+    pub(crate) fn cut(common: &Common, bump: &mut Bump, misaligned: bool) -> Self {
+        let (shapes, depth) = (&common.shapes, common.depth);
+        let parts = row_parts(common);
+        let matrices = parts.total * shapes.recurrent * shapes.heads;
+        let pads = !(shapes.head_dim * common.bytes).is_multiple_of(16);
+        let mut padded = |gates: usize, pads: bool| {
+            let rows = if pads { shapes.tokens() * gates * shapes.heads } else { 0 };
+            bump.take::<u8>(rows * depth * common.bytes)
+        };
+        Self {
+            padded: Gates {
+                external: padded(shapes.external, pads || misaligned),
+                inner: padded(shapes.inner(), pads),
+            },
+            partial: bump.take::<f32>(matrices.saturating_mul(shapes.head_dim * depth)),
+            addresses: bump.take::<u64>(3 * matrices),
+            blas: common.blas_scratch(bump),
+        }
     }
 }

@@ -1,54 +1,66 @@
-//! Describes the kernels that [`crate::select`] chose, and why.
+//! The choice between fused kernels and kernels per step, and its description.
 
-use flashrnn_core::Shapes;
-use flashrnn_gpu::KernelChoice;
+use flashrnn_core::{Error, Result, Shapes};
+use flashrnn_gpu::{Family, KernelChoice};
 
-use crate::select::fused::{self as spread, Fused};
-use crate::select::step::{self as select, Gpu, Tile};
+use crate::select::Gpu;
+use crate::select::fused::{Fused, fused_backward, fused_forward};
+use crate::select::step::{Tile, backward_tile, blocks, forward_tile};
 
-/// Describes the forward pass's kernel.
-pub(crate) fn forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> KernelChoice {
-    match spread::fused_forward(shapes, element_bytes, gpu) {
-        Some(fused) => fused_choice("forward", shapes, fused),
-        None => alternating_forward(shapes, element_bytes, why_not_fused(gpu)),
+/// Returns the layouts of the fused kernels of both passes, `None` for the kernel per step.
+///
+/// # Errors
+/// [`Error::Unsupported`] if `family` asks for fused kernels and one of them does not fit.
+pub(crate) fn fused_layouts(
+    shapes: &Shapes,
+    element_bytes: usize,
+    gpu: Gpu,
+    family: Family,
+) -> Result<[Option<Fused>; 2]> {
+    let layouts =
+        [fused_forward(shapes, element_bytes, gpu), fused_backward(shapes, element_bytes, gpu)];
+    match family {
+        Family::Alternating => Ok([None; 2]),
+        Family::Fused if layouts.contains(&None) => Err(Error::Unsupported {
+            backend: "cuda",
+            what: "fused kernels for this problem".into(),
+            why: why_not_fused(gpu).into(),
+        }),
+        Family::Auto | Family::Fused => Ok(layouts),
     }
 }
 
-/// Describes the backward pass's kernel.
-pub(crate) fn backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> KernelChoice {
-    match spread::fused_backward(shapes, element_bytes, gpu) {
-        Some(fused) => fused_choice("backward", shapes, fused),
-        None => alternating_backward(shapes, element_bytes, why_not_fused(gpu)),
-    }
-}
-
-/// Describes the forward pass's kernel per step.
-pub(crate) fn alternating_forward(
+/// Describes the kernels of the forward and the backward pass.
+pub(crate) fn describe(
     shapes: &Shapes,
     element_bytes: usize,
-    why: &'static str,
-) -> KernelChoice {
-    alternating("forward", shapes, select::forward_tile(shapes, element_bytes), why)
+    gpu: Gpu,
+    family: Family,
+) -> [KernelChoice; 2] {
+    let why = match family {
+        Family::Alternating => "asked for",
+        Family::Auto | Family::Fused => why_not_fused(gpu),
+    };
+    let layouts = fused_layouts(shapes, element_bytes, gpu, family).unwrap_or_default();
+    let [forward_layout, backward_layout] = layouts;
+    let tiles = [forward_tile(shapes, element_bytes), backward_tile(shapes, element_bytes)];
+    [("forward", forward_layout, tiles[0]), ("backward", backward_layout, tiles[1])].map(
+        |(pass, layout, tile)| match layout {
+            Some(layout) => fused(pass, shapes, layout),
+            None => alternating(pass, shapes, tile, why),
+        },
+    )
 }
 
-/// Describes the backward pass's kernel per step.
-pub(crate) fn alternating_backward(
-    shapes: &Shapes,
-    element_bytes: usize,
-    why: &'static str,
-) -> KernelChoice {
-    alternating("backward", shapes, select::backward_tile(shapes, element_bytes), why)
-}
-
-fn fused_choice(pass: &'static str, shapes: &Shapes, fused: Fused) -> KernelChoice {
+fn fused(pass: &'static str, shapes: &Shapes, layout: Fused) -> KernelChoice {
     KernelChoice {
         pass,
         family: "fused",
-        units: fused.units,
-        rows: fused.rows,
-        warps: fused.threads() / 32,
-        blocks: fused.grid(shapes),
-        cluster: fused.blocks,
+        units: layout.units,
+        rows: layout.rows,
+        warps: layout.threads() / 32,
+        blocks: layout.grid(shapes),
+        cluster: layout.blocks,
         why: "R fits the registers of a cluster",
     }
 }
@@ -60,7 +72,7 @@ fn alternating(pass: &'static str, shapes: &Shapes, tile: Tile, why: &'static st
         units: tile.units,
         rows: tile.rows,
         warps: tile.warps,
-        blocks: select::blocks(shapes, tile),
+        blocks: blocks(shapes, tile),
         cluster: 1,
         why,
     }
@@ -85,13 +97,25 @@ mod tests {
     fn choices_say_what_and_why() {
         let shapes =
             |heads, head_dim| Problem::new(16, 1, heads, head_dim).shapes::<Lstm>().unwrap();
-        let small = forward(&shapes(12, 64), 2, H200);
+        let choices = |shapes: Shapes, bytes| describe(&shapes, bytes, H200, Family::Auto);
+        let [small, _] = choices(shapes(12, 64), 2);
         assert_eq!((small.family, small.blocks), ("fused", 12 * 4 * small.cluster));
-        let f32 = backward(&shapes(3, 256), 4, H200);
+        let [_, f32] = choices(shapes(3, 256), 4);
         assert_eq!((f32.family, f32.cluster), ("alternating", 1));
         assert!(f32.to_string().contains("does not fit"), "{f32}");
-        let large = forward(&shapes(1, 4096), 2, H200).to_string();
+        let [large, _] = choices(shapes(1, 4096), 2).map(|choice| choice.to_string());
         let want = "forward: alternating, one launch per step, 512 blocks";
         assert!(large.starts_with(want), "{large}");
+    }
+
+    #[test]
+    fn the_family_decides_where_the_problem_allows_it() {
+        let small = Problem::new(16, 1, 12, 64).shapes::<Lstm>().unwrap();
+        let large = Problem::new(16, 1, 1, 4096).shapes::<Lstm>().unwrap();
+        let alternating = describe(&small, 2, H200, Family::Alternating);
+        assert!(alternating.iter().all(|c| (c.family, c.why) == ("alternating", "asked for")));
+        assert!(fused_layouts(&small, 2, H200, Family::Fused).is_ok());
+        let refused = fused_layouts(&large, 2, H200, Family::Fused);
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     }
 }

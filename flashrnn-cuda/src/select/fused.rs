@@ -1,51 +1,52 @@
-//! How the fused kernels spread a head over blocks and warps: pure functions of the problem, the
-//! element type and the device.
+//! Fused kernels: how they divide a head among blocks and warps.
 
 use flashrnn_core::Shapes;
 
-use crate::select::step::Gpu;
+use crate::select::Gpu;
 
-/// How a fused kernel is laid out.
+/// The layout of a fused kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fused {
-    /// Blocks of a head: a cluster.
+    /// Blocks of a head, which are a cluster.
     pub blocks: usize,
-    /// Units of a block, a multiple of 8 (backward 16, 32 or 64).
+    /// Units of a block, a multiple of 8; backward 16, 32 or 64.
     pub units: usize,
-    /// Rows of the batch in a block: 8, as many as the tensor cores take, or 4.
+    /// Rows of the batch in a block: 8, which fill the tensor cores' tiles, or 4.
     pub rows: usize,
-    /// Warps that compute.
-    pub warps: usize,
-    /// Parts of k, which different warps sum.
-    pub split: usize,
-    /// Backward: the tiles of 16 units that a computing warp has; forward it has 8 units.
-    pub of_warp: usize,
-    /// Warps that fetch and store meanwhile.
-    pub helpers: usize,
+    /// Warps that multiply and compute the cell.
+    pub compute_warps: usize,
+    /// Split-K: parts of k, which different warps sum.
+    pub split_k: usize,
+    /// Backward: tiles of 16 units of a compute warp. A forward compute warp has 8 units.
+    pub tiles_per_warp: usize,
+    /// Warps that load inputs and store outputs meanwhile.
+    pub io_warps: usize,
     /// Steps of inputs in shared memory.
     pub stages: usize,
 }
 
-/// The registers of a thread that weights may take in a block of up to 12 warps: more with the
-/// tensor cores, which need few others.
-const WEIGHTS: [usize; 2] = [128, 64];
+/// Maximum registers of a thread for weights in a block of up to 12 warps: 16-bit, and f32, which
+/// needs more registers for other things without tensor cores.
+const MAX_WEIGHTS: [usize; 2] = [128, 64];
 
-/// The fewest registers that rule out 8 carrying warps beside 8 that compute.
-const FEW_WEIGHTS: usize = 32;
+/// Maximum registers of a thread for weights that leave enough for 8 I/O warps beside 8 compute
+/// warps.
+const MAX_WEIGHTS_IO: usize = 32;
 
-/// How the fused forward kernel runs, where it can: where the rows of R of 8 units, or half of
-/// their k, fit the registers of a warp.
+/// Returns the layout of the fused forward kernel, or `None` if the head does not fit: the rows of R
+/// of 8 units, or half of their k, must fit the registers of a warp.
 pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if shapes.recurrent == 0 {
         return None;
     }
-    let most = WEIGHTS[usize::from(element_bytes == 4)];
-    // A thread holds 16 of k of a pair of gates in 4 registers, or 16 of k of an f32 gate.
+    let max_weights = MAX_WEIGHTS[usize::from(element_bytes == 4)];
+    // 4 registers of a thread hold 16 of k, of two 16-bit gates or of one f32 gate.
     let tiles = if element_bytes == 2 { shapes.recurrent.div_ceil(2) } else { shapes.recurrent };
     let weights = |split: usize| tiles * forward_steps(shapes, split) * 4;
-    // A gate apart from the product takes registers of its own.
+    // A gate outside the product takes registers of its own.
     let others = 4 * (shapes.gates - shapes.recurrent);
-    let split = [1, 2].into_iter().find(|&split| weights(split) + others * (split - 1) <= most)?;
+    let split =
+        [1, 2].into_iter().find(|&split| weights(split) + others * (split - 1) <= max_weights)?;
     let units = match shapes.head_dim {
         _ if split > 1 || weights(1) > 64 => 32,
         ..=64 => 64,
@@ -58,75 +59,87 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
         blocks,
         units,
         rows: rows(shapes, blocks, gpu),
-        warps: units / 8 * split,
-        split,
-        of_warp: 1,
-        // Where registers allow it, as many warps carry as compute.
-        helpers: if element_bytes == 2 && weights(1) <= FEW_WEIGHTS { 8 } else { 4 },
+        compute_warps: units / 8 * split,
+        split_k: split,
+        tiles_per_warp: 1,
+        io_warps: if element_bytes == 2 && weights(1) <= MAX_WEIGHTS_IO { 8 } else { 4 },
         stages: 0,
     };
     fused.with_stages(gpu, |fused| fused.forward_shared(shapes, element_bytes, true))
 }
 
-/// How the fused backward kernel runs, where it can: a block holds R transposed for all of the
-/// head's units and the gates of its own.
+/// Returns the layout of the fused backward kernel, or `None` if the head does not fit: a block
+/// holds, of R transposed, all of the head's units and the gates of its own units.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if shapes.recurrent == 0 {
         return None;
     }
-    let choice = |units: usize| -> Option<Fused> {
+    let layout = |units: usize| -> Option<Fused> {
         let blocks = shapes.head_dim.div_ceil(units);
         let tiles = blocks * units / 16;
         // An f32 lane uses what it reads of dg for two units of each of its tiles.
-        let least = if element_bytes == 4 { tiles.min(2) } else { 1 };
-        let of_warp = tiles.div_ceil(8).max(least);
-        let split = 1 << (8 * of_warp / tiles).max(1).ilog2();
-        let rows = rows(shapes, blocks, gpu);
-        let fused = Fused { blocks, units, rows, warps: 8, split, of_warp, helpers: 4, stages: 0 };
+        let min_tiles = if element_bytes == 4 { tiles.min(2) } else { 1 };
+        let tiles_per_warp = tiles.div_ceil(8).max(min_tiles);
+        let fused = Fused {
+            blocks,
+            units,
+            rows: rows(shapes, blocks, gpu),
+            compute_warps: 8,
+            split_k: 1 << (8 * tiles_per_warp / tiles).max(1).ilog2(),
+            tiles_per_warp,
+            io_warps: 4,
+            stages: 0,
+        };
         let fused = if fused.backward_weights(shapes, element_bytes) <= 64 {
             fused
         } else {
-            // 8 warps in all may have 255 registers a thread.
-            let of_warp = tiles.div_ceil(7);
-            let fused = Fused { rows: 4, warps: 7, split: 1, of_warp, helpers: 1, ..fused };
+            // With 8 warps in all, a thread may have 255 registers.
+            let fused = Fused {
+                rows: 4,
+                compute_warps: 7,
+                split_k: 1,
+                tiles_per_warp: tiles.div_ceil(7),
+                io_warps: 1,
+                ..fused
+            };
             let fits = element_bytes == 2 && fused.backward_weights(shapes, element_bytes) <= 160;
             fits.then_some(fused)?
         };
         fused.with_stages(gpu, |fused| fused.backward_shared(shapes, element_bytes))
     };
     let one_block =
-        [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(choice);
-    one_block.or_else(|| cluster_units(shapes, gpu).into_iter().find_map(choice))
+        [16, 32, 64].into_iter().find(|&units| shapes.head_dim <= units).and_then(layout);
+    one_block.or_else(|| cluster_units(shapes, gpu).into_iter().find_map(layout))
 }
 
-/// The units of a block in a cluster, what is better first: half as many where all blocks still
-/// find a multiprocessor, since an exchange takes about the same time.
+/// Returns the units of a block in a cluster, the better number first. An exchange takes about the
+/// same time for both, so 32 are better if every block then has a multiprocessor of its own.
 fn cluster_units(shapes: &Shapes, gpu: Gpu) -> [usize; 2] {
     let blocks = shapes.head_dim.div_ceil(32) * shapes.heads * shapes.batch.div_ceil(4);
     if blocks <= gpu.multiprocessors { [32, 64] } else { [64, 32] }
 }
 
-/// The rows of the batch in a block of a fused kernel: 4 where all blocks still find a
-/// multiprocessor, since what is done for each row and unit, most of the work of a step, then takes
-/// half the time; and in a large cluster, whose exchange is what takes long.
+/// Returns the rows of the batch in a block. There are 4 if every block then has a multiprocessor of
+/// its own, since the work for each row and unit, most of a step, then takes half the time; and in
+/// a large cluster, where the exchange dominates.
 fn rows(shapes: &Shapes, blocks: usize, gpu: Gpu) -> usize {
     let spread = blocks * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
     if spread || blocks > 8 { 4 } else { 8 }
 }
 
 impl Fused {
-    /// Threads of a block.
+    /// Returns the threads of a block.
     pub fn threads(&self) -> usize {
-        32 * (self.warps + self.helpers)
+        32 * (self.compute_warps + self.io_warps)
     }
 
-    /// Blocks of a launch.
+    /// Returns the blocks of a launch.
     pub fn grid(&self, shapes: &Shapes) -> usize {
         self.blocks * shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
-    /// With as many stages as the device's shared memory allows, 8 at most: more than that hides
-    /// nothing more. `None` where there are no such clusters, or no room.
+    /// Returns the layout with as many stages as fit the shared memory, at most 8: more hide no more
+    /// latency. Returns `None` if the GPU has no such clusters, or 3 stages do not fit.
     fn with_stages(self, gpu: Gpu, shared: impl Fn(&Self) -> usize) -> Option<Self> {
         let stages = [8, 6, 4, 3].into_iter().map(|stages| Self { stages, ..self });
         stages
@@ -134,28 +147,28 @@ impl Fused {
             .find(|fused| shared(fused) <= gpu.shared_memory)
     }
 
-    /// Steps of 32 of k that a warp of the backward kernel takes.
+    /// Returns the steps of 32 of k that a warp of the backward kernel takes.
     pub fn backward_steps(&self, shapes: &Shapes) -> usize {
-        (shapes.recurrent * self.units).div_ceil(32 * self.split)
+        (shapes.recurrent * self.units).div_ceil(32 * self.split_k)
     }
 
-    /// Registers of a thread of the backward kernel that hold weights.
+    /// Returns the registers of a thread of the backward kernel that hold weights.
     fn backward_weights(&self, shapes: &Shapes, element_bytes: usize) -> usize {
-        self.of_warp * self.backward_steps(shapes) * 4 * element_bytes
+        self.tiles_per_warp * self.backward_steps(shapes) * 4 * element_bytes
     }
 
-    /// Bytes of shared memory of the forward kernel, the struct `Shared` of
+    /// Returns the bytes of shared memory of the forward kernel: the size of the struct `Shared` in
     /// kernels/fused/forward.cu.
     pub fn forward_shared(&self, shapes: &Shapes, element_bytes: usize, saves: bool) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
-        let k = forward_steps(shapes, self.split).next_multiple_of(2) * 16 * self.split;
+        let k = forward_steps(shapes, self.split_k).next_multiple_of(2) * 16 * self.split_k;
         let h = 2 * rows * (k.max(self.blocks * self.units) + 8);
         let x = self.stages * shapes.external.max(1) * rows * row;
         let saved = if saves { shapes.states - 1 + shapes.gates } else { 0 };
         let saved = 2 * saved.max(1) * rows * row;
         let wide = if saves { wide_tensors(shapes, element_bytes) } else { 0 };
-        let parts = if self.split > 1 {
-            (self.split - 1) * rows / 4 * shapes.recurrent.max(1) * self.units * 4
+        let parts = if self.split_k > 1 {
+            (self.split_k - 1) * rows / 4 * shapes.recurrent.max(1) * self.units * 4
         } else {
             1
         };
@@ -165,49 +178,31 @@ impl Fused {
         (element_bytes * (h + x + saved) + 4 * floats).next_multiple_of(8) + 16
     }
 
-    /// Bytes of shared memory of the backward kernel, the struct `Shared` of
+    /// Returns the bytes of shared memory of the backward kernel: the size of the struct `Shared` in
     /// kernels/fused/backward.cu.
     pub fn backward_shared(&self, shapes: &Shapes, element_bytes: usize) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
-        let dg = 2 * rows * (self.split * self.backward_steps(shapes) * 32 + 8);
+        let dg = 2 * rows * (self.split_k * self.backward_steps(shapes) * 32 + 8);
         let apart = 2 * (shapes.gates - shapes.recurrent).max(1) * rows * row;
         let inputs = self.stages * (shapes.gates + 2 * shapes.states) * rows * row;
         let wide =
             self.stages * wide_tensors(shapes, element_bytes).max(1) * rows * (self.units + 4);
         let before = (element_bytes * (dg + apart + inputs) + 4 * wide).next_multiple_of(16);
-        let floats = 2 * self.blocks * self.split * self.units * rows + self.stages;
+        let floats = 2 * self.blocks * self.split_k * self.units * rows + self.stages;
         (before + (4 * floats).next_multiple_of(8) + 16).next_multiple_of(16)
     }
 }
 
-/// Steps of 16 of k that a warp of the forward kernel takes: an even number, but for the end of k.
+/// Returns the steps of 16 of k that a warp of the forward kernel takes: an even number, except at
+/// the end of k.
 fn forward_steps(shapes: &Shapes, split: usize) -> usize {
     let steps = shapes.head_dim.div_ceil(16);
     if split == 1 { steps } else { steps.div_ceil(2 * split) * 2 }
 }
 
-/// How many states and gates are kept in f32 beside 16-bit tensors.
+/// Returns how many states and gates are saved in f32 beside 16-bit tensors.
 fn wide_tensors(shapes: &Shapes, element_bytes: usize) -> usize {
     if element_bytes < 4 { shapes.wide.len() + shapes.wide_gates.len() } else { 0 }
-}
-
-/// What can divide the addresses of rows; 1 stands for 2 where interleaved gates may begin
-/// anywhere.
-pub const COPY_BYTES: [usize; 5] = [16, 8, 4, 2, 1];
-
-/// The bytes of 16, 8, 4 and 2 that divide the address of every row of D elements, where the
-/// tensors begin at multiples of 16.
-pub fn copy_bytes(shapes: &Shapes, element_bytes: usize) -> usize {
-    let row = shapes.head_dim * element_bytes;
-    COPY_BYTES.into_iter().find(|&bytes| row.is_multiple_of(bytes)).unwrap_or(1)
-}
-
-/// Whether fused kernels save the gates of a unit side by side, `[tokens, N, D, G]` instead of a
-/// tensor a gate: where rows of D elements are no multiple of 16 bytes and all gates of a unit are
-/// a word of 4, 8 or 16 bytes, which then lies aligned.
-pub fn interleaves(shapes: &Shapes, element_bytes: usize) -> bool {
-    let all = shapes.gates * element_bytes;
-    element_bytes == 2 && copy_bytes(shapes, element_bytes) < 16 && [4, 8, 16].contains(&all)
 }
 
 #[cfg(test)]
@@ -224,7 +219,17 @@ mod tests {
             Problem::new(batch, 1, heads, head_dim).shapes::<Lstm>().unwrap()
         };
         let layout = |fused: Option<Fused>| {
-            fused.map(|f| [f.blocks, f.units, f.rows, f.warps, f.split, f.of_warp, f.helpers])
+            fused.map(|f| {
+                [
+                    f.blocks,
+                    f.units,
+                    f.rows,
+                    f.compute_warps,
+                    f.split_k,
+                    f.tiles_per_warp,
+                    f.io_warps,
+                ]
+            })
         };
         let forward = |shapes, bytes, gpu| layout(fused_forward(&shapes, bytes, gpu));
         let backward = |shapes, bytes, gpu| layout(fused_backward(&shapes, bytes, gpu));
@@ -247,31 +252,6 @@ mod tests {
 
         let fused = fused_forward(&lstm(16, 12, 64), 2, H200).unwrap();
         assert_eq!((fused.grid(&lstm(16, 12, 64)), fused.threads(), fused.stages), (48, 512, 8));
-    }
-
-    #[test]
-    fn copies_are_as_wide_as_rows_allow() {
-        let copy_bytes = |head_dim, bytes| {
-            copy_bytes(&Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap(), bytes)
-        };
-        for (head_dim, bytes, want) in [
-            (64, 2, 16),
-            (72, 2, 16),
-            (100, 2, 8),
-            (50, 2, 4),
-            (257, 2, 2),
-            (1, 2, 2),
-            (64, 4, 16),
-            (50, 4, 8),
-            (33, 4, 4),
-        ] {
-            assert_eq!(copy_bytes(head_dim, bytes), want, "D {head_dim} of {bytes} bytes");
-        }
-        let lstm = |head_dim| Problem::new(1, 1, 1, head_dim).shapes::<Lstm>().unwrap();
-        let interleaved =
-            [(51, 2), (100, 2), (104, 2), (51, 4)].map(|(d, bytes)| interleaves(&lstm(d), bytes));
-        assert_eq!(interleaved, [true, true, false, false]);
-        assert!(!interleaves(&Problem::new(1, 1, 1, 51).shapes::<Elman>().unwrap(), 2));
     }
 
     #[test]
@@ -301,7 +281,7 @@ mod tests {
                             fused.forward_shared(&shapes, bytes, true) <= gpu.shared_memory,
                             "{fused:?}"
                         );
-                        let k = forward_steps(&shapes, fused.split) * 16 * fused.split;
+                        let k = forward_steps(&shapes, fused.split_k) * 16 * fused.split_k;
                         assert!(k >= head_dim, "{fused:?}: {k} of k");
                     }
                     if let Some(fused) = fused_backward(&shapes, bytes, gpu) {
@@ -312,12 +292,15 @@ mod tests {
                         );
                         assert!(
                             [16, 32, 64].contains(&fused.units)
-                                && 32 * fused.warps % fused.rows == 0,
+                                && 32 * fused.compute_warps % fused.rows == 0,
                             "{fused:?}"
                         );
-                        assert!(fused.warps / fused.split * fused.of_warp >= tiles, "{fused:?}");
                         assert!(
-                            fused.split * fused.backward_steps(&shapes) * 32
+                            fused.compute_warps / fused.split_k * fused.tiles_per_warp >= tiles,
+                            "{fused:?}"
+                        );
+                        assert!(
+                            fused.split_k * fused.backward_steps(&shapes) * 32
                                 >= shapes.recurrent * fused.units
                         );
                         assert!(

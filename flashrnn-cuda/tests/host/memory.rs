@@ -26,7 +26,7 @@ fn check_workspaces<C: Cell, T: Element + PartialEq>(
     let mut backward = workspace(layer.plan.backward_workspace().bytes)?;
     cuda.synchronize()?;
     let before = cuda.memory()?.used;
-    let own = testing::most_memory_in(cuda, || {
+    let own = testing::peak_memory_of(cuda, || {
         layer.forward(Some(&mut forward))?;
         layer.backward(Some(&mut backward))?;
         cuda.synchronize()
@@ -38,7 +38,7 @@ fn check_workspaces<C: Cell, T: Element + PartialEq>(
     if layer.outputs()? != want {
         failed.push(format!("{what}: other bits than in the pool's memory"));
     }
-    let pooled = testing::most_memory_in(cuda, || {
+    let pooled = testing::peak_memory_of(cuda, || {
         layer.backward(None)?;
         cuda.synchronize()
     })?;

@@ -1,0 +1,184 @@
+//! The backend: a handle of a GPU and a stream on it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream};
+use flashrnn_core::{Error, Result};
+use flashrnn_gpu::Family;
+
+use crate::device::Device;
+use crate::device::context::Context;
+use crate::driver::current::keep;
+use crate::driver::pool::MemoryUse;
+use crate::driver::{device_count, failure, library};
+use crate::kernels::Kernels;
+use crate::kernels::compile::Arch;
+use crate::passes::time_loop::TimeLoops;
+use crate::programs::Waits;
+
+/// An NVIDIA GPU and a stream on it. Clones share both; [`Cuda::with_stream`] shares the GPU alone.
+///
+/// Calls enqueue on the stream and return; only `synchronize`, `download` and `trim` wait. A
+/// failure on the GPU may therefore be reported by a later call than the one that caused it. Every
+/// call restores the CUDA context that was current on the caller's thread.
+#[derive(Clone)]
+pub struct Cuda {
+    pub(crate) device: Arc<Device>,
+    pub(crate) kernels: Arc<Kernels>,
+    pub(crate) loops: Arc<TimeLoops>,
+    pub(crate) family: Family,
+    pub(crate) waits: Waits,
+}
+
+impl Cuda {
+    /// Opens the first GPU, with a stream of its own.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver or a GPU is missing or too old. Its text says which, and
+    /// what to do.
+    pub fn new() -> Result<Self> {
+        Self::with_device(0)
+    }
+
+    /// Opens the GPU that the driver numbers `ordinal`, with a stream of its own.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn with_device(ordinal: usize) -> Result<Self> {
+        let count = device_count()?;
+        if ordinal >= count {
+            return Err(Error::device(match count {
+                0 => no_device(),
+                _ => {
+                    format!("there is no CUDA device {ordinal}: there are {count}, numbered from 0")
+                }
+            }));
+        }
+        let _kept = keep()?;
+        let context = CudaContext::new(ordinal).map_err(|e| failure(e.0, "opening the device"))?;
+        Self::on_stream(new_stream(&context)?)
+    }
+
+    /// Uses the caller's stream. Everything is enqueued there, in order with the caller's own work.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`]; [`Error::Argument`] for CUDA's per-thread stream, which is another one on
+    /// every thread.
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        library::driver()?;
+        let context = Arc::new(Context::new(stream.context())?);
+        let device = Arc::new(Device::new(context, stream)?);
+        Ok(Self {
+            kernels: Arc::new(Kernels::new(device.clone())),
+            device,
+            loops: Arc::default(),
+            family: Family::Auto,
+            waits: Waits::default(),
+        })
+    }
+
+    /// Makes a handle of the same GPU on another stream of the same context. Both handles share the
+    /// context, the loaded kernels and the memory pool, so that one compiles and loads nothing that
+    /// the other already has. Buffers and packed weights stay with the stream they were made on.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the stream belongs to another context, or is CUDA's per-thread
+    /// stream; [`Error::Device`].
+    pub fn with_stream(&self, stream: Arc<CudaStream>) -> Result<Self> {
+        let context = &self.device.context;
+        if stream.context().cu_ctx() != context.cuda.cu_ctx() {
+            let why = "it belongs to another CUDA context than the handle";
+            return Err(Error::Argument { tensor: "stream", why });
+        }
+        let device = Arc::new(Device::new(context.clone(), stream)?);
+        Ok(Self {
+            kernels: Arc::new(self.kernels.for_device(device.clone())),
+            device,
+            loops: Arc::default(),
+            family: self.family,
+            waits: self.waits,
+        })
+    }
+
+    /// Makes a handle as [`Cuda::with_stream`], on a new stream.
+    ///
+    /// # Errors
+    /// [`Error::Device`]
+    pub fn with_new_stream(&self) -> Result<Self> {
+        let _kept = keep()?;
+        self.with_stream(new_stream(self.device.stream.context())?)
+    }
+
+    /// Returns a handle of the same GPU and stream whose plans use the kernels of `family`.
+    #[must_use]
+    pub fn with_family(self, family: Family) -> Self {
+        Self { family, ..self }
+    }
+
+    /// Returns a handle of the same GPU and stream whose fused kernels wait as `waits` says.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_waits(self, waits: Waits) -> Self {
+        Self { waits, ..self }
+    }
+
+    /// Returns the stream that everything is enqueued on.
+    #[must_use]
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.device.stream
+    }
+
+    /// Returns the GPU's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.device.context.name
+    }
+
+    /// Returns the GPU's compute capability.
+    #[must_use]
+    pub fn arch(&self) -> Arch {
+        self.device.context.arch
+    }
+
+    /// Returns the newest CUDA that the driver supports, such as `13.0`.
+    #[must_use]
+    pub fn driver_version(&self) -> &str {
+        &self.device.context.driver
+    }
+
+    /// Returns how much device memory is in buffers: those of this `Cuda`, of its clones, and of
+    /// the handles of other streams made from it.
+    ///
+    /// # Errors
+    /// [`Error::Device`]; [`Error::Unsupported`] if the GPU has no memory pools.
+    pub fn memory(&self) -> Result<MemoryUse> {
+        let _entered = self.device.enter()?;
+        let pool = self.device.context.pool.as_ref().ok_or_else(|| Error::Unsupported {
+            backend: "cuda",
+            what: "counting memory".into(),
+            why: "this device has no memory pools".into(),
+        })?;
+        pool.memory_use()
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuda")
+            .field("device", &self.name())
+            .field("arch", &self.arch())
+            .field("stream", &self.stream().cu_stream())
+            .finish_non_exhaustive()
+    }
+}
+
+fn new_stream(context: &Arc<CudaContext>) -> Result<Arc<CudaStream>> {
+    context.new_stream().map_err(|e| failure(e.0, "creating a stream"))
+}
+
+fn no_device() -> String {
+    "the NVIDIA driver sees no CUDA device: is there one, does CUDA_VISIBLE_DEVICES hide it, and \
+     was the container started with it?"
+        .into()
+}
