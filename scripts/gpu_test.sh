@@ -42,7 +42,7 @@ if [ "$sanitize" ]; then
         # One test at a time: what it does on one stream spoils a recording on another.
         checked=(compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9)
         run "${checked[@]}" tests/flashrnn-cuda.flashrnn_cuda --test-threads 1 --nocapture \
-            tests::kernels tests::a_kernel tests::products tests::h_before
+            tests::launch::kernels tests::launch::a_kernel tests::blas tests::recompute
         run "${checked[@]}" tests/flashrnn-cuda.device --nocapture --exact every_kernel_on_a_small_problem
     done
 else
