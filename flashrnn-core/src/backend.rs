@@ -1,4 +1,4 @@
-//! What a backend is: memory, and plans that run the recurrence.
+//! The traits a backend implements: memory, and plans that run the recurrence.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use crate::{
     WeightsLayout,
 };
 
-/// The number of elements a view covers.
+/// Reports the number of elements in a view.
 pub trait Len {
-    /// The number of elements.
+    /// Returns the number of elements.
     fn len(&self) -> usize;
-    /// Whether there are none.
+    /// Returns whether the view is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -32,60 +32,62 @@ impl<P> Len for &mut [P] {
     }
 }
 
-/// What a backend says of itself.
+/// Describes a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
     /// The backend's name: `cpu`, `cuda`, `wgpu`.
     pub name: &'static str,
-    /// The device it runs on, for people.
+    /// The name of the device it runs on, for display.
     pub device: String,
-    /// The element types `T` it takes.
+    /// The supported element types `T`.
     pub dtypes: Vec<Dtype>,
 }
 
-/// A place where recurrences run.
+/// A device that runs recurrences, with its memory.
 ///
-/// The cut is at the recurrence, never at the operation. `plan` is the only generic boundary: a CPU
-/// monomorphises the cell there, a GPU traces, prints and compiles it. What a backend can't do is
-/// [`Error::Unsupported`] from `plan`, never from a later call.
+/// The interface is the whole recurrence, not single operations. `plan` is its only generic entry
+/// point: there a CPU monomorphises the cell, and a GPU traces, prints and compiles it. Whatever a
+/// backend does not support, it reports as [`Error::Unsupported`] from `plan`, never from a later
+/// call.
 pub trait Backend: Clone + Send + Sync + 'static {
-    /// Owned memory for `P`s.
+    /// Owned memory for elements of `P`.
     type Buffer<P: Pod + Send + Sync>: Send + Sync;
-    /// A borrowed part of a buffer, or of memory that somebody else owns.
+    /// A borrowed part of a buffer, or of memory owned by someone else.
     type View<'a, P: Pod + Send + Sync>: Copy + Send + Len;
-    /// A part borrowed for writing.
+    /// A mutably borrowed part of a buffer, or of memory owned by someone else.
     type ViewMut<'a, P: Pod + Send + Sync>: Send + Len;
-    /// R and b in the order in which this backend's kernels read them, for tensors of `T`. Safe
-    /// code can neither make nor copy one but by [`Plan::pack`].
+    /// R and b in the order this backend's kernels read them, for tensors of `T`. Only
+    /// [`Plan::pack`] makes one in safe code, and it cannot be copied.
     type Packed<T: Element>: Send + Sync;
-    /// What that order depends on besides `Gr`, `G`, `N` and `D`: widths of vectors and tiles, the
-    /// device. Never the batch, the time, a cell's own numbers or how many threads there are.
+    /// Everything that order depends on besides `Gr`, `G`, `N` and `D`, such as the widths of
+    /// vectors and tiles, and the device. It never depends on the batch, the time, a cell's own
+    /// numbers or the number of threads.
     type PackedOrder: Clone + Debug + Eq + Send + Sync + 'static;
-    /// A problem made ready to run with tensors of `T` and weights of `W`.
+    /// A problem prepared to run with tensors of `T` and weights of `W`.
     type Plan<T: Element, W: Element>: Plan<T, W, Backend = Self>;
 
-    /// The name, device and element types.
+    /// Returns the name, the device and the supported element types.
     fn info(&self) -> Info;
 
-    /// Whether calls refuse lengths outside 0 to T with [`Error::Value`]. Where lengths lie on a
-    /// device, kernels clamp them instead.
+    /// Returns whether calls reject lengths outside 0 to T with [`Error::Value`]. Backends whose
+    /// lengths are in device memory clamp them in their kernels instead.
     fn checks_lengths(&self) -> bool {
         true
     }
 
-    /// A zeroed buffer of `len` elements.
+    /// Allocates a zeroed buffer of `len` elements.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]
     fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Self::Buffer<P>>;
 
-    /// A buffer with a copy of `data`.
+    /// Allocates a buffer and copies `data` into it.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]
     fn upload<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Self::Buffer<P>>;
 
-    /// A copy of `view` in host memory; waits for all that was enqueued before.
+    /// Copies `view` to host memory after waiting for everything enqueued before.
     ///
     /// # Errors
     /// [`Error::Device`]
@@ -94,31 +96,31 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Waits until everything enqueued has run.
     ///
     /// # Errors
-    /// [`Error::Device`] with the first failure of what was enqueued.
+    /// [`Error::Device`] with the first failure among the enqueued work.
     fn synchronize(&self) -> Result<()>;
 
-    /// Gives memory that is kept for later calls, and that no call uses now, back to the system.
+    /// Returns memory to the system that is cached for later calls and not in use.
     ///
     /// # Errors
     /// [`Error::Device`]
     fn trim(&self) -> Result<()>;
 
-    /// The whole buffer, for reading.
+    /// Borrows the whole buffer for reading.
     fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a Self::Buffer<P>) -> Self::View<'a, P>;
 
-    /// The whole buffer, for writing.
+    /// Borrows the whole buffer for writing.
     fn view_mut<'a, P: Pod + Send + Sync>(
         &self,
         buffer: &'a mut Self::Buffer<P>,
     ) -> Self::ViewMut<'a, P>;
 
-    /// Makes `problem` with `cell` ready to run, with tensors of `T` and weights of `W`: the same
-    /// type, or f32 weights beside 16-bit tensors. Both are inferred from the tensors that the
-    /// plan's calls are given (unsuffixed literals are f64), or named: `plan::<f32, f32, _>(…)`.
+    /// Prepares `problem` with `cell` to run on tensors of `T` and weights of `W`. `W` is `T`, or
+    /// f32 with 16-bit tensors. Both are inferred from the tensors passed to the plan's calls
+    /// (beware that unsuffixed literals are f64), or named as in `plan::<f32, f32, _>(…)`.
     ///
     /// # Errors
-    /// [`Error::InvalidProblem`] where the problem makes no sense, [`Error::Unsupported`] where
-    /// this backend can't do it, [`Error::Compile`] where a kernel fails to compile.
+    /// [`Error::InvalidProblem`] if the problem is invalid, [`Error::Unsupported`] if this backend
+    /// does not support it, [`Error::Compile`] if a kernel fails to compile.
     fn plan<T: Element, W: Element, C: Cell>(
         &self,
         cell: &C,
@@ -126,28 +128,31 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<Self::Plan<T, W>>;
 }
 
-/// A problem made ready to run. Methods only enqueue; the plan holds no call's data, so several
-/// calls may be under way at once and two forwards may run before one backward.
+/// A problem prepared to run.
+///
+/// Methods only enqueue work. A plan holds no data of its calls, so several of them may run at
+/// once, and two forward passes may precede one backward pass.
 pub trait Plan<T: Element, W: Element>: Send + Sync {
     /// The backend this plan runs on.
     type Backend: Backend;
-    /// The problem as given to `plan`.
+    /// Returns the problem passed to `plan`.
     fn problem(&self) -> &Problem;
 
-    /// The shape of every tensor.
+    /// Returns the sizes, and with them the shape of every tensor.
     fn shapes(&self) -> &Shapes;
 
-    /// How this plan's packed weights are laid out: the key by which calls tell them from another
-    /// plan's.
+    /// Returns the layout of this plan's packed weights. Every call compares it with the layout of
+    /// the weights it is passed.
     fn weights_layout(&self) -> &Arc<WeightsLayout<<Self::Backend as Backend>::PackedOrder>>;
 
-    /// Whether this plan's calls take `weights`: those packed by any plan whose layout is equal.
+    /// Returns whether this plan's calls accept `weights`, as they do if the plan that packed them
+    /// has an equal layout.
     fn accepts(&self, weights: &Weights<Self::Backend, T>) -> bool {
         weights.has_layout(self.weights_layout())
     }
 
-    /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]`, once for many calls of this plan and of
-    /// all that accept the result.
+    /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]` for any number of calls of this plan, and
+    /// of every other plan that [accepts](Plan::accepts) the result.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::OutOfMemory`]
@@ -157,61 +162,60 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
         b: <Self::Backend as Backend>::View<'_, W>,
     ) -> Result<Weights<Self::Backend, T>>;
 
-    /// Allocates room for what the forward pass leaves to the backward pass. Its sizes, for memory
-    /// of the caller's own, are [`Shapes::saved`].
+    /// Allocates memory for what the forward pass saves for the backward pass. Callers that bring
+    /// their own memory find its sizes in [`Shapes::saved`].
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]
     fn saved(&self) -> Result<Saved<Self::Backend, T>>;
 
-    /// The scratch memory that [`Plan::forward`] works in.
+    /// Returns the size and alignment of the scratch memory that [`Plan::forward`] needs.
     fn forward_workspace(&self) -> Workspace;
 
-    /// The scratch memory that [`Plan::backward`] works in.
+    /// Returns the size and alignment of the scratch memory that [`Plan::backward`] needs.
     fn backward_workspace(&self) -> Workspace;
 
-    /// Runs all time steps.
+    /// Runs the recurrence over all time steps.
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::Value`] for tensors that don't fit the problem,
-    /// [`Error::Argument`] for weights that this plan does not [accept](Plan::accepts), and for
+    /// [`Error::Argument`] for weights that this plan does not [accept](Plan::accepts) and for
     /// memory of another device.
     fn forward(&self, call: Forward<'_, Self::Backend, T>) -> Result<()>;
 
-    /// Computes the gradients.
+    /// Computes the gradients by backpropagation through time.
     ///
     /// # Errors
-    /// As [`Plan::forward`], and [`Error::Argument`] where a tensor is missing.
+    /// Those of [`Plan::forward`], and [`Error::Argument`] if a tensor is missing.
     fn backward(&self, call: Backward<'_, Self::Backend, T, W>) -> Result<()>;
 
-    /// Advances a state by one time step, without allocating. The problem's T, lengths and
-    /// direction play no part.
+    /// Advances a state by one time step without allocating. Ignores the problem's T and direction.
     ///
     /// # Errors
-    /// As [`Plan::forward`].
+    /// Those of [`Plan::forward`].
     fn step(&self, call: Step<'_, Self::Backend, T>) -> Result<()>;
 }
 
-/// Scratch memory that a pass works in: what it holds afterwards has no meaning. A call that is
-/// given none takes it from a pool of the backend's or the plan's; a call that is given one
-/// allocates nothing.
+/// Describes the scratch memory of a pass, whose contents are meaningless after the call. A call
+/// that is passed a workspace allocates nothing; one that is not takes memory from a pool of the
+/// backend or the plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workspace {
     /// The size in bytes; 0 where the pass needs none.
     pub bytes: usize,
-    /// What the address must be a multiple of, a power of two.
+    /// The alignment of the address in bytes, a power of two.
     pub align: usize,
 }
 
 impl Workspace {
-    /// No memory at all.
+    /// The workspace of a pass that needs no scratch memory.
     pub const NONE: Self = Self { bytes: 0, align: 1 };
 }
 
-/// Checks lengths that lie in host memory.
+/// Checks lengths in host memory.
 ///
 /// # Errors
-/// [`Error::Value`] where one is negative or above `time`.
+/// [`Error::Value`] if one is negative or above `time`.
 pub fn check_lengths(lengths: &[i32], time: usize) -> Result<()> {
     match lengths.iter().position(|&n| n < 0 || n as usize > time) {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! The arguments of a plan's calls, and their checks.
+//! The arguments of a plan's calls, with the checks that every backend runs first.
 
 use crate::{
     Backend, Element, Error, Len, Plan, Result, Save, SavedMut, SavedRef, Shapes, Weights,
@@ -15,24 +15,24 @@ pub struct Forward<'a, B: Backend, T: Element> {
     pub s0: Option<B::View<'a, T::Wide>>,
     /// `[B]`: row b has `lengths[b]` steps, 0 to T. Later outputs are zero.
     pub lengths: Option<B::View<'a, i32>>,
-    /// `[B, T]`: where not 0, the state is zeroed before that step, in processing order.
+    /// `[B, T]`: a nonzero flag zeroes the row's state before that step is processed.
     pub resets: Option<B::View<'a, u8>>,
-    /// `[B, T, N, D]`, written: h alone.
+    /// `[B, T, N, D]`, written: h at every step.
     pub h: Option<B::ViewMut<'a, T>>,
-    /// `[S, B, T, N, D]`, written: every state. The backward pass needs it.
+    /// `[S, B, T, N, D]`, written: every state at every step. The backward pass needs it.
     pub states: Option<B::ViewMut<'a, T>>,
-    /// `[S, B, N, D]`, written: the state each row ends in.
+    /// `[S, B, N, D]`, written: the final state of each row.
     pub last: Option<B::ViewMut<'a, T::Wide>>,
-    /// Written: what the backward pass needs besides `states`, which must be given too; of
-    /// [`Plan::saved`] or of the caller's own memory. None for inference.
+    /// Written: what the backward pass needs besides `states`, which is then required too. The
+    /// memory comes from [`Plan::saved`] or from the caller; inference passes `None`.
     pub saved: Option<SavedMut<'a, B, T>>,
-    /// Scratch memory as [`Plan::forward_workspace`] says. Without it the call takes some from a
-    /// pool.
+    /// Scratch memory of the size given by [`Plan::forward_workspace`]. If absent, the call takes
+    /// some from a pool.
     pub workspace: Option<B::ViewMut<'a, u8>>,
 }
 
 impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
-    /// Makes a call with no optional tensor; name those there are by struct update.
+    /// Makes a call without optional tensors. Add those you need by struct update.
     #[must_use]
     pub fn new(weights: &'a Weights<B, T>, wx: B::View<'a, T>) -> Self {
         Self {
@@ -49,11 +49,11 @@ impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
         }
     }
 
-    /// Checks the layout of the weights and the size of every tensor given. Backends call this
-    /// first.
+    /// Checks the layout of the weights and the size of every tensor. Backends call this first.
     ///
     /// # Errors
-    /// [`Error::Argument`], [`Error::Shape`]
+    /// [`Error::Argument`] for weights of another layout and for `saved` without `states`,
+    /// [`Error::Shape`] for a tensor or workspace of the wrong size.
     pub fn check<W: Element>(&self, plan: &impl Plan<T, W, Backend = B>) -> Result<()> {
         let shapes = plan.shapes();
         self.weights.check(plan.weights_layout())?;
@@ -67,7 +67,7 @@ impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
         if self.saved.is_some() && self.states.is_none() {
             return Err(Error::Argument {
                 tensor: "states",
-                why: "needed where `saved` is given: the backward pass reads both",
+                why: "required with `saved`, since the backward pass reads both",
             });
         }
         if let Some(saved) = &self.saved {
@@ -77,7 +77,7 @@ impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
     }
 }
 
-/// The arguments of [`Plan::backward`]. Every gradient that is not asked for may be absent.
+/// The arguments of [`Plan::backward`]. Every gradient but `d_wx` may be left out.
 pub struct Backward<'a, B: Backend, T: Element, W: Element> {
     /// The weights of the forward pass.
     pub weights: &'a Weights<B, T>,
@@ -85,7 +85,7 @@ pub struct Backward<'a, B: Backend, T: Element, W: Element> {
     pub states: B::View<'a, T>,
     /// What the forward pass saved.
     pub saved: SavedRef<'a, B, T>,
-    /// The `wx` of the forward pass; needed with [`Save::Recompute`] only.
+    /// The `wx` of the forward pass; required with [`Save::Recompute`] and otherwise unused.
     pub wx: Option<B::View<'a, T>>,
     /// The `s0` of the forward pass.
     pub s0: Option<B::View<'a, T::Wide>>,
@@ -93,13 +93,13 @@ pub struct Backward<'a, B: Backend, T: Element, W: Element> {
     pub lengths: Option<B::View<'a, i32>>,
     /// The `resets` of the forward pass.
     pub resets: Option<B::View<'a, u8>>,
-    /// `[B, T, N, D]`: the gradient of h at every step. Excludes `d_states`.
+    /// `[B, T, N, D]`: the gradient of h at every step. Mutually exclusive with `d_states`.
     pub d_h: Option<B::View<'a, T>>,
-    /// `[S, B, T, N, D]`: the gradient of every state at every step. Excludes `d_h`.
+    /// `[S, B, T, N, D]`: the gradient of every state at every step. Mutually exclusive with `d_h`.
     pub d_states: Option<B::View<'a, T>>,
-    /// `[S, B, N, D]`: the gradient of the last state.
+    /// `[S, B, N, D]`: the gradient of each row's final state.
     pub d_last: Option<B::View<'a, T::Wide>>,
-    /// `[B, T, Gx, N, D]`, written. Steps beyond a row's length get 0.
+    /// `[B, T, Gx, N, D]`, written. Steps beyond a row's length are set to 0.
     pub d_wx: B::ViewMut<'a, T>,
     /// `[Gr, N, D_out, D_in]`, written, or added to with `accumulate`.
     pub d_r: Option<B::ViewMut<'a, W>>,
@@ -107,16 +107,16 @@ pub struct Backward<'a, B: Backend, T: Element, W: Element> {
     pub d_b: Option<B::ViewMut<'a, W>>,
     /// `[S, B, N, D]`, written.
     pub d_s0: Option<B::ViewMut<'a, T::Wide>>,
-    /// Add to `d_r` and `d_b` instead of overwriting them.
+    /// Whether to add to `d_r` and `d_b` instead of overwriting them.
     pub accumulate: bool,
-    /// Scratch memory as [`Plan::backward_workspace`] says. Without it the call takes some from a
-    /// pool.
+    /// Scratch memory of the size given by [`Plan::backward_workspace`]. If absent, the call takes
+    /// some from a pool.
     pub workspace: Option<B::ViewMut<'a, u8>>,
 }
 
 impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
-    /// Makes a call that computes `d_wx` only, from no gradient; name what there is by struct
-    /// update.
+    /// Makes a call that computes only `d_wx`, without any incoming gradient. Add `d_h`, `d_states`
+    /// or `d_last`, and further results, by struct update.
     #[must_use]
     pub fn new(
         weights: &'a Weights<B, T>,
@@ -144,24 +144,25 @@ impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
         }
     }
 
-    /// Checks the layout of the weights, and that every tensor needed is there and has its size.
-    /// Backends call this first.
+    /// Checks the layout of the weights, and the presence and size of every tensor. Backends call
+    /// this first.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::Argument`]
+    /// [`Error::Argument`] for weights of another layout, a missing `wx`, or both `d_h` and
+    /// `d_states`; [`Error::Shape`] for a tensor or workspace of the wrong size.
     pub fn check(&self, plan: &impl Plan<T, W, Backend = B>) -> Result<()> {
         let (shapes, save) = (plan.shapes(), plan.problem().options.save);
         self.weights.check(plan.weights_layout())?;
         if save == Save::Recompute && self.wx.is_none() {
             return Err(Error::Argument {
                 tensor: "wx",
-                why: "needed in the backward pass with Save::Recompute",
+                why: "required by the backward pass with Save::Recompute",
             });
         }
         if self.d_h.is_some() && self.d_states.is_some() {
             return Err(Error::Argument {
                 tensor: "d_h",
-                why: "excludes d_states, whose first part it is",
+                why: "can't be combined with d_states, which already contains it",
             });
         }
         Shapes::check("states", self.states.len(), &shapes.states())?;
@@ -189,7 +190,7 @@ pub struct Step<'a, B: Backend, T: Element> {
     pub wx: B::View<'a, T>,
     /// `[S, B, N, D]`: the state before the step on entry, after it on return.
     pub state: B::ViewMut<'a, T::Wide>,
-    /// `[B, N, D]`, written: h, rounded to `T`.
+    /// `[B, N, D]`, written: h after the step, rounded to `T`.
     pub h: Option<B::ViewMut<'a, T>>,
 }
 
@@ -197,7 +198,8 @@ impl<B: Backend, T: Element> Step<'_, B, T> {
     /// Checks the layout of the weights and the size of every tensor. Backends call this first.
     ///
     /// # Errors
-    /// [`Error::Argument`], [`Error::Shape`]
+    /// [`Error::Argument`] for weights of another layout, [`Error::Shape`] for a tensor of the
+    /// wrong size.
     pub fn check<W: Element>(&self, plan: &impl Plan<T, W, Backend = B>) -> Result<()> {
         let shapes = plan.shapes();
         self.weights.check(plan.weights_layout())?;
@@ -208,16 +210,18 @@ impl<B: Backend, T: Element> Step<'_, B, T> {
     }
 }
 
+/// Checks the size of a tensor, if there is one.
 fn check(tensor: &'static str, view: &Option<impl Len>, want: &[usize]) -> Result<()> {
     view.as_ref().map_or(Ok(()), |view| Shapes::check(tensor, view.len(), want))
 }
 
-/// A workspace may be larger than needed, so that one serves several calls.
-fn check_workspace(given: &Option<impl Len>, needed: impl FnOnce() -> Workspace) -> Result<()> {
-    let Some(given) = given else { return Ok(()) };
+/// Checks that a workspace, if there is one, is large enough. It may be larger than needed, so that
+/// one workspace serves several calls.
+fn check_workspace(workspace: &Option<impl Len>, needed: impl FnOnce() -> Workspace) -> Result<()> {
+    let Some(workspace) = workspace else { return Ok(()) };
     let Workspace { bytes, .. } = needed();
-    if given.len() >= bytes {
+    if workspace.len() >= bytes {
         return Ok(());
     }
-    Err(Error::Shape { tensor: "workspace", got: vec![given.len()], want: vec![bytes] })
+    Err(Error::Shape { tensor: "workspace", got: vec![workspace.len()], want: vec![bytes] })
 }

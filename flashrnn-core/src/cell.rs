@@ -1,4 +1,4 @@
-//! What a recurrent cell is: one pointwise function, written once.
+//! The trait of recurrent cells: one pointwise function, written once.
 
 use crate::{Dual, Real};
 
@@ -7,8 +7,8 @@ mod sealed {
     impl<R, const LEN: usize> Sealed for [R; LEN] {}
 }
 
-/// A fixed-length array of numbers: the states or the gates of one unit. Implemented by `[R; LEN]`
-/// alone, so that kernels can rely on its length.
+/// A fixed-length array that holds the states or the gates of one unit. Implemented only by
+/// `[R; LEN]`, so that kernels can rely on its length.
 ///
 /// ```compile_fail,E0277
 /// #[derive(Clone, Copy)]
@@ -32,10 +32,10 @@ mod sealed {
 /// }
 /// ```
 pub trait Array<R>: Copy + AsRef<[R]> + AsMut<[R]> + sealed::Sealed {
-    /// How many numbers it holds.
+    /// The number of elements.
     const LEN: usize;
-    /// Makes an array of equal numbers, to be filled in a loop: a closure would stop the CPU
-    /// backend's inlining.
+    /// Makes an array of equal elements, to be filled in a loop. (Filling it from a closure would
+    /// keep the CPU backend from inlining the cell.)
     fn splat(v: R) -> Self;
 }
 
@@ -47,16 +47,16 @@ impl<R: Copy, const LEN: usize> Array<R> for [R; LEN] {
     }
 }
 
-/// A gate (pre-activation) of a cell: its name, and which inputs it takes besides the bias.
+/// Declares a gate (pre-activation) of a cell: its name, and the inputs it takes besides its bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gate {
     name: &'static str,
-    recurrent: bool,
-    external: bool,
+    pub(crate) recurrent: bool,
+    pub(crate) external: bool,
 }
 
 impl Gate {
-    /// Declares a gate that takes `R h` and no external input, such as GRU's `n_h`.
+    /// Declares a gate that takes `R h` but no external input, such as GRU's `n_h`.
     #[must_use]
     pub const fn recurrent(name: &'static str) -> Self {
         Self { name, recurrent: true, external: false }
@@ -68,9 +68,8 @@ impl Gate {
         Self { name, recurrent: true, external: true }
     }
 
-    /// Declares a gate that takes external input and no `R h`, such as GRU's `n_x`. Where a caller
-    /// gives no external input for it (zeros), its value is its bias: that is how a cell gets
-    /// trainable parameters of its own.
+    /// Declares a gate that takes external input but no `R h`, such as GRU's `n_x`. If its external
+    /// input is zero, its value is its bias, which serves as a trainable parameter of the cell.
     #[must_use]
     pub const fn external(name: &'static str) -> Self {
         Self { name, recurrent: false, external: true }
@@ -83,16 +82,16 @@ impl Gate {
     }
 }
 
-/// A recurrent cell, `s_t = P(s_{t-1}, g_t)` with `g_t = R s⁰_{t-1} + x_t + b`, where `P` acts unit
-/// by unit.
+/// A recurrent cell: `s_t = P(s_{t-1}, g_t)` with `g_t = R s⁰_{t-1} + x_t + b`, where `P` acts
+/// elementwise.
 ///
-/// The user writes [`forward`](Cell::forward), generic over the number it computes with; every
-/// backend and every derivative comes from that one function. State 0 is h, the one that `R` reads.
-/// Every gate receives its bias `b`; which ones receive `R h` and `x` is declared in
-/// [`GATES`](Cell::GATES).
+/// You write [`forward`](Cell::forward), generic over the number it computes with; every backend
+/// and every derivative is generated from that one function. State 0 is h, which `R` multiplies.
+/// Every gate receives its bias `b`; [`GATES`](Cell::GATES) declares which gates receive `R h` and
+/// which receive `x`.
 ///
 /// Mark `forward` (and `backward`) `#[inline(always)]`: the CPU backend inlines them into its SIMD
-/// loops, and is many times slower where it can't.
+/// loops and is many times slower if it can't.
 ///
 /// ```
 /// use flashrnn_core::{Cell, Gate, Real};
@@ -116,11 +115,11 @@ impl Gate {
 /// }
 /// ```
 ///
-/// # Parameters of a cell's own
-/// A number that is the same for every unit and is not trained is a field of the cell, as `a`
-/// above. A parameter that is trained, one a unit, is the bias of a gate with [`Gate::external`]:
-/// give zeros as its external input, and the gate's value is the bias, whose gradient is in `d_b`.
-/// To keep it within a range, apply a function to it in `forward` (`a.sigmoid()`).
+/// # Parameters of a cell
+/// A constant shared by all units is a field of the cell, like `a` above. A trainable parameter
+/// with one value per unit is the bias of a gate declared with [`Gate::external`]: pass zeros as
+/// its external input, so that the gate's value is its bias, and find the gradient in `d_b`. To
+/// keep the parameter within a range, apply a function to it in `forward` (`a.sigmoid()`).
 ///
 /// ```
 /// use flashrnn_core::{Cell, Gate, Real};
@@ -143,13 +142,15 @@ impl Gate {
 /// ```
 ///
 /// # What a cell can't do
-/// A cell computes with [`Real`]: constants are `R::lit(1.0)`, and it branches only by [`Real::gt`]
-/// and [`Real::select`]. `P` acts unit by unit and is deterministic: a layer norm inside the step
-/// (it needs all units), a projection of h (R reads h itself), peepholes across units, and random
-/// numbers (dropout inside the step) can't be written as a cell.
+/// A cell computes with [`Real`]: constants are written `R::lit(1.0)`, and conditions use
+/// [`Real::gt`] and [`Real::select`] instead of branches. `P` is elementwise and deterministic, so
+/// the following can't be written as a cell: a layer norm inside the step (it needs all units), a
+/// projection of h (`R` multiplies h itself), peepholes across units, and random numbers (dropout
+/// inside the step).
 ///
-/// # What is checked
-/// A cell whose constants contradict each other does not compile: see [`CellSizes`].
+/// # Compile-time checks
+/// A cell whose constants contradict each other does not compile. See
+/// [`CellSizes`](crate::CellSizes).
 ///
 /// ```compile_fail,E0080
 /// use flashrnn_core::{Cell, Gate, Problem, Real};
@@ -171,25 +172,25 @@ impl Gate {
 /// let shapes = Problem::new(1, 1, 1, 1).shapes::<Wrong>();
 /// ```
 pub trait Cell: Clone + Send + Sync + 'static {
-    /// The name, in lower case, as the command line and kernel caches spell it.
+    /// The name in lower case, as used on the command line and in kernel caches.
     const NAME: &'static str;
-    /// The names of the states, in order; the first is the one that `R` reads.
+    /// The names of the states, in order. The first is h, which `R` multiplies.
     const STATES: &'static [&'static str];
     /// The gates (pre-activations), in order: first those with recurrent input only, then those
-    /// with both, then those with external input only. The first, at least, takes recurrent input.
+    /// with both, then those with external input only. At least the first takes recurrent input.
     const GATES: &'static [Gate];
-    /// The indices of states whose values the backward pass needs in full precision even where
-    /// tensors are 16 bits.
+    /// The indices of states that the backward pass needs in full precision even if tensors are
+    /// 16 bits.
     const WIDE: &'static [usize] = &[];
-    /// The indices of gates of which the same is true: those whose rounding an exponential would
-    /// blow up.
+    /// The indices of gates that the backward pass needs in full precision even if tensors are
+    /// 16 bits, such as those whose rounding error an exponential would amplify.
     const WIDE_GATES: &'static [usize] = &[];
-    /// The indices of states that are held constant in every gradient: gradients given for them are
-    /// ignored, and theirs are 0.
+    /// The indices of states that every gradient treats as constants: incoming gradients for them
+    /// are ignored, and their own gradients are 0.
     const CONSTANT: &'static [usize] = &[];
 
-    /// Whether this is one of this crate's cells, which a backend may have compiled ahead. Others
-    /// leave it alone.
+    /// Whether this is one of this crate's cells, for which a backend may hold precompiled code.
+    /// Other cells keep the default.
     #[doc(hidden)]
     const BUILT_IN: bool = false;
 
@@ -198,15 +199,15 @@ pub trait Cell: Clone + Send + Sync + 'static {
     /// The gates of one unit.
     type Gates<R: Real>: Array<R>;
 
-    /// `P`: the states after a step, from the states before it and the gates.
+    /// Computes `P`: the states after a step, from the states before it and the gates.
     fn forward<R: Real>(&self, state: Self::State<R>, gates: Self::Gates<R>) -> Self::State<R>;
 
-    /// The transposed derivative of `P`: from the gradient `d` of the states after the step, the
-    /// gradients of the states before it and of the gates. Derived from [`forward`](Cell::forward)
-    /// unless overridden.
+    /// Computes the vector-Jacobian product of `P`: the gradients of the states before the step and
+    /// of the gates, from the gradient `d` of the states after it. Derived from
+    /// [`forward`](Cell::forward) unless overridden.
     ///
-    /// What does not depend on `d` belongs in parentheses of its own, as in `d * (a * b)`: GPU
-    /// kernels compute it before `d` is there.
+    /// Put factors that do not depend on `d` in parentheses, as in `d * (a * b)`: GPU kernels
+    /// compute them before `d` is available.
     #[inline(always)]
     fn backward<R: Real>(
         &self,
@@ -218,111 +219,10 @@ pub trait Cell: Clone + Send + Sync + 'static {
     }
 }
 
-/// The numbers of a cell's states and gates. Every [`Cell`] has them, and using one checks the
-/// cell's constants when the program is compiled: as many names as states and gates, gates in the
-/// order that [`Cell::GATES`] asks for, and indices in range and given once.
-///
-/// ```compile_fail,E0080
-/// use flashrnn_core::{Cell, CellSizes, Gate, Real};
-///
-/// #[derive(Clone)]
-/// struct Liar;
-///
-/// impl Cell for Liar {
-///     const NAME: &'static str = "liar";
-///     const STATES: &'static [&'static str] = &["h"];
-///     const GATES: &'static [Gate] = &[Gate::both("g")];
-///     const WIDE: &'static [usize] = &[0, 0];
-///     type State<R: Real> = [R; 1];
-///     type Gates<R: Real> = [R; 1];
-///     fn forward<R: Real>(&self, state: [R; 1], _: [R; 1]) -> [R; 1] {
-///         state
-///     }
-/// }
-/// println!("{}", Liar::S);
-/// ```
-pub trait CellSizes: Cell {
-    /// The number of states.
-    const S: usize;
-    /// The number of gates.
-    const G: usize;
-    /// How many gates take recurrent input: the first ones.
-    const GR: usize;
-    /// How many gates take external input: the last ones.
-    const GX: usize;
-}
-
-impl<C: Cell> CellSizes for C {
-    const S: usize = Checked::<C>::SIZES[0];
-    const G: usize = Checked::<C>::SIZES[1];
-    const GR: usize = Checked::<C>::SIZES[2];
-    const GX: usize = Checked::<C>::SIZES[3];
-}
-
-/// A cell's constants, checked once.
-struct Checked<C>(std::marker::PhantomData<C>);
-
-impl<C: Cell> Checked<C> {
-    const SIZES: [usize; 4] = sizes::<C>();
-}
-
-/// Checks a cell's constants and returns its sizes S, G, Gr, Gx.
-const fn sizes<C: Cell>() -> [usize; 4] {
-    let (states, gates) = (<C::State<f64> as Array<f64>>::LEN, <C::Gates<f64> as Array<f64>>::LEN);
-    assert!(states >= 1, "a cell has at least one state, h");
-    assert!(C::STATES.len() == states, "Cell::STATES must name every state");
-    assert!(C::GATES.len() == gates, "Cell::GATES must declare every gate");
-    let (mut recurrent, mut external, mut k) = (0, 0, 0);
-    while k < gates {
-        let gate = C::GATES[k];
-        assert!(
-            !gate.recurrent || recurrent == k,
-            "gates with recurrent input come first in Cell::GATES"
-        );
-        assert!(
-            gate.external || external == 0,
-            "gates with external input come last in Cell::GATES"
-        );
-        recurrent += gate.recurrent as usize;
-        external += gate.external as usize;
-        k += 1;
-    }
-    assert!(recurrent >= 1, "at least one gate in Cell::GATES takes recurrent input");
-    assert!(distinct_below(C::WIDE, states), "Cell::WIDE holds indices of states, each once");
-    assert!(
-        distinct_below(C::CONSTANT, states),
-        "Cell::CONSTANT holds indices of states, each once"
-    );
-    assert!(
-        distinct_below(C::WIDE_GATES, gates),
-        "Cell::WIDE_GATES holds indices of gates, each once"
-    );
-    [states, gates, recurrent, external]
-}
-
-/// Whether all of `indices` are below `end` and no two are equal.
-const fn distinct_below(indices: &[usize], end: usize) -> bool {
-    let mut i = 0;
-    while i < indices.len() {
-        let mut j = 0;
-        while j < i {
-            if indices[j] == indices[i] {
-                return false;
-            }
-            j += 1;
-        }
-        if indices[i] >= end {
-            return false;
-        }
-        i += 1;
-    }
-    true
-}
-
-/// [`Cell::backward`] from [`Cell::forward`] alone, by one forward-mode pass for each state and
+/// Computes [`Cell::backward`] from [`Cell::forward`] alone, by one forward-mode pass per state and
 /// gate.
 ///
-/// The passes share all their values, so a compiler or a tracer computes those once.
+/// All passes compute the same values beside their tangents; a compiler or the tracer merges them.
 #[inline(always)]
 pub fn derived_backward<C: Cell, R: Real>(
     cell: &C,
@@ -343,20 +243,21 @@ pub fn derived_backward<C: Cell, R: Real>(
     for (k, d_before) in d_state.as_mut().iter_mut().enumerate() {
         let mut varied = dual_state;
         varied.as_mut()[k] = Dual::variable(state.as_ref()[k]);
-        *d_before = against::<C, R>(d, cell.forward(varied, dual_gates));
+        *d_before = directional::<C, R>(d, cell.forward(varied, dual_gates));
     }
     let mut d_gates = C::Gates::<R>::splat(zero);
     for (k, d_gate) in d_gates.as_mut().iter_mut().enumerate() {
         let mut varied = dual_gates;
         varied.as_mut()[k] = Dual::variable(gates.as_ref()[k]);
-        *d_gate = against::<C, R>(d, cell.forward(dual_state, varied));
+        *d_gate = directional::<C, R>(d, cell.forward(dual_state, varied));
     }
     (d_state, d_gates)
 }
 
-/// The change of a loss whose gradient is `d`, from the tangents of the states after a step.
+/// Returns the directional derivative of a loss: the dot product of its gradient `d` with the
+/// tangents of the states after a step.
 #[inline(always)]
-fn against<C: Cell, R: Real>(d: C::State<R>, after: C::State<Dual<R>>) -> R {
+fn directional<C: Cell, R: Real>(d: C::State<R>, after: C::State<Dual<R>>) -> R {
     let (after, d) = (after.as_ref(), d.as_ref());
     let mut sum = d[0] * after[0].tangent;
     for k in 1..d.len() {

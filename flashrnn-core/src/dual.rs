@@ -1,36 +1,36 @@
-//! Forward-mode differentiation: a number and its tangent.
+//! Forward-mode differentiation with dual numbers.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use crate::Real;
 
-/// A number of type `R` with the derivative of that number along one direction.
+/// A dual number: a value of type `R` and its derivative along one direction.
 ///
-/// `Dual<R>` is itself [`Real`] for every `R`, so a cell's derivative runs wherever the cell does.
-/// Where a function has a kink, the derivative is the one of the branch that [`Real::select`]
-/// takes; `abs` has derivative 0 at 0, and `log_sigmoid` its true derivative everywhere.
+/// `Dual<R>` implements [`Real`] for every `R`, so a cell's derivative runs wherever the cell does.
+/// At a kink, the derivative is that of the branch [`Real::select`] takes. `abs` has derivative 0
+/// at 0, and `log_sigmoid` has its true derivative everywhere.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dual<R> {
-    /// The number.
+    /// The value.
     pub value: R,
-    /// Its derivative.
+    /// The derivative of the value.
     pub tangent: R,
 }
 
 impl<R: Real> Dual<R> {
-    /// A number with tangent 0.
+    /// Makes a number with tangent 0.
     #[inline(always)]
     pub fn constant(value: R) -> Self {
         Self { value, tangent: R::lit(0.0) }
     }
 
-    /// A number with tangent 1: the one to differentiate by.
+    /// Makes a number with tangent 1: the variable to differentiate by.
     #[inline(always)]
     pub fn variable(value: R) -> Self {
         Self { value, tangent: R::lit(1.0) }
     }
 
-    /// A function's value at this number, and its slope there.
+    /// Applies the chain rule to a function with this `value` and `slope` at `self`.
     #[inline(always)]
     fn chain(self, value: R, slope: R) -> Self {
         Self { value, tangent: self.tangent * slope }

@@ -1,4 +1,4 @@
-//! The types a tensor can hold.
+//! The element types of tensors.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use crate::Real;
 
-/// Names an [`Element`] at run time.
+/// Identifies an [`Element`] type at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE half precision, 16 bits.
@@ -37,30 +37,29 @@ mod sealed {
 
 /// An element of a tensor: f16, bf16, f32 or f64.
 ///
-/// Storage may be narrow, arithmetic never is: everything is computed, carried and summed in
-/// [`Element::Wide`].
+/// Only storage is ever 16 bits: values are computed, carried and summed in [`Element::Wide`].
 pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed::Sealed {
-    /// The type that arithmetic uses: f64 for f64, else f32.
+    /// The type used in arithmetic: f64 for f64, else f32.
     type Wide: Element<Wide = Self::Wide> + Real<Mask = bool> + PartialOrd;
 
-    /// The name of this type.
+    /// Identifies this type.
     const DTYPE: Dtype;
 
-    /// The unit roundoff: half the distance from 1 to the next number.
+    /// The unit roundoff: half the distance from 1 to the next larger number.
     const ROUNDOFF: f64;
 
     /// The largest finite number.
     const MAX: f64;
 
-    /// Widens, exactly.
+    /// Widens without rounding.
     fn to_wide(self) -> Self::Wide;
 
-    /// Narrows, rounding to the nearest, ties to even. What lies beyond the range becomes infinite.
+    /// Rounds to nearest, ties to even. Values out of range become infinite.
     fn from_wide(wide: Self::Wide) -> Self;
 
-    /// Narrows a state or a saved gate: as [`from_wide`](Element::from_wide), but a 16-bit type
-    /// takes what lies beyond its range, infinities included, as ±[`MAX`](Element::MAX). A NaN
-    /// stays. Every backend rounds them so, and `h` before a product.
+    /// Rounds like [`from_wide`](Element::from_wide), but 16-bit types saturate: values out of
+    /// range, including infinities, become ±[`MAX`](Element::MAX). NaN stays NaN. Every backend
+    /// rounds states and saved gates this way, and `h` before it is multiplied by `R`.
     #[inline(always)]
     fn saturating_from_wide(wide: Self::Wide) -> Self {
         let bound = Self::Wide::lit(Self::MAX);
@@ -74,7 +73,7 @@ pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed
     /// Converts to f64, exactly.
     fn to_f64(self) -> f64;
 
-    /// Converts from f64, rounding (16-bit types round by way of f32).
+    /// Converts from f64, rounding to nearest (16-bit types round twice, through f32).
     fn from_f64(v: f64) -> Self;
 }
 

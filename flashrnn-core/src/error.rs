@@ -1,9 +1,9 @@
-//! The one error type.
+//! The error type of every crate of flashrnn.
 
 use std::sync::Arc;
 
-/// What can go wrong. No public path panics on bad input, on a missing driver or library, or on a
-/// lost device.
+/// Reports a failure of any flashrnn call. No public function panics on bad input, on a missing
+/// driver or library, or on a lost device; each returns this instead.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,51 +12,51 @@ pub enum Error {
     Shape {
         /// The tensor's name in the operator.
         tensor: &'static str,
-        /// The dimensions it has; one number where only the element count is known.
+        /// Its dimensions; a single number if only the element count is known.
         got: Vec<usize>,
         /// The dimensions it must have.
         want: Vec<usize>,
     },
-    /// A tensor holds a value it must not hold.
+    /// A tensor holds an invalid value.
     #[error("{tensor}[{index}] is {got}, wanted {want}")]
     Value {
         /// The tensor's name in the operator.
         tensor: &'static str,
-        /// The position of the value.
+        /// The index of the value.
         index: usize,
         /// The value.
         got: String,
-        /// What would do.
+        /// The values that would be accepted.
         want: String,
     },
-    /// A size or an option of the problem makes no sense.
+    /// A size or an option of the problem is invalid.
     #[error("{option}: got {got}, wanted {want}")]
     InvalidProblem {
         /// The name of the field.
         option: &'static str,
         /// Its value.
         got: String,
-        /// What would do.
+        /// The values that would be accepted.
         want: &'static str,
     },
-    /// A tensor that this call needs was not given, or one was given that it can't take: two that
-    /// exclude each other, weights packed in another layout, memory of another device.
+    /// A tensor that the call needs is missing, or one was passed that it can't use: one of two
+    /// that exclude each other, weights packed in another layout, memory of another device.
     #[error("{tensor}: {why}")]
     Argument {
         /// The tensor's name in the operator.
         tensor: &'static str,
-        /// Why it is needed or refused.
+        /// Why it is needed or rejected.
         why: &'static str,
     },
-    /// The backend can't do this problem, or can't be had in this program or on this machine. From
-    /// `plan` and from what makes backends, never from a later call.
+    /// The backend does not support this problem, or is not available in this program or on this
+    /// machine. Returned by `plan` and by the constructors of backends, never by a later call.
     #[error("backend {backend} does not support {what}: {why}")]
     Unsupported {
         /// The backend's name.
         backend: &'static str,
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// Why it can't be had.
+        /// Why it is not supported.
         why: String,
     },
     /// Memory ran out.
@@ -70,7 +70,7 @@ pub enum Error {
     Compile {
         /// The kernel's name.
         kernel: String,
-        /// What the compiler said.
+        /// The compiler's output.
         log: String,
     },
     /// The device or its driver failed, or is missing.
@@ -79,14 +79,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// Makes an [`Error::Device`] that says what failed.
+    /// Makes an [`Error::Device`] from a description of what failed.
     #[must_use]
     pub fn device(what: impl Into<String>) -> Self {
         Self::Device(Failure { what: what.into(), cause: None })
     }
 
-    /// Makes an [`Error::Device`] that says what was being done, and keeps the error that this met
-    /// as its [source](std::error::Error::source).
+    /// Makes an [`Error::Device`] from a description of what was being done, with `cause` as its
+    /// [source](std::error::Error::source).
     #[must_use]
     pub fn device_because(
         what: impl Into<String>,
@@ -96,8 +96,8 @@ impl Error {
     }
 }
 
-/// A failure of a device, its driver or a library: what failed in words and, as its source, the
-/// other library's error if there is one.
+/// Describes a failure of a device, its driver or a library. Its source is the underlying error, if
+/// there is one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("device: {what}")]
 pub struct Failure {
@@ -106,7 +106,7 @@ pub struct Failure {
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Compares the words, those of the sources too.
+/// Compares the messages, including those of the sources.
 impl PartialEq for Failure {
     fn eq(&self, other: &Self) -> bool {
         let cause = |failure: &Self| failure.cause.as_ref().map(ToString::to_string);
@@ -114,5 +114,5 @@ impl PartialEq for Failure {
     }
 }
 
-/// A result with this crate's [`Error`].
+/// A [`Result`](std::result::Result) whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,9 +1,8 @@
-//! What is to be computed: sizes, layout and options, and the shape of every tensor that follows
-//! from them.
+//! Describes what to compute (sizes, layout and options) and derives the shape of every tensor.
 
 use crate::{Cell, CellSizes, Error, Result};
 
-/// The order of the batch and time axes in `wx`, `states`, `resets` and their gradients.
+/// Selects the order of the batch and time axes in `wx`, `states`, `resets` and their gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// `wx [B, T, Gx, N, D]`, `states [S, B, T, N, D]`, `resets [B, T]`.
@@ -13,44 +12,44 @@ pub enum Layout {
     TimeMajor,
 }
 
-/// What the forward pass keeps for the backward pass, besides the states.
+/// Selects what the forward pass saves for the backward pass, besides the states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Save {
-    /// Every gate: `B·T·G·N·D` elements, and the faster backward pass.
+    /// Saves every gate: `B·T·G·N·D` elements more, for a faster backward pass.
     #[default]
     Gates,
-    /// Nothing: the backward pass computes the gates again from the states and `wx`.
+    /// Saves nothing: the backward pass recomputes the gates from the states and `wx`.
     Recompute,
 }
 
-/// The options of a recurrence, without its sizes.
+/// Holds the options of a recurrence, without its sizes.
 ///
-/// Fields are public; `Options { reverse: true, ..Options::default() }` names just what differs
-/// from the default, which is batch-major with every option off.
+/// The default is batch-major with every option off. Set fields by struct update, as in
+/// `Options { reverse: true, ..Options::default() }`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Options {
     /// The order of the batch and time axes.
     pub layout: Layout,
-    /// Time runs backwards, each row from its own end; outputs stay at their positions.
+    /// Processes each row from its own end to its start. Outputs keep their positions in time.
     pub reverse: bool,
-    /// `h' ← clamp(h', -v, v)`, v > 0. The gradient passes where `|h'| <= v` and is 0 beyond; NaN
-    /// stays NaN.
+    /// Clamps h after each step to ±v, where v > 0. The gradient passes where `|h'| <= v` before
+    /// the clamp and is 0 elsewhere; NaN stays NaN.
     pub forward_clip: Option<f64>,
-    /// The gradient that reaches `h_{t-1}` (or s0) through R is clamped elementwise to ±v, v > 0,
-    /// after summing over gates.
+    /// Clamps the gradient that flows through R to `h_{t-1}` (or s0) elementwise to ±v, where
+    /// v > 0, after it is summed over the gates.
     pub recurrent_grad_clip: Option<f64>,
-    /// No gradient reaches `h_{t-1}` through R (`d_r` is still computed). Overrides
+    /// Blocks the gradient that flows through R to `h_{t-1}` (`d_r` is still computed). Overrides
     /// `recurrent_grad_clip`.
     pub cut_recurrent_grad: bool,
-    /// f32 products may round their factors to TF32 where a backend gains from it.
+    /// Allows f32 matrix products to round their factors to TF32 on backends where that is faster.
     pub tf32: bool,
-    /// What the forward pass keeps for the backward pass.
+    /// What the forward pass saves for the backward pass.
     pub save: Save,
 }
 
-/// One problem: the sizes and the options of a recurrence.
+/// Holds the sizes and the options of a recurrence.
 ///
-/// [`Problem::new`] has every option off; [`Problem::with`] sets them:
+/// [`Problem::new`] turns every option off; [`Problem::with`] sets them:
 ///
 /// ```
 /// use flashrnn_core::{Options, Problem};
@@ -65,9 +64,9 @@ pub struct Problem {
     pub time: usize,
     /// `N`, the number of heads, at least 1.
     pub heads: usize,
-    /// `D`, the number of units of a head, at least 1.
+    /// `D`, the number of units per head, at least 1.
     pub head_dim: usize,
-    /// The layout of the tensors and the variations of the operator.
+    /// The layout of the tensors and the variants of the operator.
     pub options: Options,
 }
 
@@ -78,7 +77,7 @@ impl Problem {
         Self { batch, time, heads, head_dim, options: Options::default() }
     }
 
-    /// Returns a problem of the same sizes with these options.
+    /// Returns a problem with the same sizes and the given options.
     #[must_use]
     pub fn with(&self, options: Options) -> Self {
         Self { options, ..self.clone() }
@@ -87,9 +86,9 @@ impl Problem {
     /// Checks the sizes and options, and returns the shape of every tensor for the cell `C`.
     ///
     /// # Errors
-    /// [`Error::InvalidProblem`] where `heads` or `head_dim` is 0, a clip is not above 0 or is NaN,
-    /// or a tensor would not fit the address space. A cell whose constants contradict each other
-    /// does not compile ([`CellSizes`]).
+    /// [`Error::InvalidProblem`] if `heads` or `head_dim` is 0, `time` exceeds `i32::MAX`, a clip
+    /// is not a number above 0, or a tensor would not fit the address space. A cell whose constants
+    /// contradict each other does not compile ([`CellSizes`]).
     pub fn shapes<C: Cell>(&self) -> Result<Shapes> {
         let shapes = Shapes {
             batch: self.batch,
@@ -105,14 +104,14 @@ impl Problem {
             constant: C::CONSTANT,
             layout: self.options.layout,
         };
-        let wrong = |option, got: String, want| Err(Error::InvalidProblem { option, got, want });
+        let invalid = |option, got: String, want| Err(Error::InvalidProblem { option, got, want });
         for (option, size) in [("heads", self.heads), ("head_dim", self.head_dim)] {
             if size == 0 {
-                return wrong(option, "0".into(), "at least 1");
+                return invalid(option, "0".into(), "at least 1");
             }
         }
         if self.time > i32::MAX as usize {
-            return wrong("time", self.time.to_string(), "at most 2147483647");
+            return invalid("time", self.time.to_string(), "at most 2147483647");
         }
         let Options { forward_clip, recurrent_grad_clip, .. } = self.options;
         for (option, clip) in
@@ -120,20 +119,21 @@ impl Problem {
         {
             match clip {
                 Some(v) if v.is_nan() || v <= 0.0 => {
-                    return wrong(option, v.to_string(), "a number above 0");
+                    return invalid(option, v.to_string(), "a number above 0");
                 }
                 _ => {}
             }
         }
         if !shapes.fit_the_address_space() {
             let sizes = [self.batch, self.time, self.heads, self.head_dim];
-            return wrong("sizes", format!("{sizes:?}"), "tensors that fit the address space");
+            return invalid("sizes", format!("{sizes:?}"), "tensors that fit the address space");
         }
         Ok(shapes)
     }
 }
 
-/// The sizes of a problem with a cell, and from them the shape of every tensor of the operator.
+/// Holds the sizes of a problem and its cell, and derives the shape of every tensor of the
+/// operator.
 ///
 /// | tensor | shape (batch-major) |
 /// |---|---|
@@ -147,21 +147,21 @@ impl Problem {
 /// | `resets` | `[B, T]` |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shapes {
-    /// `B`
+    /// `B`, the number of sequences.
     pub batch: usize,
-    /// `T`
+    /// `T`, the number of time steps.
     pub time: usize,
-    /// `N`
+    /// `N`, the number of heads.
     pub heads: usize,
-    /// `D`
+    /// `D`, the number of units per head.
     pub head_dim: usize,
-    /// `S`
+    /// `S`, the number of states.
     pub states: usize,
-    /// `G`
+    /// `G`, the number of gates.
     pub gates: usize,
-    /// `Gr`: the first so many gates take recurrent input.
+    /// `Gr`, the number of gates with recurrent input. They come first.
     pub recurrent: usize,
-    /// `Gx`: the last so many gates take external input.
+    /// `Gx`, the number of gates with external input. They come last.
     pub external: usize,
     /// [`Cell::WIDE`]
     pub wide: &'static [usize],
@@ -174,10 +174,10 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Whether every tensor in f64 fits the address space, with head dimensions rounded up to 64 as
-    /// the kernels' packed and padded forms are, twice over as where a buffer has two halves. So no
-    /// product of sizes that a backend forms for memory of its own overflows. An empty batch counts
-    /// as one row, no time as one step.
+    /// Checks that every tensor fits the address space even in f64, with head dimensions padded to
+    /// multiples of 64 and twice the size, as a double buffer has. Backends can therefore multiply
+    /// sizes for memory of their own without overflow. An empty batch counts as one row, and an
+    /// empty sequence as one step.
     fn fit_the_address_space(&self) -> bool {
         let fits = |dims: &[usize]| {
             dims.iter()
@@ -189,62 +189,63 @@ impl Shapes {
             && fits(&[self.gates, self.heads, padded, padded])
     }
 
-    fn outer(&self) -> [usize; 2] {
+    /// Returns the sizes of the batch and time axes, in the order of the layout.
+    fn leading_axes(&self) -> [usize; 2] {
         match self.layout {
             Layout::BatchMajor => [self.batch, self.time],
             Layout::TimeMajor => [self.time, self.batch],
         }
     }
 
-    /// `wx [B, T, Gx, N, D]` (or time-major).
+    /// Returns the shape of `wx`: `[B, T, Gx, N, D]` (or time-major).
     pub fn wx(&self) -> [usize; 5] {
-        let [outer, inner] = self.outer();
+        let [outer, inner] = self.leading_axes();
         [outer, inner, self.external, self.heads, self.head_dim]
     }
 
-    /// `r [Gr, N, D_out, D_in]`.
+    /// Returns the shape of `r`: `[Gr, N, D_out, D_in]`.
     pub fn r(&self) -> [usize; 4] {
         [self.recurrent, self.heads, self.head_dim, self.head_dim]
     }
 
-    /// `b [G, N, D]`.
+    /// Returns the shape of `b`: `[G, N, D]`.
     pub fn b(&self) -> [usize; 3] {
         [self.gates, self.heads, self.head_dim]
     }
 
-    /// `s0`, `last [S, B, N, D]`.
+    /// Returns the shape of `s0` and `last`: `[S, B, N, D]`.
     pub fn state(&self) -> [usize; 4] {
         [self.states, self.batch, self.heads, self.head_dim]
     }
 
-    /// `states [S, B, T, N, D]` (or time-major).
+    /// Returns the shape of `states`: `[S, B, T, N, D]` (or time-major).
     pub fn states(&self) -> [usize; 5] {
-        let [outer, inner] = self.outer();
+        let [outer, inner] = self.leading_axes();
         [self.states, outer, inner, self.heads, self.head_dim]
     }
 
-    /// `h [B, T, N, D]` (or time-major).
+    /// Returns the shape of `h`: `[B, T, N, D]` (or time-major).
     pub fn h(&self) -> [usize; 4] {
-        let [outer, inner] = self.outer();
+        let [outer, inner] = self.leading_axes();
         [outer, inner, self.heads, self.head_dim]
     }
 
-    /// `resets [B, T]` (or time-major).
+    /// Returns the shape of `resets`: `[B, T]` (or time-major).
     pub fn resets(&self) -> [usize; 2] {
-        self.outer()
+        self.leading_axes()
     }
 
-    /// `N·D`, the number of units.
+    /// Returns the number of units, `N·D`.
     pub fn units(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    /// `B·T`, the number of steps of all rows.
+    /// Returns the number of tokens, `B·T`: one for each step of each row.
     pub fn tokens(&self) -> usize {
         self.batch * self.time
     }
 
-    /// The position of row `b`'s step `t` among the `B·T` in this layout.
+    /// Returns the index of row `b`'s step `t` among the `B·T` tokens of this layout.
     #[inline(always)]
     pub fn token(&self, b: usize, t: usize) -> usize {
         match self.layout {
@@ -253,7 +254,8 @@ impl Shapes {
         }
     }
 
-    /// The sizes of [`Saved`](crate::Saved): elements of `gates` and of `wide`, for tensors of `T`.
+    /// Returns the sizes of [`Saved`](crate::Saved), in elements of `gates` and of `wide`, for
+    /// tensors of `T`.
     #[must_use]
     pub fn saved<T: crate::Element>(&self, save: Save) -> [usize; 2] {
         let unit_steps = self.tokens() * self.units();
@@ -264,14 +266,14 @@ impl Shapes {
         [gates, wide * unit_steps]
     }
 
-    /// How packed weights of these sizes are laid out, in a backend's `order`.
+    /// Returns the layout of packed weights of these sizes, in a backend's `order`.
     #[must_use]
     pub fn weights_layout<O>(&self, order: O) -> crate::WeightsLayout<O> {
         let &Self { recurrent, gates, heads, head_dim, .. } = self;
         crate::WeightsLayout { recurrent, gates, heads, head_dim, order }
     }
 
-    /// How many gates take recurrent input only: the first `G - Gx`.
+    /// Returns the number of gates without external input, `G - Gx`. They come first.
     pub fn inner(&self) -> usize {
         self.gates - self.external
     }
@@ -279,7 +281,7 @@ impl Shapes {
     /// Checks that a tensor of `got` elements can have the shape `want`.
     ///
     /// # Errors
-    /// [`Error::Shape`]
+    /// [`Error::Shape`] if the element counts differ.
     pub fn check(tensor: &'static str, got: usize, want: &[usize]) -> Result<()> {
         if got == want.iter().product() {
             Ok(())

@@ -1,17 +1,17 @@
 //! The number a cell computes with.
 //!
-//! A [`Cell`](crate::Cell) is written once, generic over [`Real`]. With `f64` it is the reference,
-//! with a SIMD vector the CPU kernel, with [`Dual`](crate::Dual) its own derivative, and with a
-//! handle into a graph it traces itself. Every method is therefore free of context: a literal needs
-//! no graph, and a condition is a value ([`Real::Mask`]) that only [`Real::select`] consumes, so a
-//! cell cannot branch.
+//! A [`Cell`](crate::Cell) is written once, generic over [`Real`]. Instantiated with `f64` it is
+//! the reference, with a SIMD vector the CPU kernel, with [`Dual`](crate::Dual) its own derivative,
+//! and with a handle into a graph it traces itself. No method therefore needs a context: literals
+//! belong to no graph, and a condition is a value ([`Real::Mask`]) that only [`Real::select`]
+//! consumes, so a cell cannot branch.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// A number, a vector of numbers, a dual number, or a node of a traced expression.
 ///
-/// The operations follow IEEE 754 on NaN, infinities and signed zeros, up to the accuracy that each
-/// implementation states.
+/// Operations treat NaN, infinities and signed zeros as IEEE 754 does; each implementation states
+/// its accuracy.
 pub trait Real:
     Copy
     + Add<Output = Self>
@@ -20,71 +20,72 @@ pub trait Real:
     + Div<Output = Self>
     + Neg<Output = Self>
 {
-    /// The result of a comparison, one truth value for each number.
+    /// The result of a comparison: one truth value per number.
     type Mask: Copy;
 
-    /// The constant `v`, rounded to this type.
+    /// Returns the constant `v`, rounded to this type.
     fn lit(v: f64) -> Self;
 
-    /// e to the power of `self`.
+    /// Returns e raised to the power of `self`.
     fn exp(self) -> Self;
 
-    /// The natural logarithm.
+    /// Returns the natural logarithm.
     fn ln(self) -> Self;
 
-    /// The square root.
+    /// Returns the square root.
     fn sqrt(self) -> Self;
 
-    /// The absolute value.
+    /// Returns the absolute value.
     fn abs(self) -> Self;
 
-    /// The hyperbolic tangent.
+    /// Returns the hyperbolic tangent.
     fn tanh(self) -> Self;
 
-    /// `ln(1 + exp(-|x|))`, the part of log-sigmoid and softplus that needs care.
+    /// Returns `ln(1 + exp(-|x|))`, the term shared by log-sigmoid and softplus.
     fn softplus_neg_abs(self) -> Self;
 
-    /// `self > other`; false where either is NaN.
+    /// Compares `self > other`; false where either is NaN.
     fn gt(self, other: Self) -> Self::Mask;
 
-    /// `if_true` where `mask` is set, else `if_false`.
+    /// Returns `if_true` where `mask` is set, else `if_false`.
     fn select(mask: Self::Mask, if_true: Self, if_false: Self) -> Self;
 
-    /// The value of `self` with the derivative of `source` (a straight-through estimator).
+    /// Returns the value of `self` with the derivative of `source` (a straight-through estimator).
     #[inline(always)]
     fn with_gradient_of(self, source: Self) -> Self {
         let _ = source;
         self
     }
 
-    /// The value of `self`, held constant in every derivative.
+    /// Returns the value of `self`, treated as a constant by every derivative.
     #[inline(always)]
     fn stop_gradient(self) -> Self {
         self.with_gradient_of(Self::lit(0.0))
     }
 
-    /// `bound` where `bound > self`, else `self`. A NaN in `self` stays; a NaN in `bound` is
-    /// ignored.
+    /// Returns `bound` where `bound > self`, else `self`. NaN in `self` propagates; NaN in `bound`
+    /// is ignored.
     #[inline(always)]
     fn clamp_min(self, bound: Self) -> Self {
         Self::select(bound.gt(self), bound, self)
     }
 
-    /// `bound` where `self > bound`, else `self`. A NaN in `self` stays; a NaN in `bound` is
-    /// ignored.
+    /// Returns `bound` where `self > bound`, else `self`. NaN in `self` propagates; NaN in `bound`
+    /// is ignored.
     #[inline(always)]
     fn clamp_max(self, bound: Self) -> Self {
         Self::select(self.gt(bound), bound, self)
     }
 
-    /// The logistic function, `1 / (1 + exp(-x))`.
+    /// Returns the logistic function, `1 / (1 + exp(-x))`.
     #[inline(always)]
     fn sigmoid(self) -> Self {
         Self::lit(1.0) / (Self::lit(1.0) + (-self).exp())
     }
 
-    /// [`sigmoid`](Real::sigmoid) and its derivative `σ (1 - σ) = e / (1 + e)²`, `e = exp(-|x|)`,
-    /// which keeps its accuracy where σ is near 1 and `1 - σ` would lose it.
+    /// Returns [`sigmoid`](Real::sigmoid) and its derivative `σ (1 - σ)`. The derivative is
+    /// computed as `e / (1 + e)²` with `e = exp(-|x|)`, which stays accurate where σ is near 1 and
+    /// `1 - σ` would cancel.
     #[inline(always)]
     fn sigmoid_and_slope(self) -> (Self, Self) {
         let one = Self::lit(1.0);
@@ -94,15 +95,15 @@ pub trait Real:
         (Self::select(self.gt(Self::lit(0.0)), r, below), below * r)
     }
 
-    /// [`tanh`](Real::tanh) and its derivative `1 - tanh² = 4 e / (1 + e)²`, `e = exp(-2|x|)`,
-    /// which keeps its accuracy where tanh is near ±1.
+    /// Returns [`tanh`](Real::tanh) and its derivative `1 - tanh²`. The derivative is computed as
+    /// `4 e / (1 + e)²` with `e = exp(-2|x|)`, which stays accurate where tanh is near ±1.
     #[inline(always)]
     fn tanh_and_slope(self) -> (Self, Self) {
         let (_, slope) = (self + self).sigmoid_and_slope();
         (self.tanh(), Self::lit(4.0) * slope)
     }
 
-    /// `ln(sigmoid(x))`, without overflow: `min(x, 0) - ln(1 + exp(-|x|))`.
+    /// Returns `ln(sigmoid(x))`, computed without overflow as `min(x, 0) - ln(1 + exp(-|x|))`.
     #[inline(always)]
     fn log_sigmoid(self) -> Self {
         self.clamp_max(Self::lit(0.0)) - self.softplus_neg_abs()

@@ -1,14 +1,15 @@
-//! What a forward pass leaves to its backward pass, besides the states. It belongs to the caller.
+//! What a forward pass saves for its backward pass, besides the states. The caller owns it.
 
 use std::fmt;
 
 use crate::{Backend, Element, Len, Result, Save, Shapes};
 
-/// What a forward pass leaves to its backward pass, borrowed for reading. See [`Saved`].
+/// Borrows what a forward pass saved, for reading. See [`Saved`].
 pub struct SavedRef<'a, B: Backend, T: Element> {
     /// `B·T·G·N·D` gates with [`Save::Gates`], none with [`Save::Recompute`].
     pub gates: B::View<'a, T>,
-    /// States and gates in full, where `T` is 16 bits.
+    /// The cell's [`WIDE`](crate::Cell::WIDE) states and [`WIDE_GATES`](crate::Cell::WIDE_GATES) in
+    /// full precision, if `T` is 16 bits.
     pub wide: B::View<'a, T::Wide>,
 }
 
@@ -26,11 +27,11 @@ impl<B: Backend, T: Element> SavedRef<'_, B, T> {
     }
 }
 
-/// What a forward pass leaves to its backward pass, borrowed for writing. See [`Saved`].
+/// Borrows the memory of what a forward pass saves, for writing. See [`Saved`].
 pub struct SavedMut<'a, B: Backend, T: Element> {
-    /// As [`SavedRef::gates`].
+    /// See [`SavedRef::gates`].
     pub gates: B::ViewMut<'a, T>,
-    /// As [`SavedRef::wide`].
+    /// See [`SavedRef::wide`].
     pub wide: B::ViewMut<'a, T::Wide>,
 }
 
@@ -46,13 +47,13 @@ fn check<T: Element>(gates: usize, wide: usize, shapes: &Shapes, save: Save) -> 
     Shapes::check("saved.wide", wide, &want[1..])
 }
 
-/// Owned memory for what a forward pass leaves to its backward pass, from
-/// [`Plan::saved`](crate::Plan::saved). A caller with an allocator of its own gives views of two
-/// buffers instead, whose sizes are [`Shapes::saved`].
+/// Owns the memory of what a forward pass saves for its backward pass. Made by
+/// [`Plan::saved`](crate::Plan::saved). Callers with their own allocator pass views of two buffers
+/// of the sizes given by [`Shapes::saved`] instead.
 ///
-/// The order of the elements is the backend's own: only a plan of the same cell, sizes and options,
-/// of the same backend and device, finds in them what the forward pass wrote. Another plan of equal
-/// sizes reads them as other numbers, and never reads beyond them.
+/// The order of the elements is private to the backend. Only a plan for the same cell, sizes and
+/// options, on the same backend and device, reads back what the forward pass wrote. Another plan of
+/// equal sizes computes wrong gradients from it, but never reads out of bounds.
 pub struct Saved<B: Backend, T: Element> {
     backend: B,
     gates: B::Buffer<T>,
@@ -60,7 +61,7 @@ pub struct Saved<B: Backend, T: Element> {
 }
 
 impl<B: Backend, T: Element> Saved<B, T> {
-    /// Allocates what `shapes` and `save` ask for.
+    /// Allocates memory of the sizes given by `shapes` and `save`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory)

@@ -1,41 +1,41 @@
-//! Packed weights, and the key that tells whose they are.
+//! Packed weights, and the layout that decides which plans accept them.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::{Backend, Element, Error, Result};
 
-/// How packed weights are laid out: their sizes, and what the backend's order of them depends on.
+/// Describes the layout of packed weights: their sizes, and the order of their elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightsLayout<O> {
-    /// `Gr`
+    /// `Gr`, the number of gates with recurrent input.
     pub recurrent: usize,
-    /// `G`
+    /// `G`, the number of gates.
     pub gates: usize,
-    /// `N`
+    /// `N`, the number of heads.
     pub heads: usize,
-    /// `D`
+    /// `D`, the number of units per head.
     pub head_dim: usize,
-    /// [`Backend::PackedOrder`]
+    /// The backend's [`PackedOrder`](Backend::PackedOrder).
     pub order: O,
 }
 
-/// R and b, packed by [`Plan::pack`](crate::Plan::pack): usable by every plan of an equal layout,
-/// whatever its batch, time, options and number of threads.
+/// Holds R and b, packed by [`Plan::pack`](crate::Plan::pack). Every plan with an equal layout
+/// accepts them, whatever its batch, time, options and number of threads.
 pub struct Weights<B: Backend, T: Element> {
     layout: Arc<WeightsLayout<B::PackedOrder>>,
     packed: B::Packed<T>,
 }
 
 impl<B: Backend, T: Element> Weights<B, T> {
-    /// Joins packed memory with its layout. For backends: the layout must be the one that `packed`
+    /// Joins packed memory with its layout. For backends, which must pass the layout that `packed`
     /// was made with.
     #[must_use]
     pub fn new(layout: Arc<WeightsLayout<B::PackedOrder>>, packed: B::Packed<T>) -> Self {
         Self { layout, packed }
     }
 
-    /// Returns how the weights are laid out.
+    /// Returns the layout of the weights.
     #[must_use]
     pub fn layout(&self) -> &WeightsLayout<B::PackedOrder> {
         &self.layout
@@ -47,21 +47,21 @@ impl<B: Backend, T: Element> Weights<B, T> {
         &self.packed
     }
 
-    /// Whether the weights are laid out as `wanted`: compared by address first, then field by
-    /// field.
+    /// Returns whether the layout equals `wanted`. Compares addresses first, then fields.
     pub(crate) fn has_layout(&self, wanted: &Arc<WeightsLayout<B::PackedOrder>>) -> bool {
         Arc::ptr_eq(&self.layout, wanted) || self.layout == *wanted
     }
 
-    /// Checks that a call of a plan with the layout `wanted` can read these weights.
+    /// Checks that a plan with the layout `wanted` can read these weights.
     ///
     /// # Errors
-    /// [`Error::Argument`]
+    /// [`Error::Argument`] if the layouts differ.
     pub(crate) fn check(&self, wanted: &Arc<WeightsLayout<B::PackedOrder>>) -> Result<()> {
         if self.has_layout(wanted) {
             return Ok(());
         }
-        let why = "packed by a plan of other sizes, another device or instruction set; pack them with this plan";
+        let why = "packed for other sizes, another device or another instruction set; \
+                   pack them with this plan";
         Err(Error::Argument { tensor: "weights", why })
     }
 }

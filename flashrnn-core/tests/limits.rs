@@ -1,5 +1,5 @@
-//! Infinite gates give the limits of the cells' formulas, with finite gradients; 16-bit storage
-//! saturates.
+//! Tests that infinite gates yield the limits of the cells' formulas with finite gradients, and
+//! that 16-bit storage saturates.
 
 use flashrnn_core::{
     Cell, CellSizes, Element, Elman, Gru, Lstm, Slstm, bf16, cell::Array, derived_backward, f16,
@@ -13,7 +13,7 @@ fn array<A: Array<f64>>(numbers: &[f64]) -> A {
     array
 }
 
-/// The states after each of `steps` (i, f, z, o), from zeros.
+/// Returns the states after each of `steps` (i, f, z, o), starting from zeros.
 fn slstm(steps: &[[f64; 4]]) -> Vec<[f64; 4]> {
     let step = |state: &mut [f64; 4], gates: &[f64; 4]| {
         *state = Slstm.forward(*state, *gates);
@@ -26,7 +26,7 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// `got` is `want` to rounding.
+/// Asserts that `got` equals `want` up to rounding.
 fn assert_close(what: &str, got: f64, want: f64) {
     assert!((got - want).abs() <= 1e-15 * want.abs(), "{what}: {got:e}, wanted {want:e}");
 }
@@ -35,18 +35,18 @@ fn assert_close(what: &str, got: f64, want: f64) {
 fn slstm_after_an_infinite_input_gate_at_the_first_step() {
     let open = [0.3, 0.9, 1.4, 0.2];
     for i in [-INF, INF] {
-        // Whatever i is, the first step gives this.
+        // The state after the first step does not depend on i.
         let first = slstm(&[[i, 0.9, 0.4, 0.2]])[0];
         let h = sigmoid(0.2) * 0.4_f64.tanh();
         assert_close("h", first[0], h);
         assert_eq!((first[1], first[2]), (0.4_f64.tanh(), 1.0), "c and n");
 
-        // The later step alone counts, or nothing of it.
+        // The second step outweighs a first step with i = -inf, and is lost after one with +inf.
         let [_, second] = slstm(&[[i, 0.9, 0.4, 0.2], open])[..] else { unreachable!() };
         let z = if i < 0.0 { 1.4_f64 } else { 0.4 };
         assert_close("h after the next step", second[0], sigmoid(0.2) * z.tanh());
 
-        // Two such steps weigh the same, as two equal and very large finite gates do.
+        // Two such steps have equal weight, as with two equal and very large finite gates.
         let [_, both] = slstm(&[[i, 0.9, 0.4, 0.2], [i, 0.9, 1.4, 0.2]])[..] else {
             unreachable!()
         };
@@ -64,16 +64,16 @@ fn slstm_after_an_infinite_gate_later() {
     let after = |gates| slstm(&[first, gates])[1];
     let [one] = slstm(&[first])[..] else { unreachable!() };
 
-    // i = -inf leaves c and n alone, in the scale of m' = l; f = +inf leaves m alone too.
+    // i = -inf leaves c and n unchanged at the scale of m' = l; with f = +inf, m is unchanged too.
     let masked = after([-INF, 0.9, 1.4, 0.2]);
     assert_eq!(masked, [one[0], one[1], 1.0, one[3] + -(-0.9_f64).exp().ln_1p()]);
     assert_eq!(after([-INF, INF, 1.4, 0.2]), one);
-    // i = +inf or f = -inf start anew, and both together.
-    let anew = sigmoid(0.2) * 1.4_f64.tanh();
+    // i = +inf, f = -inf, and both together discard the previous state.
+    let restarted = sigmoid(0.2) * 1.4_f64.tanh();
     for gates in
         [[INF, 0.9, 1.4, 0.2], [0.1, -INF, 1.4, 0.2], [-INF, -INF, 1.4, 0.2], [INF, -INF, 1.4, 0.2]]
     {
-        assert_close("h", after(gates)[0], anew);
+        assert_close("h", after(gates)[0], restarted);
     }
     // z and o saturate.
     assert_eq!(after([-INF, 0.9, INF, -INF])[0], 0.0);
@@ -87,7 +87,7 @@ fn gru_with_an_infinite_recurrent_gate() {
     assert_eq!(h(-INF, 0.0), 0.5 * 0.5 - 0.5);
 }
 
-/// Every combination of gates from `values`.
+/// Returns every assignment of `values` to `gates` gates.
 fn combinations(gates: usize, values: &[f64]) -> Vec<Vec<f64>> {
     let mut all = vec![vec![]];
     for _ in 0..gates {
@@ -107,13 +107,13 @@ fn check_cell<C: Cell>(cell: &C, states: &[&[f64]]) {
             let (state, g) = (array::<C::State<f64>>(state), array::<C::Gates<f64>>(&gates));
             let after = cell.forward(state, g);
             assert!(after.as_ref().iter().all(|s| s.is_finite()), "{what}: {:?}", after.as_ref());
-            // One infinite gate gives what a large finite one does; of two it depends on which is
-            // larger.
+            // One infinite gate acts like a large finite one. The effect of two depends on which of
+            // the large gates is larger.
             if gates.iter().filter(|v| v.is_infinite()).count() == 1 && moderate {
                 let large = |&v: &f64| if v.is_finite() { v } else { 1e38 * v.signum() };
                 let near = cell.forward(state, array(&gates.iter().map(large).collect::<Vec<_>>()));
                 for (k, (&got, &want)) in after.as_ref().iter().zip(near.as_ref()).enumerate() {
-                    // A constant state only scales the others.
+                    // A constant state only rescales the others, and may differ.
                     let same = got == want || C::CONSTANT.contains(&k);
                     assert!(same, "{what}: state {k} is {got}, near it {want}");
                 }
@@ -134,18 +134,18 @@ fn check_cell<C: Cell>(cell: &C, states: &[&[f64]]) {
 }
 
 #[test]
-fn infinite_gates_give_limits_and_finite_gradients() {
+fn infinite_gates_yield_limits_and_finite_gradients() {
     check_cell(&Elman, &[&[0.0], &[0.4]]);
     check_cell(&Gru, &[&[0.0], &[0.4]]);
     check_cell(&Lstm, &[&[0.0, 0.0], &[0.4, -1.5]]);
-    let [most, least] = [f64::from(f32::MAX), f64::from(f32::MIN)];
+    let [max, min] = [f64::from(f32::MAX), f64::from(f32::MIN)];
     check_cell(
         &Slstm,
-        &[&[0.0; 4], &[0.4, 0.6, 1.3, -0.7], &[0.4, 0.6, 1.0, most], &[0.4, 0.6, 1.0, least]],
+        &[&[0.0; 4], &[0.4, 0.6, 1.3, -0.7], &[0.4, 0.6, 1.0, max], &[0.4, 0.6, 1.0, min]],
     );
 }
 
-/// What lies beyond the range saturates where a state is stored, and overflows elsewhere.
+/// Values out of range saturate in stored states, and overflow to infinity elsewhere.
 #[test]
 fn storage_saturates() {
     fn check<T: Element<Wide = f32>>() {

@@ -1,10 +1,11 @@
-//! What `Problem` accepts and refuses, the shapes that follow, and elements.
+//! Tests the validation of `Problem`, the shapes it implies, errors and element types.
 
 use flashrnn_core::{
     Cell, Element, Elman, Error, Gru, Layout, Lstm, Options, Problem, Shapes, Slstm, bf16, f16,
 };
 
-fn refused<C: Cell>(problem: &Problem) -> Option<&'static str> {
+/// Returns the option that `problem` is rejected for, if any.
+fn rejected<C: Cell>(problem: &Problem) -> Option<&'static str> {
     match problem.shapes::<C>() {
         Err(Error::InvalidProblem { option, .. }) => Some(option),
         Err(other) => panic!("{problem:?}: {other}"),
@@ -14,7 +15,7 @@ fn refused<C: Cell>(problem: &Problem) -> Option<&'static str> {
 
 #[test]
 fn sizes() {
-    let sizes = |b, t, n, d| refused::<Lstm>(&Problem::new(b, t, n, d));
+    let sizes = |b, t, n, d| rejected::<Lstm>(&Problem::new(b, t, n, d));
     assert_eq!(sizes(1, 0, 1, 1), None);
     assert_eq!(sizes(0, 1, 1, 1), None);
     assert_eq!(sizes(1, 1, 0, 1), Some("heads"));
@@ -23,11 +24,11 @@ fn sizes() {
     assert_eq!(sizes(1, 1 << 31, 1, 1), Some("time"));
     assert_eq!(sizes(usize::MAX, 1, 1, 1), Some("sizes"));
     assert_eq!(sizes(1 << 31, 1 << 30, 2, 1), Some("sizes"));
-    // Where there are no tokens, states and products of the other sizes must fit all the same.
+    // Without tokens, states and products of the other sizes must still fit.
     assert_eq!(sizes(usize::MAX, 0, 1, 1), Some("sizes"));
     assert_eq!(sizes(0, 1, usize::MAX, 1), Some("sizes"));
     assert_eq!(sizes(0, 0, 1, usize::MAX), Some("sizes"));
-    // wx would fit, r would not.
+    // wx fits, but r does not.
     assert_eq!(sizes(1, 0, 1, 1 << 31), Some("sizes"));
 }
 
@@ -36,10 +37,10 @@ fn clips() {
     for v in [0.0, -0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {
         let forward =
             Problem::new(1, 1, 1, 1).with(Options { forward_clip: Some(v), ..Options::default() });
-        assert_eq!(refused::<Gru>(&forward), Some("forward_clip"), "{v}");
+        assert_eq!(rejected::<Gru>(&forward), Some("forward_clip"), "{v}");
         let gradient = Problem::new(1, 1, 1, 1)
             .with(Options { recurrent_grad_clip: Some(v), ..Options::default() });
-        assert_eq!(refused::<Gru>(&gradient), Some("recurrent_grad_clip"), "{v}");
+        assert_eq!(rejected::<Gru>(&gradient), Some("recurrent_grad_clip"), "{v}");
     }
     for v in [f64::MIN_POSITIVE, 1.0, f64::INFINITY] {
         let both = Problem::new(1, 1, 1, 1).with(Options {
@@ -47,12 +48,12 @@ fn clips() {
             recurrent_grad_clip: Some(v),
             ..Options::default()
         });
-        assert_eq!(refused::<Gru>(&both), None, "{v}");
+        assert_eq!(rejected::<Gru>(&both), None, "{v}");
     }
 }
 
 #[test]
-fn shapes_of_the_table() {
+fn cell_sizes_match_the_table() {
     let problem = Problem::new(2, 3, 5, 7);
     let table = |shapes: Shapes| [shapes.states, shapes.gates, shapes.recurrent, shapes.external];
     assert_eq!(problem.shapes::<Elman>().map(table), Ok([1, 1, 1, 1]));
@@ -86,7 +87,7 @@ fn shapes_in_both_layouts() {
 }
 
 #[test]
-fn errors_name_what_was_wrong_and_what_was_wanted() {
+fn errors_name_the_tensor_and_the_values_got_and_wanted() {
     let error = Shapes::check("wx", 11, &[2, 3, 2]).expect_err("a wrong size");
     assert_eq!(error.to_string(), "wx: got shape [11], wanted [2, 3, 2]");
     let error = flashrnn_core::backend::check_lengths(&[0, 3, 4], 3).expect_err("a wrong length");
@@ -102,20 +103,20 @@ fn errors_name_what_was_wrong_and_what_was_wanted() {
     );
 }
 
-/// The other library's error is the source, and not said twice.
+/// An underlying error is the source, and does not appear in the message as well.
 #[test]
 fn errors_have_a_source() {
     use std::error::Error as _;
     let error = Error::device_because("opening the device", std::io::Error::other("it is gone"));
     assert_eq!(error.to_string(), "device: opening the device");
-    let source = error.source().expect("the error that was given");
+    let source = error.source().expect("the underlying error");
     assert_eq!(source.to_string(), "it is gone");
     assert_ne!(error, Error::device("opening the device"));
     assert!(Error::device("no driver").source().is_none());
 }
 
-/// Elements round to the nearest, ties to even, and their roundoff is half the distance from 1 to
-/// the next.
+/// Elements round to nearest, ties to even, and `ROUNDOFF` is half the distance from 1 to the next
+/// larger number.
 #[test]
 fn elements_round() {
     fn check<T: Element>() {

@@ -1,10 +1,11 @@
-//! `Real` for f32 and f64, and `Dual` over it.
+//! Tests `Real` for f32 and f64, and `Dual`.
 
 use flashrnn_core::{Dual, Real};
 
 type Function<R> = (&'static str, fn(R) -> R, [f64; 2]);
 
-/// The functions of one number that a cell can use, with a range where their slope is finite.
+/// Returns the functions of one number that a cell can use, each with a range where its slope is
+/// finite.
 fn functions<R: Real>() -> Vec<Function<R>> {
     vec![
         ("exp", R::exp, [-5.0, 5.0]),
@@ -39,7 +40,7 @@ fn f32_agrees_with_f64() {
     {
         for x in points(range) {
             let (got, want) = (narrow(x as f32) as f64, wide(x as f32 as f64));
-            // A few roundings of 6e-8 each, relative to numbers of up to 30.
+            // Allows a few roundings of 6e-8 each, relative to numbers of up to 30.
             assert!(
                 (got - want).abs() <= 4e-7 * (1.0 + want.abs()),
                 "{name}({x}): {got}, wanted {want}"
@@ -55,15 +56,15 @@ fn dual_agrees_with_finite_differences() {
     {
         for x in points(range) {
             let got = dual(Dual::variable(x));
-            // sigmoid's value comes with its slope from exp(-|x|), the plain one from exp(-x): each
-            // rounds in its own way.
+            // `Dual` computes sigmoid from exp(-|x|), together with its slope, and f64 from
+            // exp(-x), so they round differently.
             let value = plain(x);
             let off = (got.value - value).abs();
             assert!(
                 off <= 2.0 * f64::EPSILON * value.abs(),
-                "the value of {name}({x}) is off by {off}"
+                "the value of {name}({x}) differs by {off}"
             );
-            // The error of the central difference is h² f'''/6 + 1e-16/h: about 1e-9 relative to
+            // The error of the central difference is h² f'''/6 + 1e-16/h, about 1e-9 relative to
             // the largest slopes.
             let h = 1e-5;
             let want = (plain(x + h) - plain(x - h)) / (2.0 * h);
@@ -91,35 +92,35 @@ fn dual_of_dual_gives_the_second_derivative() {
 fn slopes_at_the_kinks() {
     let at_zero = |f: fn(Dual<f64>) -> Dual<f64>| f(Dual::variable(0.0)).tangent;
     assert_eq!(at_zero(Real::abs), 0.0);
-    // Its two halves each have a kink at 0; together they are smooth.
+    // Both terms of log-sigmoid have a kink at 0, but their sum is smooth.
     assert_eq!(at_zero(Real::log_sigmoid), 0.5);
-    // A tie is not above the bound: the number itself is taken.
+    // On a tie, clamps return the number, not the bound.
     assert_eq!(at_zero(|x| x.clamp_min(Dual::constant(0.0))), 1.0);
     assert_eq!(at_zero(|x| x.clamp_max(Dual::constant(0.0))), 1.0);
-    // abs of -0 has no sign.
+    // The slope of abs at -0 is 0 as well.
     assert_eq!(Dual::variable(-0.0).abs().tangent, 0.0);
 }
 
 #[test]
-fn gradients_that_are_stopped_and_replaced() {
+fn gradients_can_be_stopped_and_replaced() {
     let x = Dual::variable(3.0);
     let stopped = (x * x).stop_gradient();
     assert_eq!((stopped.value, stopped.tangent), (9.0, 0.0));
     let replaced = (x * x).with_gradient_of(x * Dual::constant(5.0));
     assert_eq!((replaced.value, replaced.tangent), (9.0, 5.0));
     assert_eq!(3.0f64.stop_gradient(), 3.0);
-    // A function of it goes on from what was put there.
+    // Later operations differentiate through the replaced tangent.
     let square = replaced * replaced;
     assert_eq!((square.value, square.tangent), (81.0, 90.0));
 }
 
 macro_rules! special_values {
     ($name:ident, $t:ty) => {
-        /// NaN, infinities and zeros of both signs.
+        /// Checks NaN, infinities and zeros of both signs.
         #[test]
         fn $name() {
             let (inf, nan) = (<$t>::INFINITY, <$t>::NAN);
-            // These two have inherent methods of the same name on floats, which differ.
+            // Floats have inherent `max` and `min` that treat NaN differently.
             let max = |a: $t, b: $t| Real::clamp_min(a, b);
             let min = |a: $t, b: $t| Real::clamp_max(a, b);
             assert!(max(nan, 1.0).is_nan() && min(nan, 1.0).is_nan());
@@ -137,7 +138,7 @@ macro_rules! special_values {
             assert_eq!((Real::sigmoid(inf), Real::sigmoid(-inf)), (1.0, 0.0));
             assert_eq!((Real::log_sigmoid(inf), Real::log_sigmoid(-inf)), (0.0, -inf));
             assert_eq!((Real::softplus_neg_abs(inf), Real::softplus_neg_abs(-inf)), (0.0, 0.0));
-            // Far out, where σ itself underflows, its logarithm stays exact.
+            // The logarithm of σ stays exact where σ itself underflows.
             assert_eq!(Real::log_sigmoid(-1e6 as $t), -1e6);
             assert_eq!((Real::exp(-inf), Real::exp(inf)), (0.0, inf));
             assert!(Real::ln(-1.0 as $t).is_nan() && Real::sqrt(-1.0 as $t).is_nan());

@@ -1,6 +1,6 @@
 use crate::{Cell, Gate, Real};
 
-/// The Elman network (Elman 1990; `nn.RNN` of PyTorch with tanh): `h' = tanh g`.
+/// The Elman network (Elman 1990; PyTorch's `nn.RNN` with tanh): `h' = tanh g`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Elman;
 

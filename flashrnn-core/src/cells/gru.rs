@@ -1,16 +1,16 @@
 use super::finite;
 use crate::{Cell, Gate, Real};
 
-/// The gated recurrent unit (Cho et al. 2014, in the form of cuDNN and PyTorch's `nn.GRU`, whose
-/// reset gate acts on the recurrent part of the candidate after its bias):
+/// The gated recurrent unit (Cho et al. 2014) in the variant of cuDNN and PyTorch's `nn.GRU`, which
+/// applies the reset gate to the recurrent part of the candidate, bias included:
 ///
 /// ```text
 /// r = σ(g_r)    z = σ(g_z)    n = tanh(n_x + r n_h)    h' = z h + (1 - z) n
 /// ```
 ///
-/// `n_h` takes recurrent input only and `n_x` external input only, each with its own bias (`b_hn`,
-/// `b_in`). An infinite `n_h` counts as the largest f32 of its sign, so that a reset gate of 0
-/// shuts it off too.
+/// `n_h` takes only recurrent input and `n_x` only external input, each with its own bias (`b_hn`,
+/// `b_in`). An infinite `n_h` is replaced by the largest f32 of its sign, so that a reset gate of 0
+/// also removes an infinity.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gru;
 

@@ -1,5 +1,5 @@
-//! The built-in cells. Each overrides the derived backward with a shorter one; tests hold the two
-//! equal.
+//! The built-in cells. Each overrides the derived `backward` with a shorter one; tests check that
+//! the two agree.
 
 mod elman;
 mod gru;
@@ -13,10 +13,11 @@ pub use slstm::Slstm;
 
 use crate::Real;
 
-/// Takes an infinite gate for the largest f32 of its sign, so that a formula with `exp(gate -
-/// gate)` or `0 * gate` in it gives its limit there. Gradients pass, and a NaN stays.
+/// Replaces an infinite gate by the largest f32 of its sign, so that formulas containing
+/// `exp(gate - gate)` or `0 * gate` evaluate to their limit instead of NaN. The gradient passes
+/// unchanged, and NaN stays NaN.
 #[inline(always)]
 fn finite<R: Real>(gate: R) -> R {
-    let most = f64::from(f32::MAX);
-    gate.clamp_min(R::lit(-most)).clamp_max(R::lit(most)).with_gradient_of(gate)
+    let max = f64::from(f32::MAX);
+    gate.clamp_min(R::lit(-max)).clamp_max(R::lit(max)).with_gradient_of(gate)
 }

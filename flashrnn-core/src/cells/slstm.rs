@@ -1,8 +1,8 @@
 use super::finite;
 use crate::{Cell, Gate, Real};
 
-/// The scalar LSTM of xLSTM (Beck et al. 2024, arXiv 2405.04517, section 2.2), with exponential
-/// input gate, a normaliser `n` and a stabiliser `m`:
+/// The sLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517, section 2.2), with an exponential input
+/// gate, a normaliser state `n` and a stabiliser state `m`:
 ///
 /// ```text
 /// l = ln σ(f) + m      m' = i where n = 0, else max(i, l)
@@ -10,20 +10,20 @@ use crate::{Cell, Gate, Real};
 /// c' = f' c + i' tanh z    n' = max(f' n + i', 1)    h' = σ(o) c' / n'
 /// ```
 ///
-/// `m` only rescales `c` and `n`, so it is held constant in every gradient: gradients given for it
-/// are ignored and its own is 0. The outer min and max only guard, and gradients pass through them.
-/// For a loss on h and an initial state of zeros or an earlier `last` the other gradients are exact
-/// all the same.
+/// `m` only rescales `c` and `n`, so every gradient treats it as a constant: incoming gradients for
+/// it are ignored, and its own is 0. The min in f' and the max in n' are only guards, and gradients
+/// pass through them. For a loss on h, and an initial state of zeros or an earlier `last`, the
+/// other gradients are nevertheless exact.
 ///
-/// Infinite gates give the limits of the formulas, and finite gradients. An input gate of infinity
-/// counts as the largest f32 of its sign, ±3.4e38: where n = 0, `i = -∞` gives `h' = σ(o) tanh z`
-/// as every finite `i` does, and what comes later outweighs it; where n > 0 it leaves the step's
-/// input out.
+/// Infinite gates yield the limits of the formulas and finite gradients. An infinite input gate is
+/// replaced by the largest f32 of its sign, ±3.4e38. Where n = 0, `i = -∞` therefore yields
+/// `h' = σ(o) tanh z`, like every finite `i`, and any later input outweighs it; where n > 0, it
+/// masks the input of the step.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slstm;
 
-/// What the forward and the backward pass both compute.
-struct Parts<R> {
+/// The intermediate values that the forward and the backward pass share.
+struct Activations<R> {
     input: R,
     forget: R,
     z: R,
@@ -33,7 +33,7 @@ struct Parts<R> {
     m: R,
 }
 
-impl<R: Real> Parts<R> {
+impl<R: Real> Activations<R> {
     #[inline(always)]
     fn new([_, c, n, m]: [R; 4], [i, f, z, o]: [R; 4]) -> Self {
         let zero = R::lit(0.0);
@@ -57,8 +57,8 @@ impl Cell for Slstm {
     const GATES: &'static [Gate] =
         &[Gate::both("i"), Gate::both("f"), Gate::both("z"), Gate::both("o")];
     const WIDE: &'static [usize] = &[3];
-    // Near -90 the numbers of bf16 are 0.5 apart, and i and f come out of exp(i - m') and exp(l -
-    // m').
+    // i and f enter exponentials, exp(i - m') and exp(l - m'), and bf16 numbers near -90 are 0.5
+    // apart.
     const WIDE_GATES: &'static [usize] = &[0, 1];
     const CONSTANT: &'static [usize] = &[3];
     const BUILT_IN: bool = true;
@@ -67,7 +67,7 @@ impl Cell for Slstm {
 
     #[inline(always)]
     fn forward<R: Real>(&self, state: [R; 4], gates: [R; 4]) -> [R; 4] {
-        let p = Parts::new(state, gates);
+        let p = Activations::new(state, gates);
         [p.o * (p.c / p.n), p.c, p.n, p.m]
     }
 
@@ -80,7 +80,7 @@ impl Cell for Slstm {
     ) -> ([R; 4], [R; 4]) {
         let zero = R::lit(0.0);
         let [_, c, n, _] = state;
-        let p = Parts::new(state, gates);
+        let p = Activations::new(state, gates);
         let ratio = p.c / p.n;
         // h = o c / n
         let d_ratio = d_h * (p.o / p.n);

@@ -1,4 +1,4 @@
-//! A graph of arithmetic, and the number that writes one.
+//! A graph of arithmetic operations, and the number type that records one.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -7,9 +7,9 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 use super::op::{Binary, Id, Op, Unary};
 use crate::Real;
 
-/// A graph of operations that grows as code runs with its [`Expr`]s.
+/// A graph of operations that grows as code runs on its [`Expr`]s.
 ///
-/// Equal operations on equal operands are one node.
+/// Equal operations on equal operands share one node.
 #[derive(Debug, Default)]
 pub struct Graph(RefCell<Inner>);
 
@@ -21,12 +21,12 @@ struct Inner {
 }
 
 impl Graph {
-    /// An empty graph.
+    /// Makes an empty graph.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A new input.
+    /// Adds an input and returns its handle.
     pub fn input(&self, name: impl Into<String>) -> Expr<'_> {
         let mut inner = self.0.borrow_mut();
         inner.inputs.push(name.into());
@@ -35,17 +35,17 @@ impl Graph {
         Expr::Node { graph: self, id: self.node(op) }
     }
 
-    /// The names of the inputs, in order.
+    /// Returns the names of the inputs, in order.
     pub(super) fn inputs(&self) -> Vec<String> {
         self.0.borrow().inputs.clone()
     }
 
-    /// All nodes so far.
+    /// Returns all nodes recorded so far.
     pub(super) fn nodes(&self) -> Vec<Op> {
         self.0.borrow().nodes.clone()
     }
 
-    /// The node that `x` is, or becomes if it is a literal.
+    /// Returns the node of `x`, adding one if `x` is a literal.
     pub(super) fn id(&self, x: Expr<'_>) -> Id {
         match x {
             Expr::Literal(v) => self.node(Op::Literal(v.to_bits())),
@@ -56,7 +56,7 @@ impl Graph {
         }
     }
 
-    /// The handle of the number at `id`.
+    /// Returns a handle to the number at `id`.
     pub(super) fn expr(&self, id: Id) -> Expr<'_> {
         match self.op(id) {
             Op::Literal(bits) => Expr::Literal(f64::from_bits(bits)),
@@ -64,7 +64,7 @@ impl Graph {
         }
     }
 
-    /// The handle of the mask at `id`.
+    /// Returns a handle to the mask at `id`.
     pub(super) fn mask(&self, id: Id) -> Mask<'_> {
         Mask::Node { graph: self, id }
     }
@@ -73,10 +73,10 @@ impl Graph {
         self.0.borrow().nodes[id]
     }
 
-    /// The node of this operation: the one there is, or a new one.
+    /// Returns the node of this operation, adding one if there is none yet.
     fn node(&self, op: Op) -> Id {
         let key = match op {
-            // Both orders give the same bits.
+            // Sums and products have the same bits in both orders.
             Op::Binary(op @ (Binary::Add | Binary::Mul), a, b) if a > b => Op::Binary(op, b, a),
             op => op,
         };
@@ -88,16 +88,16 @@ impl Graph {
     }
 }
 
-/// A number that records what is done with it: a literal, or a node of a [`Graph`].
+/// A number that records the operations applied to it: a literal, or a node of a [`Graph`].
 ///
-/// An operation whose result is the operand, whatever that is, infinities, NaN and both zeros
-/// included, is not recorded: `x * 1`, `x / 1`, `x + -0`, `x - 0`, `-(-x)`, and `select` between
-/// equals. Signs move out of products and quotients and into sums, which is as exact: `(-a) * b` is
-/// `-(a * b)`, `a + (-b)` is `a - b`. (The sign and payload of a NaN may differ.) Nothing else is
-/// simplified: `x * 0` and `x + 0` stay.
+/// Operations that return their operand for every value, including infinities, NaN and both zeros,
+/// are not recorded: `x * 1`, `x / 1`, `x + -0`, `x - 0`, `-(-x)`, and `select` between equals.
+/// Negations are moved out of products and quotients and merged into sums without loss of accuracy:
+/// `(-a) * b` becomes `-(a * b)`, and `a + (-b)` becomes `a - b`. (The sign and payload of a NaN
+/// may change.) Nothing else is simplified: `x * 0` and `x + 0` are recorded.
 ///
-/// A literal belongs to no graph, so an operation on literals alone can't be recorded: it is done
-/// at once, in f64.
+/// A literal belongs to no graph, so operations on literals alone are not recorded but evaluated
+/// immediately in f64.
 #[derive(Clone, Copy, Debug)]
 pub enum Expr<'g> {
     /// A constant.
@@ -106,12 +106,12 @@ pub enum Expr<'g> {
     Node {
         /// Its graph.
         graph: &'g Graph,
-        /// Its place there.
+        /// Its index in the graph.
         id: Id,
     },
 }
 
-/// A condition between [`Expr`]s.
+/// The result of comparing two [`Expr`]s.
 #[derive(Clone, Copy, Debug)]
 pub enum Mask<'g> {
     /// The result of comparing literals.
@@ -120,12 +120,12 @@ pub enum Mask<'g> {
     Node {
         /// Its graph.
         graph: &'g Graph,
-        /// Its place there.
+        /// Its index in the graph.
         id: Id,
     },
 }
 
-/// Whether two handles of one graph are the same constant, bit for bit, or the same node.
+/// Compares handles: equal ones are the same literal, bit for bit, or the same node of one graph.
 impl PartialEq for Expr<'_> {
     fn eq(&self, other: &Self) -> bool {
         match (*self, *other) {
@@ -146,7 +146,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// What this is the negative of.
+    /// Returns `x` if this is the recorded operation `-x`.
     fn negated(self) -> Option<Self> {
         match self {
             Self::Literal(_) => None,
@@ -173,7 +173,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// `value`, with `slope` times the derivative of `source`.
+    /// Records `value` with `slope` times the derivative of `source` as its derivative.
     fn chain(value: Self, source: Self, slope: Self) -> Self {
         match value.graph().or(source.graph()) {
             None => value,
@@ -317,7 +317,7 @@ impl<'g> Real for Expr<'g> {
         (self.tanh(), Self::unary(Unary::TanhSlope, self))
     }
     fn log_sigmoid(self) -> Self {
-        // The difference's own derivative is right but longer, and rounds worse.
+        // Differentiating the difference instead would take more operations and round worse.
         Self::chain(
             self.clamp_max(Self::lit(0.0)) - self.softplus_neg_abs(),
             self,

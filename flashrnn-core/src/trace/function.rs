@@ -1,11 +1,11 @@
-//! A graph with named results, cleaned up: what is interpreted, counted and printed.
+//! A traced function: the nodes of a graph that its named outputs depend on.
 
 use super::expr::{Expr, Graph};
 use super::op::{Id, Op, run};
 use crate::Real;
 
-/// Operations in an order in which they can run, from named inputs to named outputs. Every node
-/// serves an output.
+/// A function from named inputs to named outputs, as operations in topological order. Some output
+/// depends on every node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     inputs: Vec<String>,
@@ -14,13 +14,13 @@ pub struct Function {
 }
 
 impl Function {
-    /// The function from the inputs of `graph`, used or not, to `outputs`.
+    /// Makes the function from the inputs of `graph`, used or not, to `outputs`.
     pub fn new<'g>(
         graph: &'g Graph,
         outputs: impl IntoIterator<Item = (String, Expr<'g>)>,
     ) -> Self {
-        // Run once more into a graph of its own, where what differed in its derivative alone is the
-        // same node.
+        // Replay the graph into a new one without `Op::Chain`, so that nodes that differed only in
+        // their derivative are merged.
         let outputs: Vec<(String, Id)> =
             outputs.into_iter().map(|(name, x)| (name, graph.id(x))).collect();
         let clean = Graph::new();
@@ -32,7 +32,7 @@ impl Function {
         Self::of_nodes(inputs, outputs, clean.nodes())
     }
 
-    /// The function of these nodes, without those that no output needs.
+    /// Makes the function of these nodes, without those that no output depends on.
     fn of_nodes(inputs: Vec<String>, mut outputs: Vec<(String, Id)>, all: Vec<Op>) -> Self {
         let mut live = vec![false; all.len()];
         for &(_, id) in &outputs {
@@ -46,20 +46,21 @@ impl Function {
             }
         }
         let mut nodes = vec![];
-        let mut place = vec![0; all.len()];
+        let mut new_id = vec![0; all.len()];
         for (id, op) in all.into_iter().enumerate().filter(|&(id, _)| live[id]) {
-            place[id] = nodes.len();
-            nodes.push(op.map(|operand| place[operand]));
+            new_id[id] = nodes.len();
+            nodes.push(op.map(|operand| new_id[operand]));
         }
         for (_, id) in &mut outputs {
-            *id = place[*id];
+            *id = new_id[*id];
         }
         Self { inputs, outputs, nodes }
     }
 
-    /// The same in two functions, so that what the first `early` inputs determine can be computed
-    /// before the others are there: the first gives what the second needs of it, named `0`, `1`, …;
-    /// the second takes that, then the other inputs.
+    /// Splits the function in two, so that everything that depends only on the first `early` inputs
+    /// can be computed before the other inputs are available. The first function takes those inputs
+    /// and returns residuals, named `0`, `1`, and so on; the second takes the residuals, then the
+    /// other inputs.
     pub fn split(&self, early: usize) -> (Self, Self) {
         let mut late: Vec<bool> = vec![];
         for &op in &self.nodes {
@@ -69,7 +70,7 @@ impl Function {
             };
             late.push(is_late);
         }
-        // What is handed over are numbers: a mask is taken again.
+        // Residuals are numbers, so a mask used by the second function is computed there.
         for (id, &op) in self.nodes.iter().enumerate().rev() {
             if let (true, Op::Select(mask, ..)) = (late[id], op) {
                 late[mask] = true;
@@ -80,17 +81,17 @@ impl Function {
                 .any(|user| late[user] && self.nodes[user].operands().contains(&id));
             by_nodes || self.outputs.iter().any(|&(_, output)| output == id)
         };
-        let handed_over: Vec<Id> = (0..self.nodes.len())
+        let residuals: Vec<Id> = (0..self.nodes.len())
             .filter(|&id| !late[id] && !matches!(self.nodes[id], Op::Literal(_)) && used_late(id))
             .collect();
-        let names: Vec<String> = (0..handed_over.len()).map(|k| k.to_string()).collect();
-        let outputs = names.iter().cloned().zip(handed_over.iter().copied()).collect();
+        let names: Vec<String> = (0..residuals.len()).map(|k| k.to_string()).collect();
+        let outputs = names.iter().cloned().zip(residuals.iter().copied()).collect();
         let first = Self::of_nodes(self.inputs[..early].to_vec(), outputs, self.nodes.clone());
 
         let nodes = self.nodes.iter().enumerate().map(|(id, &op)| {
-            match (handed_over.binary_search(&id), op) {
+            match (residuals.binary_search(&id), op) {
                 (Ok(k), _) => Op::Input(k),
-                (_, Op::Input(k)) => Op::Input((handed_over.len() + k).saturating_sub(early)),
+                (_, Op::Input(k)) => Op::Input((residuals.len() + k).saturating_sub(early)),
                 _ => op,
             }
         });
@@ -99,30 +100,30 @@ impl Function {
         (first, second)
     }
 
-    /// The names of the inputs, in order.
+    /// Returns the names of the inputs, in order.
     pub fn inputs(&self) -> &[String] {
         &self.inputs
     }
 
-    /// The names of the outputs, in order, and the node that each is.
+    /// Returns the name and the node of each output, in order.
     pub fn outputs(&self) -> &[(String, Id)] {
         &self.outputs
     }
 
-    /// The nodes. Operands come before what uses them; no node is a [`Op::Chain`].
+    /// Returns the nodes in topological order. None is an [`Op::Chain`].
     pub fn nodes(&self) -> &[Op] {
         &self.nodes
     }
 
-    /// How many operations it has: nodes other than inputs and literals.
+    /// Returns the number of operations, which are the nodes other than inputs and literals.
     pub fn operations(&self) -> usize {
         self.nodes.iter().filter(|op| !matches!(op, Op::Input(_) | Op::Literal(_))).count()
     }
 
-    /// The outputs at `inputs`, both in order.
+    /// Evaluates the outputs at `inputs`, both in order.
     ///
     /// # Panics
-    /// Where `inputs` are fewer than [`inputs`](Function::inputs).
+    /// If there are fewer `inputs` than [`inputs`](Function::inputs).
     pub fn eval<R: Real>(&self, inputs: &[R]) -> Vec<R> {
         let values = run(&self.nodes, inputs);
         self.outputs.iter().map(|&(_, id)| values[id].number()).collect()

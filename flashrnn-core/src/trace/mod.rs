@@ -1,16 +1,16 @@
-//! A cell as a graph: traced by running it, differentiated, and printed as source code for GPUs.
+//! Traces a cell into a graph, differentiates it, and prints it as source code for GPUs.
 //!
-//! A [`Cell`] is generic over its number. Run with [`Expr`], a handle into a [`Graph`], it leaves
-//! behind the operations it did, each once; [`Function`] keeps those that its outputs need, and can
-//! be interpreted with any number. [`mod@print`] turns functions into source code.
+//! A [`Cell`] is generic over its number. Run on [`Expr`], a handle into a [`Graph`], it records
+//! its operations there, merging equal ones. [`Function`] keeps those its outputs depend on, and
+//! can be interpreted with any number. [`mod@print`] turns functions into source code.
 //!
 //! [`forward`] is the trace of [`Cell::forward`]. [`backward`] is the trace of [`Cell::backward`]
-//! where the cell overrides it. Where it does not, the graph is differentiated in reverse: one pass
-//! over the forward operations, whatever the number of states and gates, where [`derived_backward`]
-//! makes one forward-mode pass for each. (In the rare case that forward mode takes no more
-//! operations, its trace is used.) The two agree but for rounding, and for one thing that reverse
-//! mode leaves out: forward mode also adds up the tangents that are always 0, each times a slope,
-//! and is NaN where such a slope is infinite or NaN.
+//! if the cell overrides it. Otherwise the forward graph is differentiated in reverse mode, in one
+//! pass however many states and gates there are, where [`derived_backward`] needs one forward-mode
+//! pass for each. (In the rare case that the forward-mode trace is no longer than the reverse one,
+//! it is used instead.) The two modes agree up to rounding, with one exception: forward mode also
+//! sums tangents that are identically 0, each multiplied by a slope, and yields NaN if such a slope
+//! is infinite or NaN. Reverse mode skips them.
 //!
 //! ```
 //! use flashrnn_core::{Lstm, trace};
@@ -35,7 +35,7 @@ pub use op::{Binary, Id, Op, Unary};
 use crate::cell::Array;
 use crate::{Cell, Gate, Real, derived_backward};
 
-/// `P`, from the states before a step and the gates to the states after it, named as in
+/// Traces `P`: from the states before a step and the gates to the states after it, named as in
 /// [`Cell::STATES`] and [`Cell::GATES`].
 pub fn forward<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
@@ -45,12 +45,12 @@ pub fn forward<C: Cell>(cell: &C) -> Function {
     Function::new(&graph, named(C::STATES, "", after.as_ref()))
 }
 
-/// The transposed derivative of `P`: from the states before a step, the gates and the gradients of
-/// the states after the step (named `d_` and the state's name), to the gradients of the states
-/// before it and of the gates (`d_` and the name).
+/// Traces the vector-Jacobian product of `P`: from the states before a step, the gates and the
+/// gradients of the states after the step, to the gradients of the states before it and of the
+/// gates. A gradient's name is that of its state or gate prefixed with `d_`.
 ///
-/// Gradients given for [`Cell::CONSTANT`] states are ignored, and theirs are 0, whatever the cell's
-/// own `backward` does.
+/// Incoming gradients of [`Cell::CONSTANT`] states are ignored, and their own are 0, whatever the
+/// cell's `backward` does.
 pub fn backward<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
     let state = inputs::<C::State<Expr>>(&graph, C::STATES, "");
@@ -78,7 +78,7 @@ pub fn backward<C: Cell>(cell: &C) -> Function {
     if reverse.operations() < written.operations() { reverse } else { written }
 }
 
-/// [`derived_backward`], but in reverse mode.
+/// Computes what [`derived_backward`] does, but in reverse mode.
 fn reverse_backward<'g, C: Cell>(
     graph: &'g Graph,
     cell: &C,
@@ -91,13 +91,13 @@ fn reverse_backward<'g, C: Cell>(
     let inputs: Vec<Expr<'g>> = [state.as_ref(), gates.as_ref()].concat();
     let gradients = reverse::gradients(graph, &inputs, outputs);
     let (mut d_state, mut d_gates) = (state, gates);
-    let (of_state, of_gates) = gradients.split_at(d_state.as_ref().len());
-    d_state.as_mut().copy_from_slice(of_state);
-    d_gates.as_mut().copy_from_slice(of_gates);
+    let (states, gates) = gradients.split_at(d_state.as_ref().len());
+    d_state.as_mut().copy_from_slice(states);
+    d_gates.as_mut().copy_from_slice(gates);
     (d_state, d_gates)
 }
 
-/// Sets what belongs to [`Cell::CONSTANT`] states to 0.
+/// Sets the gradients of [`Cell::CONSTANT`] states to 0.
 fn hold_constant<C: Cell>(d: &mut [Expr<'_>]) {
     for (k, d) in d.iter_mut().enumerate() {
         if C::CONSTANT.contains(&k) {
@@ -106,12 +106,12 @@ fn hold_constant<C: Cell>(d: &mut [Expr<'_>]) {
     }
 }
 
-/// The names of a cell's gates.
+/// Returns the names of a cell's gates.
 pub(crate) fn gate_names<C: Cell>() -> Vec<&'static str> {
     C::GATES.iter().map(Gate::name).collect()
 }
 
-/// A new input for each element of the array `A`.
+/// Adds an input to the graph for each element of the array `A`.
 fn inputs<'g, A: Array<Expr<'g>>>(graph: &'g Graph, names: &[&str], prefix: &str) -> A {
     let mut array = A::splat(Expr::lit(0.0));
     for (k, x) in array.as_mut().iter_mut().enumerate() {
@@ -120,12 +120,12 @@ fn inputs<'g, A: Array<Expr<'g>>>(graph: &'g Graph, names: &[&str], prefix: &str
     array
 }
 
-/// Each number with its name.
+/// Pairs each number with its name.
 fn named<'g>(names: &[&str], prefix: &str, numbers: &[Expr<'g>]) -> Vec<(String, Expr<'g>)> {
     numbers.iter().enumerate().map(|(k, &x)| (name(names, prefix, k), x)).collect()
 }
 
-/// The name of element `k`, also where a cell names too few.
+/// Returns the name of element `k`, or the prefix alone if the cell does not name it.
 fn name(names: &[&str], prefix: &str, k: usize) -> String {
     format!("{prefix}{}", names.get(k).unwrap_or(&""))
 }

@@ -1,16 +1,16 @@
-//! The operations that a graph is made of.
+//! The operations of a graph.
 
 use crate::Real;
 
-/// The place of a node in its graph or function. Operands come before what uses them.
+/// The index of a node in its graph or function. Operands precede the operations that use them.
 pub type Id = usize;
 
-/// One node.
+/// A node of a graph or function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// The input of this index.
     Input(usize),
-    /// A constant: the bits of an f64, which each number type rounds as [`Real::lit`] does.
+    /// A constant, as the bits of an f64. Number types round it as [`Real::lit`] does.
     Literal(u64),
     /// A function of one number.
     Unary(Unary, Id),
@@ -18,21 +18,21 @@ pub enum Op {
     Binary(Binary, Id, Id),
     /// The mask `a > b`.
     Gt(Id, Id),
-    /// `b` where the mask `a` is set, else `c`.
+    /// The second operand where the mask in the first is set, else the third.
     Select(Id, Id, Id),
-    /// The number `value`, whose derivative is `slope` times the derivative of `source`. Graphs
-    /// hold these for the sake of derivatives; functions hold none.
+    /// The number `value`, whose derivative is `slope` times the derivative of `source`. Occurs in
+    /// graphs, which are differentiated, but not in functions.
     Chain {
         /// The number.
         value: Id,
-        /// What its derivative follows.
+        /// The number it is differentiated through.
         source: Id,
-        /// The derivative by `source`.
+        /// The derivative with respect to `source`.
         slope: Id,
     },
 }
 
-/// The functions of one number. Their meanings are those of [`Real`].
+/// The functions of one number, defined as in [`Real`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "named after the methods of Real")]
 pub enum Unary {
@@ -42,15 +42,15 @@ pub enum Unary {
     Sqrt,
     Abs,
     Tanh,
-    /// The second of [`Real::tanh_and_slope`].
+    /// The slope returned by [`Real::tanh_and_slope`].
     TanhSlope,
     Sigmoid,
-    /// The second of [`Real::sigmoid_and_slope`].
+    /// The slope returned by [`Real::sigmoid_and_slope`].
     SigmoidSlope,
     SoftplusNegAbs,
 }
 
-/// The functions of two numbers. Their meanings are those of [`Real`].
+/// The functions of two numbers, defined as in [`Real`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "named after the methods of Real")]
 pub enum Binary {
@@ -58,14 +58,14 @@ pub enum Binary {
     Sub,
     Mul,
     Div,
-    /// Of a number and its bound: a NaN in the first stays, a NaN in the second is ignored.
+    /// [`Real::clamp_min`]: NaN in the first operand propagates, NaN in the second is ignored.
     Max,
-    /// Of a number and its bound, as `Max`.
+    /// [`Real::clamp_max`]: NaN in the first operand propagates, NaN in the second is ignored.
     Min,
 }
 
 impl Unary {
-    /// The function's value at `x`.
+    /// Evaluates the function at `x`.
     pub(super) fn apply<R: Real>(self, x: R) -> R {
         match self {
             Self::Neg => -x,
@@ -83,7 +83,7 @@ impl Unary {
 }
 
 impl Binary {
-    /// The function's value at `a` and `b`.
+    /// Evaluates the function at `a` and `b`.
     pub(super) fn apply<R: Real>(self, a: R, b: R) -> R {
         match self {
             Self::Add => a + b,
@@ -97,7 +97,7 @@ impl Binary {
 }
 
 impl Op {
-    /// The nodes it reads.
+    /// Returns the nodes this operation reads.
     pub(super) fn operands(self) -> Vec<Id> {
         let mut operands = vec![];
         self.map(|id| {
@@ -107,7 +107,7 @@ impl Op {
         operands
     }
 
-    /// The same operation on other operands.
+    /// Returns the same operation with each operand replaced by `f` of it.
     pub(super) fn map(self, mut f: impl FnMut(Id) -> Id) -> Self {
         match self {
             Self::Input(_) | Self::Literal(_) => self,
@@ -122,7 +122,7 @@ impl Op {
     }
 }
 
-/// What a node stands for when a graph is run with the number `R`.
+/// The value of a node when a graph is run on the number type `R`.
 #[derive(Clone, Copy)]
 pub(super) enum Value<R: Real> {
     Number(R),
@@ -134,7 +134,7 @@ impl<R: Real> Value<R> {
         match self {
             Self::Number(x) => x,
             Self::Mask(_) => {
-                unreachable!("graphs are built by typed handles: a number's operand is no mask")
+                unreachable!("graphs are built from typed handles, so this operand is a number")
             }
         }
     }
@@ -142,12 +142,14 @@ impl<R: Real> Value<R> {
     fn mask(self) -> R::Mask {
         match self {
             Self::Mask(mask) => mask,
-            Self::Number(_) => unreachable!("graphs are built by typed handles: only masks select"),
+            Self::Number(_) => {
+                unreachable!("graphs are built from typed handles, so this operand is a mask")
+            }
         }
     }
 }
 
-/// Runs `nodes` with the number `R`: the value of each node.
+/// Runs `nodes` on the number type `R` and returns the value of each.
 pub(super) fn run<R: Real>(nodes: &[Op], inputs: &[R]) -> Vec<Value<R>> {
     let mut values: Vec<Value<R>> = Vec::with_capacity(nodes.len());
     for &op in nodes {

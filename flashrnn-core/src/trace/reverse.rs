@@ -4,12 +4,13 @@ use super::expr::{Expr, Graph};
 use super::op::{Binary, Id, Op, Unary};
 use crate::Real;
 
-/// The gradient of a loss by each node, where it has one: absent means 0, and takes no operations.
+/// Accumulates the gradient of a loss with respect to each node. `None` means 0 and costs no
+/// operations.
 struct Gradients<'g>(Vec<Option<Expr<'g>>>);
 
 impl<'g> Gradients<'g> {
-    /// Adds `d`. A literal 0 is no number that happens to be 0, but an output or a path without a
-    /// gradient.
+    /// Adds `d` to the gradient of node `id`. Ignores a literal 0, which marks an output or a path
+    /// without gradient.
     fn add(&mut self, id: Id, d: Expr<'g>) {
         if d != Expr::lit(0.0) {
             self.0[id] = Some(self.0[id].map_or(d, |sum| sum + d));
@@ -17,9 +18,10 @@ impl<'g> Gradients<'g> {
     }
 }
 
-/// The gradients of a loss by `inputs`, from `outputs`: pairs of an output and the gradient by it.
+/// Returns the gradients of a loss with respect to `inputs`, from `outputs`, which pairs each
+/// output with the gradient of the loss with respect to it.
 ///
-/// Every rule is [`Dual`](crate::Dual)'s, transposed; those of the slopes differ in rounding.
+/// Every rule is the transpose of [`Dual`](crate::Dual)'s; those of the slopes round differently.
 pub(super) fn gradients<'g>(
     graph: &'g Graph,
     inputs: &[Expr<'g>],
@@ -53,7 +55,7 @@ pub(super) fn gradients<'g>(
     inputs.iter().map(|&x| sums.0[graph.id(x)].unwrap_or(zero)).collect()
 }
 
-/// The gradient by `x`, from the gradient `d` by `y`, the function of `x`.
+/// Returns the gradient with respect to `x`, from the gradient `d` with respect to `y = op(x)`.
 fn through_unary<'g>(op: Unary, x: Expr<'g>, y: Expr<'g>, d: Expr<'g>) -> Expr<'g> {
     let zero = Expr::lit(0.0);
     match op {
@@ -76,7 +78,8 @@ fn through_unary<'g>(op: Unary, x: Expr<'g>, y: Expr<'g>, d: Expr<'g>) -> Expr<'
     }
 }
 
-/// The gradients by `a` and `b`, from the gradient `d` by `y`, the function of both.
+/// Returns the gradients with respect to `a` and `b`, from the gradient `d` with respect to
+/// `y = op(a, b)`.
 fn through_binary<'g>(
     op: Binary,
     a: Expr<'g>,
@@ -85,9 +88,8 @@ fn through_binary<'g>(
     d: Expr<'g>,
 ) -> (Expr<'g>, Expr<'g>) {
     let zero = Expr::lit(0.0);
-    // To the bound where it holds, else to the number.
-    let bounded =
-        |bound_holds| (Expr::select(bound_holds, zero, d), Expr::select(bound_holds, d, zero));
+    // The gradient flows to the bound `b` where the clamp is active, else to the number `a`.
+    let clamped = |active| (Expr::select(active, zero, d), Expr::select(active, d, zero));
     match op {
         Binary::Add => (d, d),
         Binary::Sub => (d, -d),
@@ -96,7 +98,7 @@ fn through_binary<'g>(
             let d_a = d / b;
             (d_a, -(d_a * y))
         }
-        Binary::Max => bounded(b.gt(a)),
-        Binary::Min => bounded(a.gt(b)),
+        Binary::Max => clamped(b.gt(a)),
+        Binary::Min => clamped(a.gt(b)),
     }
 }

@@ -1,4 +1,4 @@
-//! The cells that are traced here, beside the built-in ones.
+//! Cells for the tests of tracing, besides the built-in ones.
 
 use flashrnn_core::{Cell, Gate, Real};
 
@@ -21,10 +21,10 @@ impl Cell for MinimalGated {
     }
 }
 
-/// A leaky integrator: `h' = h + a (tanh g - h)`. A cell with a parameter.
+/// A leaky integrator, `h' = h + a (tanh g - h)`: a cell with a parameter.
 #[derive(Clone)]
 pub struct Leaky {
-    /// How fast h follows the gate.
+    /// The rate at which h follows the gate.
     pub a: f64,
 }
 
@@ -40,8 +40,8 @@ impl Cell for Leaky {
     }
 }
 
-/// Every operation of [`Real`], a state held constant though its gradient be not 0, and names that
-/// no language takes.
+/// A cell with every operation of [`Real`], a constant state whose gradient would not be 0, and
+/// names that are identifiers in no language.
 #[derive(Clone)]
 pub struct Everything;
 
@@ -69,7 +69,7 @@ impl Cell for Everything {
     }
 }
 
-/// A jump between two branches of the same slope: `h' = g` where `g > h`, else `g + 1`.
+/// A cell that jumps between two branches of equal slope: `h' = g` where `g > h`, else `g + 1`.
 #[derive(Clone)]
 pub struct Stairs;
 
@@ -85,7 +85,7 @@ impl Cell for Stairs {
     }
 }
 
-/// Writes a longer backward than reverse mode's.
+/// A cell whose overridden `backward` is longer than what reverse mode derives.
 #[derive(Clone)]
 pub struct Wordy;
 
@@ -106,7 +106,7 @@ impl Cell for Wordy {
     }
 }
 
-/// A cell without the `backward` it may have written.
+/// Wraps a cell without its overridden `backward`.
 #[derive(Clone)]
 pub struct Derived<C>(pub C);
 

@@ -1,4 +1,4 @@
-//! Traces, interpreted, against the cells they are traces of.
+//! Compares interpreted traces with the cells they were traced from.
 
 use flashrnn_core::cell::Array;
 use flashrnn_core::trace::{Expr, Function, Graph, Op, Unary, backward, forward};
@@ -6,7 +6,7 @@ use flashrnn_core::{Cell, CellSizes, Dual, Elman, Gru, Lstm, Real, Slstm, derive
 
 use crate::cells::{Derived, Everything, Leaky, MinimalGated};
 
-/// Calls `$check` with every cell.
+/// Calls `$check` on every cell.
 macro_rules! every_cell {
     ($check:ident) => {
         $check(&Elman);
@@ -19,7 +19,7 @@ macro_rules! every_cell {
     };
 }
 
-/// Numbers in [-1, 1), from a linear congruential generator.
+/// A linear congruential generator of numbers in [-1, 1).
 struct Random(u64);
 
 impl Random {
@@ -28,7 +28,8 @@ impl Random {
         (self.0 >> 40) as f64 / (1u64 << 23) as f64 - 1.0
     }
 
-    /// A number in ±4, or now and then one where functions bend, overflow, vanish or fail.
+    /// Returns a number in ±4, or a special value at which functions bend, overflow, underflow or
+    /// fail.
     fn any(&mut self) -> f64 {
         const SPECIAL: [f64; 16] = [
             0.0,
@@ -66,7 +67,7 @@ fn array<R: Copy, A: Array<R>>(numbers: &[R]) -> A {
     array
 }
 
-/// [`Cell::forward`] of the states and gates in `x`, one after the other.
+/// Calls [`Cell::forward`] with the states and gates concatenated in `x`.
 fn run_forward<C: Cell, R: Real>(cell: &C, x: &[R]) -> Vec<R> {
     let (s, _) = sizes::<C>();
     cell.forward::<R>(array(&x[..s]), array(&x[s..])).as_ref().to_vec()
@@ -79,7 +80,7 @@ type Backward<C, R> = fn(
     <C as Cell>::State<R>,
 ) -> (<C as Cell>::State<R>, <C as Cell>::Gates<R>);
 
-/// `backward` of the states, gates and gradients in `x`, one after the other.
+/// Calls `backward` with the states, gates and gradients concatenated in `x`.
 fn run_backward<C: Cell, R: Real>(backward: Backward<C, R>, cell: &C, x: &[R]) -> Vec<R> {
     let (s, g) = sizes::<C>();
     let (d_state, d_gates) =
@@ -87,7 +88,7 @@ fn run_backward<C: Cell, R: Real>(backward: Backward<C, R>, cell: &C, x: &[R]) -
     [d_state.as_ref(), d_gates.as_ref()].concat()
 }
 
-/// The trace of [`derived_backward`], with the inputs and outputs of [`backward`].
+/// Traces [`derived_backward`], with the inputs and outputs of [`backward`].
 fn traced_derived<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
     let x: Vec<Expr> = backward(cell).inputs().iter().map(|name| graph.input(name)).collect();
@@ -103,8 +104,8 @@ fn assert_same_bits(name: &str, x: &[f64], got: &[f64], want: &[f64]) {
     );
 }
 
-/// Compares a trace with what it was traced from, bit for bit, at random and special inputs rounded
-/// to `R`.
+/// Asserts that a trace equals the function it was traced from, bit for bit, at random and special
+/// inputs rounded to `R`.
 fn assert_traces<R: Real + Into<f64>>(name: &str, trace: &Function, run: impl Fn(&[R]) -> Vec<R>) {
     let mut random = Random(7);
     let widen = |numbers: Vec<R>| -> Vec<f64> { numbers.into_iter().map(R::into).collect() };
@@ -114,9 +115,9 @@ fn assert_traces<R: Real + Into<f64>>(name: &str, trace: &Function, run: impl Fn
     }
 }
 
-/// [`assert_traces`] for traces that hold a sigmoid and its slope. A trace has one operation for
-/// the sigmoid, but f32 and f64 round [`Real::sigmoid`] and the first of
-/// [`Real::sigmoid_and_slope`] in two ways. With `Dual` both are the latter.
+/// Does what [`assert_traces`] does, for traces that contain both a sigmoid and its slope. A trace
+/// has one operation for the sigmoid, but f32 and f64 round [`Real::sigmoid`] and the value
+/// returned by [`Real::sigmoid_and_slope`] differently. `Dual` uses the latter for both.
 fn assert_traces_with_slopes<R: Real + Into<f64>>(
     name: &str,
     trace: &Function,
@@ -178,7 +179,7 @@ fn derived_backward_is_traced_bit_for_bit() {
     every_cell!(check);
 }
 
-/// Reverse mode gives the gradients of forward mode.
+/// Reverse mode computes the same gradients as forward mode.
 #[test]
 fn reverse_is_derived_backward() {
     fn check<C: Cell>(cell: &C) {
@@ -197,7 +198,7 @@ fn reverse_is_derived_backward() {
                 want[k] = 0.0;
             }
             for (k, (&got, &want)) in got.iter().zip(&want).enumerate() {
-                // Some twenty roundings of 1e-16 each, of terms that are up to 1e3 times their sum.
+                // Allows about twenty roundings of 1e-16 each, of terms up to 1e3 times their sum.
                 assert!(
                     (got - want).abs() <= 1e-12 * (1.0 + want.abs()),
                     "{}, output {k} at {x:?}: {got}, wanted {want}",
@@ -209,8 +210,8 @@ fn reverse_is_derived_backward() {
     every_cell!(check);
 }
 
-/// Reverse mode gives the slopes of the function itself. Without sLSTM: it holds m' constant, so
-/// its gradients are not those of one step.
+/// Reverse mode computes the true slopes of a step. sLSTM is left out: it treats m' as a constant,
+/// so its gradients are not those of a single step.
 #[test]
 fn reverse_agrees_with_finite_differences() {
     fn check<C: Cell>(cell: &C) {
@@ -233,8 +234,8 @@ fn reverse_agrees_with_finite_differences() {
                     assert_eq!(got, 0.0, "{}", C::NAME);
                     continue;
                 }
-                // The error of the central difference is h² f'''/6 + 1e-16/h, with f''' up to 100
-                // next to the kinks.
+                // The error of the central difference is h² f'''/6 + 1e-16/h, where f''' reaches
+                // 100 next to the kinks.
                 let h = 1e-5;
                 let want = (loss(k, h) - loss(k, -h)) / (2.0 * h);
                 assert!(
@@ -253,10 +254,10 @@ fn reverse_agrees_with_finite_differences() {
     check(&Everything);
 }
 
-/// How many operations the forward function takes, and the backward function as written (or else in
-/// reverse mode), in reverse mode, and derived in forward mode.
+/// Pins the number of operations of the forward function, of the backward function as overridden
+/// (or else in reverse mode), in reverse mode, and in forward mode.
 #[test]
-fn operations() {
+fn operation_counts() {
     fn check<C: Cell>(cell: &C, want: [usize; 4]) {
         let functions =
             [forward(cell), backward(cell), backward(&Derived(cell.clone())), traced_derived(cell)];
@@ -289,7 +290,7 @@ fn split_functions_are_the_whole_bit_for_bit() {
                 assert_same_bits(C::NAME, &x, &got, &whole.eval(&x));
             }
         }
-        // Of a backward function what is left is linear: it costs less than the whole.
+        // The second part of a backward function is linear in its inputs, hence cheap.
         let (first, second) = whole.split(states + gates);
         let transcendental =
             |op: &Op| matches!(op, Op::Unary(Unary::Tanh | Unary::Sigmoid | Unary::Exp, _));

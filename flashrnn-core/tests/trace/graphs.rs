@@ -1,4 +1,4 @@
-//! What a graph keeps, shares and leaves out.
+//! Tests which operations a graph records, merges and simplifies.
 
 use flashrnn_core::trace::{Binary, Expr, Function, Graph, Op, Unary, backward, forward};
 use flashrnn_core::{Lstm, Real};
@@ -28,9 +28,9 @@ fn equal_operations_are_one_node() {
     assert_eq!(function(&graph, y).operations(), 4);
 }
 
-/// What has the same bits for every operand is left out; nothing else is.
+/// Only operations that never change the bits of their operand are simplified.
 #[test]
-fn only_exact_identities() {
+fn only_exact_identities_are_simplified() {
     let graph = Graph::new();
     let (a, b) = (graph.input("a"), graph.input("b"));
     let (zero, one) = (lit(0.0), lit(1.0));
@@ -78,7 +78,7 @@ fn only_exact_identities() {
     assert_eq!(Expr::select(lit(f64::NAN).gt(zero), a, b), b);
 }
 
-/// A function keeps every input's name, but only the nodes that serve its outputs.
+/// A function keeps the names of all inputs, but only the nodes that its outputs depend on.
 #[test]
 fn dead_nodes_are_left_out() {
     let graph = Graph::new();
@@ -92,10 +92,10 @@ fn dead_nodes_are_left_out() {
     assert_eq!(function(&graph, lit(4.0)).eval::<f32>(&[0.0, 0.0]), [4.0]);
 }
 
-/// Functions hold nothing that matters to derivatives alone, so what differed in its derivative is
-/// one node.
+/// Functions hold no information about derivatives, so nodes that differed only in their derivative
+/// are merged.
 #[test]
-fn gradients_are_not_values() {
+fn functions_hold_no_derivatives() {
     let graph = Graph::new();
     let a = graph.input("a");
     let f =
@@ -107,15 +107,15 @@ fn gradients_are_not_values() {
     assert_eq!(count(|op| matches!(op, Op::Binary(Binary::Min, ..))), 1);
 }
 
-/// A backward that is written is kept, though reverse mode be shorter.
+/// An overridden `backward` is kept even if reverse mode is shorter.
 #[test]
 fn written_backward_is_kept() {
     let [written, reverse] = [backward(&Wordy), backward(&Derived(Wordy))].map(|f| f.operations());
     assert!(reverse < written, "{reverse}, {written}");
 }
 
-/// Where nothing is written, the shorter of reverse and forward mode is taken: here forward mode,
-/// which sees that both branches have slope 1.
+/// Without an overridden `backward`, the shorter of reverse and forward mode is used. Here that is
+/// forward mode, which recognises that both branches have slope 1.
 #[test]
 fn shorter_backward_is_taken() {
     let f = backward(&Stairs);
@@ -123,7 +123,7 @@ fn shorter_backward_is_taken() {
     assert_eq!(f.eval(&[0.0, 5.0, 3.0]), [0.0, 3.0]);
 }
 
-/// A constant state's gradient is ignored, and its own is 0, whatever the cell's slopes.
+/// The incoming gradient of a constant state is ignored, and its own is 0, whatever the slopes.
 #[test]
 fn constant_states() {
     let f = backward(&Everything);

@@ -1,4 +1,4 @@
-//! A cell's trace is the cell: run, differentiated and printed.
+//! Tests the tracing, differentiation and printing of cells.
 
 mod cells;
 mod evaluation;

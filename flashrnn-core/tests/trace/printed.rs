@@ -1,4 +1,4 @@
-//! The printed CUDA C++ and WGSL.
+//! Tests the printed CUDA C++ and WGSL.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::cells::{Everything, Leaky, MinimalGated};
 
 const UPDATE: &str = "FLASHRNN_UPDATE_SNAPSHOTS";
 
-/// Holds the texts of `cell` against the files in `tests/snapshots`, or writes those files.
+/// Compares the texts of `cell` with the files in `tests/snapshots`, or updates those files.
 fn snapshot<C: Cell>(cell: &C) {
     for (ending, text) in [("cuh", cuda::cell(cell)), ("wgsl", wgsl::cell(cell))] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
@@ -21,7 +21,8 @@ fn snapshot<C: Cell>(cell: &C) {
         let kept = std::fs::read_to_string(&file).unwrap_or_default();
         assert!(
             kept == text,
-            "{} differs from what is printed now. `{UPDATE}=1 cargo test -p flashrnn-core` rewrites it:\n{text}",
+            "{} differs from the text printed now. Run `{UPDATE}=1 cargo test -p flashrnn-core` \
+             to update it:\n{text}",
             file.display()
         );
     }
@@ -52,7 +53,7 @@ fn minimal_gated() {
     snapshot(&MinimalGated);
 }
 
-/// Every local has a name of its own that C++ takes, and is defined before it is used.
+/// Every local has a distinct, valid C++ name and is defined before it is used.
 #[test]
 fn names_are_safe() {
     let text = cuda::cell(&Everything);
@@ -93,7 +94,7 @@ fn names_are_safe() {
     assert!(text.contains("WIDE = 0x6, WIDE_GATES = 0x0, CONSTANT = 0x4;"), "{text}");
 }
 
-/// A parameter stands in the text, exactly.
+/// A cell's parameter is printed without loss.
 #[test]
 fn literals_are_exact() {
     let printed = |a| cuda::cell(&Leaky { a });
@@ -128,8 +129,8 @@ fn literals_are_exact() {
     assert_ne!(printed(0.3), printed(0.30001));
 }
 
-/// The same of WGSL, which has no literals for what is not finite, and takes `select`'s operands in
-/// the other order.
+/// WGSL has no literals for NaN and infinities, and takes the operands of `select` in the other
+/// order.
 #[test]
 fn wgsl_literals_and_selects() {
     let printed = |a| wgsl::cell(&Leaky { a });
@@ -144,7 +145,7 @@ fn wgsl_literals_and_selects() {
         assert!(printed(a).contains(literal), "{a}:\n{}", printed(a));
     }
     let slstm = wgsl::cell(&Slstm);
-    // m' = max(i, l) where n > 0, else i, which v2 is.
+    // m' = max(i, l) where n > 0, else i, and v2 is i.
     assert!(slstm.contains("let v2: f32 = real_min(v1, 3.4028235e38f);"), "{slstm}");
     assert!(slstm.contains("= select(v2, "), "{slstm}");
 }

@@ -1,34 +1,23 @@
-//! A cell as CUDA C++: the struct that kernels take as their pointwise function.
+//! Prints a cell as CUDA C++: the struct that kernels take as their pointwise function.
 
-use super::{Language, Parameter, comment, statements};
-use crate::trace::{Function, backward, forward, gate_names};
+use super::{Language, Parameter, bit_set, body, comment, list};
+use crate::trace::{backward, forward, gate_names};
 use crate::{Cell, CellSizes};
 
-/// The text of `struct Cell`: the sizes of `cell`, and its forward and backward function in f32.
+/// Prints `struct Cell`: the sizes of `cell`, and its forward and backward functions in f32.
 ///
-/// Functions and constants that C++ lacks are called in a namespace `real`, which the kernels
-/// define. A state's or gate's index in a bit set is its bit; more than 32 states or gates don't
-/// compile. Equal texts are equal cells: a cell's parameters are literals in the text, exact in
-/// f32.
+/// Functions and constants that C++ lacks are called in the namespace `real`, which the kernels
+/// define. A bit set holds bit k for state or gate k; the text of a cell with more than 32 states
+/// or gates does not compile. Cells with equal text are equal, since a cell's parameters appear in
+/// it as literals, exact in f32.
 pub fn cell<C: Cell>(cell: &C) -> String {
     let (states, gates) = (C::S, C::G);
-    let gate_names = gate_names::<C>();
-    let (recurrent, external) = (C::GR, C::GX);
-    let list = |names: &[&str]| comment(&names.join(", "));
-    let bits = |indices: &[usize]| {
-        let set = indices
-            .iter()
-            .filter_map(|&k| 1u32.checked_shl(k as u32))
-            .fold(0, |set, bit| set | bit);
-        format!("{set:#x}")
-    };
-    let of_state = |array| Parameter { array, len: states, elements: C::STATES };
-    let of_gates = |array| Parameter { array, len: gates, elements: &gate_names };
     let (linearize, transposed) = backward(cell).split(states + gates);
-    let residuals: Vec<&str> = linearize.outputs().iter().map(|(name, _)| name.as_str()).collect();
-    let of_residuals = Parameter { array: "residuals", len: residuals.len(), elements: &residuals };
-    // No array is empty in C++.
-    let residuals = residuals.len().max(1);
+    let (s, g) = (Parameter::states::<C>("s"), Parameter::gates::<C>("g"));
+    let elements = linearize.outputs().iter().map(|(name, _)| name.as_str()).collect();
+    let residual_array = Parameter { array: "residuals", elements };
+    // C++ has no empty arrays.
+    let residuals = residual_array.elements.len().max(1);
     format!(
         "\
 // Cell `{name}`, printed from its Rust definition.
@@ -53,38 +42,30 @@ struct Cell {{
 {backward}    }}
 }};
 ",
+        recurrent = C::GR,
+        external = C::GX,
         name = comment(C::NAME),
         state_names = list(C::STATES),
-        gate_names = list(&gate_names),
-        wide = bits(C::WIDE),
-        wide_gates = bits(C::WIDE_GATES),
-        constant = bits(C::CONSTANT),
-        forward = body(&forward(cell), &[of_state("s"), of_gates("g")], &[of_state("next")]),
-        linearize = body(&linearize, &[of_state("s"), of_gates("g")], &[of_residuals]),
-        backward = body(&transposed, &[of_residuals, of_state("d")], &[of_state("ds"), of_gates("dg")]),
+        gate_names = list(&gate_names::<C>()),
+        wide = bit_set(C::WIDE),
+        wide_gates = bit_set(C::WIDE_GATES),
+        constant = bit_set(C::CONSTANT),
+        forward = body::<Cuda>(&forward(cell), &[s.clone(), g.clone()], &[Parameter::states::<C>("next")]),
+        linearize = body::<Cuda>(&linearize, &[s, g], std::slice::from_ref(&residual_array)),
+        backward = body::<Cuda>(
+            &transposed,
+            &[residual_array, Parameter::states::<C>("d")],
+            &[Parameter::states::<C>("ds"), Parameter::gates::<C>("dg")],
+        ),
     )
-}
-
-/// The indented lines of a function.
-fn body(function: &Function, inputs: &[Parameter], outputs: &[Parameter]) -> String {
-    statements::<Cuda>(function, inputs, outputs)
-        .into_iter()
-        .map(|line| format!("        {line}\n"))
-        .collect()
 }
 
 struct Cuda;
 
 impl Language for Cuda {
-    fn literal(v: f64) -> String {
-        match v as f32 {
-            v if v.is_nan() => "real::nan()".into(),
-            f32::INFINITY => "real::inf()".into(),
-            f32::NEG_INFINITY => "-real::inf()".into(),
-            // The shortest decimal that reads back as v, always with a point or an exponent.
-            v => format!("{v:?}f"),
-        }
-    }
+    const INDENT: &'static str = "        ";
+    const NAN: &'static str = "real::nan()";
+    const INFINITY: &'static str = "real::inf()";
 
     fn local(mask: bool, name: &str, value: &str) -> String {
         format!("const {} {name} = {value};", if mask { "bool" } else { "float" })

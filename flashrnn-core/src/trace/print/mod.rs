@@ -1,51 +1,85 @@
-//! Source code from functions: what every target language has in common.
+//! Prints traced cells as source code. This module holds what all target languages share.
 
 use std::collections::HashSet;
 
-use super::{Binary, Function, Id, Op, Unary};
+use super::{Binary, Function, Id, Op, Unary, gate_names};
+use crate::Cell;
 
 pub mod cuda;
 pub mod wgsl;
 
-/// How a language writes what languages differ in.
+/// The syntax in which the target languages differ.
 trait Language {
-    /// The constant `v`, rounded to f32.
-    fn literal(v: f64) -> String;
-    /// The definition of a local of this name, a mask or a number.
+    /// The indentation of a function's statements.
+    const INDENT: &'static str;
+    /// An expression for NaN in f32.
+    const NAN: &'static str;
+    /// An expression for +∞ in f32.
+    const INFINITY: &'static str;
+    /// Defines a local variable, a mask or a number.
     fn local(mask: bool, name: &str, value: &str) -> String;
-    /// A call of one of [`Real`](crate::Real)'s functions.
+    /// Calls one of [`Real`](crate::Real)'s functions.
     fn call(function: &str, operands: &[&str]) -> String;
-    /// `a` where `mask` is set, else `b`.
+    /// Selects `a` where `mask` is set, else `b`.
     fn select(mask: &str, a: &str, b: &str) -> String;
-    /// `a` by `b`.
+    /// Divides `a` by `b`.
     fn quotient(a: &str, b: &str) -> String {
         format!("{a} / {b}")
     }
-}
 
-/// An array among a printed function's parameters.
-#[derive(Clone, Copy)]
-struct Parameter<'a> {
-    /// Its name.
-    array: &'static str,
-    /// How many numbers it holds.
-    len: usize,
-    /// Their names.
-    elements: &'a [&'a str],
-}
-
-impl Parameter<'_> {
-    /// The place of each number.
-    fn places(&self) -> impl Iterator<Item = String> {
-        (0..self.len).map(|k| format!("{}[{k}]", self.array))
+    /// Spells the constant `v`, rounded to f32.
+    fn literal(v: f64) -> String {
+        match v as f32 {
+            v if v.is_nan() => Self::NAN.into(),
+            f32::INFINITY => Self::INFINITY.into(),
+            f32::NEG_INFINITY => format!("-{}", Self::INFINITY),
+            // The shortest decimal that reads back as v, always with a point or an exponent.
+            v => format!("{v:?}f"),
+        }
     }
 }
 
-/// The statements that compute `function`, one a line: each input that is used becomes a local
-/// named after its array and its element (`s_h`), each operation one named `v1`, `v2`, …
+/// An array parameter of a printed function.
+#[derive(Clone)]
+struct Parameter<'a> {
+    /// The name of the array.
+    array: &'static str,
+    /// The names of its elements.
+    elements: Vec<&'a str>,
+}
+
+impl Parameter<'static> {
+    /// Makes an array of one number per state of the cell `C`.
+    fn states<C: Cell>(array: &'static str) -> Self {
+        Self { array, elements: C::STATES.to_vec() }
+    }
+
+    /// Makes an array of one number per gate of the cell `C`.
+    fn gates<C: Cell>(array: &'static str) -> Self {
+        Self { array, elements: gate_names::<C>() }
+    }
+}
+
+impl Parameter<'_> {
+    /// Returns the expression for each element, as in `s[0]`.
+    fn places(&self) -> impl Iterator<Item = String> {
+        (0..self.elements.len()).map(|k| format!("{}[{k}]", self.array))
+    }
+}
+
+/// Prints the body of `function`, one indented statement per line.
+fn body<L: Language>(function: &Function, inputs: &[Parameter], outputs: &[Parameter]) -> String {
+    statements::<L>(function, inputs, outputs)
+        .into_iter()
+        .map(|line| format!("{}{line}\n", L::INDENT))
+        .collect()
+}
+
+/// Returns the statements that compute `function`. Each input that is used becomes a local named
+/// after its array and element, such as `s_h`; the results of operations are `v1`, `v2`, and so on.
 ///
-/// `inputs` and `outputs` are the arrays that hold the function's inputs and take its outputs, in
-/// order. All inputs are read before an output is written, so that arrays may overlap.
+/// `inputs` and `outputs` are the arrays that hold the function's inputs and receive its outputs,
+/// in order. All inputs are read before the first output is written, so arrays may overlap.
 fn statements<L: Language>(
     function: &Function,
     inputs: &[Parameter],
@@ -55,7 +89,7 @@ fn statements<L: Language>(
     let sources: Vec<String> = inputs.iter().flat_map(Parameter::places).collect();
     let mut loads = vec![];
     let mut operations = vec![];
-    // How an operand is spelled: a local's name, or a literal.
+    // The spelling of each node as an operand: the name of a local, or a literal.
     let mut spelled: Vec<String> = vec![];
     for &op in function.nodes() {
         let operand = |id: Id| spelled[id].as_str();
@@ -113,16 +147,14 @@ fn binary<L: Language>(op: Binary, a: &str, b: &str) -> String {
     }
 }
 
-/// A local's name for each element of `inputs`: an identifier in every C-like language, however odd
-/// the element's name, and none twice. The array's name comes first, so it is no keyword; neither
-/// is it `v1` nor a parameter.
+/// Returns a distinct local variable's name for each element of `inputs`. However odd the element's
+/// name, the result is an identifier in every C-like language; since it begins with the array's
+/// name, it is neither a keyword nor `v1`, and it never equals a parameter.
 fn names(inputs: &[Parameter], outputs: &[Parameter]) -> Vec<String> {
     let mut taken: HashSet<String> =
         inputs.iter().chain(outputs).map(|p| p.array.to_string()).collect();
-    let element =
-        |p: &Parameter, k: usize| p.elements.get(k).copied().unwrap_or_default().to_string();
-    let elements = inputs.iter().flat_map(|p| (0..p.len).map(move |k| (p.array, element(p, k))));
-    let unique = |(array, element): (&str, String)| {
+    let elements = inputs.iter().flat_map(|p| p.elements.iter().map(|element| (p.array, *element)));
+    let unique = |(array, element): (&str, &str)| {
         let letters =
             element.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty());
         let name = [array].into_iter().chain(letters).collect::<Vec<_>>().join("_");
@@ -135,7 +167,19 @@ fn names(inputs: &[Parameter], outputs: &[Parameter]) -> Vec<String> {
     elements.map(unique).collect()
 }
 
-/// Text that can stand in a comment line of any language.
+/// Returns the bit set of `indices` as a hexadecimal literal. Indices above 31 do not fit and are
+/// left out.
+fn bit_set(indices: &[usize]) -> String {
+    let bits = indices.iter().filter_map(|&k| 1u32.checked_shl(k as u32));
+    format!("{:#x}", bits.fold(0, |set, bit| set | bit))
+}
+
+/// Joins names for a comment.
+fn list(names: &[&str]) -> String {
+    comment(&names.join(", "))
+}
+
+/// Replaces every character that could end or extend a line comment in some language.
 fn comment(text: &str) -> String {
     let safe = |c: char| c == ' ' || c.is_alphanumeric() || (c.is_ascii_graphic() && c != '\\');
     text.chars().map(|c| if safe(c) { c } else { '?' }).collect()

@@ -1,23 +1,16 @@
-//! A cell as WGSL: the functions that compute shaders call as their pointwise function.
+//! Prints a cell as WGSL: the functions that compute shaders call as their pointwise function.
 
-use super::{Language, Parameter, comment, statements};
-use crate::trace::{Function, backward, forward, gate_names};
+use super::{Language, Parameter, bit_set, body, comment, list};
+use crate::trace::{backward, forward, gate_names};
 use crate::{Cell, CellSizes};
 
-/// [`sizes`] and [`functions`] of `cell`.
+/// Prints [`sizes`] and [`functions`] of `cell`.
 pub fn cell<C: Cell>(cell: &C) -> String {
     format!("{}\n{}", sizes::<C>(), functions(cell))
 }
 
-/// The sizes of a cell as constants. A state's or gate's index in a bit set is its bit.
+/// Prints the sizes of a cell as constants. A bit set holds bit k for state or gate k.
 pub fn sizes<C: Cell>() -> String {
-    let bits = |indices: &[usize]| {
-        let set = indices
-            .iter()
-            .filter_map(|&k| 1u32.checked_shl(k as u32))
-            .fold(0, |set, bit| set | bit);
-        format!("{set:#x}u")
-    };
     format!(
         "\
 const STATES = {states}u;
@@ -25,31 +18,27 @@ const GATES = {gates}u;
 const RECURRENT = {recurrent}u;
 const EXTERNAL = {external}u;
 // Bit sets of states, gates and states.
-const WIDE = {wide};
-const WIDE_GATES = {wide_gates};
-const CONSTANT = {constant};
+const WIDE = {wide}u;
+const WIDE_GATES = {wide_gates}u;
+const CONSTANT = {constant}u;
 ",
         states = C::S,
         gates = C::G,
         recurrent = C::GR,
         external = C::GX,
-        wide = bits(C::WIDE),
-        wide_gates = bits(C::WIDE_GATES),
-        constant = bits(C::CONSTANT),
+        wide = bit_set(C::WIDE),
+        wide_gates = bit_set(C::WIDE_GATES),
+        constant = bit_set(C::CONSTANT),
     )
 }
 
-/// The functions `cell_forward` and `cell_backward` of `cell`, in f32.
+/// Prints the functions `cell_forward` and `cell_backward` of `cell`, in f32.
 ///
 /// Functions and constants that WGSL lacks are called by names that begin with `real_`, which the
-/// shaders define. Equal texts are equal cells: a cell's parameters are literals in the text, exact
-/// in f32.
+/// shaders define. Cells with equal text are equal, since a cell's parameters appear in it as
+/// literals, exact in f32.
 pub fn functions<C: Cell>(cell: &C) -> String {
-    let (states, gates) = (C::S, C::G);
-    let gate_names = gate_names::<C>();
-    let list = |names: &[&str]| comment(&names.join(", "));
-    let of_state = |array| Parameter { array, len: states, elements: C::STATES };
-    let of_gates = |array| Parameter { array, len: gates, elements: &gate_names };
+    let (s, g) = (Parameter::states::<C>("s"), Parameter::gates::<C>("g"));
     format!(
         "\
 // Cell `{name}`, printed from its Rust definition.
@@ -73,39 +62,32 @@ fn cell_backward(s: array<f32, {states}>, g: array<f32, {gates}>, d: array<f32, 
 {backward}    return CellGradients(ds, dg);
 }}
 ",
+        states = C::S,
+        gates = C::G,
         name = comment(C::NAME),
         state_names = list(C::STATES),
-        gate_names = list(&gate_names),
-        forward = body(&forward(cell), &[of_state("s"), of_gates("g")], &[of_state("next")]),
-        backward = body(
+        gate_names = list(&gate_names::<C>()),
+        forward = body::<Wgsl>(
+            &forward(cell),
+            &[s.clone(), g.clone()],
+            &[Parameter::states::<C>("next")],
+        ),
+        backward = body::<Wgsl>(
             &backward(cell),
-            &[of_state("s"), of_gates("g"), of_state("d")],
-            &[of_state("ds"), of_gates("dg")],
+            &[s, g, Parameter::states::<C>("d")],
+            &[Parameter::states::<C>("ds"), Parameter::gates::<C>("dg")],
         ),
     )
-}
-
-/// The indented lines of a function.
-fn body(function: &Function, inputs: &[Parameter], outputs: &[Parameter]) -> String {
-    statements::<Wgsl>(function, inputs, outputs)
-        .into_iter()
-        .map(|line| format!("    {line}\n"))
-        .collect()
 }
 
 struct Wgsl;
 
 impl Language for Wgsl {
-    fn literal(v: f64) -> String {
-        match v as f32 {
-            // WGSL has no literals for these, and refuses constant expressions that give them.
-            v if v.is_nan() => "real_nan()".into(),
-            f32::INFINITY => "real_inf()".into(),
-            f32::NEG_INFINITY => "-real_inf()".into(),
-            // The shortest decimal that reads back as v, always with a point or an exponent.
-            v => format!("{v:?}f"),
-        }
-    }
+    const INDENT: &'static str = "    ";
+    // WGSL has no literals for NaN and infinities, and rejects constant expressions that evaluate
+    // to them.
+    const NAN: &'static str = "real_nan()";
+    const INFINITY: &'static str = "real_inf()";
 
     fn local(mask: bool, name: &str, value: &str) -> String {
         format!("let {name}: {} = {value};", if mask { "bool" } else { "f32" })
@@ -119,7 +101,7 @@ impl Language for Wgsl {
         format!("select({b}, {a}, {mask})")
     }
 
-    // WGSL's own is exact only where the divisor is not above 2^126.
+    // WGSL does not define the accuracy of `/` for divisors above 2^126.
     fn quotient(a: &str, b: &str) -> String {
         Self::call("quotient", &[a, b])
     }
