@@ -1,47 +1,14 @@
-//! The traits a backend implements: memory, and plans that run the recurrence.
+//! The traits a backend implements, and the arguments of their calls.
+//!
+//! The definitions refer to each other, so they share a file. Constructors and checks are in
+//! `call.rs`, `saved.rs` and `weights.rs`.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use bytemuck::Pod;
 
-use crate::{
-    Backward, Cell, Dtype, Element, Error, Forward, Problem, Result, Saved, Shapes, Step, Weights,
-    WeightsLayout,
-};
-
-/// Reports the number of elements in a view.
-pub trait Len {
-    /// Returns the number of elements.
-    fn len(&self) -> usize;
-    /// Returns whether the view is empty.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl<P> Len for &[P] {
-    fn len(&self) -> usize {
-        <[P]>::len(self)
-    }
-}
-
-impl<P> Len for &mut [P] {
-    fn len(&self) -> usize {
-        <[P]>::len(self)
-    }
-}
-
-/// Describes a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Info {
-    /// The backend's name: `cpu`, `cuda`, `wgpu`.
-    pub name: &'static str,
-    /// The name of the device it runs on, for display.
-    pub device: String,
-    /// The supported element types `T`.
-    pub dtypes: Vec<Dtype>,
-}
+use crate::{Cell, Element, Error, Info, Len, Problem, Result, Shapes, WeightsLayout, Workspace};
 
 /// A device that runs recurrences, with its memory.
 ///
@@ -196,20 +163,116 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
     fn step(&self, call: Step<'_, Self::Backend, T>) -> Result<()>;
 }
 
-/// Describes the scratch memory of a pass, whose contents are meaningless after the call. A call
-/// that is passed a workspace allocates nothing; one that is not takes memory from a pool of the
-/// backend or the plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Workspace {
-    /// The size in bytes; 0 where the pass needs none.
-    pub bytes: usize,
-    /// The alignment of the address in bytes, a power of two.
-    pub align: usize,
+/// The arguments of [`Plan::forward`].
+pub struct Forward<'a, B: Backend, T: Element> {
+    /// R and b, from [`Plan::pack`].
+    pub weights: &'a Weights<B, T>,
+    /// `[B, T, Gx, N, D]`, the input pre-activations `W x`.
+    pub wx: B::View<'a, T>,
+    /// `[S, B, N, D]`, the initial state; zeros if absent.
+    pub s0: Option<B::View<'a, T::Wide>>,
+    /// `[B]`: row b has `lengths[b]` steps, 0 to T. Later outputs are zero.
+    pub lengths: Option<B::View<'a, i32>>,
+    /// `[B, T]`: a nonzero flag zeroes the row's state before that step is processed.
+    pub resets: Option<B::View<'a, u8>>,
+    /// `[B, T, N, D]`, written: h at every step.
+    pub h: Option<B::ViewMut<'a, T>>,
+    /// `[S, B, T, N, D]`, written: every state at every step. The backward pass needs it.
+    pub states: Option<B::ViewMut<'a, T>>,
+    /// `[S, B, N, D]`, written: the final state of each row.
+    pub last: Option<B::ViewMut<'a, T::Wide>>,
+    /// Written: what the backward pass needs besides `states`, which is then required too. The
+    /// memory comes from [`Plan::saved`] or from the caller; inference passes `None`.
+    pub saved: Option<SavedMut<'a, B, T>>,
+    /// Scratch memory of the size given by [`Plan::forward_workspace`]. If absent, the call takes
+    /// some from a pool.
+    pub workspace: Option<B::ViewMut<'a, u8>>,
 }
 
-impl Workspace {
-    /// The workspace of a pass that needs no scratch memory.
-    pub const NONE: Self = Self { bytes: 0, align: 1 };
+/// The arguments of [`Plan::backward`]. Every gradient but `d_wx` may be left out.
+pub struct Backward<'a, B: Backend, T: Element, W: Element> {
+    /// The weights of the forward pass.
+    pub weights: &'a Weights<B, T>,
+    /// The `states` that the forward pass wrote.
+    pub states: B::View<'a, T>,
+    /// What the forward pass saved.
+    pub saved: SavedRef<'a, B, T>,
+    /// The `wx` of the forward pass; required with [`Save::Recompute`] and otherwise unused.
+    pub wx: Option<B::View<'a, T>>,
+    /// The `s0` of the forward pass.
+    pub s0: Option<B::View<'a, T::Wide>>,
+    /// The `lengths` of the forward pass.
+    pub lengths: Option<B::View<'a, i32>>,
+    /// The `resets` of the forward pass.
+    pub resets: Option<B::View<'a, u8>>,
+    /// `[B, T, N, D]`: the gradient of h at every step. Mutually exclusive with `d_states`.
+    pub d_h: Option<B::View<'a, T>>,
+    /// `[S, B, T, N, D]`: the gradient of every state at every step. Mutually exclusive with `d_h`.
+    pub d_states: Option<B::View<'a, T>>,
+    /// `[S, B, N, D]`: the gradient of each row's final state.
+    pub d_last: Option<B::View<'a, T::Wide>>,
+    /// `[B, T, Gx, N, D]`, written. Steps beyond a row's length are set to 0.
+    pub d_wx: B::ViewMut<'a, T>,
+    /// `[Gr, N, D_out, D_in]`, written, or added to with `accumulate`.
+    pub d_r: Option<B::ViewMut<'a, W>>,
+    /// `[G, N, D]`, written, or added to with `accumulate`.
+    pub d_b: Option<B::ViewMut<'a, W>>,
+    /// `[S, B, N, D]`, written.
+    pub d_s0: Option<B::ViewMut<'a, T::Wide>>,
+    /// Whether to add to `d_r` and `d_b` instead of overwriting them.
+    pub accumulate: bool,
+    /// Scratch memory of the size given by [`Plan::backward_workspace`]. If absent, the call takes
+    /// some from a pool.
+    pub workspace: Option<B::ViewMut<'a, u8>>,
+}
+
+/// The arguments of [`Plan::step`].
+pub struct Step<'a, B: Backend, T: Element> {
+    /// R and b, from [`Plan::pack`].
+    pub weights: &'a Weights<B, T>,
+    /// `[B, Gx, N, D]`, the input pre-activations of this step.
+    pub wx: B::View<'a, T>,
+    /// `[S, B, N, D]`: the state before the step on entry, after it on return.
+    pub state: B::ViewMut<'a, T::Wide>,
+    /// `[B, N, D]`, written: h after the step, rounded to `T`.
+    pub h: Option<B::ViewMut<'a, T>>,
+}
+
+/// Owns the memory of what a forward pass saves for its backward pass. Made by
+/// [`Plan::saved`](crate::Plan::saved). Callers with their own allocator pass views of two buffers
+/// of the sizes given by [`Shapes::saved`] instead.
+///
+/// The order of the elements is private to the backend. Only a plan for the same cell, sizes and
+/// options, on the same backend and device, reads back what the forward pass wrote. Another plan of
+/// equal sizes computes wrong gradients from it, but never reads out of bounds.
+pub struct Saved<B: Backend, T: Element> {
+    pub(crate) backend: B,
+    pub(crate) gates: B::Buffer<T>,
+    pub(crate) wide: B::Buffer<T::Wide>,
+}
+
+/// Borrows what a forward pass saved, for reading. See [`Saved`].
+pub struct SavedRef<'a, B: Backend, T: Element> {
+    /// `B·T·G·N·D` gates with [`Save::Gates`], none with [`Save::Recompute`].
+    pub gates: B::View<'a, T>,
+    /// The cell's [`WIDE`](crate::Cell::WIDE) states and [`WIDE_GATES`](crate::Cell::WIDE_GATES) in
+    /// full precision, if `T` is 16 bits.
+    pub wide: B::View<'a, T::Wide>,
+}
+
+/// Borrows the memory of what a forward pass saves, for writing. See [`Saved`].
+pub struct SavedMut<'a, B: Backend, T: Element> {
+    /// See [`SavedRef::gates`].
+    pub gates: B::ViewMut<'a, T>,
+    /// See [`SavedRef::wide`].
+    pub wide: B::ViewMut<'a, T::Wide>,
+}
+
+/// Holds R and b, packed by [`Plan::pack`](crate::Plan::pack). Every plan with an equal layout
+/// accepts them, whatever its batch, time, options and number of threads.
+pub struct Weights<B: Backend, T: Element> {
+    pub(crate) layout: Arc<WeightsLayout<B::PackedOrder>>,
+    pub(crate) packed: B::Packed<T>,
 }
 
 /// Checks lengths in host memory.

@@ -1,35 +1,9 @@
-//! The arguments of a plan's calls, with the checks that every backend runs first.
+//! The constructors of a plan's calls, and the checks that every backend runs first.
 
 use crate::{
-    Backend, Element, Error, Len, Plan, Result, Save, SavedMut, SavedRef, Shapes, Weights,
-    Workspace,
+    Backend, Backward, Element, Error, Forward, Len, Plan, Result, Save, SavedRef, Shapes, Step,
+    Weights, Workspace,
 };
-
-/// The arguments of [`Plan::forward`].
-pub struct Forward<'a, B: Backend, T: Element> {
-    /// R and b, from [`Plan::pack`].
-    pub weights: &'a Weights<B, T>,
-    /// `[B, T, Gx, N, D]`, the input pre-activations `W x`.
-    pub wx: B::View<'a, T>,
-    /// `[S, B, N, D]`, the initial state; zeros if absent.
-    pub s0: Option<B::View<'a, T::Wide>>,
-    /// `[B]`: row b has `lengths[b]` steps, 0 to T. Later outputs are zero.
-    pub lengths: Option<B::View<'a, i32>>,
-    /// `[B, T]`: a nonzero flag zeroes the row's state before that step is processed.
-    pub resets: Option<B::View<'a, u8>>,
-    /// `[B, T, N, D]`, written: h at every step.
-    pub h: Option<B::ViewMut<'a, T>>,
-    /// `[S, B, T, N, D]`, written: every state at every step. The backward pass needs it.
-    pub states: Option<B::ViewMut<'a, T>>,
-    /// `[S, B, N, D]`, written: the final state of each row.
-    pub last: Option<B::ViewMut<'a, T::Wide>>,
-    /// Written: what the backward pass needs besides `states`, which is then required too. The
-    /// memory comes from [`Plan::saved`] or from the caller; inference passes `None`.
-    pub saved: Option<SavedMut<'a, B, T>>,
-    /// Scratch memory of the size given by [`Plan::forward_workspace`]. If absent, the call takes
-    /// some from a pool.
-    pub workspace: Option<B::ViewMut<'a, u8>>,
-}
 
 impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
     /// Makes a call without optional tensors. Add those you need by struct update.
@@ -75,43 +49,6 @@ impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
         }
         check_workspace(&self.workspace, || plan.forward_workspace())
     }
-}
-
-/// The arguments of [`Plan::backward`]. Every gradient but `d_wx` may be left out.
-pub struct Backward<'a, B: Backend, T: Element, W: Element> {
-    /// The weights of the forward pass.
-    pub weights: &'a Weights<B, T>,
-    /// The `states` that the forward pass wrote.
-    pub states: B::View<'a, T>,
-    /// What the forward pass saved.
-    pub saved: SavedRef<'a, B, T>,
-    /// The `wx` of the forward pass; required with [`Save::Recompute`] and otherwise unused.
-    pub wx: Option<B::View<'a, T>>,
-    /// The `s0` of the forward pass.
-    pub s0: Option<B::View<'a, T::Wide>>,
-    /// The `lengths` of the forward pass.
-    pub lengths: Option<B::View<'a, i32>>,
-    /// The `resets` of the forward pass.
-    pub resets: Option<B::View<'a, u8>>,
-    /// `[B, T, N, D]`: the gradient of h at every step. Mutually exclusive with `d_states`.
-    pub d_h: Option<B::View<'a, T>>,
-    /// `[S, B, T, N, D]`: the gradient of every state at every step. Mutually exclusive with `d_h`.
-    pub d_states: Option<B::View<'a, T>>,
-    /// `[S, B, N, D]`: the gradient of each row's final state.
-    pub d_last: Option<B::View<'a, T::Wide>>,
-    /// `[B, T, Gx, N, D]`, written. Steps beyond a row's length are set to 0.
-    pub d_wx: B::ViewMut<'a, T>,
-    /// `[Gr, N, D_out, D_in]`, written, or added to with `accumulate`.
-    pub d_r: Option<B::ViewMut<'a, W>>,
-    /// `[G, N, D]`, written, or added to with `accumulate`.
-    pub d_b: Option<B::ViewMut<'a, W>>,
-    /// `[S, B, N, D]`, written.
-    pub d_s0: Option<B::ViewMut<'a, T::Wide>>,
-    /// Whether to add to `d_r` and `d_b` instead of overwriting them.
-    pub accumulate: bool,
-    /// Scratch memory of the size given by [`Plan::backward_workspace`]. If absent, the call takes
-    /// some from a pool.
-    pub workspace: Option<B::ViewMut<'a, u8>>,
 }
 
 impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
@@ -180,18 +117,6 @@ impl<'a, B: Backend, T: Element, W: Element> Backward<'a, B, T, W> {
         check("d_s0", &self.d_s0, &shapes.state())?;
         check_workspace(&self.workspace, || plan.backward_workspace())
     }
-}
-
-/// The arguments of [`Plan::step`].
-pub struct Step<'a, B: Backend, T: Element> {
-    /// R and b, from [`Plan::pack`].
-    pub weights: &'a Weights<B, T>,
-    /// `[B, Gx, N, D]`, the input pre-activations of this step.
-    pub wx: B::View<'a, T>,
-    /// `[S, B, N, D]`: the state before the step on entry, after it on return.
-    pub state: B::ViewMut<'a, T::Wide>,
-    /// `[B, N, D]`, written: h after the step, rounded to `T`.
-    pub h: Option<B::ViewMut<'a, T>>,
 }
 
 impl<B: Backend, T: Element> Step<'_, B, T> {

@@ -64,9 +64,9 @@ pub mod reference;
 mod saved;
 pub mod trace;
 mod weights;
+mod workspace;
 
-pub use backend::{Backend, Info, Len, Plan, Workspace};
-pub use call::{Backward, Forward, Step};
+pub use backend::{Backend, Backward, Forward, Plan, Saved, SavedMut, SavedRef, Step, Weights};
 pub use cell::{Array, Cell, Gate, derived_backward};
 pub use cell_sizes::CellSizes;
 pub use cells::{Elman, Gru, Lstm, Slstm};
@@ -74,10 +74,9 @@ pub use dual::Dual;
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
-pub use problem::{Layout, Options, Problem, Save, Shapes};
+pub use problem::{Layout, Options, Problem, Save, Shapes, WeightsLayout};
 pub use real::Real;
-pub use saved::{Saved, SavedMut, SavedRef};
-pub use weights::{Weights, WeightsLayout};
+pub use workspace::{Info, Len, Workspace};
 
 /// Re-exports what most programs use: `use flashrnn::prelude::*`.
 pub mod prelude {

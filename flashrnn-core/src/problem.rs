@@ -173,6 +173,21 @@ pub struct Shapes {
     pub layout: Layout,
 }
 
+/// Describes the layout of packed weights: their sizes, and the order of their elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightsLayout<O> {
+    /// `Gr`, the number of gates with recurrent input.
+    pub recurrent: usize,
+    /// `G`, the number of gates.
+    pub gates: usize,
+    /// `N`, the number of heads.
+    pub heads: usize,
+    /// `D`, the number of units per head.
+    pub head_dim: usize,
+    /// The backend's [`PackedOrder`](crate::Backend::PackedOrder).
+    pub order: O,
+}
+
 impl Shapes {
     /// Checks that every tensor fits the address space even in f64, with head dimensions padded to
     /// multiples of 64 and twice the size, as a double buffer has. Backends can therefore multiply
@@ -268,9 +283,9 @@ impl Shapes {
 
     /// Returns the layout of packed weights of these sizes, in a backend's `order`.
     #[must_use]
-    pub fn weights_layout<O>(&self, order: O) -> crate::WeightsLayout<O> {
+    pub fn weights_layout<O>(&self, order: O) -> WeightsLayout<O> {
         let &Self { recurrent, gates, heads, head_dim, .. } = self;
-        crate::WeightsLayout { recurrent, gates, heads, head_dim, order }
+        WeightsLayout { recurrent, gates, heads, head_dim, order }
     }
 
     /// Returns the number of gates without external input, `G - Gx`. They come first.

@@ -1,17 +1,8 @@
-//! What a forward pass saves for its backward pass, besides the states. The caller owns it.
+//! The methods of what a forward pass saves for its backward pass.
 
 use std::fmt;
 
-use crate::{Backend, Element, Len, Result, Save, Shapes};
-
-/// Borrows what a forward pass saved, for reading. See [`Saved`].
-pub struct SavedRef<'a, B: Backend, T: Element> {
-    /// `B·T·G·N·D` gates with [`Save::Gates`], none with [`Save::Recompute`].
-    pub gates: B::View<'a, T>,
-    /// The cell's [`WIDE`](crate::Cell::WIDE) states and [`WIDE_GATES`](crate::Cell::WIDE_GATES) in
-    /// full precision, if `T` is 16 bits.
-    pub wide: B::View<'a, T::Wide>,
-}
+use crate::{Backend, Element, Len, Result, Save, Saved, SavedMut, SavedRef, Shapes};
 
 impl<B: Backend, T: Element> Clone for SavedRef<'_, B, T> {
     fn clone(&self) -> Self {
@@ -27,14 +18,6 @@ impl<B: Backend, T: Element> SavedRef<'_, B, T> {
     }
 }
 
-/// Borrows the memory of what a forward pass saves, for writing. See [`Saved`].
-pub struct SavedMut<'a, B: Backend, T: Element> {
-    /// See [`SavedRef::gates`].
-    pub gates: B::ViewMut<'a, T>,
-    /// See [`SavedRef::wide`].
-    pub wide: B::ViewMut<'a, T::Wide>,
-}
-
 impl<B: Backend, T: Element> SavedMut<'_, B, T> {
     pub(crate) fn check(&self, shapes: &Shapes, save: Save) -> Result<()> {
         check::<T>(self.gates.len(), self.wide.len(), shapes, save)
@@ -45,19 +28,6 @@ fn check<T: Element>(gates: usize, wide: usize, shapes: &Shapes, save: Save) -> 
     let want = shapes.saved::<T>(save);
     Shapes::check("saved.gates", gates, &want[..1])?;
     Shapes::check("saved.wide", wide, &want[1..])
-}
-
-/// Owns the memory of what a forward pass saves for its backward pass. Made by
-/// [`Plan::saved`](crate::Plan::saved). Callers with their own allocator pass views of two buffers
-/// of the sizes given by [`Shapes::saved`] instead.
-///
-/// The order of the elements is private to the backend. Only a plan for the same cell, sizes and
-/// options, on the same backend and device, reads back what the forward pass wrote. Another plan of
-/// equal sizes computes wrong gradients from it, but never reads out of bounds.
-pub struct Saved<B: Backend, T: Element> {
-    backend: B,
-    gates: B::Buffer<T>,
-    wide: B::Buffer<T::Wide>,
 }
 
 impl<B: Backend, T: Element> Saved<B, T> {

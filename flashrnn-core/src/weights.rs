@@ -1,31 +1,9 @@
-//! Packed weights, and the layout that decides which plans accept them.
+//! The methods of packed weights.
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Backend, Element, Error, Result};
-
-/// Describes the layout of packed weights: their sizes, and the order of their elements.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightsLayout<O> {
-    /// `Gr`, the number of gates with recurrent input.
-    pub recurrent: usize,
-    /// `G`, the number of gates.
-    pub gates: usize,
-    /// `N`, the number of heads.
-    pub heads: usize,
-    /// `D`, the number of units per head.
-    pub head_dim: usize,
-    /// The backend's [`PackedOrder`](Backend::PackedOrder).
-    pub order: O,
-}
-
-/// Holds R and b, packed by [`Plan::pack`](crate::Plan::pack). Every plan with an equal layout
-/// accepts them, whatever its batch, time, options and number of threads.
-pub struct Weights<B: Backend, T: Element> {
-    layout: Arc<WeightsLayout<B::PackedOrder>>,
-    packed: B::Packed<T>,
-}
+use crate::{Backend, Element, Error, Result, Weights, WeightsLayout};
 
 impl<B: Backend, T: Element> Weights<B, T> {
     /// Joins packed memory with its layout. For backends, which must pass the layout that `packed`

@@ -1,4 +1,4 @@
-use super::finite;
+use super::finite::finite;
 use crate::{Cell, Gate, Real};
 
 /// The gated recurrent unit (Cho et al. 2014) in the variant of cuDNN and PyTorch's `nn.GRU`, which

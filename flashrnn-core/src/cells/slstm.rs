@@ -1,4 +1,4 @@
-use super::finite;
+use super::finite::finite;
 use crate::{Cell, Gate, Real};
 
 /// The sLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517, section 2.2), with an exponential input
