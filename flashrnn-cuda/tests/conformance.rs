@@ -10,13 +10,13 @@ fn cuda() -> Option<Cuda> {
     CUDA.get_or_init(testing::cuda).clone()
 }
 
-flashrnn_testsuite::conformance!(where_found: cuda(), same_bits_as: [testing::cuda()], skip: []);
+flashrnn_testsuite::conformance!(if_available: cuda(), same_bits_as: [testing::cuda()], skip: []);
 
 /// The same where no kernel is fused: what large heads and f32 get anyhow.
 mod alternating {
     use flashrnn_cuda::Family;
     flashrnn_testsuite::conformance!(
-        where_found: super::cuda().map(|cuda| cuda.with_family(Family::Alternating)),
+        if_available: super::cuda().map(|cuda| cuda.with_family(Family::Alternating)),
         skip: []
     );
 }

@@ -1,29 +1,29 @@
-//! A case: a problem with everything it reads, made at random from a seed.
+//! Random test cases: a problem with all of its inputs, generated from a seed.
 
 use flashrnn_core::reference::{self, Inputs, OutputGradients};
 use flashrnn_core::{Cell, Element, Problem, Result};
 
 use crate::random::Random;
 
-/// Which of the optional tensors a case has, and how its inputs are drawn.
+/// Selects the optional tensors of a case and the distribution of its inputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tensors {
     /// An initial state.
     pub s0: bool,
-    /// Lengths from 0 to T; where there are two rows or more, one is 0 and one is T.
+    /// Lengths from 0 to T. If there are at least two rows, one length is 0 and one is T.
     pub lengths: bool,
     /// Resets at about one step in ten.
     pub resets: bool,
     /// The gradient of every state at every step.
     pub d_states: bool,
-    /// The gradient of the last state.
+    /// The gradient of each row's final state.
     pub d_last: bool,
-    /// About one input pre-activation in ten is -90, and one in fifty 90.
+    /// Sets about one input pre-activation in ten to -90, and one in fifty to 90.
     pub extreme: bool,
 }
 
 impl Tensors {
-    /// Every optional tensor, ordinary values.
+    /// Every optional tensor, with ordinary values.
     pub const ALL: Self = Self {
         s0: true,
         lengths: true,
@@ -33,7 +33,7 @@ impl Tensors {
         extreme: false,
     };
 
-    /// No optional input, and the gradient of the states.
+    /// No optional input, and only the gradient of the states.
     pub const PLAIN: Self = Self {
         s0: false,
         lengths: false,
@@ -44,30 +44,29 @@ impl Tensors {
     };
 }
 
-/// A problem, its inputs, and the gradients its backward pass starts from. All lie in f64 and are
-/// exact in the element types they were made for.
+/// A problem, its inputs, and the incoming gradients of its backward pass. Values are stored as f64
+/// and are exactly representable in the element types the case was generated for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
     /// Sizes, layout and options.
     pub problem: Problem,
-    /// What the forward pass reads.
+    /// The inputs of the forward pass.
     pub inputs: Inputs,
-    /// What the backward pass reads besides.
+    /// The incoming gradients of the backward pass.
     pub d: OutputGradients,
 }
 
 impl Case {
-    /// A random case for `cell` with tensors of `T` and weights of `W`, the same for the same
-    /// arguments.
+    /// Generates a random case for `cell` with tensors of `T` and weights of `W`. Equal arguments
+    /// yield equal cases.
     ///
-    /// `wx`, `b` and the gradients are N(0, 1), `r` is N(0, 1)/√D, and `s0` is the state that an
-    /// earlier random run ends in, but zero in about one row of four: the only initial states that
-    /// every cell admits. `wx`, `d_states` are rounded to `T`, `r`, `b` to `W`, and `s0`, `d_last`
-    /// to `T::Wide`.
+    /// `wx`, `b` and the gradients are drawn from N(0, 1), and `r` from N(0, 1)/√D. `s0` is the
+    /// final state of another random run, or zero in about one row of four, because every cell
+    /// admits such initial states and no others. `wx` and `d_states` are rounded to `T`, `r` and
+    /// `b` to `W`, and `s0` and `d_last` to `T::Wide`.
     ///
     /// # Errors
-    /// [`Error::InvalidProblem`](flashrnn_core::Error::InvalidProblem) for a problem that makes no
-    /// sense.
+    /// [`Error::InvalidProblem`](flashrnn_core::Error::InvalidProblem) if the problem is invalid.
     pub fn random<C: Cell, T: Element, W: Element>(
         cell: &C,
         problem: &Problem,
@@ -123,7 +122,7 @@ impl Case {
             inputs.lengths = Some(lengths);
         }
         if tensors.resets {
-            // Any value but 0 sets a flag.
+            // Any nonzero value sets a flag.
             let flag = |random: &mut Random| {
                 if random.chance(0.1) { 1 + random.below(255) as u8 } else { 0 }
             };
@@ -140,12 +139,12 @@ impl Case {
     }
 }
 
-/// The range in which stored states saturate: that of 16-bit elements.
+/// Returns the bound at which stored states saturate, or `None` if `T` does not saturate.
 pub fn range<T: Element>() -> Option<f64> {
     (size_of::<T>() < size_of::<T::Wide>()).then_some(T::MAX)
 }
 
-/// `values`, each rounded to the element type `P`.
+/// Rounds each of `values` to the element type `P`.
 pub fn rounded<P: Element>(values: Vec<f64>) -> Vec<f64> {
     values.into_iter().map(|v| P::from_f64(v).to_f64()).collect()
 }

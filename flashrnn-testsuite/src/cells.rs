@@ -1,12 +1,11 @@
-//! Cells as a user may write them, with `forward` alone: the corners that the built-in cells don't
-//! reach.
+//! Cells like a user's, with only a `forward`. They cover cases that the built-in cells don't.
 
 use flashrnn_core::{Cell, Gate, Real};
 
-/// A leaky integrator: `h' = h + a (tanh g - h)`. A cell with a parameter.
+/// A leaky integrator, `h' = h + a (tanh g - h)`: a cell with a parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct Leaky {
-    /// How fast h follows the gate, 0 to 1.
+    /// The rate at which h follows the gate, 0 to 1.
     pub a: f64,
 }
 
@@ -23,8 +22,8 @@ impl Cell for Leaky {
     }
 }
 
-/// Three states and five gates, two of them without external and one without recurrent input, and
-/// two wide states:
+/// A cell with three states, two of them wide, and five gates, of which two take no external input
+/// and one takes no recurrent input:
 ///
 /// ```text
 /// c' = σ(f) c + σ(i) tanh z    a' = (a + h tanh w) / 2    h' = σ(o) tanh(c' + a')
@@ -54,7 +53,8 @@ impl Cell for Twin {
     }
 }
 
-/// No external input at all, and every gate recurrent; its state c is held constant in gradients:
+/// A cell without external input, in which every gate is recurrent and gradients treat the state c
+/// as a constant:
 ///
 /// ```text
 /// c' = 0.9 c + 0.1 tanh² v    h' = tanh(u) √(c' + 0.5)

@@ -1,12 +1,12 @@
-//! Properties that every flashrnn backend must have, as plain generic functions; one macro line a
-//! backend.
+//! The conformance suite: properties that every flashrnn backend must have, written as generic
+//! functions. One macro call tests a backend.
 //!
 //! ```text
 //! // tests/conformance.rs of a backend
 //! flashrnn_testsuite::conformance!(Cpu::new(), same_bits_as: [Cpu::with_threads(1).unwrap()], skip: []);
 //! ```
 //!
-//! A failure prints the shrunk case as Rust code, to be pasted into a test:
+//! A failure prints the shrunk case as Rust code to paste into a test:
 //!
 //! ```
 //! use flashrnn_core::{Backend, Element, Gru, Layout, Options, Problem, Result, Save, f16};
@@ -28,16 +28,16 @@
 //! }
 //! ```
 //!
-//! Without the feature `conformance`, on by default, there are the first three of these, and no
-//! proptest.
+//! The feature `conformance` is on by default. Without it, the crate contains only the first three
+//! items below and does not depend on proptest.
 //!
 //! # Reading order
 //! 1. [`case`]: random cases from a seed.
-//! 2. [`run()`]: runs one on a backend, every output buffer full of NaN beforehand.
-//! 3. [`results`]: what the f64 reference gives, the error of each tensor, and what it may be.
-//! 4. [`subject`]: cells and element types, erased; [`cells`]: the suite's own cells.
-//! 5. [`setup`] and [`suite`]: what proptest draws, and the loop over it.
-//! 6. [`properties`], on [`map`], which moves rows, heads and steps about.
+//! 2. [`run()`]: runs a case on a backend, with every output buffer filled with NaN beforehand.
+//! 3. [`results`]: the results of the f64 reference, the error of each tensor and its tolerance.
+//! 4. [`subject`]: type-erased cells and element types; [`cells`]: the suite's own cells.
+//! 5. [`setup`] and [`suite`]: the setups that proptest draws, and the loop over them.
+//! 6. [`properties`], which use [`map`] to permute rows, heads and steps.
 
 #![forbid(unsafe_code)]
 
@@ -64,17 +64,18 @@ pub use run::run;
 #[cfg(feature = "conformance")]
 pub use suite::Suite;
 
-/// Writes a `#[test]` for each of the [`properties`], checked on a backend.
+/// Defines a `#[test]` for each of the [`properties`], which checks it on a backend.
 ///
-/// `same_bits_as` lists further instances of the backend that must give equal bits. `skip` lists
-/// the properties that the backend can't have, each with its reason; a name that is no property's
-/// fails. Where the backend may be missing, `where_found: $backend` and the others are `Option`s,
-/// and whoever makes them says why there is none.
+/// `same_bits_as` lists further instances of the backend that must produce equal bits. `skip` lists
+/// the properties that the backend can't have, each with its reason; the name of an unknown
+/// property is an error. For a backend that may be missing on the machine, pass
+/// `if_available: $backend`, where the backend and the further instances are `Option`s. With `None`
+/// every test passes; the expression should report why.
 #[cfg(feature = "conformance")]
 #[macro_export]
 macro_rules! conformance {
     (
-        where_found: $backend:expr
+        if_available: $backend:expr
         $(, same_bits_as: [$($other:expr),* $(,)?])?
         , skip: [$(($skip:literal, $reason:literal)),* $(,)?] $(,)?
     ) => {
@@ -91,14 +92,14 @@ macro_rules! conformance {
             empty_batch
             extreme_inputs
             foreign_weights
-            gradient_of_h_alone
+            gradient_of_h_only
             head_permutation
             heads_one_by_one
             inference
             infinite_gates
             interleaved
             large_sizes
-            lengths_are_rows_alone
+            rows_match_single_rows
             master_weights
             nan_stays_nan
             operation_gradients
@@ -109,7 +110,7 @@ macro_rules! conformance {
             pytorch
             recompute
             reference
-            resets_start_anew
+            resets_split_sequences
             reverse_is_flipping
             same_bits_on_any_threads
             same_bits_twice
@@ -143,7 +144,7 @@ macro_rules! conformance {
         , skip: [$(($skip:literal, $reason:literal)),* $(,)?] $(,)?
     ) => {
         $crate::conformance! {
-            where_found: Some($backend), same_bits_as: [$($(Some($other)),*)?], skip: [$(($skip, $reason)),*]
+            if_available: Some($backend), same_bits_as: [$($(Some($other)),*)?], skip: [$(($skip, $reason)),*]
         }
     };
 }

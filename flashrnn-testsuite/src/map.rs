@@ -1,27 +1,27 @@
-//! Moves the rows, heads and steps of a case or of results about: the transformations that the
-//! properties compare by.
+//! Permutes, selects and joins the rows, heads and steps of cases and results, so that properties
+//! can compare related runs.
 
 use flashrnn_core::{Options, Problem, Shapes};
 
 use crate::case::Case;
 use crate::results::Results;
 
-/// Where each row, head and step of the new tensors comes from.
+/// Maps each row, head and step of new tensors to the old one it is copied from.
 pub struct Map<'a> {
-    /// The shapes of the tensors there are.
+    /// The shapes of the old tensors.
     pub from: &'a Shapes,
-    /// The shapes of the tensors to make.
+    /// The shapes of the new tensors.
     pub to: &'a Shapes,
     /// The old row of each new row.
     pub rows: Vec<usize>,
     /// The old head of each new head.
     pub heads: Vec<usize>,
-    /// The old step of a new row's new step.
+    /// Returns the old step of a new row and new step.
     pub step: &'a dyn Fn(usize, usize) -> usize,
 }
 
 impl<'a> Map<'a> {
-    /// Keeps every row, head and step.
+    /// Makes the map that keeps every row, head and step.
     pub fn new(from: &'a Shapes, to: &'a Shapes) -> Self {
         Self {
             from,
@@ -32,8 +32,8 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// The old position of every new element of a tensor `[K, B, T, L, N, D]` (or time-major):
-    /// `states` with `L = 1`, `wx` with `K = 1`.
+    /// Returns the old index of every new element of a tensor `[K, B, T, L, N, D]` (or
+    /// time-major). `states` has `L = 1`, and `wx` has `K = 1`.
     fn sequence(&self, k: usize, l: usize) -> Vec<usize> {
         let (from, to) = (self.from, self.to);
         let mut old = vec![0; k * l * to.tokens() * to.units()];
@@ -51,7 +51,7 @@ impl<'a> Map<'a> {
         old
     }
 
-    /// The same for `[K, B, N, D]`.
+    /// Does the same as [`sequence`](Map::sequence) for a tensor `[K, B, N, D]`.
     fn state(&self, k: usize) -> Vec<usize> {
         let mut old = vec![0; k * self.to.batch * self.to.units()];
         for k in 0..k {
@@ -62,7 +62,7 @@ impl<'a> Map<'a> {
         old
     }
 
-    /// The same for `[K, N, D, E]`.
+    /// Does the same as [`sequence`](Map::sequence) for a tensor `[K, N, D, E]`.
     fn weights(&self, k: usize, e: usize) -> Vec<usize> {
         let mut old = vec![0; k * self.to.units() * e];
         for k in 0..k {
@@ -71,7 +71,8 @@ impl<'a> Map<'a> {
         old
     }
 
-    /// The same for one block `[N, D, E]`, the new one at `target` and the old one at `source`.
+    /// Fills in the old indices of one block `[N, D, E]`. `target` and `source` number the new and
+    /// the old block.
     fn units(&self, old: &mut [usize], target: usize, source: usize, e: usize) {
         let size = self.to.head_dim * e;
         for (n, &head) in self.heads.iter().enumerate() {
@@ -84,7 +85,7 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// The same for the tensor of this name.
+    /// Returns the old index of every new element of the tensor with this name.
     fn positions(&self, name: &str) -> Vec<usize> {
         let Shapes { states, external, recurrent, gates, head_dim, .. } = *self.from;
         match name {
@@ -97,8 +98,8 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// The case with its problem's sizes and layout those of the new shapes. Lengths stay as they
-    /// are, except that rows move.
+    /// Maps a case to the sizes and layout of the new shapes. Lengths move with their rows, but
+    /// keep their values.
     pub fn case(&self, case: &Case) -> Case {
         let to = self.to;
         let x = &case.inputs;
@@ -132,8 +133,7 @@ impl<'a> Map<'a> {
         new
     }
 
-    /// The results in the new shapes. `d_r` and `d_b` are those of the whole batch, whatever the
-    /// rows.
+    /// Maps results to the new shapes. `d_r` and `d_b` remain sums over the whole old batch.
     pub fn results(&self, results: &Results) -> Results {
         let mut new = Results::default();
         for (name, x) in results.iter() {
@@ -142,8 +142,8 @@ impl<'a> Map<'a> {
         new
     }
 
-    /// Puts `part`, results in the new shapes, where it belongs in `whole`; `d_r` and `d_b` are
-    /// added.
+    /// Copies `part`, results in the new shapes, back to its old place in `whole`. `d_r` and `d_b`
+    /// are added instead.
     pub fn paste(&self, part: &Results, whole: &mut Results) {
         for (name, part) in part.iter() {
             let whole = whole.get_mut(name);
@@ -154,7 +154,7 @@ impl<'a> Map<'a> {
     }
 }
 
-/// The length of each row.
+/// Returns the length of each row.
 pub fn lengths(case: &Case) -> Vec<usize> {
     let all = || vec![case.problem.time; case.problem.batch];
     case.inputs

@@ -1,4 +1,4 @@
-//! Results by tensor name, and how far two of them are apart.
+//! Results by tensor name, their errors, and the tolerances.
 
 use flashrnn_core::reference;
 use flashrnn_core::{Cell, Dtype, Options, Result};
@@ -6,7 +6,7 @@ use flashrnn_core::{Cell, Dtype, Options, Result};
 use crate::case::Case;
 use crate::random::Random;
 
-/// Tensors by name, in f64.
+/// Holds tensors by name, in f64.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Results {
     tensors: Vec<(&'static str, Vec<f64>)>,
@@ -23,23 +23,23 @@ impl Results {
         self.tensors.extend(other.tensors);
     }
 
-    /// The tensor of this name; empty if there is none.
+    /// Returns the tensor with this name, or an empty one.
     pub fn get(&self, name: &str) -> &[f64] {
         self.iter().find(|(n, _)| *n == name).map_or(&[], |(_, values)| values)
     }
 
-    /// The tensor of this name, for writing; empty if there is none.
+    /// Returns the tensor with this name for writing, or an empty one.
     pub fn get_mut(&mut self, name: &str) -> &mut [f64] {
         self.tensors.iter_mut().find(|(n, _)| *n == name).map_or(&mut [], |(_, values)| values)
     }
 
-    /// The tensors of these names alone.
+    /// Returns only the tensors with these names.
     pub fn only(&self, names: &[&str]) -> Self {
         let keep = |(name, _): &&(&str, Vec<f64>)| names.contains(name);
         Self { tensors: self.tensors.iter().filter(keep).cloned().collect() }
     }
 
-    /// The same tensors, all 0.
+    /// Returns tensors of the same names and sizes, filled with 0.
     pub fn zeroed(&self) -> Self {
         Self {
             tensors: self
@@ -50,15 +50,15 @@ impl Results {
         }
     }
 
-    /// The tensors in order.
+    /// Iterates over the tensors in order.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[f64])> {
         self.tensors.iter().map(|(name, values)| (*name, values.as_slice()))
     }
 
-    /// What the f64 reference gives for `case`: the tensors of [`run`](crate::run()).
+    /// Runs the f64 reference on `case`. Returns the same tensors as [`run`](crate::run()).
     ///
     /// # Errors
-    /// As [`reference::forward`].
+    /// Those of [`reference::forward`].
     pub fn reference<C: Cell>(cell: &C, case: &Case) -> Result<Self> {
         let out = reference::forward(cell, &case.problem, &case.inputs)?;
         let grads = reference::backward(cell, &case.problem, &case.inputs, &out, &case.d)?;
@@ -75,16 +75,17 @@ impl Results {
     }
 }
 
-/// The relative error of each tensor of `want`: the norm of the difference over the norm of `want`.
+/// Returns the relative error of each tensor of `want`: the norm of the difference over the norm of
+/// `want`.
 ///
-/// A NaN in `got`, a missing tensor or a wrong element count is an infinite error. Where all of
-/// `want` is 0, the error is 0 if all of `got` is 0 too, else infinite: such zeros follow from the
-/// options and are exact.
+/// The error is infinite if `got` contains NaN, lacks the tensor or has another element count. If
+/// `want` is all zeros, the error is 0 if `got` is too, and otherwise infinite, since such zeros
+/// follow from the options and must be exact.
 pub fn errors(got: &Results, want: &Results) -> Vec<(&'static str, f64)> {
     want.iter().map(|(name, want)| (name, error(got.get(name), want))).collect()
 }
 
-/// The relative error of one tensor, as [`errors`] defines it.
+/// Returns the relative error of one tensor, as defined by [`errors`].
 pub fn error(got: &[f64], want: &[f64]) -> f64 {
     if got.len() != want.len() || got.iter().any(|v| v.is_nan()) {
         return f64::INFINITY;
@@ -97,29 +98,30 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// The relative error (norm over norm, each tensor) that a backend may have with elements of this
-/// type, on well-conditioned input that is exact in it. [`compare`] adds what ill-conditioned input
-/// takes.
+/// Returns the relative error (norm over norm, per tensor) that a backend may have with elements of
+/// `dtype`, on well-conditioned input that is exactly representable in it. [`compare`] adds an
+/// allowance for ill-conditioned input.
 pub fn tolerance(dtype: Dtype) -> f64 {
     match dtype {
-        // 84 roundoffs. Sums over D and T grow like the square root of their length, exp and tanh
-        // cost a few roundoffs, and each step of time passes on the error of the one before.
+        // 84 roundoffs. The error of sums over D and T grows like the square root of their length,
+        // exp and tanh cost a few roundoffs, and every time step inherits the error of the previous
+        // one.
         Dtype::F32 => 5e-6,
-        // The same, with room: the order of summation is free, and polynomials are made for f64
-        // too.
+        // The same with more slack, because the order of summation is free and backends approximate
+        // functions by polynomials in f64 too.
         Dtype::F64 => 1e-12,
-        // Four roundoffs. h is rounded when R reads it, states and gates when they are saved: three
-        // roundings in each step, of random sign, that the recurrence hands on.
+        // Four roundoffs. h is rounded before it is multiplied by R, and states and gates when they
+        // are saved. The recurrence propagates these three roundings per step, whose signs are
+        // random.
         Dtype::F16 => 2e-3,
         Dtype::Bf16 => 1.5e-2,
     }
 }
 
-/// The error of each tensor against the f64 reference, and what it may be, for results with
-/// elements of `dtype`.
+/// Measures the error of each tensor of `got`, with elements of `dtype`, against the f64 reference.
 ///
 /// # Errors
-/// As [`reference::forward`].
+/// Those of [`reference::forward`].
 pub fn measure<C: Cell>(
     cell: &C,
     case: &Case,
@@ -129,15 +131,15 @@ pub fn measure<C: Cell>(
     compare(cell, case, dtype, got, &Results::reference(cell, case)?)
 }
 
-/// The error of each tensor of `got` against `want`, two results for `case`, and what it may be.
+/// Measures the error of each tensor of `got` against `want`, where both are results of `case`.
 ///
-/// What it may be is [`tolerance`], and where the error is above that, also the change of the
-/// reference when its own inputs change by one roundoff of `dtype`, and the forward clip by four:
-/// near a discontinuity (the edge of a clip), and where large terms cancel, no better answer can be
-/// had. And it may be what `underflow` loses.
+/// The allowed error is [`tolerance`]. If a tensor exceeds it, the allowance grows by the change of
+/// the reference when its inputs change by one roundoff of `dtype` and its forward clip by four,
+/// since no backend can do better near a discontinuity (the edge of a clip) or where large terms
+/// cancel. It also grows by the loss to underflow.
 ///
 /// # Errors
-/// As [`reference::forward`].
+/// Those of [`reference::forward`].
 pub fn compare<C: Cell>(
     cell: &C,
     case: &Case,
@@ -166,20 +168,20 @@ pub fn compare<C: Cell>(
     Ok(measured)
 }
 
-/// What an element of a result may be off for values near 0 that `dtype` cannot tell apart.
+/// Returns the absolute error that underflow in `dtype` may cause in an element of a result.
 ///
-/// The gradient of the gates goes from step to step in the tensors' type, in which a product wants
-/// it; in f16 what vanishes over many steps comes to lie among the subnormal numbers, 6e-8 apart,
-/// and is rounded to one of them in each step. The contributions of the steps before fade in their
-/// turn: two half-distances cover them.
+/// The gradient of the gates is carried from step to step in the tensors' type, because a matrix
+/// product reads it. In f16, a gradient that vanishes over many steps ends up among the subnormal
+/// numbers, which are 6e-8 apart, and is rounded to one of them in each step. The errors of earlier
+/// steps vanish likewise, so twice half of that spacing bounds their sum.
 fn underflow(dtype: Dtype) -> f64 {
-    let distance: i32 = match dtype {
+    let spacing: i32 = match dtype {
         Dtype::F16 => -24,
         Dtype::Bf16 => -133,
         Dtype::F32 => -149,
         Dtype::F64 => -1074,
     };
-    2.0 * 0.5 * 2.0_f64.powi(distance)
+    2.0 * 0.5 * 2.0_f64.powi(spacing)
 }
 
 /// The error of one tensor.
@@ -189,12 +191,12 @@ pub struct Measured {
     pub tensor: &'static str,
     /// The relative error, norm over norm.
     pub error: f64,
-    /// The largest error that is all right.
+    /// The largest accepted error.
     pub allowed: f64,
 }
 
 impl Measured {
-    /// Whether the error is all right.
+    /// Returns whether the error is accepted.
     pub fn passes(&self) -> bool {
         self.error <= self.allowed
     }
@@ -210,14 +212,14 @@ fn roundoff(dtype: Dtype) -> f64 {
     }
 }
 
-/// `case` with every input off by `roundoff` up or down at random, and the forward clip by the
-/// factor `clip`.
+/// Returns `case` with every input changed by `roundoff` up or down at random, and the forward clip
+/// multiplied by `clip`.
 fn perturbed(case: &Case, roundoff: f64, clip: f64) -> Case {
     let mut random = Random::new(clip.to_bits());
     let mut nudge = |values: &mut Vec<f64>| {
         for v in values {
-            // Of 1 at most: an input of -90 is exact, and stands for a gate shut tight, not for one
-            // of little precision.
+            // Relative to at most 1, because an input of -90 represents a closed gate, not an
+            // imprecise one.
             let nudge = roundoff * v.abs().min(1.0);
             *v += if random.chance(0.5) { nudge } else { -nudge };
         }

@@ -1,4 +1,4 @@
-//! Runs a case on a backend, every output buffer full of NaN beforehand.
+//! Runs a case on a backend, with every output buffer filled with NaN beforehand.
 
 use flashrnn_core::{
     Backend, Backward, Cell, Element, Forward, Plan, Result, Save, SavedMut, SavedRef, Weights,
@@ -8,11 +8,11 @@ use flashrnn_core::{
 use crate::case::Case;
 use crate::results::Results;
 
-/// Plans, packs, and runs `case` forward and backward on `backend`. Returns `h`, `states`, `last`,
-/// `d_wx`, `d_r`, `d_b` and `d_s0`.
+/// Plans and packs `case`, and runs it forward and backward on `backend`. Returns `h`, `states`,
+/// `last`, `d_wx`, `d_r`, `d_b` and `d_s0`.
 ///
-/// Every buffer that the backend has to write, the saved ones too, is full of NaN beforehand, so
-/// that what it fails to write shows.
+/// Every buffer that the backend has to write, including the saved ones, is filled with NaN
+/// beforehand to expose elements it does not write.
 ///
 /// # Errors
 /// Whatever the backend reports.
@@ -22,14 +22,14 @@ pub fn run<B: Backend, C: Cell, T: Element, W: Element>(
     case: &Case,
 ) -> Result<Results> {
     let plan = backend.plan::<T, W, C>(cell, &case.problem)?;
-    let pass = Pass::<B, T>::forward(backend, &plan, case, How::default())?;
+    let pass = ForwardPass::<B, T>::forward(backend, &plan, case, CallOptions::default())?;
     let mut results = pass.outputs(backend)?;
-    results.extend(pass.backward(backend, &plan, case, How::default())?);
+    results.extend(pass.backward(backend, &plan, case, CallOptions::default())?);
     Ok(results)
 }
 
-/// A forward pass that has run, with all that its backward pass needs.
-pub struct Pass<B: Backend, T: Element> {
+/// A completed forward pass, with everything its backward pass needs.
+pub struct ForwardPass<B: Backend, T: Element> {
     weights: Weights<B, T>,
     wx: B::Buffer<T>,
     s0: Option<B::Buffer<T::Wide>>,
@@ -38,24 +38,24 @@ pub struct Pass<B: Backend, T: Element> {
     states: B::Buffer<T>,
     h: B::Buffer<T>,
     last: B::Buffer<T::Wide>,
-    /// The gates of [`Saved`](flashrnn_core::Saved), as memory of the caller's own.
+    /// The gates of [`Saved`](flashrnn_core::Saved), in memory owned by the caller.
     gates: B::Buffer<T>,
-    /// Its wide part.
+    /// The wide part of [`Saved`](flashrnn_core::Saved), in memory owned by the caller.
     wide: B::Buffer<T::Wide>,
 }
 
-/// How to call the passes.
+/// Selects optional arguments of the passes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct How<'a> {
-    /// Give workspaces of the sizes that the plan asks for, full of NaN.
+pub struct CallOptions<'a> {
+    /// Whether to pass workspaces of the sizes that the plan requires, filled with NaN.
     pub workspace: bool,
-    /// Give the gradient of h alone, the first part of `d_states`.
-    pub h_alone: bool,
-    /// Add to these, `d_r` and `d_b`, instead of overwriting NaN.
+    /// Whether to pass `d_h`, the first part of `d_states`, instead of `d_states`.
+    pub h_only: bool,
+    /// Initial values of `d_r` and `d_b` to accumulate into.
     pub add_to: Option<(&'a [f64], &'a [f64])>,
 }
 
-impl<B: Backend, T: Element> Pass<B, T> {
+impl<B: Backend, T: Element> ForwardPass<B, T> {
     /// Uploads the inputs of `case`, packs its weights, and runs the forward pass.
     ///
     /// # Errors
@@ -64,13 +64,13 @@ impl<B: Backend, T: Element> Pass<B, T> {
         backend: &B,
         plan: &B::Plan<T, W>,
         case: &Case,
-        how: How<'_>,
+        options: CallOptions<'_>,
     ) -> Result<Self> {
         let shapes = plan.shapes();
         let x = &case.inputs;
         let (r, b) = (upload::<B, W>(backend, &x.r)?, upload::<B, W>(backend, &x.b)?);
         let [gates, wide] = shapes.saved::<T>(plan.problem().options.save);
-        let mut workspace = workspace(backend, plan.forward_workspace(), how)?;
+        let mut workspace = workspace(backend, plan.forward_workspace(), options)?;
         let mut pass = Self {
             weights: plan.pack(backend.view(&r), backend.view(&b))?,
             wx: upload(backend, &x.wx)?,
@@ -100,7 +100,7 @@ impl<B: Backend, T: Element> Pass<B, T> {
         Ok(pass)
     }
 
-    /// `h`, `states` and `last`.
+    /// Downloads `h`, `states` and `last`.
     ///
     /// # Errors
     /// Whatever the backend reports.
@@ -112,7 +112,7 @@ impl<B: Backend, T: Element> Pass<B, T> {
         Ok(results)
     }
 
-    /// Runs the backward pass: `d_wx`, `d_r`, `d_b` and `d_s0`.
+    /// Runs the backward pass and returns `d_wx`, `d_r`, `d_b` and `d_s0`.
     ///
     /// # Errors
     /// Whatever the backend reports.
@@ -121,19 +121,19 @@ impl<B: Backend, T: Element> Pass<B, T> {
         backend: &B,
         plan: &B::Plan<T, W>,
         case: &Case,
-        how: How<'_>,
+        options: CallOptions<'_>,
     ) -> Result<Results> {
         let shapes = plan.shapes();
         let size = |shape: &[usize]| shape.iter().product::<usize>();
         let all = case.d.d_states.as_deref();
-        let h_alone = all.map(|d| &d[..size(&shapes.h())]).filter(|_| how.h_alone);
-        let d_h = h_alone.map(|d| upload::<B, T>(backend, d)).transpose()?;
+        let h_only = all.map(|d| &d[..size(&shapes.h())]).filter(|_| options.h_only);
+        let d_h = h_only.map(|d| upload::<B, T>(backend, d)).transpose()?;
         let d_states =
-            all.filter(|_| !how.h_alone).map(|d| upload::<B, T>(backend, d)).transpose()?;
+            all.filter(|_| !options.h_only).map(|d| upload::<B, T>(backend, d)).transpose()?;
         let d_last =
             case.d.d_last.as_ref().map(|d| upload::<B, T::Wide>(backend, d)).transpose()?;
         let mut d_wx = poison::<B, T>(backend, size(&shapes.wx()))?;
-        let (mut d_r, mut d_b) = match how.add_to {
+        let (mut d_r, mut d_b) = match options.add_to {
             None => (
                 poison::<B, W>(backend, size(&shapes.r()))?,
                 poison::<B, W>(backend, size(&shapes.b()))?,
@@ -142,9 +142,9 @@ impl<B: Backend, T: Element> Pass<B, T> {
         };
         let mut d_s0 = poison::<B, T::Wide>(backend, size(&shapes.state()))?;
         let saved = SavedRef { gates: backend.view(&self.gates), wide: backend.view(&self.wide) };
-        let mut workspace = workspace(backend, plan.backward_workspace(), how)?;
+        let mut workspace = workspace(backend, plan.backward_workspace(), options)?;
         plan.backward(Backward {
-            // With Save::Gates a backend must do without it.
+            // With Save::Gates, a backend must not need wx.
             wx: (plan.problem().options.save == Save::Recompute).then(|| backend.view(&self.wx)),
             s0: self.s0.as_ref().map(|s0| backend.view(s0)),
             lengths: self.lengths.as_ref().map(|lengths| backend.view(lengths)),
@@ -155,7 +155,7 @@ impl<B: Backend, T: Element> Pass<B, T> {
             d_r: Some(backend.view_mut(&mut d_r)),
             d_b: Some(backend.view_mut(&mut d_b)),
             d_s0: Some(backend.view_mut(&mut d_s0)),
-            accumulate: how.add_to.is_some(),
+            accumulate: options.add_to.is_some(),
             workspace: workspace.as_mut().map(|workspace| backend.view_mut(workspace)),
             ..Backward::new(
                 &self.weights,
@@ -173,17 +173,17 @@ impl<B: Backend, T: Element> Pass<B, T> {
     }
 }
 
-/// Memory for a pass to work in, every byte set, where `how` asks for it.
+/// Allocates a workspace with every bit set, if `options` asks for one.
 fn workspace<B: Backend>(
     backend: &B,
     size: Workspace,
-    how: How<'_>,
+    options: CallOptions<'_>,
 ) -> Result<Option<B::Buffer<u8>>> {
-    // The backend's own buffers have every alignment that it asks for.
-    how.workspace.then(|| backend.upload(&vec![0xff; size.bytes])).transpose()
+    // A backend's own buffers have every alignment that it requires.
+    options.workspace.then(|| backend.upload(&vec![0xff; size.bytes])).transpose()
 }
 
-/// A buffer with `values` rounded to `P`.
+/// Allocates a buffer and fills it with `values` rounded to `P`.
 ///
 /// # Errors
 /// Whatever the backend reports.
@@ -191,7 +191,7 @@ pub fn upload<B: Backend, P: Element>(backend: &B, values: &[f64]) -> Result<B::
     backend.upload(&values.iter().map(|&v| P::from_f64(v)).collect::<Vec<_>>())
 }
 
-/// A buffer of `len` NaN.
+/// Allocates a buffer of `len` elements and fills it with NaN.
 ///
 /// # Errors
 /// Whatever the backend reports.
@@ -199,7 +199,7 @@ pub fn poison<B: Backend, P: Element>(backend: &B, len: usize) -> Result<B::Buff
     backend.upload(&vec![P::from_f64(f64::NAN); len])
 }
 
-/// The contents of a buffer in f64.
+/// Downloads a buffer as f64.
 ///
 /// # Errors
 /// Whatever the backend reports.

@@ -1,4 +1,4 @@
-//! Random setups by proptest: ragged sizes, every option, and the shrunk failure as Rust code.
+//! Random setups drawn by proptest, with ragged sizes and every option. They print as Rust code.
 
 use std::fmt;
 
@@ -8,7 +8,8 @@ use proptest::sample::select;
 
 use crate::case::Tensors;
 
-/// What proptest draws; with a cell and element types it names a [`Case`](crate::Case).
+/// The parameters that proptest draws. Together with a cell and element types they determine a
+/// [`Case`](crate::Case).
 #[derive(Clone, PartialEq)]
 pub struct Setup {
     /// Sizes, layout and options.
@@ -45,14 +46,14 @@ impl fmt::Debug for Setup {
     }
 }
 
-/// Sizes at and around the widths of vectors and tiles; proptest shrinks towards the first.
+/// Sizes at and around the widths of vectors and tiles. Proptest shrinks towards the first.
 const BATCH: &[usize] = &[1, 2, 3, 4, 5, 8, 13, 17, 33];
 const TIME: &[usize] = &[0, 1, 2, 3, 5, 8, 17, 33];
 const HEADS: &[usize] = &[1, 2, 3, 4, 7, 16, 17];
 const HEAD_DIM: &[usize] = &[1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129];
 
-/// Setups with any sizes and options whose forward pass takes at most about `work` multiplications
-/// a gate.
+/// Returns setups with any sizes and options whose forward pass takes at most about `work`
+/// multiplications per gate.
 pub fn any_setup(work: usize) -> impl Strategy<Value = Setup> {
     let sizes = (select(BATCH), select(TIME), select(HEADS), select(HEAD_DIM));
     let clip = || prop_oneof![3 => Just(None), 1 => select(&[0.5, 0.1, 1.0, f64::INFINITY][..]).prop_map(Some)];
@@ -67,7 +68,7 @@ pub fn any_setup(work: usize) -> impl Strategy<Value = Setup> {
     let flag = any::<bool>;
     let tensors = (flag(), flag(), flag(), flag(), flag()).prop_map(
         |(s0, lengths, resets, d_states, d_last)| {
-            // With neither gradient there would be nothing to see.
+            // Without any incoming gradient there would be nothing to test.
             Tensors { s0, lengths, resets, d_states: d_states || !d_last, d_last, extreme: false }
         },
     );

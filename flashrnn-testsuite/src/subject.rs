@@ -1,4 +1,4 @@
-//! A cell with element types, erased, so that a property is written once for all of them.
+//! Type-erased cells with element types, so that a property is written once for all of them.
 
 use flashrnn_core::{
     Backend, Cell, Dtype, Element, Forward, Plan, Result, Shapes, Step, bf16, f16,
@@ -8,72 +8,73 @@ use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
 use crate::case::{Case, Tensors};
 use crate::cells::{Autonomous, Leaky, Twin};
 use crate::results::{Measured, Results, compare};
-use crate::run::{How, Pass, download, poison, run, upload};
+use crate::run::{CallOptions, ForwardPass, download, poison, run, upload};
 
-/// A cell with tensors of one type and weights of another, and all that the properties do with
-/// them.
+/// A cell with the element types of its tensors and weights. The methods are the operations that
+/// properties need.
 pub trait Subject<B: Backend> {
-    /// The cell, and the element types T and W, as Rust spells them.
+    /// Returns the cell and the element types T and W as Rust code.
     fn types(&self) -> [String; 3];
-    /// The element type T.
+    /// Returns the element type T.
     fn dtype(&self) -> Dtype;
-    /// The element type W.
+    /// Returns the element type W.
     fn weight_dtype(&self) -> Dtype;
-    /// The shapes of a problem with this cell.
+    /// Returns the shapes of a problem with this cell.
     ///
     /// # Errors
-    /// As [`Problem::shapes`].
+    /// Those of [`Problem::shapes`].
     fn shapes(&self, problem: &Problem) -> Result<Shapes>;
-    /// [`Case::random`].
+    /// Calls [`Case::random`].
     ///
     /// # Errors
-    /// As [`Case::random`].
+    /// Those of [`Case::random`].
     fn case(&self, problem: &Problem, tensors: Tensors, seed: u64) -> Result<Case>;
-    /// [`Results::reference`].
+    /// Calls [`Results::reference`].
     ///
     /// # Errors
-    /// As [`Results::reference`].
+    /// Those of [`Results::reference`].
     fn reference(&self, case: &Case) -> Result<Results>;
-    /// [`compare`].
+    /// Calls [`compare`].
     ///
     /// # Errors
-    /// As [`compare`].
+    /// Those of [`compare`].
     fn compare(&self, case: &Case, got: &Results, want: &Results) -> Result<Vec<Measured>>;
-    /// [`run`].
-    ///
-    /// # Errors
-    /// Whatever the backend reports; so for all that follow.
-    fn run(&self, backend: &B, case: &Case) -> Result<Results>;
-    /// [`run`] with the passes called as `how` says.
+    /// Calls [`run`].
     ///
     /// # Errors
     /// Whatever the backend reports.
-    fn run_how(&self, backend: &B, case: &Case, how: How<'_>) -> Result<Results>;
-    /// All forward passes with one plan, then all backward passes in the same order.
+    fn run(&self, backend: &B, case: &Case) -> Result<Results>;
+    /// Does what [`run`] does, with optional arguments of the passes.
+    ///
+    /// # Errors
+    /// Whatever the backend reports.
+    fn run_with(&self, backend: &B, case: &Case, options: CallOptions<'_>) -> Result<Results>;
+    /// Runs all forward passes with one plan, then all backward passes in the same order.
     ///
     /// # Errors
     /// Whatever the backend reports.
     fn interleaved(&self, backend: &B, cases: &[Case]) -> Result<Vec<Results>>;
-    /// Each case on a thread of its own, all with one plan and at the same time.
+    /// Runs all cases concurrently with one plan, each on its own thread.
     ///
     /// # Errors
     /// Whatever the backend reports.
     fn in_threads(&self, backend: &B, cases: &[Case]) -> Result<Vec<Results>>;
-    /// `h` and `last` by [`Plan::step`], one step after another.
+    /// Computes `h` and `last` by calling [`Plan::step`] for every time step.
     ///
     /// # Errors
     /// Whatever the backend reports.
     fn stream(&self, backend: &B, case: &Case) -> Result<Results>;
-    /// `h`, `states` and `last` by three forward passes for inference, each asked for one of them.
+    /// Computes `h`, `states` and `last` by three inference passes, each of which returns one of
+    /// them.
     ///
     /// # Errors
     /// Whatever the backend reports.
     fn inference(&self, backend: &B, case: &Case) -> Result<Results>;
 }
 
-/// Every subject with element types that `backend` takes: the built-in cells with every T, W = T
-/// and W = f32, and the suite's own cells with some of them each (a backend that compiles its
-/// kernels ahead takes long over each).
+/// Returns every subject whose element types `backend` supports. Built-in cells come with every T,
+/// and with W = T and W = f32; the suite's own cells only with some, since compiling kernels for a
+/// subject takes long on some backends.
 pub fn subjects<B: Backend>(backend: &B) -> Vec<Box<dyn Subject<B>>> {
     let mut list = built_in(&Elman, "Elman");
     list.extend(built_in(&Gru, "Gru"));
@@ -148,11 +149,11 @@ impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> 
         run::<B, C, T, W>(backend, &self.cell, case)
     }
 
-    fn run_how(&self, backend: &B, case: &Case, how: How<'_>) -> Result<Results> {
+    fn run_with(&self, backend: &B, case: &Case, options: CallOptions<'_>) -> Result<Results> {
         let plan = backend.plan::<T, W, C>(&self.cell, &case.problem)?;
-        let pass = Pass::<B, T>::forward(backend, &plan, case, how)?;
+        let pass = ForwardPass::<B, T>::forward(backend, &plan, case, options)?;
         let mut results = pass.outputs(backend)?;
-        results.extend(pass.backward(backend, &plan, case, how)?);
+        results.extend(pass.backward(backend, &plan, case, options)?);
         Ok(results)
     }
 
@@ -161,10 +162,10 @@ impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> 
         let plan = backend.plan::<T, W, C>(&self.cell, &first.problem)?;
         let passes = cases
             .iter()
-            .map(|case| Pass::<B, T>::forward(backend, &plan, case, How::default()))
+            .map(|case| ForwardPass::<B, T>::forward(backend, &plan, case, CallOptions::default()))
             .collect::<Result<Vec<_>>>()?;
-        let finish = |(pass, case): (&Pass<B, T>, &Case)| {
-            let gradients = pass.backward(backend, &plan, case, How::default())?;
+        let finish = |(pass, case): (&ForwardPass<B, T>, &Case)| {
+            let gradients = pass.backward(backend, &plan, case, CallOptions::default())?;
             let mut results = pass.outputs(backend)?;
             results.extend(gradients);
             Ok(results)
@@ -176,9 +177,9 @@ impl<B: Backend, C: Cell, T: Element, W: Element> Subject<B> for Typed<C, T, W> 
         let Some(first) = cases.first() else { return Ok(Vec::new()) };
         let plan = &backend.plan::<T, W, C>(&self.cell, &first.problem)?;
         let one = |case| {
-            let pass = Pass::<B, T>::forward(backend, plan, case, How::default())?;
+            let pass = ForwardPass::<B, T>::forward(backend, plan, case, CallOptions::default())?;
             let mut results = pass.outputs(backend)?;
-            results.extend(pass.backward(backend, plan, case, How::default())?);
+            results.extend(pass.backward(backend, plan, case, CallOptions::default())?);
             Ok(results)
         };
         std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! The harness: a backend under test, its skips, and the loop over subjects and random setups.
+//! The test harness: a backend under test, its skips, and the loop over subjects and random setups.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,35 +15,34 @@ use crate::subject::{Subject, subjects};
 pub struct Suite<B> {
     /// The backend.
     pub backend: B,
-    /// Further instances that must give equal bits (other thread counts, say).
+    /// Further instances that must produce equal bits, for example with another number of threads.
     pub same_bits_as: Vec<B>,
-    /// Properties that this backend can't have, and why.
+    /// The names of properties that this backend can't have, with reasons.
     skips: Vec<(&'static str, &'static str)>,
 }
 
-/// What went wrong, one entry a failure.
+/// Messages, one per failure.
 pub type Failures = Vec<String>;
 
-/// How many random setups a property draws for each subject, and how large.
+/// The number and size of the random setups that a property draws for each subject.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
-    /// Setups for each cell and element type; the environment variable `FLASHRNN_CASES` multiplies
-    /// it.
+    /// The number of setups per subject. The environment variable `FLASHRNN_CASES` multiplies it.
     pub cases: u32,
-    /// About how many multiplications a gate may cost in the forward pass.
+    /// The approximate limit on multiplications per gate in the forward pass.
     pub work: usize,
 }
 
 impl<B: Backend> Suite<B> {
-    /// A suite for `backend`; each skip is the name of a property and the reason.
+    /// Makes a suite for `backend`. Each skip is the name of a property and a reason.
     pub fn new(backend: B, same_bits_as: Vec<B>, skips: Vec<(&'static str, &'static str)>) -> Self {
         Self { backend, same_bits_as, skips }
     }
 
-    /// Checks one property, unless it is skipped, and panics with every failure.
+    /// Checks one property, unless it is skipped.
     ///
     /// # Panics
-    /// Where the backend does not have the property; this is what fails a test.
+    /// If the backend does not have the property. The message lists every failure.
     pub fn check(&self, name: &str, property: fn(&Self) -> Failures) {
         if let Some((_, reason)) = self.skips.iter().find(|(skipped, _)| *skipped == name) {
             println!("{name} skipped: {reason}");
@@ -58,10 +57,10 @@ impl<B: Backend> Suite<B> {
         );
     }
 
-    /// Checks that every skip names a property, and gives a reason.
+    /// Checks that every skip names one of the properties in `names` and has a reason.
     ///
     /// # Panics
-    /// Where one does not.
+    /// If one does not.
     pub fn check_skips(&self, names: &[&str]) {
         for (name, reason) in &self.skips {
             assert!(names.contains(name), "skip of the unknown property {name}");
@@ -69,17 +68,17 @@ impl<B: Backend> Suite<B> {
         }
     }
 
-    /// Runs `check` on random setups for every subject, and returns the failure of each, shrunk.
+    /// Runs `check` on random setups for every subject, and returns the shrunk failure of each.
     ///
-    /// `adapt` fixes what the property needs fixed.
+    /// `adapt` changes a setup to what the property requires.
     pub fn each(
         &self,
         draw: Draw,
         adapt: impl Fn(&mut Setup),
         check: impl Fn(&dyn Subject<B>, &Case) -> Result<(), String>,
     ) -> Failures {
-        // Properties that are checked at the same time begin at different subjects: a kernel that
-        // one had compiled is there for the other.
+        // Properties checked concurrently start with different subjects, so that each finds kernels
+        // already compiled by the other.
         static CHECKED: AtomicUsize = AtomicUsize::new(0);
         let subjects = subjects(&self.backend);
         let first = CHECKED.fetch_add(1, Ordering::Relaxed) % 2 * (subjects.len() / 2);
@@ -116,7 +115,7 @@ impl<B: Backend> Suite<B> {
     }
 }
 
-/// A proptest runner that draws the same cases every time. It writes no files.
+/// Makes a proptest runner that draws the same cases every time and writes no files.
 fn runner(cases: u32, stream: u64) -> TestRunner {
     let factor = std::env::var("FLASHRNN_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1u32);
     let config = Config {
@@ -130,15 +129,15 @@ fn runner(cases: u32, stream: u64) -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
 }
 
-/// A backend's error as a failure.
+/// Converts a backend's error to a failure message.
 pub fn ok<V>(result: flashrnn_core::Result<V>) -> Result<V, String> {
     result.map_err(|error| error.to_string())
 }
 
-/// That `got` is `want` to rounding, where both are results of `case`.
+/// Checks that `got` equals `want` up to rounding, where both are results of `case`.
 ///
 /// # Errors
-/// A line for each tensor that is too far off.
+/// Names each tensor whose error is too large.
 pub fn close<B: Backend>(
     subject: &dyn Subject<B>,
     case: &Case,
@@ -153,10 +152,10 @@ pub fn close<B: Backend>(
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
 }
 
-/// That every tensor of `want` has equal bits in `got`.
+/// Checks that every tensor of `want` has equal bits in `got`.
 ///
 /// # Errors
-/// A line for each tensor that differs.
+/// Names each tensor that differs.
 pub fn same_bits(got: &Results, want: &Results) -> Result<(), String> {
     let mut wrong = Vec::new();
     for (name, want) in want.iter() {
@@ -167,7 +166,8 @@ pub fn same_bits(got: &Results, want: &Results) -> Result<(), String> {
         } else if let Some(i) = (0..want.len()).find(differs) {
             let count = (0..want.len()).filter(differs).count();
             wrong.push(format!(
-                "{name}: {count} of {} differ in their bits, first [{i}]: {:e}, wanted {:e}",
+                "{name}: {count} of {} elements differ in their bits, the first at [{i}]: {:e}, \
+                 wanted {:e}",
                 want.len(),
                 got[i],
                 want[i]

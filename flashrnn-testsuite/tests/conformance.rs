@@ -1,4 +1,4 @@
-//! The suite on the f64 reference itself, and on wrong backends, which it must catch.
+//! Runs the suite on the f64 reference itself, and on faulty backends, which it must catch.
 
 mod loops;
 
@@ -13,19 +13,19 @@ mod reference {
         Loops(Fault::None),
         same_bits_as: [Loops(Fault::None)],
         skip: [
-            ("streaming", "the reference carries its state in f64 within a call, and step rounds it"),
-            ("chunks", "the same"),
+            ("streaming", "the reference carries its state in f64 in a call, and step rounds it"),
+            ("chunks", "the reference carries its state in f64 in a call, and last rounds it"),
         ]
     );
 }
 
-/// Each wrong backend fails the property that is there for it.
+/// Each faulty backend fails the property that should catch it.
 #[test]
 fn faults_are_caught() {
     type Property = fn(&Suite<Loops>) -> Failures;
     let faults: [(Fault, &str, Property); 21] = [
         (Fault::IgnoreS0, "reference", properties::reference),
-        (Fault::IgnoreResets, "resets_start_anew", properties::resets_start_anew),
+        (Fault::IgnoreResets, "resets_split_sequences", properties::resets_split_sequences),
         (Fault::IgnoreReverse, "reverse_is_flipping", properties::reverse_is_flipping),
         (Fault::IgnoreForwardClip, "reference", properties::reference),
         (Fault::IgnoreGradClip, "reference", properties::reference),
@@ -48,13 +48,13 @@ fn faults_are_caught() {
     ];
     for (fault, name, property) in faults {
         let suite = Suite::new(Loops(fault), vec![Loops(Fault::None)], Vec::new());
-        assert!(!property(&suite).is_empty(), "{name} does not notice {fault:?}");
+        assert!(!property(&suite).is_empty(), "{name} does not detect {fault:?}");
     }
 }
 
-/// A skip of a property that does not exist, and one without a reason, fail.
+/// Skips of unknown properties and skips without a reason are errors.
 #[test]
-fn wrong_skips_are_caught() {
+fn invalid_skips_are_caught() {
     for skip in [("no_such_property", "a reason"), ("chunks", " ")] {
         let suite = Suite::new(Loops(Fault::None), Vec::new(), vec![skip]);
         let check = || suite.check_skips(&["chunks"]);

@@ -1,11 +1,12 @@
-"""Writes the fixed vectors: recurrences computed by PyTorch in float64 with autograd, in flashrnn's shapes.
+"""Writes the test vectors: recurrences computed by PyTorch in float64 with autograd, in flashrnn's
+shapes.
 
     python generate.py        (needs torch and safetensors; writes *.safetensors beside this file)
 
-nn.LSTM, nn.GRU and nn.RNN get the identity as input weights, so that their input is flashrnn's wx and its gradient
-d_wx. Each head is a module of its own. A vector in reverse is the second direction of a bidirectional module.
-The sLSTM is written out without its stabiliser m, which cancels in h: c' = sigma(f) c + exp(i) tanh z,
-n' = sigma(f) n + exp(i), h' = sigma(o) c' / n'.
+The input weights of nn.LSTM, nn.GRU and nn.RNN are the identity, so that their input is flashrnn's
+wx and its gradient d_wx. Each head is a separate module. A reversed vector is the second direction
+of a bidirectional module. The sLSTM is written without the stabiliser m, which cancels in h:
+c' = sigma(f) c + exp(i) tanh z, n' = sigma(f) n + exp(i), h' = sigma(o) c' / n'.
 
 Inputs are rounded to float32, so that backends without float64 can use them too.
 """
@@ -21,8 +22,8 @@ sys.path.append(str(HERE.parents[1] / "scripts"))
 
 import whole_file  # noqa: E402  (found by the line above)
 
-# Our order of the gates from PyTorch's: of the rows of weight_hh, and of wx's.
-RECURRENT = {"lstm": [0, 1, 2, 3], "gru": [2, 0, 1], "elman": [0]}  # GRU: n_h, r, z from r, z, n
+# For each gate in flashrnn's order, its index in PyTorch's weight_hh. GRU: n_h, r, z from r, z, n.
+RECURRENT = {"lstm": [0, 1, 2, 3], "gru": [2, 0, 1], "elman": [0]}
 MODULE = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "elman": torch.nn.RNN}
 
 
@@ -52,9 +53,9 @@ def vector(cell, B, T, N, D, lengths=None, initial=False, reverse=False):
             for name, value in p.items():
                 value.copy_(normal(*value.shape, scale=1 / D**0.5))
             p["weight_ih_l0" + suffix].copy_(torch.eye(G * D))
-            if cell != "gru":  # one bias for both, so that their sum is exact
+            if cell != "gru":  # only one of the two biases is nonzero, so that their sum is exact
                 p["bias_ih_l0" + suffix].zero_()
-            else:  # likewise for r and z; b_in and b_hn stay apart
+            else:  # the same for r and z; b_in and b_hn are separate biases
                 p["bias_ih_l0" + suffix][: 2 * D].zero_()
         w_hh, b_ih, b_hh = (p[k + suffix] for k in ("weight_hh_l0", "bias_ih_l0", "bias_hh_l0"))
 
@@ -124,7 +125,7 @@ def slstm(B, T, N, D):
 
 def main():
     torch.manual_seed(0)
-    # In this order: each draws its numbers after the one before.
+    # The order matters, since all draw from one generator.
     for name, make in [
         ("lstm", lambda: vector("lstm", 2, 5, 2, 5)),
         ("lstm_reverse", lambda: vector("lstm", 3, 6, 1, 7, lengths=[4, 6, 1], initial=True, reverse=True)),

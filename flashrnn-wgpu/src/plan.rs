@@ -129,7 +129,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use flashrnn_core::{Backend, Layout as Order, Options, Save, Slstm, f16};
-    use flashrnn_testsuite::run::{How, Pass};
+    use flashrnn_testsuite::run::{CallOptions, ForwardPass};
     use flashrnn_testsuite::{Case, Results, Tensors};
 
     use super::*;
@@ -150,10 +150,10 @@ mod tests {
             });
             let case = Case::random::<_, f16, f16>(&Slstm, &problem, Tensors::ALL, 5).unwrap();
             let mut plan = wgpu.plan::<f16, f16, _>(&Slstm, &problem).unwrap();
-            let pass = Pass::<Wgpu, f16>::forward(&wgpu, &plan, &case, How::default()).unwrap();
+            let pass = ForwardPass::<Wgpu, f16>::forward(&wgpu, &plan, &case, CallOptions::default()).unwrap();
             let mut backward = |steps| -> Results {
                 plan.engine.gates_steps = steps;
-                pass.backward(&wgpu, &plan, &case, How::default()).unwrap()
+                pass.backward(&wgpu, &plan, &case, CallOptions::default()).unwrap()
             };
             let whole = backward(7);
             for steps in [1, 3, 4] {

@@ -26,11 +26,11 @@ fn on_cpu() -> Option<Wgpu> {
 }
 
 mod on_cpu {
-    flashrnn_testsuite::conformance!(where_found: super::on_cpu(), same_bits_as: [super::shared::<1>()], skip: []);
+    flashrnn_testsuite::conformance!(if_available: super::on_cpu(), same_bits_as: [super::shared::<1>()], skip: []);
 }
 
 mod on_gpu {
-    flashrnn_testsuite::conformance!(where_found: super::on_gpu(), same_bits_as: [super::shared::<1>()], skip: [
+    flashrnn_testsuite::conformance!(if_available: super::on_gpu(), same_bits_as: [super::shared::<1>()], skip: [
         ("infinite_gates", "WGSL promises nothing of infinities"),
         ("nan_stays_nan", "WGSL promises nothing of NaN"),
         ("operations_on_denormals", "WGSL promises nothing of what is below the smallest normal number"),
@@ -45,7 +45,7 @@ mod on_gpu {
             super::super::on_gpu().map(|wgpu| wgpu.with_family(Family::Alternating))
         }
 
-        flashrnn_testsuite::conformance!(where_found: alternating(), skip: [
+        flashrnn_testsuite::conformance!(if_available: alternating(), skip: [
             ("infinite_gates", "WGSL promises nothing of infinities"),
             ("nan_stays_nan", "WGSL promises nothing of NaN"),
             ("operations_on_denormals", "WGSL promises nothing of what is below the smallest normal number"),

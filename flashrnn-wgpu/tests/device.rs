@@ -4,7 +4,7 @@ use flashrnn_core::{
     Backend, Dtype, Element, Elman, Error, Gru, Len, Lstm, Options, Plan, Problem, Save, Slstm,
     bf16, f16,
 };
-use flashrnn_testsuite::run::{How, Pass};
+use flashrnn_testsuite::run::{CallOptions, ForwardPass};
 use flashrnn_testsuite::{Case, Results, Tensors, compare, errors, measure, run};
 use flashrnn_wgpu::testing::{self, Fused};
 use flashrnn_wgpu::{Family, View, Wgpu};
@@ -200,7 +200,7 @@ fn a_lost_device_is_an_error() {
     let problem = Problem::new(2, 3, 1, 5);
     let case = Case::random::<_, f32, f32>(&Gru, &problem, Tensors::PLAIN, 1).unwrap();
     let plan = wgpu.plan::<f32, f32, _>(&Gru, &problem).unwrap();
-    let pass = Pass::<Wgpu, f32>::forward(&wgpu, &plan, &case, How::default()).unwrap();
+    let pass = ForwardPass::<Wgpu, f32>::forward(&wgpu, &plan, &case, CallOptions::default()).unwrap();
     let buffer = wgpu.upload(&[1.0f32]).unwrap();
     // Another of the user's, who is told of nothing.
     let theirs = Wgpu::from_device(wgpu.device().clone(), wgpu.queue().clone());
@@ -218,7 +218,7 @@ fn a_lost_device_is_an_error() {
         assert!(lost(wgpu.plan::<f32, f32, _>(&Lstm, &problem)));
         assert!(lost(run::<_, _, f32, f32>(&wgpu, &Gru, &case)));
         assert!(lost(plan.saved()));
-        assert!(lost(pass.backward(&wgpu, &plan, &case, How::default())));
+        assert!(lost(pass.backward(&wgpu, &plan, &case, CallOptions::default())));
         assert!(lost(wgpu.download(buffer.view())));
         assert!(lost(wgpu.synchronize()));
     }

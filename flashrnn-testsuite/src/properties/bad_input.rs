@@ -1,4 +1,4 @@
-//! Bad input gives the right error, and never a panic.
+//! Bad input causes the right error, and never a panic.
 
 use flashrnn_core::{
     Backend, Backward, Error, Forward, Lstm, Options, Plan, Problem, Result, Save, SavedMut, Step,
@@ -8,14 +8,14 @@ use crate::case::{Case, Tensors};
 use crate::run::{run, upload};
 use crate::suite::{Failures, Suite, same_bits};
 
-/// Wrong sizes of every tensor, lengths out of range, options that make no sense, missing and
-/// excess tensors: each gives the error that names it.
+/// Every tensor of a wrong size, length out of range, invalid option, and missing or excess tensor
+/// causes an error that names it.
 pub fn bad_input<B: Backend>(suite: &Suite<B>) -> Failures {
     let mut failures = problems(&suite.backend);
     for save in [Save::Gates, Save::Recompute] {
         match calls(&suite.backend, save) {
             Ok(more) => failures.extend(more),
-            Err(error) => failures.push(format!("good calls failed: {error}")),
+            Err(error) => failures.push(format!("valid calls failed: {error}")),
         }
     }
     if !suite.backend.checks_lengths() {
@@ -24,7 +24,7 @@ pub fn bad_input<B: Backend>(suite: &Suite<B>) -> Failures {
     failures
 }
 
-/// Lengths outside 0 to T count as 0 and T.
+/// Checks that lengths outside 0 to T are clamped to that range.
 fn clamped_lengths<B: Backend>(backend: &B) -> Failures {
     let results = |lengths: [i32; 4]| -> Result<_> {
         let tensors = Tensors { s0: true, lengths: true, resets: true, ..Tensors::PLAIN };
@@ -38,7 +38,7 @@ fn clamped_lengths<B: Backend>(backend: &B) -> Failures {
     }
 }
 
-/// Problems that `plan` must refuse.
+/// Checks that `plan` rejects invalid problems.
 fn problems<B: Backend>(backend: &B) -> Failures {
     let good = Problem::new(2, 3, 2, 4);
     let clip = |v| good.with(Options { forward_clip: Some(v), ..good.options });
@@ -67,7 +67,7 @@ fn problems<B: Backend>(backend: &B) -> Failures {
     failures
 }
 
-/// What one call gives: the element counts of its tensors, 0 for none.
+/// The element counts of the tensors of one call; 0 for those it does not have.
 #[derive(Clone)]
 struct Sizes(Vec<(&'static str, usize)>);
 
@@ -82,121 +82,157 @@ impl Sizes {
     }
 }
 
-/// Calls with one tensor wrong each.
+/// A plan for 2 sequences of 3 steps and 2 heads of 4 units, and what calls of it got wrong.
+struct Calls<'a, B: Backend> {
+    backend: &'a B,
+    plan: B::Plan<f32, f32>,
+    save: Save,
+    failures: Failures,
+}
+
+/// The correct element counts of the tensors.
+const WX: usize = 192;
+const R: usize = 128;
+const BIAS: usize = 32;
+const STATE: usize = 32;
+const STATES: usize = 96;
+const H: usize = 48;
+
+/// The sizes of the inputs that the forward and the backward pass share.
+const INPUTS: [(&str, usize); 4] = [("wx", WX), ("s0", STATE), ("lengths", 2), ("resets", 6)];
+
+const LENGTHS_OUT_OF_RANGE: [[i32; 2]; 4] = [[-1, 3], [0, 4], [i32::MIN, 0], [3, i32::MAX]];
+
+/// Checks calls in which one tensor is wrong.
 fn calls<B: Backend>(backend: &B, save: Save) -> Result<Failures> {
     let problem = Problem::new(2, 3, 2, 4).with(Options { save, ..Options::default() });
     let plan = backend.plan::<f32, f32, Lstm>(&Lstm, &problem)?;
-    let (wx, r, b, state, states, h) = (192, 128, 32, 32, 96, 48);
-    let mut failures = Failures::new();
-    let mut expect = |what: String, tensor: &str, got: Result<()>| match got {
-        Err(
-            Error::Shape { tensor: t, .. }
-            | Error::Value { tensor: t, .. }
-            | Error::Argument { tensor: t, .. },
-        ) if t == tensor => {}
-        got => {
-            failures.push(format!("{save:?}, {what}: got {got:?}, wanted an error for {tensor}"))
-        }
-    };
-
-    for (tensor, r, b) in [("r", r - 1, b), ("r", 0, b), ("b", r, b + 1), ("b", r, 0)] {
-        let (r, b) = (backend.alloc::<f32>(r)?, backend.alloc::<f32>(b)?);
-        expect(
-            format!("pack with a wrong {tensor}"),
-            tensor,
-            plan.pack(backend.view(&r), backend.view(&b)).map(|_| ()),
-        );
-    }
-
-    let inputs = [("wx", wx), ("s0", state), ("lengths", 2), ("resets", 6)];
-    let outputs = [("h", h), ("states", states), ("last", state)];
-    let good = Sizes(inputs.into_iter().chain(outputs).collect());
-    forward(backend, &plan, &good, &[1, 3], [None, None])?;
-    for &(name, size) in &good.0 {
-        for wrong in [0, size - 1, size + 1, 2 * size] {
-            let got = forward(backend, &plan, &good.with(name, wrong), &[1, 3], [None, None]);
-            expect(format!("forward with {wrong} elements of {name}"), name, got);
-        }
-    }
-    let out_of_range = [[-1, 3], [0, 4], [i32::MIN, 0], [3, i32::MAX]];
-    for lengths in out_of_range.into_iter().filter(|_| backend.checks_lengths()) {
-        expect(
-            format!("forward with lengths {lengths:?}"),
-            "lengths",
-            forward(backend, &plan, &good, &lengths, [None, None]),
-        );
-    }
-    let gates = if save == Save::Gates { 4 * h } else { 0 };
-    expect(
-        "forward with wrong saved gates".into(),
-        "saved.gates",
-        forward(backend, &plan, &good, &[1, 3], [Some(gates + 1), None]),
-    );
-    expect(
-        "forward with wrong saved wide states".into(),
-        "saved.wide",
-        forward(backend, &plan, &good, &[1, 3], [None, Some(1)]),
-    );
-
-    let gradients = [
-        ("d_states", states),
-        ("d_last", state),
-        ("d_wx", wx),
-        ("d_r", r),
-        ("d_b", b),
-        ("d_s0", state),
-    ];
-    let good = Sizes(inputs.into_iter().chain([("states", states)]).chain(gradients).collect());
-    let all = Given { wx: true, d_h: None, d_states: true };
-    backward(backend, &plan, &good, &[1, 3], all)?;
-    for &(name, size) in &good.0 {
-        for wrong in [0, size - 1, size + 1, 2 * size] {
-            let got = backward(backend, &plan, &good.with(name, wrong), &[1, 3], all);
-            expect(format!("backward with {wrong} elements of {name}"), name, got);
-        }
-    }
-    for lengths in out_of_range.into_iter().filter(|_| backend.checks_lengths()) {
-        expect(
-            format!("backward with lengths {lengths:?}"),
-            "lengths",
-            backward(backend, &plan, &good, &lengths, all),
-        );
-    }
-    let both = Given { d_h: Some(h), ..all };
-    expect(
-        "backward with d_h and d_states".into(),
-        "d_h",
-        backward(backend, &plan, &good, &[1, 3], both),
-    );
-    let wrong = Given { d_h: Some(h - 1), d_states: false, ..all };
-    expect(
-        "backward with a wrong d_h".into(),
-        "d_h",
-        backward(backend, &plan, &good, &[1, 3], wrong),
-    );
-    let without_wx = backward(backend, &plan, &good, &[1, 3], Given { wx: false, ..all });
-    match save {
-        Save::Gates => without_wx?,
-        Save::Recompute => expect("backward without wx".into(), "wx", without_wx),
-    }
-
-    let (r, b) = (backend.alloc::<f32>(r)?, backend.alloc::<f32>(b)?);
-    let weights = plan.pack(backend.view(&r), backend.view(&b))?;
-    let step = |wx: usize, state: usize, h: usize| {
-        let (wx, mut state, mut h) =
-            (backend.alloc::<f32>(wx)?, backend.alloc::<f32>(state)?, backend.alloc::<f32>(h)?);
-        let (state, h) = (backend.view_mut(&mut state), Some(backend.view_mut(&mut h)));
-        plan.step(Step { wx: backend.view(&wx), weights: &weights, state, h })
-    };
-    step(64, 32, 16)?;
-    expect("step with a wrong wx".into(), "wx", step(63, 32, 16));
-    expect("step with a wrong state".into(), "state", step(64, 33, 16));
-    expect("step with a wrong h".into(), "h", step(64, 32, 0));
-    Ok(failures)
+    let mut calls = Calls { backend, plan, save, failures: Failures::new() };
+    calls.pack()?;
+    calls.forward()?;
+    calls.backward()?;
+    calls.step()?;
+    Ok(calls.failures)
 }
 
-/// A forward pass with tensors of these sizes, and saved buffers of these sizes instead of the
-/// right ones.
+impl<B: Backend> Calls<'_, B> {
+    /// Expects an error for `tensor`.
+    fn expect(&mut self, what: impl std::fmt::Display, tensor: &str, got: Result<()>) {
+        match got {
+            Err(
+                Error::Shape { tensor: t, .. }
+                | Error::Value { tensor: t, .. }
+                | Error::Argument { tensor: t, .. },
+            ) if t == tensor => {}
+            got => self.failures.push(format!(
+                "{:?}, {what}: got {got:?}, wanted an error for {tensor}",
+                self.save
+            )),
+        }
+    }
+
+    fn pack(&mut self) -> Result<()> {
+        let wrong = [("r", R - 1, BIAS), ("r", 0, BIAS), ("b", R, BIAS + 1), ("b", R, 0)];
+        for (tensor, r, b) in wrong {
+            let (r, b) = (self.backend.alloc::<f32>(r)?, self.backend.alloc::<f32>(b)?);
+            let got = self.plan.pack(self.backend.view(&r), self.backend.view(&b)).map(|_| ());
+            self.expect(format!("pack with a wrong {tensor}"), tensor, got);
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self) -> Result<()> {
+        let outputs = [("h", H), ("states", STATES), ("last", STATE)];
+        let good = Sizes(INPUTS.into_iter().chain(outputs).collect());
+        let call = |calls: &Self, sizes: &Sizes, lengths: &[i32], saved| {
+            forward(calls.backend, &calls.plan, sizes, lengths, saved)
+        };
+        call(self, &good, &[1, 3], [None, None])?;
+        for &(name, size) in &good.0 {
+            for wrong in [0, size - 1, size + 1, 2 * size] {
+                let got = call(self, &good.with(name, wrong), &[1, 3], [None, None]);
+                self.expect(format!("forward with {wrong} elements of {name}"), name, got);
+            }
+        }
+        if self.backend.checks_lengths() {
+            for lengths in LENGTHS_OUT_OF_RANGE {
+                let got = call(self, &good, &lengths, [None, None]);
+                self.expect(format!("forward with lengths {lengths:?}"), "lengths", got);
+            }
+        }
+        let gates = if self.save == Save::Gates { 4 * H } else { 0 };
+        let got = call(self, &good, &[1, 3], [Some(gates + 1), None]);
+        self.expect("forward with wrong saved gates", "saved.gates", got);
+        let got = call(self, &good, &[1, 3], [None, Some(1)]);
+        self.expect("forward with wrong saved wide states", "saved.wide", got);
+        Ok(())
+    }
+
+    fn backward(&mut self) -> Result<()> {
+        let gradients = [
+            ("d_states", STATES),
+            ("d_last", STATE),
+            ("d_wx", WX),
+            ("d_r", R),
+            ("d_b", BIAS),
+            ("d_s0", STATE),
+        ];
+        let states = [("states", STATES)];
+        let good = Sizes(INPUTS.into_iter().chain(states).chain(gradients).collect());
+        let call = |calls: &Self, sizes: &Sizes, lengths: &[i32], given| {
+            backward(calls.backend, &calls.plan, sizes, lengths, given)
+        };
+        let all = Given { wx: true, d_h: None, d_states: true };
+        call(self, &good, &[1, 3], all)?;
+        for &(name, size) in &good.0 {
+            for wrong in [0, size - 1, size + 1, 2 * size] {
+                let got = call(self, &good.with(name, wrong), &[1, 3], all);
+                self.expect(format!("backward with {wrong} elements of {name}"), name, got);
+            }
+        }
+        if self.backend.checks_lengths() {
+            for lengths in LENGTHS_OUT_OF_RANGE {
+                let got = call(self, &good, &lengths, all);
+                self.expect(format!("backward with lengths {lengths:?}"), "lengths", got);
+            }
+        }
+        let both = Given { d_h: Some(H), ..all };
+        let got = call(self, &good, &[1, 3], both);
+        self.expect("backward with d_h and d_states", "d_h", got);
+        let wrong = Given { d_h: Some(H - 1), d_states: false, ..all };
+        let got = call(self, &good, &[1, 3], wrong);
+        self.expect("backward with a wrong d_h", "d_h", got);
+        let without_wx = call(self, &good, &[1, 3], Given { wx: false, ..all });
+        match self.save {
+            Save::Gates => without_wx?,
+            Save::Recompute => self.expect("backward without wx", "wx", without_wx),
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let backend = self.backend;
+        let (r, b) = (backend.alloc::<f32>(R)?, backend.alloc::<f32>(BIAS)?);
+        let weights = self.plan.pack(backend.view(&r), backend.view(&b))?;
+        let call = |calls: &Self, wx: usize, state: usize, h: usize| {
+            let (wx, mut state, mut h) =
+                (backend.alloc::<f32>(wx)?, backend.alloc::<f32>(state)?, backend.alloc::<f32>(h)?);
+            let (state, h) = (backend.view_mut(&mut state), Some(backend.view_mut(&mut h)));
+            calls.plan.step(Step { wx: backend.view(&wx), weights: &weights, state, h })
+        };
+        call(self, 64, STATE, 16)?;
+        for (tensor, wx, state, h) in
+            [("wx", 63, STATE, 16), ("state", 64, STATE + 1, 16), ("h", 64, STATE, 0)]
+        {
+            let got = call(self, wx, state, h);
+            self.expect(format!("step with a wrong {tensor}"), tensor, got);
+        }
+        Ok(())
+    }
+}
+
+/// Runs a forward pass with tensors of the given sizes. `saved` overrides the sizes of the saved
+/// gates and wide states.
 fn forward<B: Backend>(
     backend: &B,
     plan: &B::Plan<f32, f32>,
@@ -232,7 +268,7 @@ fn forward<B: Backend>(
     })
 }
 
-/// Which of the tensors that exclude or need each other a backward call gives.
+/// Selects those tensors of a backward call that exclude or require each other.
 #[derive(Clone, Copy)]
 struct Given {
     wx: bool,
@@ -240,7 +276,7 @@ struct Given {
     d_states: bool,
 }
 
-/// A backward pass with tensors of these sizes.
+/// Runs a backward pass with tensors of the given sizes.
 fn backward<B: Backend>(
     backend: &B,
     plan: &B::Plan<f32, f32>,
@@ -275,7 +311,7 @@ fn backward<B: Backend>(
     })
 }
 
-/// `lengths`, cut or filled up with zeros to `size` elements.
+/// Uploads `lengths`, truncated or zero-padded to `size` elements.
 fn sized_lengths<B: Backend>(backend: &B, lengths: &[i32], size: usize) -> Result<B::Buffer<i32>> {
     let mut lengths = lengths.to_vec();
     lengths.resize(size, 0);

@@ -1,4 +1,4 @@
-//! What calls may do to each other, to their buffers and to their bits: nothing.
+//! Calls are deterministic, independent of each other, and touch only what they should.
 
 use flashrnn_core::Backend;
 
@@ -7,11 +7,11 @@ use crate::map::lengths;
 use crate::properties::options::{LARGE, enlarge};
 use crate::random::Random;
 use crate::results::Results;
-use crate::run::How;
+use crate::run::CallOptions;
 use crate::subject::Subject;
 use crate::suite::{Draw, Failures, Suite, close, ok, same_bits};
 
-/// The same call gives the same bits again.
+/// Repeating a call reproduces its bits.
 pub fn same_bits_twice<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 200_000 },
@@ -23,7 +23,8 @@ pub fn same_bits_twice<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Every instance in `same_bits_as`, one with another number of threads say, gives the same bits.
+/// Every instance in `same_bits_as`, such as one with another number of threads, produces the same
+/// bits.
 pub fn same_bits_on_any_threads<B: Backend>(suite: &Suite<B>) -> Failures {
     let check = |subject: &dyn Subject<B>, case: &Case| {
         let want = ok(subject.run(&suite.backend, case))?;
@@ -38,7 +39,7 @@ pub fn same_bits_on_any_threads<B: Backend>(suite: &Suite<B>) -> Failures {
     failures
 }
 
-/// Cases of one problem with different values.
+/// Makes `count` cases with the problem and tensors of `case` and different values.
 fn siblings<B: Backend>(
     subject: &dyn Subject<B>,
     case: &Case,
@@ -59,7 +60,8 @@ fn siblings<B: Backend>(
     Ok(cases)
 }
 
-/// Two forward passes with one plan before their backward passes give the bits of each alone.
+/// Two forward passes with one plan, followed by their backward passes, produce the same bits as
+/// each pair alone.
 pub fn interleaved<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 3, work: 50_000 },
@@ -75,7 +77,7 @@ pub fn interleaved<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Threads that use one plan at the same time get the bits of each alone.
+/// Threads that use one plan concurrently get the same bits as each alone.
 pub fn threads_share_a_plan<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 3, work: 50_000 },
@@ -91,7 +93,7 @@ pub fn threads_share_a_plan<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// `accumulate` adds `d_r` and `d_b` to what the buffers hold.
+/// `accumulate` adds `d_r` and `d_b` to the contents of the buffers.
 pub fn accumulate<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 3, work: 50_000 },
@@ -99,28 +101,29 @@ pub fn accumulate<B: Backend>(suite: &Suite<B>) -> Failures {
         |subject, case| {
             let results = ok(subject.run(&suite.backend, case))?;
             let mut random = Random::new(3);
-            let mut start = |name| {
-                let there = random.normals(results.get(name).len(), 1.0);
+            let mut initial = |name| {
+                let values = random.normals(results.get(name).len(), 1.0);
                 match subject.weight_dtype() {
-                    flashrnn_core::Dtype::F16 => rounded::<flashrnn_core::f16>(there),
-                    flashrnn_core::Dtype::Bf16 => rounded::<flashrnn_core::bf16>(there),
-                    _ => rounded::<f32>(there),
+                    flashrnn_core::Dtype::F16 => rounded::<flashrnn_core::f16>(values),
+                    flashrnn_core::Dtype::Bf16 => rounded::<flashrnn_core::bf16>(values),
+                    _ => rounded::<f32>(values),
                 }
             };
-            let (d_r, d_b) = (start("d_r"), start("d_b"));
+            let (d_r, d_b) = (initial("d_r"), initial("d_b"));
             let mut want = results.clone();
-            for (name, there) in [("d_r", &d_r), ("d_b", &d_b)] {
-                for (want, there) in want.get_mut(name).iter_mut().zip(there) {
-                    *want += there;
+            for (name, initial) in [("d_r", &d_r), ("d_b", &d_b)] {
+                for (want, initial) in want.get_mut(name).iter_mut().zip(initial) {
+                    *want += initial;
                 }
             }
-            let how = How { add_to: Some((&d_r, &d_b)), ..How::default() };
-            close(subject, case, &ok(subject.run_how(&suite.backend, case, how))?, &want)
+            let options = CallOptions { add_to: Some((&d_r, &d_b)), ..CallOptions::default() };
+            close(subject, case, &ok(subject.run_with(&suite.backend, case, options))?, &want)
         },
     )
 }
 
-/// An empty batch gives empty tensors, and gradients of R and b that are 0, or add nothing.
+/// An empty batch yields empty tensors and zero gradients of R and b, which add nothing when
+/// accumulated.
 pub fn empty_batch<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 2, work: 1000 },
@@ -128,48 +131,48 @@ pub fn empty_batch<B: Backend>(suite: &Suite<B>) -> Failures {
         |subject, case| {
             let results = ok(subject.run(&suite.backend, case))?;
             for (name, values) in results.iter() {
-                let right = if ["d_r", "d_b"].contains(&name) {
+                let correct = if ["d_r", "d_b"].contains(&name) {
                     !values.is_empty() && values.iter().all(|&v| v == 0.0)
                 } else {
                     values.is_empty()
                 };
-                if !right {
-                    return Err(format!("{name} of an empty batch: {values:?}"));
+                if !correct {
+                    return Err(format!("{name} of an empty batch is {values:?}"));
                 }
             }
             let ones = |name| vec![1.0; results.get(name).len()];
             let (d_r, d_b) = (ones("d_r"), ones("d_b"));
-            let how = How { add_to: Some((&d_r, &d_b)), ..How::default() };
-            let added = ok(subject.run_how(&suite.backend, case, how))?;
+            let options = CallOptions { add_to: Some((&d_r, &d_b)), ..CallOptions::default() };
+            let added = ok(subject.run_with(&suite.backend, case, options))?;
             if added.get("d_r") != d_r || added.get("d_b") != d_b {
-                return Err("an empty batch changed the gradients that it was to add to".into());
+                return Err("an empty batch changed the accumulated gradients".into());
             }
             let streamed = ok(subject.stream(&suite.backend, case))?;
             if streamed.get("last").is_empty() {
                 Ok(())
             } else {
-                Err("a step of no rows has a state".into())
+                Err("a step of an empty batch returned a state".into())
             }
         },
     )
 }
 
-/// Passes in workspaces of the caller's, whatever those hold, give the bits of passes in the
-/// backend's own memory.
+/// Passes in workspaces of the caller produce the same bits as passes in the backend's own memory,
+/// whatever the workspaces contain.
 pub fn workspaces<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 100_000 },
         |_| {},
         |subject, case| {
             let want = ok(subject.run(&suite.backend, case))?;
-            let how = How { workspace: true, ..How::default() };
-            same_bits(&ok(subject.run_how(&suite.backend, case, how))?, &want)
+            let options = CallOptions { workspace: true, ..CallOptions::default() };
+            same_bits(&ok(subject.run_with(&suite.backend, case, options))?, &want)
         },
     )
 }
 
-/// The gradient of h alone, `d_h`, means what `d_states` with zeros for the other states means.
-pub fn gradient_of_h_alone<B: Backend>(suite: &Suite<B>) -> Failures {
+/// Passing `d_h` is equivalent to passing `d_states` with zeros for the other states.
+pub fn gradient_of_h_only<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 3, work: 50_000 },
         |setup| setup.tensors.d_states = true,
@@ -179,15 +182,15 @@ pub fn gradient_of_h_alone<B: Backend>(suite: &Suite<B>) -> Failures {
             if let Some(d_states) = &mut case.d.d_states {
                 d_states[h..].fill(0.0);
             }
-            let how = How { h_alone: true, ..How::default() };
+            let options = CallOptions { h_only: true, ..CallOptions::default() };
             let want = ok(subject.run(&suite.backend, &case))?;
-            close(subject, &case, &ok(subject.run_how(&suite.backend, &case, how))?, &want)
+            close(subject, &case, &ok(subject.run_with(&suite.backend, &case, options))?, &want)
         },
     )
 }
 
-/// Inference, which saves nothing and writes just one of `h`, `states` and `last`, gives what
-/// training gives.
+/// Inference, which saves nothing and here writes only one of `h`, `states` and `last`, agrees with
+/// training.
 pub fn inference<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
@@ -199,11 +202,11 @@ pub fn inference<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Beyond a row's length every output is exactly 0, and NaN there in `wx` and `d_states` changes no
-/// bit. Nor does NaN in an initial state that a reset at the row's first step throws away.
+/// Beyond a row's length, every output is exactly 0, and NaN in `wx` and `d_states` changes no bit.
+/// Neither does NaN in an initial state that a reset at the row's first step discards.
 ///
-/// [`run`](crate::run()) fills every output buffer with NaN beforehand, so whatever a backend
-/// leaves unwritten fails here (and everywhere else).
+/// [`run`](crate::run()) fills every output buffer with NaN beforehand, so elements that a backend
+/// does not write fail here (and in every other property).
 pub fn padding_is_not_read<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 5, work: 50_000 },
@@ -262,8 +265,8 @@ pub fn padding_is_not_read<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// A NaN in `wx` makes NaN of exactly the outputs that it does in the reference (a clip must not
-/// lose it), and changes no bit of the other rows.
+/// A NaN in `wx` turns the same outputs to NaN as in the reference (clips must not lose it), and
+/// changes no bit of the other rows.
 pub fn nan_stays_nan<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 20_000 },

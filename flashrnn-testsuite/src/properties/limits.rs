@@ -1,19 +1,20 @@
-//! The ends of the range: infinite gates, slopes in the tails, and states that 16 bits can't hold.
+//! Extreme values: infinite gates, slopes in the tails, and states out of the range of 16 bits.
 
 use flashrnn_core::reference::{Inputs, OutputGradients};
 use flashrnn_core::{
     Backend, Cell, Dtype, Element, Gate, Options, Problem, Real, Result, Save, bf16, f16,
 };
 
-use super::operations::{Op, Probe, probe_case, report, smallest_normal, special, sweep};
+use super::probe::{Op, Probe, probe_case, report, smallest_normal, special, sweep};
 use crate::case::{Case, range, rounded};
 use crate::random::Random;
 use crate::results::{Results, errors, tolerance};
 use crate::run::run;
 use crate::suite::{Draw, Failures, Suite, close, ok};
 
-/// Infinite pre-activations give the limits of the cells' formulas, as the f64 reference does, and
-/// finite gradients; step by step too. Gates without external input get theirs from the bias.
+/// For infinite pre-activations, backends agree with the f64 reference, which yields the limits of
+/// the cells' formulas and finite gradients. So does single stepping. Gates without external input
+/// become infinite through their bias.
 pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 8, work: 20_000 },
@@ -21,17 +22,17 @@ pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
         |subject, case| {
             let shapes = ok(subject.shapes(&case.problem))?;
             let mut case = case.clone();
-            // Not both at once: where opposite infinities meet there is no limit, nor where one
-            // meets a σ that f32 rounds to 0.
-            let (of_input, of_bias) = if case.inputs.b.first().is_some_and(|b| *b > 0.0) {
+            // Either inputs or biases are infinite, never both: there is no limit where opposite
+            // infinities meet, nor where one is multiplied by a σ that f32 rounds to 0.
+            let (input_scale, bias_scale) = if case.inputs.b.first().is_some_and(|b| *b > 0.0) {
                 (f64::INFINITY, 1.0)
             } else {
                 (3.0, f64::INFINITY)
             };
             let extreme = case.inputs.wx.iter_mut().filter(|x| x.abs() == 90.0);
-            extreme.for_each(|x| *x = of_input * x.signum());
-            let of_no_input = case.inputs.b.iter_mut().take(shapes.inner() * shapes.units());
-            of_no_input.filter(|b| b.abs() > 1.0).for_each(|b| *b *= of_bias);
+            extreme.for_each(|x| *x = input_scale * x.signum());
+            let inner_biases = case.inputs.b.iter_mut().take(shapes.inner() * shapes.units());
+            inner_biases.filter(|b| b.abs() > 1.0).for_each(|b| *b *= bias_scale);
 
             let want = ok(subject.reference(&case))?;
             if let Some((name, _)) =
@@ -51,8 +52,8 @@ pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// The slopes of tanh, sigmoid and what is made of them keep their relative accuracy in both tails,
-/// until they are a few times the smallest normal number.
+/// The slopes of tanh, sigmoid and functions built on them keep their relative accuracy in both
+/// tails, down to a few times the smallest normal number.
 pub fn slopes_in_the_tails<B: Backend>(suite: &Suite<B>) -> Failures {
     let dtypes = suite.backend.info().dtypes;
     let mut failures = Failures::new();
@@ -69,10 +70,10 @@ pub fn slopes_in_the_tails<B: Backend>(suite: &Suite<B>) -> Failures {
 
 fn slope_failures<B: Backend, T: Element>(backend: &B, op: Op) -> std::result::Result<(), String> {
     let probe = Probe { op, negate: [false, false] };
-    let least = smallest_normal(T::DTYPE);
-    // No kinks, and nothing that devices may flush.
+    let smallest = smallest_normal(T::DTYPE);
+    // Leaves out kinks, and numbers that devices may flush.
     let operands =
-        sweep::<T>().into_iter().filter(|[u, _]| !special(*u) && u.abs() >= least).collect();
+        sweep::<T>().into_iter().filter(|[u, _]| !special(*u) && u.abs() >= smallest).collect();
     let (case, operands) = probe_case(operands);
     let what = format!("slope of {op:?} in {}", T::DTYPE);
     let both = || -> Result<_> {
@@ -81,13 +82,13 @@ fn slope_failures<B: Backend, T: Element>(backend: &B, op: Op) -> std::result::R
     let (got, want) = both().map_err(|error| format!("{what}: {error}"))?;
     let mut wrong = Vec::new();
     let width = case.problem.head_dim;
-    let of_first_gate = |i: &usize| (i / width).is_multiple_of(2);
-    for i in (0..want.get("d_wx").len()).filter(of_first_gate) {
+    let in_first_gate = |i: &usize| (i / width).is_multiple_of(2);
+    for i in (0..want.get("d_wx").len()).filter(in_first_gate) {
         let (got, want) = (got.get("d_wx")[i], want.get("d_wx")[i]);
-        // Near the smallest normal number: 1 / (1 + e^-x) is 0 where e^-x is infinite, and so is 4
-        // e where a device flushes e.
+        // Near the smallest normal number slopes may be 0: 1 / (1 + e^-x) where e^-x overflows, and
+        // 4 e where a device flushes e.
         let error = (got - want).abs();
-        if error.is_nan() || error > 32.0 * T::ROUNDOFF * want.abs() && error > 4.0 * least {
+        if error.is_nan() || error > 32.0 * T::ROUNDOFF * want.abs() && error > 4.0 * smallest {
             let operand = operands[i / (2 * width) * width + i % width][0];
             wrong.push(format!("  at {operand:e}: got {got:e}, wanted {want:e}"));
         }
@@ -95,8 +96,8 @@ fn slope_failures<B: Backend, T: Element>(backend: &B, op: Op) -> std::result::R
     report(what, wrong)
 }
 
-/// A sum that leaves the range of 16 bits: `c' = c + step tanh g`, `h' = tanh(o) (c' + a) scale`.
-/// Two gates take external input only, after one that takes both.
+/// A cell whose sum leaves the range of 16 bits: `c' = c + step tanh g`,
+/// `h' = tanh(o) (c' + a) scale`. Two gates take only external input, after one that takes both.
 #[derive(Clone, Copy, Debug)]
 struct Tally {
     step: f64,
@@ -117,29 +118,30 @@ impl Cell for Tally {
     }
 }
 
-/// A case in which something leaves the range of 16 bits.
+/// A case in which a value leaves the range of 16 bits.
 #[derive(Clone, Copy, Debug)]
 struct Overflow {
     cell: Tally,
-    /// Where c starts; it is `step` above that for two steps of every four.
+    /// The initial c. Two steps out of four are `step` above it.
     c0: f64,
     /// The bias of gate a.
     a: f64,
-    /// The size of R's elements, and of the gradient of h.
+    /// The magnitude of R's elements.
     r: f64,
+    /// The magnitude of the gradient of h.
     d: f64,
 }
 
-/// A state, h, or a gate beyond the range of 16-bit elements is stored as the largest number: the
-/// forward pass goes on from the true state, `R` reads the stored h, and the backward pass gives
-/// the finite gradients of what is stored.
+/// A state, h or gate beyond the range of 16-bit elements is stored as the largest finite number.
+/// The forward pass continues from the true state, `R` multiplies the stored h, and the backward
+/// pass returns the finite gradients of the stored values.
 pub fn states_saturate<B: Backend>(suite: &Suite<B>) -> Failures {
     let backend = &suite.backend;
     let c = Overflow { cell: Tally { step: 2e4, scale: 1e-5 }, c0: 6e4, a: 0.0, r: 1e-2, d: 64.0 };
     let gate = Overflow { a: 1e5, ..c };
     let h = Overflow { cell: Tally { step: 2e4, scale: 1.0 }, r: 2e-6, d: 1e-3, ..c };
-    // bf16's largest number, then one that f32 has between it and 2^128; nothing else is near the
-    // smallest normal number.
+    // c alternates between bf16's largest number and an f32 between that and 2^128. No other value
+    // is near the smallest normal number.
     let huge = Tally { step: 1e36, scale: 1e-34 };
     let huge = Overflow { cell: huge, c0: <bf16 as Element>::MAX, a: 0.0, r: 1e-7, d: 64.0 };
     let dtypes = backend.info().dtypes;
@@ -177,10 +179,10 @@ fn saturation<B: Backend, T: Element, W: Element>(
     if !want.get("states").iter().any(|v| v.abs() == T::MAX) {
         return Err(format!("{what}: no state leaves the range"));
     }
-    // A gate that is computed again may keep its true value. The error is infinite where a result
-    // is.
-    let kept = overflow.a != 0.0 && problem.options.save == Save::Recompute;
-    let allowed = if kept { f64::MAX } else { tolerance(T::DTYPE) };
+    // A recomputed gate may keep its true value, so that any finite result is accepted. (The error
+    // of an infinite result is infinite.)
+    let exact_gate = overflow.a != 0.0 && problem.options.save == Save::Recompute;
+    let allowed = if exact_gate { f64::MAX } else { tolerance(T::DTYPE) };
     let wrong = errors(&got, &want).into_iter().filter(|(_, error)| *error > allowed);
     report(
         what,
@@ -189,7 +191,7 @@ fn saturation<B: Backend, T: Element, W: Element>(
 }
 
 impl Overflow {
-    /// All that the case reads is exact in `T`, so that it is in every type of weights too.
+    /// Makes the case. Its inputs are exact in `T`, and therefore in every type of weights too.
     fn case<T: Element>(&self, problem: &Problem) -> Result<Case> {
         let shapes = problem.shapes::<Tally>()?;
         let units = shapes.units();

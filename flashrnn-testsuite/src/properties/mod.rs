@@ -1,4 +1,4 @@
-//! The properties, each a function from a suite to its failures.
+//! The properties. Each is a function that checks a suite's backend and returns the failures.
 
 mod bad_input;
 mod calls;
@@ -6,13 +6,14 @@ mod limits;
 mod operations;
 mod options;
 mod pieces;
+mod probe;
 mod symmetries;
 mod vectors;
 mod weights;
 
 pub use bad_input::bad_input;
 pub use calls::{
-    accumulate, empty_batch, gradient_of_h_alone, inference, interleaved, nan_stays_nan,
+    accumulate, empty_batch, gradient_of_h_only, inference, interleaved, nan_stays_nan,
     padding_is_not_read, same_bits_on_any_threads, same_bits_twice, threads_share_a_plan,
     workspaces,
 };
@@ -21,7 +22,7 @@ pub use operations::{
     operation_gradients, operations, operations_on_denormals, operations_on_special_values,
 };
 pub use options::{extreme_inputs, large_sizes, master_weights, recompute, reference, time_major};
-pub use pieces::{chunks, lengths_are_rows_alone, resets_start_anew, streaming};
+pub use pieces::{chunks, resets_split_sequences, rows_match_single_rows, streaming};
 pub use symmetries::{batch_permutation, head_permutation, heads_one_by_one, reverse_is_flipping};
 pub use vectors::pytorch;
 pub use weights::foreign_weights;

@@ -1,4 +1,4 @@
-//! The whole operator against the f64 reference, and options that must not change the result.
+//! Compares the operator with the f64 reference, and options that must not change the result.
 
 use flashrnn_core::{Backend, Dtype, Layout, Options, Save, bf16, f16};
 
@@ -6,8 +6,8 @@ use crate::map::Map;
 use crate::setup::Setup;
 use crate::suite::{Draw, Failures, Suite, close, ok};
 
-/// Forward and every gradient agree with the f64 reference, for all cells, element types, sizes and
-/// options.
+/// The forward pass and every gradient agree with the f64 reference, for all cells, element types,
+/// sizes and options.
 pub fn reference<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 16, work: 200_000 },
@@ -23,18 +23,18 @@ pub fn reference<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// The same with larger heads, larger batches or longer sequences than the other properties have
-/// time for.
+/// The operator agrees with the f64 reference for larger heads, larger batches and longer sequences
+/// than the other properties have time for.
 pub fn large_sizes<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(LARGE, enlarge, |subject, case| {
         close(subject, case, &ok(subject.run(&suite.backend, case))?, &ok(subject.reference(case))?)
     })
 }
 
-/// Draws for [`enlarge`].
+/// The number and size of setups for [`enlarge`].
 pub(crate) const LARGE: Draw = Draw { cases: 3, work: 1000 };
 
-/// Makes one size of a setup large: where a backend shares a head among threads, or cuts the batch
+/// Makes one size of a setup so large that backends share a head among threads, or split the batch
 /// or the time.
 pub(crate) fn enlarge(setup: &mut Setup) {
     let problem = &mut setup.problem;
@@ -59,7 +59,8 @@ pub(crate) fn enlarge(setup: &mut Setup) {
     }
 }
 
-/// The same with input pre-activations of ±90, where exp overflows in f32 and sigmoid is 0 or 1.
+/// The operator agrees with the f64 reference for input pre-activations of ±90, where exp overflows
+/// in f32 and sigmoid is 0 or 1.
 pub fn extreme_inputs<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 6, work: 20_000 },
@@ -75,7 +76,7 @@ pub fn extreme_inputs<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// [`Save::Recompute`] gives what [`Save::Gates`] gives, to rounding.
+/// [`Save::Recompute`] and [`Save::Gates`] agree up to rounding.
 pub fn recompute<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
@@ -89,7 +90,7 @@ pub fn recompute<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Time-major tensors give what batch-major ones give.
+/// Time-major and batch-major tensors yield the same results.
 pub fn time_major<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
@@ -107,8 +108,8 @@ pub fn time_major<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// With 16-bit tensors and f32 weights, `d_r` and `d_b` come in f32: some element of a large enough
-/// gradient is not a 16-bit number.
+/// With 16-bit tensors and f32 weights, `d_r` and `d_b` are not rounded to 16 bits: some element of
+/// a large enough gradient is not representable in them.
 pub fn master_weights<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 2, work: 20_000 },

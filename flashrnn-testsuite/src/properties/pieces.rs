@@ -1,4 +1,5 @@
-//! A sequence in pieces (steps, chunks, rows, stretches between resets) gives what the whole gives.
+//! Processing a sequence in pieces (steps, chunks, rows, segments between resets) yields the same
+//! results as processing it whole.
 
 use std::ops::Range;
 
@@ -10,7 +11,8 @@ use crate::results::Results;
 use crate::subject::Subject;
 use crate::suite::{Draw, Failures, Suite, close, ok, same_bits};
 
-/// Step after step by [`Plan::step`](flashrnn_core::Plan::step) gives the bits of the whole.
+/// Streaming a sequence by [`Plan::step`](flashrnn_core::Plan::step) produces the same bits as one
+/// forward pass.
 pub fn streaming<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 5, work: 50_000 },
@@ -26,8 +28,8 @@ pub fn streaming<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// A sequence cut in two or three, `last` handed on as `s0` and `d_s0` handed back as `d_last`,
-/// gives the bits of the whole in the forward pass, and its gradients to rounding.
+/// A sequence split in two or three chunks, where each passes `last` on as `s0` and receives `d_s0`
+/// as `d_last`, produces the same bits in the forward pass and the same gradients up to rounding.
 pub fn chunks<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 5, work: 50_000 },
@@ -48,8 +50,9 @@ pub fn chunks<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Rows of different lengths in one batch give what each gives alone, and zeros beyond.
-pub fn lengths_are_rows_alone<B: Backend>(suite: &Suite<B>) -> Failures {
+/// Rows of different lengths in one batch agree with each row run by itself, and are zero beyond
+/// their lengths.
+pub fn rows_match_single_rows<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
         |setup| setup.tensors.lengths = true,
@@ -73,8 +76,8 @@ pub fn lengths_are_rows_alone<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// A reset gives what a new sequence that starts there gives, and no gradient flows across.
-pub fn resets_start_anew<B: Backend>(suite: &Suite<B>) -> Failures {
+/// A reset is equivalent to starting a new sequence at that step; no gradient flows across it.
+pub fn resets_split_sequences<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },
         |setup| setup.tensors.resets = true,
@@ -84,29 +87,29 @@ pub fn resets_start_anew<B: Backend>(suite: &Suite<B>) -> Failures {
             let got = ok(subject.run(&suite.backend, case))?;
             let mut want = got.zeroed();
             for (row, &length) in lengths(case).iter().enumerate() {
-                // The stretches of this row in processing order; a flag lies on the first step of
-                // its stretch.
+                // The segments of this row in processing order. A flag marks the first step of a
+                // segment.
                 let flagged = |t: &usize| resets[shapes.token(row, *t)] != 0;
-                let mut stretches = Vec::new();
+                let mut segments = Vec::new();
                 if case.problem.options.reverse {
                     let mut end = length;
                     for t in (0..length).rev().filter(flagged) {
-                        stretches.push(t + 1..end);
+                        segments.push(t + 1..end);
                         end = t + 1;
                     }
-                    stretches.push(0..end);
+                    segments.push(0..end);
                 } else {
                     let mut start = 0;
                     for t in (0..length).filter(flagged) {
-                        stretches.push(start..t);
+                        segments.push(start..t);
                         start = t;
                     }
-                    stretches.push(start..length);
+                    segments.push(start..length);
                 }
                 let mut plain = case.clone();
                 plain.inputs.resets = None;
                 let alone =
-                    in_pieces(subject, &suite.backend, &plain, Some(row), &stretches, |i| i == 0)?;
+                    in_pieces(subject, &suite.backend, &plain, Some(row), &segments, |i| i == 0)?;
                 add_row(&mut want, &alone);
             }
             close(subject, case, &got, &want)
@@ -114,7 +117,7 @@ pub fn resets_start_anew<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Adds the results of a row, all others of which are 0.
+/// Adds results that are 0 outside of one row.
 fn add_row(sum: &mut Results, row: &Results) {
     for (name, row) in row.iter() {
         for (sum, v) in sum.get_mut(name).iter_mut().zip(row) {
@@ -123,9 +126,9 @@ fn add_row(sum: &mut Results, row: &Results) {
     }
 }
 
-/// Runs `case` (or its one `row`) in pieces given in processing order, and puts the results
-/// together, 0 elsewhere. The state is handed on into piece `i` where `linked(i)`, else it starts
-/// from zeros; the first starts from `s0`.
+/// Runs `case` (or only one `row` of it) in pieces, listed in processing order, and joins the
+/// results; elements outside of all pieces are 0. Piece `i` starts from the final state of the
+/// piece before if `linked(i)`, else from zeros; the first piece starts from `s0`.
 fn in_pieces<B: Backend>(
     subject: &dyn Subject<B>,
     backend: &B,
@@ -153,7 +156,7 @@ fn in_pieces<B: Backend>(
     ] {
         whole.push(name, vec![0.0; len]);
     }
-    // Forward, to learn the state that each piece starts from.
+    // Forward passes in order, to find the initial state of each piece.
     let mut cases = Vec::new();
     let mut state: Option<Vec<f64>> = None;
     for (i, piece) in pieces.iter().enumerate() {
@@ -176,7 +179,7 @@ fn in_pieces<B: Backend>(
         map.paste(&results.only(&["h", "states", "last"]), &mut whole);
         cases.push(part);
     }
-    // Backward, from the last piece to the first.
+    // Backward passes, from the last piece to the first.
     let mut d_state = None;
     for (i, (piece, mut part)) in pieces.iter().zip(cases).enumerate().rev() {
         let to = ok(subject.shapes(&part.problem))?;

@@ -1,4 +1,4 @@
-//! What moving rows, heads and steps about must do to the results: move them likewise.
+//! Permuting rows, heads or steps permutes the results in the same way.
 
 use flashrnn_core::{Backend, Problem};
 
@@ -7,7 +7,7 @@ use crate::random::Random;
 use crate::results::Results;
 use crate::suite::{Draw, Failures, Suite, close, ok};
 
-/// Rows in another order give the same rows in that order.
+/// Permuting the rows of a batch permutes the results.
 pub fn batch_permutation<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 3, work: 50_000 },
@@ -23,7 +23,7 @@ pub fn batch_permutation<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Heads in another order give the same heads in that order.
+/// Permuting the heads permutes the results.
 pub fn head_permutation<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 3, work: 50_000 },
@@ -39,7 +39,7 @@ pub fn head_permutation<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Several heads at once give what each gives alone.
+/// Several heads in one problem agree with each head run by itself.
 pub fn heads_one_by_one<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 3, work: 50_000 },
@@ -58,7 +58,7 @@ pub fn heads_one_by_one<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// `reverse` gives what flipping each row within its length by hand gives.
+/// `reverse` is equivalent to flipping each row within its length before and after.
 pub fn reverse_is_flipping<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 50_000 },

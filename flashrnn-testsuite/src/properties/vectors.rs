@@ -1,4 +1,4 @@
-//! Fixed vectors from PyTorch in float64 with autograd, written by `vectors/generate.py`.
+//! Test vectors computed by PyTorch in float64 with autograd, written by `vectors/generate.py`.
 
 use flashrnn_core::reference::{Inputs, OutputGradients};
 use flashrnn_core::{Backend, Cell, Dtype, Elman, Gru, Lstm, Options, Problem, Slstm};
@@ -9,9 +9,9 @@ use crate::results::{Results, error, tolerance};
 use crate::run::run;
 use crate::suite::{Failures, Suite, ok};
 
-/// The backend agrees with PyTorch's nn.LSTM, nn.GRU and nn.RNN, and with an sLSTM without
-/// stabiliser in PyTorch: initial states, lengths (packed sequences) and reverse (the second
-/// direction of a bidirectional layer) included.
+/// The backend agrees with PyTorch's nn.LSTM, nn.GRU and nn.RNN, and with an sLSTM written in
+/// PyTorch without a stabiliser. The vectors cover initial states, lengths (packed sequences) and
+/// reverse (the second direction of a bidirectional layer).
 pub fn pytorch<B: Backend>(suite: &Suite<B>) -> Failures {
     let backend = &suite.backend;
     let outcomes = [
@@ -38,11 +38,11 @@ pub fn pytorch<B: Backend>(suite: &Suite<B>) -> Failures {
         .collect()
 }
 
-/// Runs the case that a file holds, and compares every result that it holds.
+/// Runs the case in a file, and compares every result the file contains.
 fn check<B: Backend, C: Cell>(backend: &B, cell: &C, file: &[u8]) -> Result<(), String> {
     let file = SafeTensors::deserialize(file).map_err(|error| error.to_string())?;
     let case = read(cell, &file)?;
-    // The reference first: it is held against PyTorch too.
+    // Compares the f64 reference with PyTorch as well.
     compare(&file, &ok(Results::reference(cell, &case))?, Dtype::F64)
         .map_err(|why| format!("the reference: {why}"))?;
     let dtypes = backend.info().dtypes;
@@ -72,7 +72,7 @@ fn read<C: Cell>(_: &C, file: &SafeTensors<'_>) -> Result<Case, String> {
     // wx: [B, T, Gx, N, D]
     let wx = file.tensor("wx").map_err(|error| error.to_string())?;
     let &[batch, time, _, heads, head_dim] = wx.shape() else {
-        return Err("wx has not five dimensions".into());
+        return Err("wx does not have five dimensions".into());
     };
     let problem = Problem::new(batch, time, heads, head_dim)
         .with(Options { reverse: file.tensor("reverse").is_ok(), ..Options::default() });
@@ -92,14 +92,14 @@ fn read<C: Cell>(_: &C, file: &SafeTensors<'_>) -> Result<Case, String> {
         lengths,
         ..Inputs::default()
     };
-    // d_states: [S, B, T, N, D], of which d_h is the first part
+    // d_states: [S, B, T, N, D], whose first part is d_h
     let mut d_states = need("d_h")?;
     d_states.resize(shapes.states().iter().product(), 0.0);
     let d = OutputGradients { d_states: Some(d_states), d_last: floats(file, "d_last") };
     Ok(Case { problem, inputs, d })
 }
 
-/// The values of a float64 tensor, if the file has it.
+/// Returns the values of a float64 tensor, if the file contains it.
 fn floats(file: &SafeTensors<'_>, name: &str) -> Option<Vec<f64>> {
     let tensor = file.tensor(name).ok()?;
     let value = |v: &[u8]| f64::from_le_bytes([v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]]);

@@ -1,4 +1,4 @@
-//! Packed weights: what may share them, and what must refuse them.
+//! Which plans share packed weights, and which must reject them.
 
 use flashrnn_core::{
     Backend, Backward, Cell, Elman, Error, Forward, Gru, Layout, Lstm, Options, Plan, Problem,
@@ -9,16 +9,16 @@ use crate::cells::Leaky;
 use crate::random::Random;
 use crate::suite::{Failures, Suite};
 
-/// Weights that another plan packed give the right numbers where their layout is equal (other
-/// batch, time, options, numbers of a cell's own, threads), and are [`Error::Argument`] in every
-/// call where it is not: nothing reads them by the wrong sizes.
+/// Weights packed by another plan yield the right results if the layouts are equal (the batch,
+/// time, options, constants of the cell and number of threads may differ). Otherwise every call
+/// rejects them with [`Error::Argument`], so that they are never read by the wrong sizes.
 pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
     let backend = &suite.backend;
     let mut failures = Failures::new();
     let mut note = |what: &str, outcome: Result<Option<String>>| match outcome {
         Ok(None) => {}
         Ok(Some(failure)) => failures.push(format!("{what}: {failure}")),
-        Err(error) => failures.push(format!("{what}: a good call failed: {error}")),
+        Err(error) => failures.push(format!("{what}: a valid call failed: {error}")),
     };
     let options = Options {
         layout: Layout::TimeMajor,
@@ -41,7 +41,7 @@ pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
         }
         let (a, b) = (Leaky { a: 0.3 }, Leaky { a: 0.7 });
         note(
-            "another number of a cell's own",
+            "another constant of the cell",
             shared(backend, backend, (&a, &problem), (&b, &problem), true),
         );
         for (i, other) in suite.same_bits_as.iter().enumerate() {
@@ -49,7 +49,7 @@ pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
             let shared = shared(backend, other, (&Lstm, &problem), (&Lstm, &problem), must);
             note(&format!("LSTM, {sizes}, packed by instance {i} of same_bits_as"), shared);
         }
-        // Of R's 4·N·D·D numbers, or of b's 4·N·D, there are as many in some of these.
+        // Some of these have equally many elements of R (4·N·D·D) or of b (4·N·D).
         for (other_heads, other_dim) in [
             (heads, head_dim + 1),
             (heads + 1, head_dim),
@@ -59,27 +59,27 @@ pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
         ] {
             let other = Problem::new(3, 5, other_heads, other_dim);
             if other != problem {
-                let refused = refused(backend, (&Lstm, &problem), (&Lstm, &other));
+                let rejected = rejected(backend, (&Lstm, &problem), (&Lstm, &other));
                 note(
                     &format!("LSTM, {sizes}, weights of {other_heads} heads of {other_dim}"),
-                    refused,
+                    rejected,
                 );
             }
         }
-        note("LSTM, weights of a GRU", refused(backend, (&Lstm, &problem), (&Gru, &problem)));
+        note("LSTM, weights of a GRU", rejected(backend, (&Lstm, &problem), (&Gru, &problem)));
         note(
             "LSTM, weights of an Elman network",
-            refused(backend, (&Lstm, &problem), (&Elman, &problem)),
+            rejected(backend, (&Lstm, &problem), (&Elman, &problem)),
         );
         note(
             "Elman network, weights of an LSTM",
-            refused(backend, (&Elman, &problem), (&Lstm, &problem)),
+            rejected(backend, (&Elman, &problem), (&Lstm, &problem)),
         );
     }
     failures
 }
 
-/// Packs fixed random weights by a plan.
+/// Packs fixed pseudorandom weights with `plan`.
 fn pack<B: Backend>(backend: &B, plan: &B::Plan<f32, f32>) -> Result<Weights<B, f32>> {
     let numbers = |seed, shape: &[usize]| -> Vec<f32> {
         Random::new(seed)
@@ -95,7 +95,8 @@ fn pack<B: Backend>(backend: &B, plan: &B::Plan<f32, f32>) -> Result<Weights<B, 
     plan.pack(backend.view(&r), backend.view(&b))
 }
 
-/// h of a forward pass, d_wx of a backward pass, and h of a step; or the first error.
+/// Returns the states of a forward pass, d_wx of a backward pass and h of a step, or the first
+/// error. Each call uses its own weights.
 fn calls<B: Backend>(
     backend: &B,
     plan: &B::Plan<f32, f32>,
@@ -137,8 +138,9 @@ fn calls<B: Backend>(
     Ok([result(&states)?, result(&d_wx)?, result(&h)?])
 }
 
-/// Runs `own` on `backend` with weights that `other` packed on `packer`: what went wrong, if
-/// anything. Where they need not be accepted, they must be refused or right.
+/// Runs `own` on `backend` with weights that `other` packed on `packer`, and returns a message if
+/// something went wrong. Unless `must_accept`, the weights may be rejected, but if accepted they
+/// must yield the right results.
 fn shared<B: Backend, C: Cell>(
     backend: &B,
     packer: &B,
@@ -151,19 +153,20 @@ fn shared<B: Backend, C: Cell>(
     if !plan.accepts(&foreign) {
         return match calls(backend, &plan, [&foreign; 3]) {
             _ if must_accept => {
-                Ok(Some(format!("refused: {foreign:?}, wanted {:?}", plan.weights_layout())))
+                Ok(Some(format!("rejected: {foreign:?}, wanted {:?}", plan.weights_layout())))
             }
             Err(Error::Argument { tensor: "weights", .. }) => Ok(None),
-            got => Ok(Some(format!("not accepted, and yet a call gave {got:?}"))),
+            got => Ok(Some(format!("not accepted, but a call returned {got:?}"))),
         };
     }
     let mine = pack(backend, &plan)?;
     let (got, want) = (calls(backend, &plan, [&foreign; 3])?, calls(backend, &plan, [&mine; 3])?);
-    Ok((got != want).then(|| "accepted, but the numbers are others".into()))
+    Ok((got != want).then(|| "accepted, but the results differ".into()))
 }
 
-/// Gives `own` weights of `other` in each call in turn: what went wrong, if anything.
-fn refused<B: Backend, C: Cell, D: Cell>(
+/// Passes weights of `other` to each call of `own` in turn, and returns a message if one is not
+/// rejected.
+fn rejected<B: Backend, C: Cell, D: Cell>(
     backend: &B,
     own: (&C, &Problem),
     other: (&D, &Problem),
@@ -179,7 +182,9 @@ fn refused<B: Backend, C: Cell, D: Cell>(
         weights[i] = &foreign;
         match calls(backend, &plan, weights) {
             Err(Error::Argument { tensor: "weights", .. }) => {}
-            got => return Ok(Some(format!("{name} gave {got:?}, wanted an error for weights"))),
+            got => {
+                return Ok(Some(format!("{name} returned {got:?}, wanted an error for weights")));
+            }
         }
     }
     Ok(None)

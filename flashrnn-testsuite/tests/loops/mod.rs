@@ -1,5 +1,4 @@
-//! A backend that is the f64 reference with results rounded to T, and that can be told to be wrong
-//! in one way.
+//! A backend that runs the f64 reference and rounds its results to T. It can be given a fault.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +9,7 @@ use flashrnn_core::{
 };
 use flashrnn_testsuite::case::range;
 
-/// A way to be wrong.
+/// A fault to inject into the backend.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
@@ -46,7 +45,7 @@ pub struct LoopsPlan {
     cell: Arc<dyn Run>,
     fault: Fault,
     layout: Arc<WeightsLayout<()>>,
-    /// What [`Fault::SavedInThePlan`] keeps here.
+    /// The last call's input, kept for [`Fault::SavedInThePlan`].
     wx: Mutex<Vec<f64>>,
 }
 
@@ -144,7 +143,7 @@ impl Backend for Loops {
 }
 
 impl LoopsPlan {
-    /// Writes `values`, as the fault has it.
+    /// Writes `values`, subject to the fault.
     fn write<P: Element>(&self, out: &mut [P], values: &[f64]) {
         for (i, (out, &v)) in out.iter_mut().zip(values).enumerate() {
             match self.fault {
@@ -155,13 +154,13 @@ impl LoopsPlan {
         }
     }
 
-    /// Where stored states saturate.
+    /// Returns the bound at which stored states saturate.
     fn range<T: Element>(&self) -> Option<f64> {
         range::<T>().filter(|_| self.fault != Fault::OverflowStates)
     }
 
-    /// The problem, and inputs that only have what the operator may read.
-    fn given(&self, mut x: Inputs) -> Result<(Problem, Inputs)> {
+    /// Returns the problem and the inputs of a call, changed by the fault.
+    fn apply_fault(&self, mut x: Inputs) -> Result<(Problem, Inputs)> {
         let mut problem = self.problem.clone();
         if let Some(lengths) = &x.lengths
             && self.fault != Fault::AcceptWrongLengths
@@ -220,7 +219,7 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
 
     fn forward(&self, call: Forward<'_, Loops, T>) -> Result<()> {
         call.check::<W>(self)?;
-        let (problem, x) = self.given(Inputs {
+        let (problem, x) = self.apply_fault(Inputs {
             wx: read(call.wx),
             r: call.weights.packed().r.clone(),
             b: call.weights.packed().b.clone(),
@@ -229,8 +228,8 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
             resets: call.resets.map(<[_]>::to_vec),
             range: self.range::<T>(),
         })?;
-        // Save::Gates leaves wx, which is no longer than the gates: the backward pass runs the
-        // reference again.
+        // With Save::Gates, wx is saved in place of the gates, which are at least as large, and the
+        // backward pass reruns the reference.
         if let Some(saved) = call.saved
             && problem.options.save == Save::Gates
         {
@@ -258,7 +257,7 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
         {
             wx.clone_from(&kept);
         }
-        let (problem, x) = self.given(Inputs {
+        let (problem, x) = self.apply_fault(Inputs {
             wx,
             r: call.weights.packed().r.clone(),
             b: call.weights.packed().b.clone(),
@@ -285,9 +284,9 @@ impl<T: Element, W: Element> Plan<T, W> for LoopsPlan {
         self.write(call.d_wx, &grads.d_wx);
         for (target, values) in [(call.d_r, &mut grads.d_r), (call.d_b, &mut grads.d_b)] {
             let Some(target) = target else { continue };
-            for (v, there) in values.iter_mut().zip(&*target) {
+            for (v, old) in values.iter_mut().zip(&*target) {
                 if call.accumulate && self.fault != Fault::OverwriteInsteadOfAdding {
-                    *v += there.to_f64();
+                    *v += old.to_f64();
                 }
                 if self.fault == Fault::RoundTheWeightGradient {
                     *v = T::from_f64(*v).to_f64();
