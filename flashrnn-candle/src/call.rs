@@ -1,5 +1,4 @@
-//! One call of a plan on host memory, for the differentiable operation and for frozen weights
-//! alike.
+//! One call of a plan on host memory, used by the differentiable operation and by frozen weights.
 
 use std::sync::Arc;
 
@@ -10,8 +9,8 @@ use flashrnn::{AnyBackend, Backend, Element, Forward, Plan, Saved, Shapes, Weigh
 use crate::host::Number;
 use crate::staging::{Staged, into_vec, stage};
 
-/// A plan, with what a call needs besides float tensors. `T` is the element of wx, `W` that of r
-/// and b.
+/// A plan with the arguments of a call that are not float tensors. `T` is the element type of wx,
+/// and `W` that of r and b.
 pub(crate) struct Call<T: Number, W: Number> {
     pub backend: AnyBackend,
     pub plan: Arc<AnyPlan<T, W>>,
@@ -19,28 +18,28 @@ pub(crate) struct Call<T: Number, W: Number> {
     pub lengths: Option<Vec<i32>>,
     /// `[B, T]`, or `[T, B]`
     pub resets: Option<Vec<u8>>,
-    /// The outputs start with every state instead of h alone.
+    /// Whether the outputs start with every state instead of h alone.
     pub all_states: bool,
 }
 
-/// What a forward pass wrote.
+/// The outputs of a forward pass.
 pub(crate) struct Written<T: Number> {
-    /// `[B, T, N, D]`, or with `all_states` `[S, B, T, N, D]`
+    /// h `[B, T, N, D]`, or with `all_states` the states `[S, B, T, N, D]`
     pub head: Vec<T>,
     /// `[S, B, N, D]`
     pub last: Vec<T::Wide>,
-    /// What a backward pass needs, where one may follow.
+    /// Present if a backward pass may follow.
     pub kept: Option<Kept<T>>,
 }
 
-/// What a forward pass keeps for backward passes.
+/// The memory that a forward pass keeps for its backward passes.
 pub(crate) struct Kept<T: Number> {
     /// `[S, B, T, N, D]`
     pub states: AnyBuffer<T>,
     pub saved: Saved<AnyBackend, T>,
 }
 
-/// The lengths and resets there are, where the backend can read them.
+/// The lengths and resets of a call, in memory that the backend can read.
 pub(crate) struct Masks<'a> {
     lengths: Option<Staged<'a, i32>>,
     resets: Option<Staged<'a, u8>>,
@@ -61,7 +60,7 @@ impl<T: Number, W: Number> Call<T, W> {
         self.plan.shapes()
     }
 
-    /// How many elements of the outputs come before `last`.
+    /// Returns the number of output elements before `last`.
     pub fn head_len(&self) -> usize {
         let shapes = self.shapes();
         let steps = shapes.tokens() * shapes.units();
@@ -76,7 +75,7 @@ impl<T: Number, W: Number> Call<T, W> {
         stage(&self.backend, data)
     }
 
-    /// Reads a buffer that is needed no longer.
+    /// Converts a buffer into host memory.
     pub fn read<P: Element>(&self, buffer: AnyBuffer<P>) -> Result<Vec<P>> {
         into_vec(&self.backend, buffer)
     }
@@ -101,7 +100,7 @@ impl<T: Number, W: Number> Call<T, W> {
         self.plan.pack(r.view(), b.view()).map_err(Error::wrap)
     }
 
-    /// Runs all steps; with `keep` a backward pass may follow.
+    /// Runs the forward pass. With `keep`, keeps what a backward pass needs.
     pub fn forward(
         &self,
         weights: &Weights<AnyBackend, T>,

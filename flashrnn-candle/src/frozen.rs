@@ -1,4 +1,4 @@
-//! Inference with weights that were packed once.
+//! Inference with weights packed once.
 
 use std::any::Any;
 use std::fmt;
@@ -10,14 +10,14 @@ use flashrnn::{AnyBackend, Backend, Cell, Plan, Shapes, Step, Weights};
 
 use crate::call::Written;
 use crate::host::{Number, check, cpu, on_host, slice};
-use crate::sequence::Sequence;
-use crate::{Output, Rnn, SequenceOptions};
+use crate::rnn::{Rnn, by_types, same_type};
+use crate::sequence::{Output, Sequence, SequenceOptions};
 
-/// A recurrence whose weights were packed once, by [`Rnn::freeze`], for inference.
+/// A recurrence for inference, whose weights were packed once by [`Rnn::freeze`].
 ///
-/// candle's variables change in place, and nothing tells when. [`Rnn::forward`] therefore packs its
-/// weights on every call; what is frozen keeps the values of that moment, until it is frozen again.
-/// Its outputs depend on no variable.
+/// candle's variables may change in place at any time without notice, so [`Rnn::forward`] packs its
+/// weights on every call. A `Frozen` keeps the values its weights had when it was made. Its outputs
+/// are not connected to any variable.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -46,23 +46,19 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    pub(crate) fn new(calls: Box<dyn FrozenCalls>, dtype: DType) -> Self {
-        Self { calls, dtype }
-    }
-
-    /// Runs the recurrence over `wx [B, T, Gx, N, D]` (or time-major), of any B and T.
+    /// Runs the recurrence over `wx [B, T, Gx, N, D]` (or time-major), for any B and T.
     ///
     /// # Errors
-    /// As [`Rnn::forward`], and where `wx` has another type than the weights were frozen for.
+    /// Those of [`Rnn::forward`], and an error if the weights were frozen for another type of `wx`.
     pub fn forward(&self, wx: &Tensor, options: &SequenceOptions) -> Result<Output> {
         self.check_type(wx)?;
         self.calls.forward(wx, options)
     }
 
-    /// Makes the state of `batch` rows before any step: zeros.
+    /// Makes the initial state of `batch` rows, filled with zeros.
     ///
     /// # Errors
-    /// Where memory runs out.
+    /// If memory runs out.
     pub fn state(&self, batch: usize) -> Result<State> {
         self.calls.state(batch, None)
     }
@@ -70,7 +66,7 @@ impl Frozen {
     /// Makes a state from `s0 [S, B, N, D]`, such as an [`Output::last`].
     ///
     /// # Errors
-    /// Where `s0` has another shape or no float type, or is on another device than the CPU.
+    /// If `s0` has the wrong shape, is not of a float type, or is not on the CPU.
     pub fn state_from(&self, s0: &Tensor) -> Result<State> {
         self.calls.state(s0.dims4()?.1, Some(s0))
     }
@@ -78,10 +74,10 @@ impl Frozen {
     /// Advances `state` by one time step with `wx [B, Gx, N, D]`, and returns h `[B, N, D]` in the
     /// type of `wx`.
     ///
-    /// The options `reverse` and `layout` play no part.
+    /// Ignores the options `reverse` and `layout`.
     ///
     /// # Errors
-    /// Where `wx` has another shape or type, or `state` is of another recurrence.
+    /// If `wx` has the wrong shape or type, or `state` belongs to another recurrence.
     pub fn step(&self, wx: &Tensor, state: &mut State) -> Result<Tensor> {
         self.check_type(wx)?;
         self.calls.step(wx, state)
@@ -93,6 +89,51 @@ impl Frozen {
         }
         let (got, wanted) = (wx.dtype(), self.dtype);
         Err(Error::msg(format!("wx is {got:?}; the weights were frozen for {wanted:?}")))
+    }
+}
+
+impl<C: Cell> Rnn<C> {
+    /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]` once, for inference with a `wx` of type
+    /// `dtype`.
+    ///
+    /// Later changes of the tensors do not affect the result.
+    ///
+    /// # Errors
+    /// Those of [`Rnn::forward`].
+    pub fn freeze(&self, r: &Tensor, b: &Tensor, dtype: DType) -> Result<Frozen> {
+        let &[_, heads, head_dim, _] = r.dims() else {
+            return Err(Error::msg(format!(
+                "r: got shape {:?}, wanted [Gr, N, D_out, D_in]",
+                r.dims()
+            )));
+        };
+        let shapes = self.problem([1, 1], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
+        check("r", r, &shapes.r())?;
+        check("b", b, &shapes.b())?;
+        self.freeze_flat(r, b, dtype, &shapes)
+    }
+
+    /// Does what [`Rnn::freeze`] does, for weights with the right number of elements but any shape.
+    pub(crate) fn freeze_flat(
+        &self,
+        r: &Tensor,
+        b: &Tensor,
+        dtype: DType,
+        shapes: &Shapes,
+    ) -> Result<Frozen> {
+        on_host([("r", r), ("b", b)])?;
+        let calls = by_types!(dtype, r.dtype(), self.boxed_calls(r, b, shapes))?;
+        Ok(Frozen { calls, dtype })
+    }
+
+    fn boxed_calls<T: Number, W: Number>(
+        &self,
+        r: &Tensor,
+        b: &Tensor,
+        shapes: &Shapes,
+    ) -> Result<Box<dyn FrozenCalls>> {
+        same_type(r, b)?;
+        Ok(Box::new(Typed::<C, T, W>::pack(self.clone(), r, b, shapes)?))
     }
 }
 
@@ -110,10 +151,10 @@ pub struct State {
 }
 
 impl State {
-    /// Copies the state into a tensor `[S, B, N, D]`, f32, or f64 beside an f64 `wx`.
+    /// Copies the state into a tensor `[S, B, N, D]` of f32, or of f64 if `wx` is f64.
     ///
     /// # Errors
-    /// Where the device fails.
+    /// If the device fails.
     pub fn to_tensor(&self) -> Result<Tensor> {
         self.memory.to_tensor(&self.shape)
     }
@@ -125,7 +166,7 @@ impl fmt::Debug for State {
     }
 }
 
-/// A buffer of any backend and element type.
+/// A state in a buffer of any element type.
 trait StateMemory: Any + Send + Sync {
     fn to_tensor(&self, shape: &[usize]) -> Result<Tensor>;
 }
@@ -142,38 +183,38 @@ impl<P: Number> StateMemory for Memory<P> {
     }
 }
 
-/// What [`Frozen`] calls, whatever the cell, the backend and the element types.
-pub(crate) trait FrozenCalls: Send + Sync {
+/// The methods of [`Frozen`], erased over the cell and the element types.
+trait FrozenCalls: Send + Sync {
     fn forward(&self, wx: &Tensor, options: &SequenceOptions) -> Result<Output>;
     fn state(&self, batch: usize, s0: Option<&Tensor>) -> Result<State>;
     fn step(&self, wx: &Tensor, state: &mut State) -> Result<Tensor>;
 }
 
-/// Packed weights for a wx of `T`, made from an r and a b of `W`.
-pub(crate) struct Typed<C, T: Number, W: Number> {
+/// Weights packed from r and b of `W`, for a wx of `T`.
+struct Typed<C, T: Number, W: Number> {
     rnn: Rnn<C>,
     weights: Weights<AnyBackend, T>,
-    /// With one row and one step.
+    /// The shapes for one row and one step.
     shapes: Shapes,
-    of: PhantomData<fn() -> W>,
+    weight_type: PhantomData<fn() -> W>,
 }
 
 impl<C: Cell, T: Number, W: Number> Typed<C, T, W> {
-    /// Packs r and b, of as many elements as `shapes` says.
-    pub fn pack(rnn: Rnn<C>, r: &Tensor, b: &Tensor, shapes: &Shapes) -> Result<Self> {
+    /// Packs r and b, which have the numbers of elements given by `shapes`.
+    fn pack(rnn: Rnn<C>, r: &Tensor, b: &Tensor, shapes: &Shapes) -> Result<Self> {
         let (r, b) = (r.contiguous()?, b.contiguous()?);
         let ((r, r_layout), (b, b_layout)) = (r.storage_and_layout(), b.storage_and_layout());
         let (r, b) = (slice(cpu(&r)?, r_layout)?, slice(cpu(&b)?, b_layout)?);
         let weights = rnn.call::<T, W>(shapes, Sequence::default())?.pack(r, b)?;
-        Ok(Self { rnn, weights, shapes: shapes.clone(), of: PhantomData })
+        Ok(Self { rnn, weights, shapes: shapes.clone(), weight_type: PhantomData })
     }
 
-    /// The shapes of one step of `batch` rows.
+    /// Returns the shapes for one step of `batch` rows.
     fn step_shapes(&self, batch: usize) -> Shapes {
         Shapes { batch, ..self.shapes.clone() }
     }
 
-    /// Brings an initial state, of any float type, to the backend.
+    /// Uploads an initial state of any float type.
     fn upload(&self, s0: &Tensor) -> Result<AnyBuffer<T::Wide>> {
         let s0 = s0.to_dtype(<T::Wide as WithDType>::DTYPE)?.contiguous()?;
         let (storage, layout) = s0.storage_and_layout();
@@ -225,7 +266,7 @@ impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
             memory.downcast_mut::<Memory<T::Wide>>().filter(|_| state.shape == shapes.state());
         let Some(memory) = memory else {
             return Err(Error::msg(
-                "state: of another recurrence; make it with Frozen::state of this one",
+                "state: belongs to another recurrence; make it with this one's Frozen::state",
             ));
         };
         on_host([("wx", wx)])?;

@@ -1,4 +1,4 @@
-//! A layer whose weights were packed once.
+//! Inference with a layer whose weights were packed once.
 
 use candle_core::{Error, Result, Tensor};
 
@@ -6,11 +6,11 @@ use crate::host::on_host;
 use crate::product::Product;
 use crate::{Frozen, Output, SequenceOptions, State};
 
-/// A layer whose parameters were copied and packed once, by
-/// [`RnnLayer::freeze`](crate::RnnLayer::freeze), for inference.
+/// A layer for inference, whose parameters were copied and packed once by
+/// [`RnnLayer::freeze`](crate::RnnLayer::freeze).
 ///
-/// It keeps the values of that moment: after an optimiser's step, freeze the layer again. Its
-/// outputs depend on no variable.
+/// It keeps the values the parameters had then; freeze the layer again after an optimiser step. Its
+/// outputs are not connected to any variable.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -50,18 +50,18 @@ impl FrozenLayer {
         Ok(Self { frozen, w: w.detach().force_contiguous()?, gates })
     }
 
-    /// Runs the layer over `x [B, T, I]` (or time-major), of any B and T.
+    /// Runs the layer over `x [B, T, I]` (or time-major), for any B and T.
     ///
     /// # Errors
-    /// As [`RnnLayer::forward`](crate::RnnLayer::forward).
+    /// Those of [`RnnLayer::forward`](crate::RnnLayer::forward).
     pub fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
         self.frozen.forward(&self.product(x, 3)?, options)
     }
 
-    /// Makes the state of `batch` rows before any step: zeros.
+    /// Makes the initial state of `batch` rows, filled with zeros.
     ///
     /// # Errors
-    /// Where memory runs out.
+    /// If memory runs out.
     pub fn state(&self, batch: usize) -> Result<State> {
         self.frozen.state(batch)
     }
@@ -69,7 +69,7 @@ impl FrozenLayer {
     /// Makes a state from `s0 [S, B, N, D]`, such as an [`Output::last`].
     ///
     /// # Errors
-    /// Where `s0` has another shape or no float type, or is on another device than the CPU.
+    /// If `s0` has the wrong shape, is not of a float type, or is not on the CPU.
     pub fn state_from(&self, s0: &Tensor) -> Result<State> {
         self.frozen.state_from(s0)
     }
@@ -77,12 +77,12 @@ impl FrozenLayer {
     /// Advances `state` by one time step with `x [B, I]`, and returns h `[B, N, D]`.
     ///
     /// # Errors
-    /// As [`Frozen::step`].
+    /// Those of [`Frozen::step`].
     pub fn step(&self, x: &Tensor, state: &mut State) -> Result<Tensor> {
         self.frozen.step(&self.product(x, 2)?, state)
     }
 
-    /// Computes `W x` in the shape `[.., Gx, N, D]`, for an x of any number of axes.
+    /// Computes `W x` in the shape `[.., Gx, N, D]`, for an x with `axes` axes.
     fn product(&self, x: &Tensor, axes: usize) -> Result<Tensor> {
         on_host([("x", x)])?;
         let input = self.w.dim(1)?;

@@ -1,4 +1,4 @@
-//! candle's tensors as memory of the host, and gradients as candle's tensors.
+//! Access to the host memory of candle's tensors, and gradients as tensors.
 
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
@@ -8,11 +8,11 @@ use candle_core::{
 };
 use flashrnn::Element;
 
-/// An element type that both flashrnn and candle know, its wide type too.
+/// An element type that both flashrnn and candle support, together with its wide type.
 pub(crate) trait Number: Element<Wide: WithDType> + WithDType {}
 impl<T: Element<Wide: WithDType> + WithDType> Number for T {}
 
-/// Checks that every tensor given is in host memory.
+/// Checks that every tensor is in host memory.
 pub(crate) fn on_host<'a>(
     tensors: impl IntoIterator<Item = (&'static str, &'a Tensor)>,
 ) -> Result<()> {
@@ -21,7 +21,7 @@ pub(crate) fn on_host<'a>(
         Some((name, tensor)) => {
             let device = tensor.device().location();
             Err(Error::msg(format!(
-                "{name} lies on {device:?}; flashrnn-candle takes tensors on the CPU"
+                "{name} is on {device:?}; flashrnn-candle needs tensors on the CPU"
             )))
         }
     }
@@ -36,14 +36,14 @@ pub(crate) fn check(name: &'static str, tensor: &Tensor, want: &[usize]) -> Resu
     Err(Error::wrap(flashrnn::Error::Shape { tensor: name, got, want }))
 }
 
-/// The elements of a contiguous tensor.
+/// Returns the elements of a contiguous tensor.
 pub(crate) fn slice<'a, P: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [P]> {
     let all = storage.as_slice::<P>()?;
     let part = layout.contiguous_offsets().and_then(|(start, end)| all.get(start..end));
     part.ok_or_else(|| Error::msg("flashrnn: a packed tensor is not contiguous"))
 }
 
-/// The host's memory behind a tensor.
+/// Returns the host memory of a tensor.
 pub(crate) fn cpu(storage: &Storage) -> Result<&CpuStorage> {
     match storage {
         Storage::Cpu(storage) => Ok(storage),
@@ -51,7 +51,7 @@ pub(crate) fn cpu(storage: &Storage) -> Result<&CpuStorage> {
     }
 }
 
-/// Rounds to `T`; no copy where `T` is wide itself.
+/// Rounds to `T`. Does not copy if `T` is wide itself.
 pub(crate) fn narrow<T: Number>(wide: &[T::Wide]) -> Cow<'_, [T]> {
     if <T as Element>::DTYPE == <T::Wide as Element>::DTYPE {
         Cow::Borrowed(bytemuck::cast_slice(wide))
@@ -60,7 +60,7 @@ pub(crate) fn narrow<T: Number>(wide: &[T::Wide]) -> Cow<'_, [T]> {
     }
 }
 
-/// Widens from `T`; no copy where `T` is wide itself.
+/// Widens from `T`. Does not copy if `T` is wide itself.
 pub(crate) fn widen<T: Number>(values: Vec<T>) -> Vec<T::Wide> {
     if <T as Element>::DTYPE == <T::Wide as Element>::DTYPE {
         bytemuck::cast_vec(values)
@@ -69,12 +69,12 @@ pub(crate) fn widen<T: Number>(values: Vec<T>) -> Vec<T::Wide> {
     }
 }
 
-/// Makes the gradient of `argument` of what a backward pass computed.
+/// Makes the gradient of `argument` from the values that a backward pass computed.
 ///
-/// A gradient of a variable gets a graph of one node, whose own backward pass is an error: without
-/// it, the gradient would count as constant in a second derivative. The node refers to nothing of
-/// the forward pass, so a gradient that is kept keeps no graph alive. Of all other tensors candle
-/// detaches the gradient before it reads it, unless the environment asks for second derivatives.
+/// The gradient of a variable gets a graph of one node whose own backward pass fails; otherwise a
+/// second derivative would silently treat it as a constant. The node refers to nothing of the
+/// forward pass, so keeping a gradient keeps no graph alive. candle detaches the gradients of all
+/// other tensors before it reads them, unless the environment asks for second derivatives.
 pub(crate) fn gradient(values: CpuStorage, argument: &Tensor) -> Result<Tensor> {
     let gradient = Gradient { shape: argument.shape().clone(), values: Mutex::new(Some(values)) };
     let source = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?;
@@ -85,16 +85,16 @@ pub(crate) fn gradient(values: CpuStorage, argument: &Tensor) -> Result<Tensor> 
     }
 }
 
-/// Whether candle keeps the graphs of gradients while it computes with them.
+/// Returns whether candle keeps the graphs of gradients while it computes with them.
 fn second_derivatives_wanted() -> bool {
     std::env::var_os("CANDLE_GRAD_DO_NOT_DETACH")
         .is_some_and(|value| !value.is_empty() && value != "0")
 }
 
-/// The operation that gives values computed elsewhere.
+/// An operation that returns precomputed values and has no derivative.
 struct Gradient {
     shape: Shape,
-    /// Taken by the one forward pass.
+    /// Taken by the only forward pass.
     values: Mutex<Option<CpuStorage>>,
 }
 
@@ -106,19 +106,19 @@ impl CustomOp1 for Gradient {
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let values = self.values.lock().unwrap_or_else(PoisonError::into_inner).take();
         let values =
-            values.ok_or_else(|| Error::msg("flashrnn: a gradient was asked for twice"))?;
+            values.ok_or_else(|| Error::msg("flashrnn: a gradient was requested twice"))?;
         Ok((values, self.shape.clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
         Err(Error::msg(
-            "flashrnn has no second derivatives: detach() a gradient before computing a loss with it",
+            "flashrnn has no second derivatives; detach() a gradient before computing a loss from it",
         ))
     }
 }
 
-/// A number that changes where the tensor's values are overwritten: of the bits of at most 64
-/// elements, evenly spread. None where the tensor is not contiguous.
+/// Hashes up to 64 evenly spaced elements of a tensor, to detect that it was overwritten. Returns
+/// `None` for a tensor that is not contiguous.
 pub(crate) fn fingerprint(storage: &CpuStorage, layout: &Layout) -> Option<u64> {
     match storage {
         CpuStorage::F32(values) => sample(values, layout),
@@ -139,8 +139,8 @@ fn sample<P: Element>(values: &[P], layout: &Layout) -> Option<u64> {
     }))
 }
 
-/// Checks that a tensor still has the fingerprint it had in the forward pass.
-pub(crate) fn unchanged(
+/// Checks that a tensor still has the fingerprint `before`, taken in the forward pass.
+pub(crate) fn check_unchanged(
     name: &str,
     before: Option<u64>,
     storage: &CpuStorage,
@@ -150,6 +150,6 @@ pub(crate) fn unchanged(
         return Ok(());
     }
     Err(Error::msg(format!(
-        "{name} was changed in place between the forward and the backward pass, which reads it again"
+        "{name} was changed in place between the forward pass and the backward pass, which needs it"
     )))
 }

@@ -1,7 +1,7 @@
-//! Tensors put together from ranges of two others, as one differentiable operation.
+//! Concatenates ranges of two tensors, in one differentiable operation.
 //!
-//! candle's own operations could do the same in several steps; one operation is shorter, and its
-//! gradients say that they have no derivatives (see [`gradient`]).
+//! candle's own operations could do this in several steps, but their gradients would not report
+//! that they have no derivatives (see [`gradient`]).
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -11,8 +11,7 @@ use flashrnn::{bf16, f16};
 
 use crate::host::{Number, cpu, gradient, slice};
 
-/// Which elements of the two tensors a part of the result is: a range of one of them, or the sum of
-/// a range of each.
+/// A part of the result: a range of one of the two tensors, or the sum of a range of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     First(Range<usize>),
@@ -20,8 +19,7 @@ pub(crate) enum Part {
     Sum(Range<usize>, Range<usize>),
 }
 
-/// Puts `parts` one after the other, into a tensor of one axis. The tensors must have the same
-/// float type.
+/// Concatenates `parts` into a tensor with one axis. Both tensors must have the same float type.
 pub(crate) fn join(first: &Tensor, second: &Tensor, parts: Vec<Part>) -> Result<Tensor> {
     let (first, second) = (first.contiguous()?, second.contiguous()?);
     match first.dtype() {
@@ -29,11 +27,11 @@ pub(crate) fn join(first: &Tensor, second: &Tensor, parts: Vec<Part>) -> Result<
         DType::F64 => first.apply_op2(&second, Join::<f64>(parts, PhantomData)),
         DType::F16 => first.apply_op2(&second, Join::<f16>(parts, PhantomData)),
         DType::BF16 => first.apply_op2(&second, Join::<bf16>(parts, PhantomData)),
-        got => Err(Error::msg(format!("weights are {got:?}, wanted F32, F64, F16 or BF16"))),
+        got => Err(Error::msg(format!("weights: got {got:?}, wanted F32, F64, F16 or BF16"))),
     }
 }
 
-/// Puts all of `first` and all of `second` one after the other.
+/// Concatenates all elements of `first` and of `second`.
 pub(crate) fn concat(first: &Tensor, second: &Tensor) -> Result<Tensor> {
     let parts = vec![Part::First(0..first.elem_count()), Part::Second(0..second.elem_count())];
     join(first, second, parts)
@@ -88,7 +86,7 @@ impl<P: Number> CustomOp2 for Join<P> {
 }
 
 impl<P: Number> Join<P> {
-    /// Adds each part's gradient up where the part was taken from.
+    /// Sums each part's gradient into the range of `argument` that the part was copied from.
     fn scatter(
         &self,
         d_out: &[P],
@@ -98,11 +96,11 @@ impl<P: Number> Join<P> {
         let mut d = vec![P::default(); argument.elem_count()];
         let mut rest = d_out;
         for part in &self.0 {
-            let (here, after) = rest.split_at(part.len());
+            let (d_part, after) = rest.split_at(part.len());
             rest = after;
             let Some(range) = range_of(part) else { continue };
-            for (d, &here) in d[range].iter_mut().zip(here) {
-                *d = sum(*d, here);
+            for (d, &d_part) in d[range].iter_mut().zip(d_part) {
+                *d = sum(*d, d_part);
             }
         }
         gradient(P::to_cpu_storage_owned(d), argument)
@@ -115,6 +113,7 @@ impl Part {
         range.len()
     }
 
+    /// Returns the range of the first tensor, if the part reads it.
     fn of_first(&self) -> Option<Range<usize>> {
         match self {
             Self::First(range) | Self::Sum(range, _) => Some(range.clone()),
@@ -122,6 +121,7 @@ impl Part {
         }
     }
 
+    /// Returns the range of the second tensor, if the part reads it.
     fn of_second(&self) -> Option<Range<usize>> {
         match self {
             Self::Second(range) | Self::Sum(_, range) => Some(range.clone()),
@@ -135,7 +135,7 @@ fn sum<P: Number>(a: P, b: P) -> P {
 }
 
 fn part_of<P>(values: &[P], range: Range<usize>) -> Result<&[P]> {
-    values.get(range).ok_or_else(|| Error::msg("flashrnn: a part reaches beyond its tensor"))
+    values.get(range).ok_or_else(|| Error::msg("flashrnn: a part exceeds its tensor"))
 }
 
 #[cfg(test)]
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_and_their_gradients_are_where_they_belong() -> Result<()> {
+    fn parts_and_their_gradients_are_in_place() -> Result<()> {
         let first = Var::new(&[1f64, 2.0, 3.0], &Device::Cpu)?;
         let second = Var::new(&[10f64, 20.0], &Device::Cpu)?;
         let parts = vec![Part::Second(1..2), Part::Sum(1..3, 0..2), Part::First(0..1)];

@@ -1,4 +1,4 @@
-//! A recurrent layer with its parameters: the input product W, the recurrence R and the biases.
+//! A recurrent layer with parameters: the input weights W, the recurrent weights R and the biases.
 
 use candle_core::{Error, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -6,7 +6,7 @@ use flashrnn::{Cell, CellSizes, Shapes};
 
 use crate::host::{check, on_host};
 use crate::join::concat;
-use crate::product::{Product, inside};
+use crate::product::{Product, padding_mask};
 use crate::sequence::Sequence;
 use crate::torch::{FromTorch, TorchWeights};
 use crate::{FrozenLayer, Output, Rnn, SequenceOptions};
@@ -18,7 +18,7 @@ pub struct LayerSize {
     pub input: usize,
     /// `N`, the number of heads.
     pub heads: usize,
-    /// `D`, the number of units of a head.
+    /// `D`, the number of units per head.
     pub head_dim: usize,
 }
 
@@ -40,28 +40,27 @@ impl LayerSize {
 /// The weights of a layer in flashrnn's order.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    /// `[Gx·N·D, I]`, the input product: reshape `x Wᵀ` to `[B, T, Gx, N, D]`.
+    /// `[Gx·N·D, I]`, the input weights. `wx` is `x Wᵀ` reshaped to `[B, T, Gx, N, D]`.
     pub w: Tensor,
-    /// `[Gr, N, D_out, D_in]`
+    /// `[Gr, N, D_out, D_in]`, the recurrent weights.
     pub r: Tensor,
-    /// `[G, N, D]`
+    /// `[G, N, D]`, the biases.
     pub b: Tensor,
 }
 
-/// A recurrent layer: `wx = W x`, then [`Rnn::forward`].
+/// A recurrent layer, which computes `wx = W x` and then [`Rnn::forward`].
 ///
-/// | parameter | shape | made new as |
+/// | parameter | shape | initial value |
 /// |---|---|---|
 /// | `w` | `[Gx·N·D, I]` | uniform in ±1/√I |
 /// | `r` | `[Gr, N, D_out, D_in]` | uniform in ±1/√D |
-/// | `b_NAME`, one for each gate of the cell | `[N, D]` | 0; for the forget gate `f` 1 |
+/// | `b_NAME`, one per gate of the cell | `[N, D]` | 0; 1 for the forget gate `f` |
 ///
 /// The biases are named after [`Cell::GATES`]: `b_i`, `b_f`, `b_z`, `b_o` for LSTM and sLSTM, `b_g`
-/// for Elman, and for GRU `b_n_h`, `b_r`, `b_z`, `b_n_x`, where `b_n_h` is PyTorch's b_hn, inside
-/// the reset gate, and `b_n_x` its b_in. A forget bias of 1 lets a new network remember.
+/// for Elman, and `b_n_h`, `b_r`, `b_z`, `b_n_x` for GRU, where `b_n_h` is PyTorch's b_hn, inside
+/// the reset gate, and `b_n_x` its b_in. A forget bias of 1 helps a new network to remember.
 ///
-/// The layer reads its parameters on every call, so an optimiser that changes them changes the
-/// layer.
+/// The layer reads its parameters on every call, so it follows an optimiser that updates them.
 #[derive(Clone, Debug)]
 pub struct RnnLayer<C> {
     rnn: Rnn<C>,
@@ -77,10 +76,10 @@ enum Parameters {
         w: Tensor,
         /// `[Gr, N, D_out, D_in]`
         r: Tensor,
-        /// `[N, D]` of each gate, or `[G, N, D]` of all
+        /// One `[N, D]` per gate, or one `[G, N, D]`
         b: Vec<Tensor>,
     },
-    /// In PyTorch's.
+    /// In PyTorch's order.
     Torch(TorchWeights),
 }
 
@@ -93,7 +92,7 @@ impl Parameters {
         }
     }
 
-    /// r and b as they are now, of as many elements as the shapes say.
+    /// Returns r and b with their current values, with the right number of elements but any shape.
     fn recurrent(&self) -> Result<(Tensor, Tensor)> {
         match self {
             Self::Own { r, b, .. } => Ok((r.clone(), flat(b)?)),
@@ -102,7 +101,7 @@ impl Parameters {
     }
 }
 
-/// Puts tensors one after the other.
+/// Concatenates the elements of all tensors.
 fn flat(tensors: &[Tensor]) -> Result<Tensor> {
     let Some((first, others)) = tensors.split_first() else {
         return Err(Error::msg("flashrnn: a layer without biases"));
@@ -111,10 +110,10 @@ fn flat(tensors: &[Tensor]) -> Result<Tensor> {
 }
 
 impl<C: Cell> RnnLayer<C> {
-    /// Finds the parameters in `vb`, or makes them new where `vb` does.
+    /// Gets the parameters from `vb`, which creates them if it is backed by a `VarMap` without them.
     ///
     /// # Errors
-    /// Where a size is 0, or a parameter is missing or of another shape.
+    /// If a size is 0, or a parameter is missing or has the wrong shape.
     pub fn new(rnn: Rnn<C>, size: LayerSize, vb: VarBuilder) -> Result<Self> {
         size.check()?;
         let LayerSize { input, heads, head_dim } = size;
@@ -132,11 +131,11 @@ impl<C: Cell> RnnLayer<C> {
         Ok(Self { rnn, size, parameters: Parameters::Own { w, r, b } })
     }
 
-    /// Makes a layer from weights that are at hand, shaped as [`Weights`] says. Where they are
-    /// variables, or computed from some, gradients reach those.
+    /// Makes a layer from existing weights with the shapes given in [`Weights`]. If they are
+    /// variables or computed from variables, gradients reach those.
     ///
     /// # Errors
-    /// Where shapes contradict each other or the cell, or a size is 0.
+    /// If the shapes contradict each other or the cell, or a size is 0.
     pub fn from_weights(rnn: Rnn<C>, weights: &Weights) -> Result<Self> {
         let Weights { w, r, b } = weights;
         let &[_, heads, head_dim, _] = r.dims() else {
@@ -163,27 +162,27 @@ impl<C: Cell> RnnLayer<C> {
     /// Runs the layer over `x [B, T, I]` (`[T, B, I]` with
     /// [`Layout::TimeMajor`](flashrnn::Layout)).
     ///
-    /// `h` in the result is `[B, T, N, D]`; `h.flatten_from(2)` makes it `[B, T, N·D]`, the next
-    /// layer's input.
+    /// `h` in the result is `[B, T, N, D]`. As the next layer's input, `h.flatten_from(2)` reshapes
+    /// it to `[B, T, N·D]`.
     ///
     /// # Errors
-    /// As [`Rnn::forward`].
+    /// Those of [`Rnn::forward`].
     pub fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
         let shapes = self.shapes_of(x)?;
         let sequence = Sequence::read(options, &shapes)?;
         let w = self.parameters.w();
         on_host([("x", x), ("w", w)])?;
-        let inside = inside(&shapes, sequence.lengths.as_deref().filter(|_| w.track_op()))?;
+        let mask = padding_mask(&shapes, sequence.lengths.as_deref().filter(|_| w.track_op()))?;
         // One large product: [B·T, I] [I, Gx·N·D].
-        let wx = x.contiguous()?.apply_op2(w, Product::new(shapes.wx().as_slice(), inside))?;
+        let wx = x.contiguous()?.apply_op2(w, Product::new(shapes.wx().as_slice(), mask))?;
         let (r, b) = self.parameters.recurrent()?;
         self.rnn.differentiable(&wx, &r, &b, &shapes, sequence)
     }
 
-    /// Packs the parameters once, for inference: see [`FrozenLayer`].
+    /// Packs the parameters once for inference. See [`FrozenLayer`].
     ///
     /// # Errors
-    /// Where the parameters' types don't go together, or memory runs out.
+    /// If the parameters have incompatible element types, or memory runs out.
     pub fn freeze(&self) -> Result<FrozenLayer> {
         let LayerSize { heads, head_dim, .. } = self.size;
         let shapes =
@@ -214,11 +213,11 @@ impl<C: Cell> RnnLayer<C> {
         &self.rnn
     }
 
-    /// Returns the parameters in flashrnn's order. With a layer in PyTorch's order `r` and `b` are
-    /// computed from its parameters now, and do not follow them.
+    /// Returns the parameters in flashrnn's order. For a layer made by
+    /// [`from_torch`](RnnLayer::from_torch), `r` and `b` are copies with the current values.
     ///
     /// # Errors
-    /// Where memory runs out.
+    /// If memory runs out.
     pub fn weights(&self) -> Result<Weights> {
         let LayerSize { heads, head_dim, .. } = self.size;
         let (r, b) = self.parameters.recurrent()?;
@@ -231,23 +230,23 @@ impl<C: Cell> RnnLayer<C> {
 }
 
 impl<C: FromTorch> RnnLayer<C> {
-    /// Makes a layer of the parameters of one layer and direction of PyTorch's `nn.LSTM`, `nn.GRU`
-    /// or `nn.RNN`, under PyTorch's names: `weight_ih_l0`, `weight_hh_l0`, and either both of
-    /// `bias_ih_l0` and `bias_hh_l0` or none, as with `bias=False`. Its variables stay in PyTorch's
-    /// order, so that what is trained can be loaded there.
+    /// Makes a layer from the parameters of one layer and direction of PyTorch's `nn.LSTM`,
+    /// `nn.GRU` or `nn.RNN`, under PyTorch's names: `weight_ih_l0`, `weight_hh_l0`, and either both
+    /// `bias_ih_l0` and `bias_hh_l0` or neither, as with `bias=False`. The variables keep PyTorch's
+    /// order, so that PyTorch can load them after training.
     ///
-    /// `suffix` is what PyTorch's names end in: `l0`, `l1`, …, and `l0_reverse` for the other
-    /// direction of a bidirectional layer, which takes an `rnn` with
-    /// [`Options::reverse`](flashrnn::Options). Without `_reverse`, both directions are allowed.
-    /// `input` and `hidden` are `input_size` (of a later layer, the width of the one below) and
-    /// `hidden_size`.
+    /// `suffix` is the end of PyTorch's names: `l0`, `l1`, and so on, or `l0_reverse` for the
+    /// second direction of a bidirectional layer, which needs an `rnn` with
+    /// [`Options::reverse`](flashrnn::Options). Without `_reverse`, either direction is allowed.
+    /// `input` is PyTorch's `input_size` (for an upper layer, the width of the layer below), and
+    /// `hidden` is its `hidden_size`.
     ///
-    /// A `vb` that makes variables, such as that of an empty `VarMap`, makes them as PyTorch does:
-    /// weights and both biases, uniform in ±1/√hidden.
+    /// If `vb` creates variables, such as that of an empty `VarMap`, it initialises both weights
+    /// and both biases like PyTorch, uniform in ±1/√hidden.
     ///
     /// # Errors
-    /// Where a weight, or one of two biases, is missing or of another shape; where the suffix names
-    /// the reverse direction, but `rnn` runs forwards; where a size is 0.
+    /// If a weight or one of the two biases is missing or has the wrong shape, if the suffix names
+    /// the reverse direction but `rnn` runs forwards, or if a size is 0.
     pub fn from_torch(
         rnn: Rnn<C>,
         input: usize,
@@ -259,8 +258,8 @@ impl<C: FromTorch> RnnLayer<C> {
         size.check()?;
         if suffix.ends_with("_reverse") && !rnn.options().reverse {
             return Err(Error::msg(format!(
-                "suffix {suffix} names the weights of the reverse direction, but the recurrence runs forwards; give it \
-                 Options {{ reverse: true, .. }}"
+                "suffix {suffix} names weights of the reverse direction, but the recurrence runs \
+                 forwards; give it Options {{ reverse: true, .. }}"
             )));
         }
         let parameters = Parameters::Torch(TorchWeights::find::<C>(input, hidden, suffix, &vb)?);

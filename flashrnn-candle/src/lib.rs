@@ -1,10 +1,9 @@
-//! flashrnn's recurrences as a differentiable [candle](candle_core) operation on tensors in the
-//! CPU's memory.
+//! flashrnn's recurrences as a differentiable [candle](candle_core) operation on CPU tensors.
 //!
-//! [`RnnLayer`] is a layer with parameters, trained by candle's optimisers; [`Rnn`] is the operator
-//! alone, on tensors; [`FrozenLayer`] and [`Frozen`] are the same two for inference, with weights
-//! packed once. [`RnnLayer::from_torch`] reads, or makes, the parameters of PyTorch's `nn.LSTM`,
-//! `nn.GRU` and `nn.RNN`.
+//! [`RnnLayer`] is a layer with parameters, trained by candle's optimisers. [`Rnn`] is the operator
+//! alone, a function of tensors. [`FrozenLayer`] and [`Frozen`] are their counterparts for
+//! inference, with weights packed once. [`RnnLayer::from_torch`] loads or creates the parameters of
+//! PyTorch's `nn.LSTM`, `nn.GRU` and `nn.RNN`.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -18,7 +17,7 @@
 //! let layer = RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 1, heads: 2, head_dim: 8 }, vb.pp("rnn"))?;
 //! let head = candle_nn::linear(16, 1, vb.pp("head"))?;
 //!
-//! // Predict the next value of a sine, in rows of 24 and 12 steps.
+//! // Predicts the next value of a sine, in rows of 24 and 12 steps.
 //! let wave = |i: u32| (i as f32 * 0.5).sin();
 //! let x = Tensor::from_iter((0..48).map(wave), &Device::Cpu)?.reshape((2, 24, 1))?; // [B, T, I]
 //! let next = Tensor::from_iter((1..49).map(wave), &Device::Cpu)?.reshape((2, 24, 1))?;
@@ -58,7 +57,7 @@
 //! assert_eq!(out.h.dims(), [batch, time, heads, head_dim]);
 //! assert_eq!(out.last.dims(), [4, batch, heads, head_dim]); // [S, B, N, D]
 //!
-//! // The last state starts the next chunk, and gradients flow through it.
+//! // The final state is the next chunk's initial state, and gradients flow through it.
 //! let options = SequenceOptions { s0: Some(&out.last), ..Default::default() };
 //! let next = rnn.forward(&wx, &r, &b, &options)?;
 //! let grads = next.h.sqr()?.sum_all()?.backward()?;
@@ -68,54 +67,54 @@
 //! ```
 //!
 //! # Element types
-//! `wx` (and with it h and the states) is f32, f64, f16 or bf16; `r` and `b` are of the same type,
-//! or f32 beside a 16-bit `wx`. The initial and the last state are f32, or f64 beside f64: a state
-//! that was carried on in 16 bits would make a sequence cut in chunks differ from the whole one.
+//! `wx`, h and the states are f32, f64, f16 or bf16. `r` and `b` have the same type, or may be f32
+//! if `wx` is 16 bits. The initial and final states are f32, or f64 if `wx` is f64. With 16-bit
+//! states, a sequence split in chunks would yield other results than the whole one.
 //!
-//! # Variables that change
-//! candle's variables change in place, through any of their aliases, and nothing tells when. So
-//! every call of [`RnnLayer::forward`] and [`Rnn::forward`] combines and packs the weights with the
-//! values they have then; only what is frozen keeps older ones, and says so by its type.
+//! # Variables changed in place
+//! candle's variables may change in place through any of their aliases, without notice. Therefore
+//! every call of [`RnnLayer::forward`] and [`Rnn::forward`] packs the weights with their current
+//! values. Only [`FrozenLayer`] and [`Frozen`] keep old values.
 //!
-//! Between a forward pass and its backward pass the operation keeps its own copies of the weights
-//! and of `s0`: those may be overwritten, as a stateful model does, and the gradients are the right
-//! ones. What it reads again is `wx` with [`Save::Recompute`](flashrnn::Save), and for a layer `x`
-//! and `w`. Where those have changed in place, the backward pass is an error if the change is seen:
-//! it compares up to 64 elements of each, so an optimiser's step or `Var::set` is seen, and a
-//! change of a few elements may not be. candle's own operations do not look.
+//! Between a forward pass and its backward pass, the operation keeps its own copies of the weights
+//! and of `s0`. These may be overwritten, as a stateful model does, without affecting the
+//! gradients. The backward pass does read `wx` again with [`Save::Recompute`](flashrnn::Save), and
+//! that of a layer reads `x` and `w`. If these were changed in place, it returns an error, provided
+//! that it detects the change: it compares up to 64 elements of each, which detects an optimiser
+//! step or `Var::set`, but may miss a change of a few elements. candle's own operations do not
+//! check.
 //!
 //! # Gradients
-//! Any number of forward passes may precede a backward pass, and one graph may be walked backward
-//! several times.
+//! Any number of forward passes may precede a backward pass, and a graph may be differentiated more
+//! than once.
 //!
-//! Second derivatives are not there. A loss computed from the gradient of a variable is an error in
-//! `backward`; where the gradient is to count as a constant, `detach` it. The error costs memory:
-//! the gradient of a variable refers to nothing of the forward pass, but to the terms that candle
-//! summed, each of its own size. `detach` gradients that are kept or added up.
+//! Second derivatives are not supported. If a loss is computed from the gradient of a variable, its
+//! `backward` returns an error; to use the gradient as a constant, `detach` it. This check costs
+//! memory: the gradient of a variable holds no reference to the forward pass, but to the terms that
+//! candle summed, each as large as the gradient. `detach` gradients that you keep or accumulate.
 //!
-//! # What the packing costs
-//! A candle operation has at most three inputs and one output, and its backward pass is handed
-//! those tensors and nothing else. So one call of [`Rnn::forward`] is one operation object with
-//! this inside:
+//! # Memory and copies
+//! A candle operation has at most three inputs and one output, and its backward pass receives
+//! nothing but those tensors. One call of [`Rnn::forward`] is therefore one operation object:
 //!
-//! - its inputs are `wx`, `r` and `b`; `s0`, where given, is copied behind `b`;
-//! - its output is one flat tensor, the h of every step and then the last state. [`Output::h`] is a
-//!   view of it, [`Output::last`] a copy. With 16-bit elements the flat tensor is f32, because
-//!   `last` is, and h is a rounded copy of its part;
-//! - between forward and backward it keeps the packed weights, `s0`, the states of every step,
-//!   `S·B·T·N·D` elements, and what [`Save`](flashrnn::Save) asks for: with `Gates` `G·B·T·N·D`
-//!   more, with `Recompute` none. h is held twice, in the states and in the output. Nothing is kept
-//!   where no input depends on a variable;
-//! - in the backward pass candle itself pads the gradient of each view with zeros to the size of
-//!   the flat tensor and adds them up, a few passes over memory of the size of h.
-//!   [`Rnn::all_states`] makes that S times as much, which is why h alone is the default.
+//! - Its inputs are `wx`, `r` and `b`. If `s0` is present, it is appended to a copy of `b`.
+//! - Its output is one flat tensor, which holds h at every step and then the final state.
+//!   [`Output::h`] is a view of it and [`Output::last`] a copy. With 16-bit elements the flat
+//!   tensor is f32, because `last` is, and h is a rounded copy.
+//! - Between forward and backward it keeps the packed weights, `s0`, the states of every step
+//!   (`S·B·T·N·D` elements) and what [`Save`](flashrnn::Save) selects: `G·B·T·N·D` elements with
+//!   `Gates`, none with `Recompute`. h exists twice, in the states and in the output. Nothing is
+//!   kept if no input depends on a variable.
+//! - In the backward pass, candle pads the gradient of each view with zeros to the size of the flat
+//!   tensor and sums them, which takes a few passes over memory of the size of h.
+//!   [`Rnn::all_states`] multiplies this by S, so it is off by default.
 //!
-//! # On a GPU
-//! [`Rnn::on`] takes any [`AnyBackend`](flashrnn::AnyBackend); the features `cuda` and `wgpu` bring
-//! those of GPUs. Tensors stay on candle's CPU device. A call copies wx, the weights and s0 to the
-//! GPU and the output back, and waits for it; its backward pass copies the gradient of the output
-//! there (with `Recompute` wx too), and d_wx, the weights' gradients and d_s0 back. What is kept in
-//! between stays on the GPU. On the CPU the operation works on candle's memory itself.
+//! # GPUs
+//! [`Rnn::on`] takes any [`AnyBackend`](flashrnn::AnyBackend); the features `cuda` and `wgpu` add
+//! GPU backends. Tensors remain on candle's CPU device. A forward pass copies wx, the weights and
+//! s0 to the GPU and the output back, and waits for it. A backward pass copies the gradient of the
+//! output to the GPU (with `Recompute` also wx), and d_wx, the weights' gradients and d_s0 back.
+//! Saved tensors stay on the GPU. On the CPU, the operation works directly on candle's memory.
 
 mod call;
 mod frozen;

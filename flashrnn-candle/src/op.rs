@@ -1,5 +1,5 @@
-//! The candle operation behind [`Rnn`](crate::Rnn): three inputs, one packed output, and what the
-//! backward pass needs kept in the operation itself.
+//! The candle operation behind [`Rnn`](crate::Rnn). It has three inputs and one packed output, and
+//! keeps what its backward pass needs in the operation object.
 
 use std::sync::OnceLock;
 
@@ -8,32 +8,32 @@ use flashrnn::any::AnyBuffer;
 use flashrnn::{AnyBackend, Backend, Backward, Element, Plan, Save, Weights};
 
 use crate::call::{Call, Kept, Written};
-use crate::host::{Number, cpu, fingerprint, gradient, narrow, slice, unchanged, widen};
+use crate::host::{Number, check_unchanged, cpu, fingerprint, gradient, narrow, slice, widen};
 use crate::staging::Staged;
 
-/// One call of the operator. Its inputs are wx, r and b; with an initial state the third is b, then
-/// s0, in one tensor of `T::Wide`.
+/// One call of the operator. Its inputs are wx, r and b; with an initial state, the third holds b
+/// and then s0 in one tensor of `T::Wide`.
 pub(crate) struct Op<T: Number, W: Number> {
     call: Call<T, W>,
-    /// s0 follows b.
+    /// Whether s0 follows b in the third input.
     initial: bool,
-    /// Something depends on a variable, so a backward pass may follow.
+    /// Whether an input depends on a variable, so that a backward pass may follow.
     differentiable: bool,
     /// Set by the forward pass.
     context: OnceLock<Context<T>>,
 }
 
-/// What the forward pass of one call leaves to its backward passes.
+/// What the forward pass of a call saves for its backward passes.
 struct Context<T: Number> {
     weights: Weights<AnyBackend, T>,
-    /// `[S, B, N, D]`, a copy: a stateful model overwrites its s0 before the backward pass.
+    /// `[S, B, N, D]`, a copy, since stateful models overwrite s0 before the backward pass.
     s0: Option<AnyBuffer<T::Wide>>,
     kept: Kept<T>,
-    /// The fingerprint of wx, where the backward pass reads it again.
-    wx_read: Option<u64>,
+    /// The fingerprint of wx, if the backward pass reads it again.
+    wx_fingerprint: Option<u64>,
 }
 
-/// What the third input holds: b, and s0 in the backend's memory.
+/// The contents of the third input: b, and s0 in the backend's memory.
 type Rest<T, W> = (Vec<W>, Option<AnyBuffer<<T as Element>::Wide>>);
 
 impl<T: Number, W: Number> Op<T, W> {
@@ -41,7 +41,7 @@ impl<T: Number, W: Number> Op<T, W> {
         Self { call, initial, differentiable, context: OnceLock::new() }
     }
 
-    /// The number of elements of b.
+    /// Returns the number of elements of b.
     fn b_len(&self) -> usize {
         self.call.shapes().b().iter().product()
     }
@@ -50,7 +50,7 @@ impl<T: Number, W: Number> Op<T, W> {
         self.call.plan.problem().options.save == Save::Recompute
     }
 
-    /// Takes b and s0 out of the third input.
+    /// Splits the third input into b and s0.
     fn split(&self, storage: &CpuStorage, layout: &Layout) -> Result<Rest<T, W>> {
         if !self.initial {
             return Ok((slice::<W>(storage, layout)?.to_vec(), None));
@@ -61,7 +61,7 @@ impl<T: Number, W: Number> Op<T, W> {
     }
 }
 
-/// Converts between `W` and `T::Wide`, where one is at least as wide as the other.
+/// Converts between `W` and `T::Wide`.
 fn convert<P: Element, Q: Element>(x: P) -> Q {
     Q::from_f64(x.to_f64())
 }
@@ -71,7 +71,7 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         "flashrnn"
     }
 
-    /// From wx, r and (b, s0) the flat tensor (h or states, last), in `T::Wide`.
+    /// Computes the flat tensor (h or states, last) in `T::Wide` from wx, r and (b, s0).
     fn cpu_fwd(
         &self,
         wx: &CpuStorage,
@@ -87,9 +87,9 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         let Written { head, mut last, kept } =
             call.forward(&weights, slice(wx, wx_layout)?, s0.as_ref(), self.differentiable)?;
         if let Some(kept) = kept {
-            let wx_read = if self.recomputes() { fingerprint(wx, wx_layout) } else { None };
-            if self.context.set(Context { weights, s0, kept, wx_read }).is_err() {
-                return Err(Error::msg("flashrnn: one operation object was run forward twice"));
+            let wx_fingerprint = if self.recomputes() { fingerprint(wx, wx_layout) } else { None };
+            if self.context.set(Context { weights, s0, kept, wx_fingerprint }).is_err() {
+                return Err(Error::msg("flashrnn: one operation object ran forward twice"));
             }
         }
         // out: [S·B·T·N·D or B·T·N·D, then S·B·N·D]
@@ -107,10 +107,8 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         _out: &Tensor,
         d_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(Context { weights, s0, kept, wx_read }) = self.context.get() else {
-            return Err(Error::msg(
-                "flashrnn: backward without a forward pass that kept its states",
-            ));
+        let Some(Context { weights, s0, kept, wx_fingerprint }) = self.context.get() else {
+            return Err(Error::msg("flashrnn: no forward pass saved anything for this backward"));
         };
         let call = &self.call;
         let d_out = d_out.contiguous()?;
@@ -121,11 +119,11 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         let (d_head, d_last) = (call.stage(&d_head)?, call.stage(d_last)?);
         let d_head = Some(d_head.view());
         let (d_h, d_states) = if call.all_states { (None, d_head) } else { (d_head, None) };
-        // With the gates kept, nothing reads wx again.
+        // With saved gates, the backward pass does not read wx.
         let (wx_storage, wx_layout) = wx.storage_and_layout();
         let wx_again = if self.recomputes() {
             let storage = cpu(&wx_storage)?;
-            unchanged("wx", *wx_read, storage, wx_layout)?;
+            check_unchanged("wx", *wx_fingerprint, storage, wx_layout)?;
             Some(call.stage(slice(storage, wx_layout)?)?)
         } else {
             None
@@ -151,8 +149,7 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
                 ..Backward::new(weights, kept.states.view(), kept.saved.view(), d_wx.view_mut())
             })
             .map_err(Error::wrap)?;
-        // A gradient for a tensor that depends on no variable would only stay behind in candle's
-        // store.
+        // candle would keep a gradient for a tensor that depends on no variable in its store.
         let d_wx =
             wx.track_op().then(|| gradient(T::to_cpu_storage_owned(self.call.read(d_wx)?), wx));
         let d_r = r.track_op().then(|| gradient(W::to_cpu_storage_owned(self.call.read(d_r)?), r));
@@ -162,7 +159,7 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
 }
 
 impl<T: Number, W: Number> Op<T, W> {
-    /// The gradient of the third input.
+    /// Makes the gradient of the third input.
     fn joined(&self, d_b: AnyBuffer<W>, d_s0: Option<AnyBuffer<T::Wide>>) -> Result<CpuStorage> {
         let d_b = self.call.read(d_b)?;
         let Some(d_s0) = d_s0 else { return Ok(W::to_cpu_storage_owned(d_b)) };

@@ -1,4 +1,4 @@
-//! The plans that an [`Rnn`](crate::Rnn) keeps from one call to the next.
+//! A cache of plans, kept by an [`Rnn`](crate::Rnn) between calls.
 
 use std::any::Any;
 use std::fmt;
@@ -6,22 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flashrnn::Problem;
 
-/// How many plans are kept: enough for batches of some dozen lengths, each with a forward pass and
-/// steps.
+/// The number of plans kept, which suffices for batches of a dozen lengths, each with a forward
+/// pass and steps.
 const CAPACITY: usize = 32;
 
-/// The plans used last, of one cell on one backend, by sizes, options and element types.
+/// Keeps the most recently used plans of one cell on one backend, by sizes, options and element
+/// types.
 #[derive(Default)]
 pub(crate) struct Plans {
-    /// The one used last comes last.
+    /// Ordered from least to most recently used.
     kept: Mutex<Vec<(Problem, Arc<dyn Any + Send + Sync>)>>,
 }
 
 impl Plans {
-    /// Returns the plan of type `P` for `problem`, made now where none is kept.
+    /// Returns the plan of type `P` for `problem`, calling `make` if it is not cached.
     ///
-    /// The lock is not held while a plan is made, so that compiling kernels holds up no other call.
-    /// Two threads may therefore make the same plan at once.
+    /// The lock is not held during `make`, so that compiling kernels does not block other calls.
+    /// Two threads may therefore make the same plan concurrently.
     pub fn get<P: Any + Send + Sync, E>(
         &self,
         problem: &Problem,
@@ -46,8 +47,8 @@ impl Plans {
         kept.last().and_then(|(_, plan)| plan.clone().downcast().ok())
     }
 
-    /// Locks the plans. A thread that panicked left them whole: each change is one operation of the
-    /// vector.
+    /// Locks the plans. A poisoned lock is safe to use, since every change is a single operation of
+    /// the vector.
     fn lock(&self) -> MutexGuard<'_, Vec<(Problem, Arc<dyn Any + Send + Sync>)>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// Asks for the plan of `time` steps; returns whether it was made for this call.
+    /// Gets the plan for `problem`, and returns whether it had to be made.
     fn made<P: Any + Send + Sync + Default>(plans: &Plans, problem: &Problem) -> bool {
         let mut made = false;
         let make = || {
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_made_once_for_its_sizes_options_and_types() {
+    fn plans_are_cached_by_sizes_options_and_types() {
         let plans = Plans::default();
         let problem = Problem::new(2, 3, 1, 4);
         assert!(made::<f32>(&plans, &problem));
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plans_kept_are_those_used_last() {
+    fn the_least_recently_used_plan_is_evicted() {
         let plans = Plans::default();
         let problem = |time| Problem::new(1, time, 1, 1);
         for time in 0..CAPACITY {
@@ -104,6 +105,6 @@ mod tests {
         assert!(made::<f32>(&plans, &problem(CAPACITY)));
         assert_eq!(plans.lock().len(), CAPACITY);
         assert!(!made::<f32>(&plans, &problem(0)));
-        assert!(made::<f32>(&plans, &problem(1)), "the one not used for longest gave way");
+        assert!(made::<f32>(&plans, &problem(1)), "the least recently used plan");
     }
 }

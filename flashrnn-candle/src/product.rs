@@ -1,5 +1,5 @@
-//! The input product `wx = W x` of a layer as one differentiable operation, whose gradients leave
-//! padding out.
+//! The input product `wx = W x` of a layer, as one differentiable operation whose gradients ignore
+//! padding.
 
 use std::sync::OnceLock;
 
@@ -8,48 +8,47 @@ use candle_core::cpu_backend::CpuDevice;
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use flashrnn::Shapes;
 
-use crate::host::{cpu, fingerprint, gradient, unchanged};
+use crate::host::{check_unchanged, cpu, fingerprint, gradient};
 
-/// Multiplies every row of `x [.., I]` by `w [Gx·N·D, I]`; the result is of `shape`, `[.., Gx, N,
-/// D]`.
+/// Multiplies every row of `x [.., I]` by `w [Gx·N·D, I]`, with a result of shape `[.., Gx, N, D]`.
 pub(crate) struct Product {
     shape: Shape,
-    /// Present where some rows of x are padding: `[.., 1]`, of u8, 0 there.
-    inside: Option<Tensor>,
+    /// `[.., 1]` of u8: 0 for rows of x that are padding. Absent if there are none.
+    mask: Option<Tensor>,
     /// The fingerprints of x and w in the forward pass.
-    read: OnceLock<[Option<u64>; 2]>,
+    fingerprints: OnceLock<[Option<u64>; 2]>,
 }
 
 impl Product {
-    pub fn new(shape: impl Into<Shape>, inside: Option<Tensor>) -> Self {
-        Self { shape: shape.into(), inside, read: OnceLock::new() }
+    pub fn new(shape: impl Into<Shape>, mask: Option<Tensor>) -> Self {
+        Self { shape: shape.into(), mask, fingerprints: OnceLock::new() }
     }
 
-    /// Returns x with zeros in place of padding. A gradient of 0 does not keep out of a product
-    /// what lies there: 0 times infinity, or times NaN, is NaN.
+    /// Returns x with zeros in place of padding. The zero gradient there would not suffice, since 0
+    /// times infinity or NaN is NaN.
     fn without_padding(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.detach();
-        match &self.inside {
+        match &self.mask {
             None => Ok(x),
-            Some(inside) => inside.broadcast_as(x.shape())?.where_cond(&x, &x.zeros_like()?),
+            Some(mask) => mask.broadcast_as(x.shape())?.where_cond(&x, &x.zeros_like()?),
         }
     }
 }
 
-/// Marks the steps of every row that its length includes: `[B, T, 1]` (or `[T, B, 1]`). None where
-/// that is all of them.
-pub(crate) fn inside(shapes: &Shapes, lengths: Option<&[i32]>) -> Result<Option<Tensor>> {
+/// Makes a mask `[B, T, 1]` (or `[T, B, 1]`) that is 1 within each row's length and 0 in the
+/// padding. Returns `None` if there is no padding.
+pub(crate) fn padding_mask(shapes: &Shapes, lengths: Option<&[i32]>) -> Result<Option<Tensor>> {
     let padded = |lengths: &&[i32]| lengths.iter().any(|&length| length as usize != shapes.time);
     let Some(lengths) = lengths.filter(padded) else { return Ok(None) };
-    let mut inside = vec![0u8; shapes.tokens()];
+    let mut mask = vec![0u8; shapes.tokens()];
     for (b, &length) in lengths.iter().enumerate() {
-        (0..length as usize).for_each(|t| inside[shapes.token(b, t)] = 1);
+        (0..length as usize).for_each(|t| mask[shapes.token(b, t)] = 1);
     }
     let [outer, inner] = shapes.resets();
-    Tensor::from_vec(inside, (outer, inner, 1), &Device::Cpu).map(Some)
+    Tensor::from_vec(mask, (outer, inner, 1), &Device::Cpu).map(Some)
 }
 
-/// A contiguous tensor as a matrix.
+/// Returns the layout of a contiguous tensor as a matrix.
 fn matrix(layout: &Layout, rows: usize, columns: usize) -> Layout {
     Layout::contiguous_with_offset((rows, columns), layout.start_offset())
 }
@@ -68,11 +67,11 @@ impl CustomOp2 for Product {
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, input) = w_layout.shape().dims2()?;
         let tokens = x_layout.shape().elem_count() / input;
-        // A matrix of no rows is not one that candle multiplies.
+        // candle does not multiply matrices without rows.
         if tokens == 0 {
             return Ok((CpuDevice.zeros_impl(&self.shape, x.dtype())?, self.shape.clone()));
         }
-        self.read.get_or_init(|| [fingerprint(x, x_layout), fingerprint(w, w_layout)]);
+        self.fingerprints.get_or_init(|| [fingerprint(x, x_layout), fingerprint(w, w_layout)]);
         let x_layout = matrix(x_layout, tokens, input);
         let wx = x.matmul(w, (1, tokens, rows, input), &x_layout, &w_layout.transpose(0, 1)?)?;
         Ok((wx, self.shape.clone()))
@@ -88,24 +87,24 @@ impl CustomOp2 for Product {
         let (rows, input) = w.dims2()?;
         let tokens = x.elem_count() / input;
         if tokens == 0 {
-            let zeros = |of: &Tensor| gradient(CpuDevice.zeros_impl(of.shape(), of.dtype())?, of);
-            let zeros = |of: &Tensor| of.track_op().then(|| zeros(of)).transpose();
+            let zeros = |t: &Tensor| gradient(CpuDevice.zeros_impl(t.shape(), t.dtype())?, t);
+            let zeros = |t: &Tensor| t.track_op().then(|| zeros(t)).transpose();
             return Ok((zeros(x)?, zeros(w)?));
         }
         let d_wx = d_wx.contiguous()?;
         let (d_wx, d_wx_layout) = d_wx.storage_and_layout();
         let (d_wx, d_wx_layout) = (cpu(&d_wx)?, matrix(d_wx_layout, tokens, rows));
-        let [x_read, w_read] = self.read.get().copied().unwrap_or_default();
+        let [x_before, w_before] = self.fingerprints.get().copied().unwrap_or_default();
         let d_x = x.track_op().then(|| {
             let (w, w_layout) = w.storage_and_layout();
             let w = cpu(&w)?;
-            unchanged("the layer's W", w_read, w, w_layout)?;
+            check_unchanged("the layer's W", w_before, w, w_layout)?;
             gradient(d_wx.matmul(w, (1, tokens, input, rows), &d_wx_layout, w_layout)?, x)
         });
         let d_w = w.track_op().then(|| {
             let x = {
                 let (storage, layout) = x.storage_and_layout();
-                unchanged("x", x_read, cpu(&storage)?, layout)?;
+                check_unchanged("x", x_before, cpu(&storage)?, layout)?;
                 self.without_padding(x)?
             };
             let (x, x_layout) = x.storage_and_layout();

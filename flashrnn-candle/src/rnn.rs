@@ -1,4 +1,4 @@
-//! The operator on candle's tensors: options, checks, and the way to and from the packed operation.
+//! The operator on candle's tensors. Checks the arguments and wraps the packed operation.
 
 use std::sync::Arc;
 
@@ -6,7 +6,6 @@ use candle_core::{DType, Error, Result, Tensor, WithDType};
 use flashrnn::{AnyBackend, Backend, Cell, Cpu, Layout, Options, Problem, Shapes, bf16, f16};
 
 use crate::call::Call;
-use crate::frozen::{Frozen, FrozenCalls, Typed};
 use crate::host::{Number, check, on_host};
 use crate::join::concat;
 use crate::op::Op;
@@ -14,9 +13,9 @@ use crate::plans::Plans;
 use crate::sequence::Sequence;
 use crate::{Output, SequenceOptions};
 
-/// A recurrence with its options, ready for tensors of any size.
+/// A recurrence with its options, for tensors of any size.
 ///
-/// It keeps the plans of the sizes it met last, up to 32; clones share them.
+/// It caches the plans of up to 32 recently used sizes. Clones share the cache.
 ///
 /// ```
 /// use flashrnn::{Options, Save, Slstm};
@@ -34,7 +33,7 @@ pub struct Rnn<C> {
     plans: Arc<Plans>,
 }
 
-/// Calls a method that is generic over the element type of wx and over that of the weights.
+/// Calls a method that is generic over the element types of wx and of the weights.
 macro_rules! by_types {
     ($wx:expr, $weights:expr, $rnn:ident.$method:ident $arguments:tt) => {
         match ($wx, $weights) {
@@ -44,29 +43,31 @@ macro_rules! by_types {
             (DType::F16, DType::F32) => $rnn.$method::<f16, f32>$arguments,
             (DType::BF16, DType::BF16) => $rnn.$method::<bf16, bf16>$arguments,
             (DType::BF16, DType::F32) => $rnn.$method::<bf16, f32>$arguments,
-            (wx, weights) => Err(wrong_types(wx, weights)),
+            (wx, weights) => Err($crate::rnn::wrong_types(wx, weights)),
         }
     };
 }
+pub(crate) use by_types;
 
-fn wrong_types(wx: DType, weights: DType) -> Error {
+/// Makes the error for element types that do not go together.
+pub(crate) fn wrong_types(wx: DType, weights: DType) -> Error {
     match wx {
         DType::F32 | DType::F64 | DType::F16 | DType::BF16 => {
-            Error::msg(format!("r is {weights:?}, wanted {wx:?} as wx, or F32 beside a 16-bit wx"))
+            Error::msg(format!("r is {weights:?}, wanted {wx:?} like wx, or F32 with a 16-bit wx"))
         }
         _ => Error::msg(format!("wx is {wx:?}, wanted F32, F64, F16 or BF16")),
     }
 }
 
 impl<C: Cell> Rnn<C> {
-    /// Makes the recurrence of `cell`, one of [`flashrnn`]'s or the user's own: batch-major, with
-    /// every option off, on rayon's current threads.
+    /// Makes the recurrence of `cell`, one of [`flashrnn`]'s or your own, on the CPU: batch-major,
+    /// with every option off.
     #[must_use]
     pub fn new(cell: C) -> Self {
         Self::on(AnyBackend::Cpu(Cpu::new()), cell)
     }
 
-    /// Makes the recurrence of `cell` on `backend`, batch-major, with every option off.
+    /// Makes the recurrence of `cell` on `backend`: batch-major, with every option off.
     #[must_use]
     pub fn on(backend: AnyBackend, cell: C) -> Self {
         Self {
@@ -84,8 +85,8 @@ impl<C: Cell> Rnn<C> {
         Self { options, ..self }
     }
 
-    /// Returns this recurrence with [`Output::states`] filled, or not. See the crate's
-    /// documentation for what that costs.
+    /// Selects whether [`Output::states`] is present. The [crate documentation](crate) describes
+    /// its cost.
     #[must_use]
     pub fn all_states(self, all_states: bool) -> Self {
         Self { all_states, ..self }
@@ -97,22 +98,22 @@ impl<C: Cell> Rnn<C> {
         &self.options
     }
 
-    /// Returns the backend, and with it its device or the threads it uses.
+    /// Returns the backend.
     #[must_use]
     pub fn backend(&self) -> &AnyBackend {
         &self.backend
     }
 
-    /// Runs the recurrence over `wx [B, T, Gx, N, D]` with `r [Gr, N, D_out, D_in]` and `b [G, N,
-    /// D]`.
+    /// Runs the recurrence over `wx [B, T, Gx, N, D]` with `r [Gr, N, D_out, D_in]` and
+    /// `b [G, N, D]`.
     ///
-    /// Differentiable in `wx`, `r`, `b` and `s0`, from every tensor of the [`Output`]. Tensors that
-    /// are not contiguous are copied. `r` and `b` are packed on every call, with the values they
-    /// have then.
+    /// Every tensor of the [`Output`] is differentiable with respect to `wx`, `r`, `b` and `s0`.
+    /// Tensors that are not contiguous are copied. Every call packs `r` and `b` with their current
+    /// values.
     ///
     /// # Errors
-    /// Where a tensor has the wrong shape or type or is on another device than the CPU, a length
-    /// is not within 0 to T, an option makes no sense, or memory runs out.
+    /// If a tensor has the wrong shape or type or is not on the CPU, a length is outside 0 to T, an
+    /// option is invalid, or memory runs out.
     pub fn forward(
         &self,
         wx: &Tensor,
@@ -127,51 +128,8 @@ impl<C: Cell> Rnn<C> {
         self.differentiable(wx, r, b, &shapes, sequence)
     }
 
-    /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]` once, for inference with a `wx` of the type
-    /// `dtype`.
-    ///
-    /// What happens to the tensors later does not change the result.
-    ///
-    /// # Errors
-    /// As [`Rnn::forward`].
-    pub fn freeze(&self, r: &Tensor, b: &Tensor, dtype: DType) -> Result<Frozen> {
-        let &[_, heads, head_dim, _] = r.dims() else {
-            return Err(Error::msg(format!(
-                "r: got shape {:?}, wanted [Gr, N, D_out, D_in]",
-                r.dims()
-            )));
-        };
-        let shapes = self.problem([1, 1], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
-        check("r", r, &shapes.r())?;
-        check("b", b, &shapes.b())?;
-        self.freeze_flat(r, b, dtype, &shapes)
-    }
-
-    /// As [`Rnn::freeze`], for weights of as many elements, whatever their shapes.
-    pub(crate) fn freeze_flat(
-        &self,
-        r: &Tensor,
-        b: &Tensor,
-        dtype: DType,
-        shapes: &Shapes,
-    ) -> Result<Frozen> {
-        on_host([("r", r), ("b", b)])?;
-        let calls = by_types!(dtype, r.dtype(), self.pack(r, b, shapes))?;
-        Ok(Frozen::new(calls, dtype))
-    }
-
-    fn pack<T: Number, W: Number>(
-        &self,
-        r: &Tensor,
-        b: &Tensor,
-        shapes: &Shapes,
-    ) -> Result<Box<dyn FrozenCalls>> {
-        same_type(r, b)?;
-        Ok(Box::new(Typed::<C, T, W>::pack(self.clone(), r, b, shapes)?))
-    }
-
-    /// Runs the recurrence as an operation of candle's; `r` and `b` are of as many elements as
-    /// `shapes` says, whatever their shapes.
+    /// Runs the recurrence as a candle operation. `r` and `b` must have the numbers of elements
+    /// given by `shapes`, but may have any shape.
     pub(crate) fn differentiable(
         &self,
         wx: &Tensor,
@@ -206,7 +164,7 @@ impl<C: Cell> Rnn<C> {
         // packed: [S·B·T·N·D or B·T·N·D, then S·B·N·D]
         let packed = wx.apply_op3(&r, &rest, Op::new(call, initial, differentiable))?;
         let head = packed.narrow(0, 0, head_len)?.to_dtype(wx.dtype())?;
-        // A copy, which does not keep h.
+        // Copied, so that keeping `last` does not keep h.
         let last =
             packed.narrow(0, head_len, packed.elem_count() - head_len)?.force_contiguous()?;
         let last = last.reshape(shapes.state().as_slice())?;
@@ -218,7 +176,7 @@ impl<C: Cell> Rnn<C> {
         }
     }
 
-    /// A call for tensors of `shapes`, with a plan kept from an earlier one where there is one.
+    /// Makes a call for tensors of `shapes`, with a cached plan if there is one.
     pub(crate) fn call<T: Number, W: Number>(
         &self,
         shapes: &Shapes,
@@ -236,7 +194,7 @@ impl<C: Cell> Rnn<C> {
         })
     }
 
-    /// Checks the shape of wx, and returns all shapes that follow from it.
+    /// Checks the shape of wx, and returns the shapes of all tensors.
     pub(crate) fn shapes_of(&self, wx: &Tensor) -> Result<Shapes> {
         let &[outer, inner, _, heads, head_dim] = wx.dims() else {
             let order = self.order();
@@ -251,7 +209,7 @@ impl<C: Cell> Rnn<C> {
         Ok(shapes)
     }
 
-    /// The problem of tensors whose first two axes are `outer`.
+    /// Makes the problem for tensors whose first two axes have the sizes `outer`.
     pub(crate) fn problem(&self, outer: [usize; 2], heads: usize, head_dim: usize) -> Problem {
         let [batch, time] = match self.options.layout {
             Layout::BatchMajor => outer,
@@ -260,7 +218,7 @@ impl<C: Cell> Rnn<C> {
         Problem::new(batch, time, heads, head_dim).with(self.options)
     }
 
-    /// The names of the first two axes.
+    /// Returns the names of the first two axes.
     pub(crate) fn order(&self) -> &'static str {
         match self.options.layout {
             Layout::BatchMajor => "B, T",
@@ -269,9 +227,10 @@ impl<C: Cell> Rnn<C> {
     }
 }
 
-fn same_type(r: &Tensor, b: &Tensor) -> Result<()> {
+/// Checks that r and b have the same element type.
+pub(crate) fn same_type(r: &Tensor, b: &Tensor) -> Result<()> {
     if b.dtype() == r.dtype() {
         return Ok(());
     }
-    Err(Error::msg(format!("b is {:?}, wanted {:?} as r", b.dtype(), r.dtype())))
+    Err(Error::msg(format!("b is {:?}, wanted {:?} like r", b.dtype(), r.dtype())))
 }

@@ -1,23 +1,22 @@
-//! What a call takes besides wx and the weights, and what it returns.
+//! The optional inputs of a call, and its outputs.
 
 use candle_core::{DType, Error, Result, Tensor};
 use flashrnn::Shapes;
 
 use crate::host::{check, on_host};
 
-/// The inputs of a call that may be absent.
+/// The optional inputs of a call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SequenceOptions<'a> {
-    /// `[S, B, N, D]`: the initial state, zeros if absent. Any float type; used as f32, or f64
-    /// beside an f64 `wx`. The call copies it, so a model may overwrite it before the backward
-    /// pass.
+    /// `[S, B, N, D]`: the initial state, zeros if absent. May have any float type; it is converted
+    /// to f32, or to f64 if `wx` is f64. The call copies it, so a model may overwrite it before the
+    /// backward pass.
     pub s0: Option<&'a Tensor>,
-    /// `[B]`, of an integer type: row b has `lengths[b]` steps, 0 to T. Later outputs are zero.
-    /// What lies there in `wx` or `x`, NaN and infinities included, reaches no output and no
-    /// gradient.
+    /// `[B]`, of an integer type: row b has `lengths[b]` steps, 0 to T. Later outputs are zero, and
+    /// later elements of `wx` or `x`, even NaN and infinities, affect no output and no gradient.
     pub lengths: Option<&'a Tensor>,
-    /// `[B, T]` (or `[T, B]`), of an integer type: where not 0, the state is zeroed before that
-    /// step, in processing order.
+    /// `[B, T]` (or `[T, B]`), of an integer type: a nonzero flag zeroes the row's state before
+    /// that step is processed.
     pub resets: Option<&'a Tensor>,
 }
 
@@ -26,15 +25,16 @@ pub struct SequenceOptions<'a> {
 pub struct Output {
     /// `[B, T, N, D]` (or time-major): h at every step, in the type of `wx`.
     pub h: Tensor,
-    /// `[S, B, N, D]`: the state each row ends in, f32, or f64 beside f64. Memory of its own: kept
-    /// on its own (after `detach` where it depends on variables), it does not keep `h`.
+    /// `[S, B, N, D]`: the final state of each row, in f32, or in f64 if `wx` is f64. It has its
+    /// own memory, so keeping it does not keep `h` alive (if it depends on variables, `detach` it
+    /// first).
     pub last: Tensor,
     /// `[S, B, T, N, D]` (or time-major): every state at every step, in the type of `wx`. Present
-    /// with [`Rnn::all_states`](crate::Rnn::all_states); `h` is then a view of its beginning.
+    /// with [`Rnn::all_states`](crate::Rnn::all_states), where `h` is a view of its first part.
     pub states: Option<Tensor>,
 }
 
-/// The optional inputs of a call, checked and read.
+/// The optional inputs of a call, checked and converted.
 #[derive(Default)]
 pub(crate) struct Sequence<'a> {
     pub s0: Option<&'a Tensor>,
@@ -61,7 +61,7 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// The values of an integer tensor of shape `want`.
+/// Reads an integer tensor of shape `want`.
 fn read_integers(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result<Vec<i64>> {
     check(name, tensor, want)?;
     if !tensor.dtype().is_int() {
@@ -72,7 +72,7 @@ fn read_integers(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result<
 
 fn read_lengths(tensor: &Tensor, shapes: &Shapes) -> Result<Vec<i32>> {
     let lengths = read_integers("lengths", tensor, &[shapes.batch])?;
-    // time is at most i32::MAX, so a length that fits 0..=time fits i32.
+    // Lengths within 0..=time fit i32, since time is at most i32::MAX.
     let fits = |&n: &i64| (0..=shapes.time as i64).contains(&n);
     match lengths.iter().position(|n| !fits(n)) {
         None => Ok(lengths.iter().map(|&n| n as i32).collect()),

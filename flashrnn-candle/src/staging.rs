@@ -1,11 +1,11 @@
-//! How host memory reaches a backend and comes back: in place on the CPU, by copies elsewhere.
+//! Transfers between host memory and a backend: in place on the CPU, by copies on GPUs.
 
 use bytemuck::Pod;
 use candle_core::{Error, Result};
 use flashrnn::any::{AnyBuffer, AnyView};
 use flashrnn::{AnyBackend, Backend};
 
-/// Host data where a backend can read it.
+/// Host data in memory that a backend can read.
 pub(crate) enum Staged<'a, P: Pod + Send + Sync> {
     InPlace(&'a [P]),
     Copied(AnyBuffer<P>),
@@ -20,7 +20,7 @@ impl<P: Pod + Send + Sync> Staged<'_, P> {
     }
 }
 
-/// Brings `data` to the backend.
+/// Makes `data` readable by the backend.
 pub(crate) fn stage<'a, P: Pod + Send + Sync>(
     backend: &AnyBackend,
     data: &'a [P],
@@ -31,7 +31,7 @@ pub(crate) fn stage<'a, P: Pod + Send + Sync>(
     }
 }
 
-/// Reads all elements of a buffer that is needed no longer.
+/// Converts a buffer into host memory.
 pub(crate) fn into_vec<P: Pod + Send + Sync>(
     backend: &AnyBackend,
     buffer: AnyBuffer<P>,

@@ -1,4 +1,4 @@
-//! Weights in the order of PyTorch's `nn.LSTM`, `nn.GRU` and `nn.RNN`.
+//! Weights in the layout of PyTorch's `nn.LSTM`, `nn.GRU` and `nn.RNN`.
 
 use std::ops::Range;
 
@@ -8,18 +8,18 @@ use flashrnn::{Cell, CellSizes, Elman, Gru, Lstm};
 
 use crate::join::{Part, join};
 
-/// A cell that PyTorch has too: its weights can be brought over, to one head of `D = hidden_size`
-/// units.
+/// A cell that PyTorch has as well, so that its weights can be loaded into one head of
+/// `D = hidden_size` units.
 ///
-/// PyTorch stacks the weights of K gates, each `hidden_size` rows, in `weight_ih [K·H, I]`,
-/// `weight_hh [K·H, H]` and two biases `[K·H]`; K is 4 for `nn.LSTM`, 3 for `nn.GRU`, 1 for
-/// `nn.RNN`.
+/// PyTorch stacks the weights of K gates, with H = `hidden_size` rows each, in
+/// `weight_ih [K·H, I]`, `weight_hh [K·H, H]` and two biases `[K·H]`. K is 4 for `nn.LSTM`, 3 for
+/// `nn.GRU` and 1 for `nn.RNN`.
 pub trait FromTorch: Cell {
-    /// For each gate in [`Cell::GATES`], PyTorch's gate whose weights it takes.
+    /// For each gate in [`Cell::GATES`], the PyTorch gate it takes its weights from.
     const TORCH_GATES: &'static [TorchGate];
 }
 
-/// `nn.LSTM`: its gates i, f, g, o are i, f, z, o here; `b = bias_ih + bias_hh`.
+/// `nn.LSTM`, whose gates i, f, g, o are called i, f, z, o here; `b = bias_ih + bias_hh`.
 impl FromTorch for Lstm {
     const TORCH_GATES: &'static [TorchGate] =
         &[TorchGate::both(0), TorchGate::both(1), TorchGate::both(2), TorchGate::both(3)];
@@ -30,14 +30,14 @@ impl FromTorch for Elman {
     const TORCH_GATES: &'static [TorchGate] = &[TorchGate::both(0)];
 }
 
-/// `nn.GRU`: its gates are r, z, n. The biases of n stay apart: b_hn is n_h's, inside the reset
-/// gate, b_in n_x's.
+/// `nn.GRU`, whose gates are r, z, n. The two biases of n remain separate: b_hn is the bias of n_h,
+/// inside the reset gate, and b_in that of n_x.
 impl FromTorch for Gru {
     const TORCH_GATES: &'static [TorchGate] =
         &[TorchGate::recurrent(2), TorchGate::both(0), TorchGate::both(1), TorchGate::external(2)];
 }
 
-/// Which of PyTorch's gates a gate takes its weights from, and which of the two halves.
+/// The PyTorch gate that a gate takes its weights from, and which of the two matrices it uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TorchGate {
     ih: Option<usize>,
@@ -64,7 +64,7 @@ impl TorchGate {
     }
 }
 
-/// K of a cell, after checks of [`FromTorch::TORCH_GATES`] when the program is compiled.
+/// Holds K of a cell, and checks [`FromTorch::TORCH_GATES`] at compile time.
 struct Checked<C>(std::marker::PhantomData<C>);
 
 impl<C: FromTorch> Checked<C> {
@@ -76,11 +76,11 @@ impl<C: FromTorch> Checked<C> {
             let TorchGate { ih, hh } = gates[k];
             assert!(
                 hh.is_some() == (k < C::GR),
-                "the gates with weight_hh are those with recurrent input"
+                "exactly the gates with recurrent input take weight_hh"
             );
             assert!(
                 ih.is_some() == (k >= C::G - C::GX),
-                "the gates with weight_ih are those with external input"
+                "exactly the gates with external input take weight_ih"
             );
             if let Some(index) = hh {
                 assert!(index < C::GX, "FromTorch::TORCH_GATES names one of PyTorch's K gates");
@@ -97,20 +97,20 @@ impl<C: FromTorch> Checked<C> {
     };
 }
 
-/// The parameters of one layer and direction of a PyTorch module, as they are there.
+/// The parameters of one layer and direction of a PyTorch module, in PyTorch's layout.
 #[derive(Clone, Debug)]
 pub(crate) struct TorchWeights {
     /// `[K·H, I]`
     pub weight_ih: Tensor,
     /// `[K·H, H]`
     weight_hh: Tensor,
-    /// `bias_ih` and `bias_hh`, `[K·H]` each; none with PyTorch's `bias=False`.
+    /// `bias_ih` and `bias_hh`, `[K·H]` each; absent with PyTorch's `bias=False`.
     biases: Option<[Tensor; 2]>,
     gates: &'static [TorchGate],
 }
 
 impl TorchWeights {
-    /// Finds the parameters in `vb`, or makes them as PyTorch does where `vb` makes variables.
+    /// Gets the parameters from `vb`, which initialises them like PyTorch if it creates variables.
     pub fn find<C: FromTorch>(
         input: usize,
         hidden: usize,
@@ -121,38 +121,38 @@ impl TorchWeights {
         let bound = 1.0 / (hidden as f64).sqrt();
         let init = Init::Uniform { lo: -bound, up: bound };
         let named = |name: &str| format!("{name}_{suffix}");
-        // A builder that does not have the weights and gives them all the same makes them, and then
-        // the biases too.
-        let makes = !vb.contains_tensor(&named("weight_ih"));
+        // A builder that returns weights it does not contain creates them, and should create the
+        // biases too.
+        let creates = !vb.contains_tensor(&named("weight_ih"));
         let weight_ih = vb.get_with_hints((rows, input), &named("weight_ih"), init)?;
         let weight_hh = vb.get_with_hints((rows, hidden), &named("weight_hh"), init)?;
         let names = ["bias_ih", "bias_hh"].map(named);
-        let [ih, hh] = names.each_ref().map(|name| makes || vb.contains_tensor(name));
+        let [ih, hh] = names.each_ref().map(|name| creates || vb.contains_tensor(name));
         let bias = |name: &str| vb.get_with_hints(rows, name, init);
         let biases = match (ih, hh) {
             (true, true) => Some([bias(&names[0])?, bias(&names[1])?]),
             (false, false) => None,
             _ => {
-                let [missing, there] =
+                let [missing, present] =
                     if ih { [&names[1], &names[0]] } else { [&names[0], &names[1]] };
                 let prefix = vb.prefix();
                 let prefix = if prefix.is_empty() { prefix } else { format!("{prefix}.") };
                 return Err(Error::msg(format!(
-                    "{prefix}{missing} is missing, though {prefix}{there} is there; a PyTorch module has \
-                     both biases or none"
+                    "{prefix}{missing} is missing, but {prefix}{present} is present; a PyTorch \
+                     module has both biases or neither"
                 )));
             }
         };
         Ok(Self { weight_ih, weight_hh, biases, gates: C::TORCH_GATES })
     }
 
-    /// `H`
+    /// Returns `H`.
     fn hidden(&self) -> Result<usize> {
         self.weight_hh.dim(1)
     }
 
-    /// Returns R, of the elements of `[Gr, 1, H, H]`: `weight_hh` itself where its gates are in our
-    /// order.
+    /// Returns R with the elements of `[Gr, 1, H, H]`, which is `weight_hh` itself if its gates are
+    /// in flashrnn's order.
     pub fn r(&self) -> Result<Tensor> {
         let indices: Vec<usize> = self.gates.iter().filter_map(|gate| gate.hh).collect();
         if indices.iter().copied().eq(0..self.weight_hh.dim(0)? / self.hidden()?) {
@@ -163,7 +163,7 @@ impl TorchWeights {
         join(&self.weight_hh, &self.weight_hh, parts)
     }
 
-    /// Returns b, of the elements of `[G, 1, H]`.
+    /// Returns b with the elements of `[G, 1, H]`.
     pub fn b(&self) -> Result<Tensor> {
         let hidden = self.hidden()?;
         let Some([ih, hh]) = &self.biases else {
@@ -180,7 +180,7 @@ impl TorchWeights {
     }
 }
 
-/// The elements of gate `index`, where each has `size`.
+/// Returns the range of gate `index`, where each gate has `size` elements.
 fn chunk(index: usize, size: usize) -> Range<usize> {
     index * size..(index + 1) * size
 }

@@ -1,4 +1,4 @@
-//! The operation on an NVIDIA GPU. Skips in words where there is none.
+//! Tests the operation on an NVIDIA GPU. Without one it skips and says so.
 
 mod common;
 
@@ -6,6 +6,6 @@ use flashrnn::AnyBackend;
 use flashrnn::cuda::testing;
 
 #[test]
-fn cuda_gives_what_the_cpu_gives() -> candle_core::Result<()> {
-    testing::cuda().map_or(Ok(()), |cuda| common::gives_what_the_cpu_gives(&AnyBackend::Cuda(cuda)))
+fn cuda_agrees_with_the_cpu() -> candle_core::Result<()> {
+    testing::cuda().map_or(Ok(()), |cuda| common::agrees_with_the_cpu(&AnyBackend::Cuda(cuda)))
 }

@@ -1,5 +1,4 @@
-//! A loss computed from a gradient is an error, for every tensor that the operator and a layer have
-//! a gradient for.
+//! Computing second derivatives is an error, for every gradient of the operator and of a layer.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -7,8 +6,8 @@ use candle_nn::{VarBuilder, VarMap};
 use flashrnn::{Elman, Gru, Lstm};
 use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
 
-/// Wants a penalty on the gradient of `var` to be an error, unless it is detached.
-fn refuses(name: &str, grads: &GradStore, var: &Tensor) -> Result<()> {
+/// Asserts that a penalty on the gradient of `var` is an error unless the gradient is detached.
+fn assert_no_second_derivative(name: &str, grads: &GradStore, var: &Tensor) -> Result<()> {
     let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
     let said =
         grad.sqr()?.sum_all()?.backward().err().map(|error| error.to_string()).unwrap_or_default();
@@ -18,7 +17,7 @@ fn refuses(name: &str, grads: &GradStore, var: &Tensor) -> Result<()> {
 }
 
 #[test]
-fn of_the_operator() -> Result<()> {
+fn operator_has_no_second_derivatives() -> Result<()> {
     let wx = Var::zeros((1, 2, 1, 1, 3), DType::F64, &Device::Cpu)?;
     let r = Var::zeros((1, 1, 3, 3), DType::F64, &Device::Cpu)?;
     let b = Var::ones((1, 1, 3), DType::F64, &Device::Cpu)?;
@@ -29,14 +28,14 @@ fn of_the_operator() -> Result<()> {
             Rnn::new(Elman).forward(&wx, &r, &b, &options)?.h.sqr()?.sum_all()?.backward()?;
         let vars = [("wx", wx.as_tensor()), ("r", &r), ("b", &b)];
         for (name, var) in vars.into_iter().chain(s0.map(|s0| ("s0", s0))) {
-            refuses(name, &grads, var)?;
+            assert_no_second_derivative(name, &grads, var)?;
         }
     }
     Ok(())
 }
 
 #[test]
-fn of_layers() -> Result<()> {
+fn layers_have_no_second_derivatives() -> Result<()> {
     let x = Var::ones((1, 2, 3), DType::F64, &Device::Cpu)?;
     for torch in [false, true] {
         let map = VarMap::new();
@@ -50,23 +49,23 @@ fn of_layers() -> Result<()> {
             layer.forward(&x, &SequenceOptions::default())?
         };
         let grads = out.h.sqr()?.sum_all()?.backward()?;
-        refuses("x", &grads, &x)?;
+        assert_no_second_derivative("x", &grads, &x)?;
         for (name, var) in map.data().lock().expect("no panic").iter() {
-            refuses(name, &grads, var)?;
+            assert_no_second_derivative(name, &grads, var)?;
         }
     }
     Ok(())
 }
 
-/// Where candle is told to keep the graphs of gradients, a gradient that went on through other
-/// operations has one too.
+/// If candle is told to keep the graphs of gradients, gradients that were propagated through other
+/// operations are errors as well.
 #[test]
-fn of_what_lies_behind_other_operations() -> Result<()> {
+fn earlier_operations_have_no_second_derivatives() -> Result<()> {
     const KEEP: &str = "CANDLE_GRAD_DO_NOT_DETACH";
     if std::env::var_os(KEEP).is_none() {
-        // candle reads the variable once a thread, so it takes a process of its own.
+        // candle reads the variable once per thread, so the test runs in a separate process.
         let this = std::env::current_exe()?;
-        let name = "of_what_lies_behind_other_operations";
+        let name = "earlier_operations_have_no_second_derivatives";
         let status =
             std::process::Command::new(this).args(["--exact", name]).env(KEEP, "1").status()?;
         assert!(status.success());
@@ -83,5 +82,5 @@ fn of_what_lies_behind_other_operations() -> Result<()> {
         .h
         .sum_all()?
         .backward()?;
-    refuses("x", &grads, &x)
+    assert_no_second_derivative("x", &grads, &x)
 }

@@ -1,4 +1,4 @@
-//! Frozen weights compute what the layer computes, all steps at once or one after the other.
+//! Frozen weights compute the same as the layer, in one pass or step by step.
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -49,7 +49,7 @@ fn agrees<C: Cell>(cell: C, dtype: DType) -> Result<()> {
 }
 
 #[test]
-fn a_frozen_layer_computes_what_the_layer_computes() -> Result<()> {
+fn a_frozen_layer_agrees_with_the_layer() -> Result<()> {
     for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
         agrees(Elman, dtype)?;
         agrees(Gru, dtype)?;
@@ -59,7 +59,7 @@ fn a_frozen_layer_computes_what_the_layer_computes() -> Result<()> {
     Ok(())
 }
 
-/// Feeds `x [B, T, I]` step by step.
+/// Runs `x [B, T, I]` step by step, and returns h of all steps and the final state.
 fn steps(frozen: &FrozenLayer, x: &Tensor) -> Result<(Tensor, Tensor)> {
     let mut state = frozen.state(x.dim(0)?)?;
     let mut h = vec![];
@@ -70,13 +70,13 @@ fn steps(frozen: &FrozenLayer, x: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 #[test]
-fn steps_one_after_the_other_are_the_whole() -> Result<()> {
+fn single_steps_agree_with_one_pass() -> Result<()> {
     for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-14)] {
         let frozen = layer(Rnn::new(Slstm), dtype)?.freeze()?;
         let x = Tensor::randn(0.0f64, 1.0, (2, 7, 3), &Device::Cpu)?.to_dtype(dtype)?;
         let whole = frozen.forward(&x, &SequenceOptions::default())?;
         let (h, last) = steps(&frozen, &x)?;
-        // W x is a product of another size, whose sums may have another order.
+        // W x is a product of another size, which may sum in another order.
         let near = |a: &Tensor, b: &Tensor| -> Result<bool> {
             Ok(values(a)?
                 .iter()
@@ -84,7 +84,7 @@ fn steps_one_after_the_other_are_the_whole() -> Result<()> {
                 .all(|(a, b)| (a - b).abs() <= tolerance * b.abs().max(1.0)))
         };
         assert!(near(&h, &whole.h)? && near(&last, &whole.last)?, "{dtype:?}");
-        // From the middle on.
+        // Continues from the middle of the sequence.
         let half = frozen.forward(&x.narrow(1, 0, 4)?, &SequenceOptions::default())?;
         let mut state = frozen.state_from(&half.last)?;
         for t in 4..7 {
@@ -96,7 +96,7 @@ fn steps_one_after_the_other_are_the_whole() -> Result<()> {
 }
 
 #[test]
-fn sixteen_bits_beside_weights_of_32() -> Result<()> {
+fn sixteen_bit_tensors_with_f32_weights() -> Result<()> {
     let r = Tensor::randn(0f32, 0.3, (4, 2, 5, 5), &Device::Cpu)?;
     let b = Tensor::randn(0f32, 0.3, (4, 2, 5), &Device::Cpu)?;
     let wx = Tensor::randn(0f32, 1.0, (3, 4, 4, 2, 5), &Device::Cpu)?.to_dtype(DType::BF16)?;
@@ -108,17 +108,17 @@ fn sixteen_bits_beside_weights_of_32() -> Result<()> {
 }
 
 #[test]
-fn what_does_not_fit_is_named() -> Result<()> {
+fn errors_name_the_tensor() -> Result<()> {
     let frozen = layer(Rnn::new(Lstm), DType::F32)?.freeze()?;
     let other = layer(Rnn::new(Gru), DType::F32)?.freeze()?;
     let wide = layer(Rnn::new(Lstm), DType::F64)?.freeze()?;
     let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
     let said = |result: Result<Tensor>, wanted: &str| {
         let text = result.err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(text.contains(wanted), "{text:?} does not say {wanted:?}");
+        assert!(text.contains(wanted), "{text:?} does not contain {wanted:?}");
     };
-    said(frozen.step(&x, &mut other.state(2)?), "state: of another recurrence");
-    said(frozen.step(&x, &mut wide.state(2)?), "state: of another recurrence");
+    said(frozen.step(&x, &mut other.state(2)?), "state: belongs to another recurrence");
+    said(frozen.step(&x, &mut wide.state(2)?), "state: belongs to another recurrence");
     said(frozen.step(&x, &mut frozen.state(3)?), "wx: got shape [2, 4, 2, 5], wanted [3, 4, 2, 5]");
     said(
         frozen.step(&x.unsqueeze(1)?, &mut frozen.state(2)?),

@@ -1,12 +1,12 @@
-//! The candle operation against the f64 reference: outputs, and every gradient through candle's
-//! `backward()`.
+//! Compares the outputs of the candle operation, and the gradients from candle's `backward()`, with
+//! the f64 reference.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::reference::{self, Inputs, OutputGradients};
 use flashrnn::{Cell, Elman, Gate, Gru, Layout, Lstm, Options, Problem, Real, Save, Slstm};
 use flashrnn_candle::{Rnn, SequenceOptions};
 
-/// Numbers that look random, the same ones every time, in ±scale.
+/// Returns pseudorandom numbers in ±scale, the same for the same seed.
 fn noise(len: usize, seed: u64, scale: f64) -> Vec<f64> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -26,15 +26,15 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }
 
-/// The distance of two tensors, norm over norm; an absent gradient counts as zeros.
-fn distance(got: &[f64], want: &[f64]) -> f64 {
+/// Returns the relative error, norm over norm.
+fn relative_error(got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let error = norm(&mut got.iter().zip(want).map(|(a, b)| a - b));
     if error == 0.0 { 0.0 } else { error / norm(&mut want.iter().copied()) }
 }
 
-/// What a case computes with: element types, and how far from the reference they may be.
+/// The element types of a case, and the allowed relative error.
 #[derive(Clone, Copy)]
 struct Types {
     wx: DType,
@@ -42,15 +42,15 @@ struct Types {
     tolerance: f64,
 }
 
-/// f64 computes the reference's sums in another order: some ten roundings of 1e-16, amplified
-/// little.
+/// Sums are computed in another order than in the reference: about ten roundings of 1e-16, hardly
+/// amplified.
 const F64: Types = Types { wx: DType::F64, weights: DType::F64, tolerance: 1e-11 };
-/// f32 keeps 24 bits; the backward chain over a dozen steps of a small network amplifies 6e-8 by
-/// less than a hundred.
+/// Backpropagation over a dozen steps of a small network amplifies f32's rounding error of 6e-8
+/// less than a hundredfold.
 const F32: Types = Types { wx: DType::F32, weights: DType::F32, tolerance: 5e-6 };
 
-/// One case: a weighted sum of the outputs is the loss, its gradients go to the reference and to
-/// candle.
+/// Compares one case. The loss is a weighted sum of the outputs, and its gradients are the incoming
+/// gradients of the reference.
 fn compare<C: Cell>(
     cell: C,
     problem: &Problem,
@@ -60,7 +60,7 @@ fn compare<C: Cell>(
 ) -> Result<()> {
     let shapes = problem.shapes::<C>().map_err(candle_core::Error::wrap)?;
     let [with_s0, with_lengths, with_resets] = options;
-    // The reference gets the values after rounding, so that both sides start from the same numbers.
+    // Rounds the values first, so that both sides start from the same numbers.
     let make = |dims: &[usize], seed, scale, dtype| {
         var(&noise(dims.iter().product(), seed, scale), dims, dtype)
     };
@@ -68,7 +68,7 @@ fn compare<C: Cell>(
     let wx = make(&shapes.wx(), 1, 1.5, types.wx)?;
     let r = make(&shapes.r(), 2, 0.7, types.weights)?;
     let b = make(&shapes.b(), 3, 0.5, types.weights)?;
-    // An earlier last, so that a stabilised cell's state makes sense.
+    // The initial state is the final state of another run, because sLSTM does not admit any state.
     let earlier_dims = [problem.batch, 3, shapes.external, problem.heads, problem.head_dim];
     let earlier_wx = make(&earlier_dims, 4, 1.0, types.wx)?;
     let earlier =
@@ -136,10 +136,10 @@ fn compare<C: Cell>(
         pairs.push((name, values(got)?, want));
     }
     for (name, got, want) in pairs {
-        let distance = distance(&got, want);
+        let error = relative_error(&got, want);
         assert!(
-            distance <= types.tolerance,
-            "{} {problem:?} {options:?} {:?}: {name} off by {distance:e}",
+            error <= types.tolerance,
+            "{} {problem:?} {options:?} {:?}: {name} has a relative error of {error:e}",
             C::NAME,
             types.wx
         );
@@ -207,8 +207,8 @@ fn every_option() -> Result<()> {
 
 #[test]
 fn sixteen_bits() -> Result<()> {
-    // Half a unit in the last place of bf16 is 4e-3, of f16 5e-4; a few roundings of h add up on
-    // the way.
+    // Half a unit in the last place is 4e-3 in bf16 and 5e-4 in f16, and a few roundings of h
+    // accumulate.
     let (bf16, f16) = ((DType::BF16, 1.5e-2), (DType::F16, 2e-3));
     for (wx, tolerance) in [bf16, f16] {
         for weights in [wx, DType::F32] {
@@ -220,7 +220,7 @@ fn sixteen_bits() -> Result<()> {
     Ok(())
 }
 
-/// A cell of a user's, by its forward function alone.
+/// A user's cell, which defines only `forward`.
 #[derive(Clone)]
 struct Leaky {
     a: f64,
@@ -239,7 +239,7 @@ impl Cell for Leaky {
 }
 
 #[test]
-fn a_cell_of_the_users() -> Result<()> {
+fn custom_cell() -> Result<()> {
     compare(Leaky { a: 0.3 }, &Problem::new(2, 9, 3, 4), [true; 3], false, F64)
 }
 
@@ -255,7 +255,7 @@ fn two_forwards_before_one_backward() -> Result<()> {
     let rnn = Rnn::new(Slstm);
     let loss =
         |wx: &Tensor| rnn.forward(wx, &r, &b, &SequenceOptions::default())?.h.sqr()?.sum_all();
-    // Both at once, and each alone.
+    // Differentiates both at once, and each alone.
     let both = (loss(&first)? + loss(&second)?)?;
     let grads = both.backward()?;
     let (alone_1, alone_2) = (loss(&first)?.backward()?, loss(&second)?.backward()?);
@@ -265,15 +265,15 @@ fn two_forwards_before_one_backward() -> Result<()> {
     assert_eq!(values(&get(&grads, &first)?)?, values(&get(&alone_1, &first)?)?);
     assert_eq!(values(&get(&grads, &second)?)?, values(&get(&alone_2, &second)?)?);
     let sum = (get(&alone_1, &r)? + get(&alone_2, &r)?)?;
-    // The sum of two numbers is the same in either order.
+    // Equal bits, since the sum of two numbers does not depend on their order.
     assert_eq!(values(&get(&grads, &r)?)?, values(&sum)?);
-    // The same graph once more.
+    // Differentiates the same graph again.
     assert_eq!(values(&get(&both.backward()?, &r)?)?, values(&sum)?);
     Ok(())
 }
 
 #[test]
-fn chunks_joined_by_last_are_the_whole() -> Result<()> {
+fn chunks_joined_by_last_agree_with_one_pass() -> Result<()> {
     let (batch, time, heads, dim) = (2, 8, 2, 3);
     let wx = var(
         &noise(batch * time * 4 * heads * dim, 1, 1.0),
@@ -285,7 +285,7 @@ fn chunks_joined_by_last_are_the_whole() -> Result<()> {
     let rnn = Rnn::new(Lstm);
     let whole = rnn.forward(&wx, &r, &b, &SequenceOptions::default())?;
     let d_whole = whole.h.sqr()?.sum_all()?.backward()?;
-    // A narrowed wx is not contiguous.
+    // The narrowed wx is not contiguous.
     let first = rnn.forward(&wx.narrow(1, 0, 5)?, &r, &b, &SequenceOptions::default())?;
     let optional = SequenceOptions { s0: Some(&first.last), ..SequenceOptions::default() };
     let second = rnn.forward(&wx.narrow(1, 5, 3)?, &r, &b, &optional)?;
@@ -295,8 +295,8 @@ fn chunks_joined_by_last_are_the_whole() -> Result<()> {
         let (Some(whole), Some(chunks)) = (d_whole.get(x), d_chunks.get(x)) else {
             panic!("no gradient")
         };
-        // The weight gradient is summed in two parts: another order of the same terms.
-        assert!(distance(&values(chunks)?, &values(whole)?) < 1e-13);
+        // The weight gradient is summed in two parts, so in another order.
+        assert!(relative_error(&values(chunks)?, &values(whole)?) < 1e-13);
     }
     Ok(())
 }
@@ -317,7 +317,7 @@ fn no_time_steps() -> Result<()> {
 }
 
 #[test]
-fn no_rows() -> Result<()> {
+fn empty_batch() -> Result<()> {
     let wx = Var::zeros((0, 5, 4, 2, 3), DType::F32, &Device::Cpu)?;
     let r = var(&noise(72, 1, 0.5), &[4, 2, 3, 3], DType::F32)?;
     let b = Var::zeros((4, 2, 3), DType::F32, &Device::Cpu)?;
@@ -336,7 +336,7 @@ fn no_rows() -> Result<()> {
 }
 
 #[test]
-fn wrong_input_is_named() -> Result<()> {
+fn errors_name_the_tensor() -> Result<()> {
     let device = &Device::Cpu;
     let zeros = |dims: &[usize], dtype| Tensor::zeros(dims, dtype, device);
     let wx = zeros(&[2, 3, 4, 1, 5], DType::F32)?;
@@ -345,7 +345,7 @@ fn wrong_input_is_named() -> Result<()> {
     let rnn = Rnn::new(Lstm);
     let said = |result: Result<flashrnn_candle::Output>, wanted: &str| {
         let text = result.err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(text.contains(wanted), "{text:?} does not say {wanted:?}");
+        assert!(text.contains(wanted), "{text:?} does not contain {wanted:?}");
     };
     said(rnn.forward(&zeros(&[2, 3, 20], DType::F32)?, &r, &b, &none), "wx: got shape [2, 3, 20]");
     said(

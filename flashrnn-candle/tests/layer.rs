@@ -1,4 +1,4 @@
-//! The layer: its parameters, shapes, and training.
+//! Tests the parameters, shapes and training of the layer.
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{AdamW, Module, Optimizer, VarBuilder, VarMap};
@@ -32,9 +32,9 @@ fn parameters_have_the_documented_names() -> Result<()> {
     Ok(())
 }
 
-/// The last batch of an epoch may be empty.
+/// An empty batch, such as the last one of an epoch, has zero gradients.
 #[test]
-fn a_batch_of_no_rows_has_gradients_of_zero() -> Result<()> {
+fn an_empty_batch_has_zero_gradients() -> Result<()> {
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
     let layer = RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 3, heads: 2, head_dim: 4 }, vb)?;
@@ -52,7 +52,7 @@ fn a_batch_of_no_rows_has_gradients_of_zero() -> Result<()> {
 }
 
 #[test]
-fn layers_go_from_thread_to_thread() {
+fn layers_are_send_and_sync() {
     fn check<X: Send + Sync>() {}
     check::<RnnLayer<Lstm>>();
     check::<Rnn<Lstm>>();
@@ -60,7 +60,7 @@ fn layers_go_from_thread_to_thread() {
     check::<State>();
 }
 
-/// A network that must carry a sign over ten steps learns to.
+/// Trains a network to carry a sign over ten steps.
 fn learns<C: Cell>(cell: C) -> Result<()> {
     let device = &Device::Cpu;
     let map = VarMap::new();
@@ -68,7 +68,7 @@ fn learns<C: Cell>(cell: C) -> Result<()> {
     let layer =
         RnnLayer::new(Rnn::new(cell), LayerSize { input: 1, heads: 2, head_dim: 8 }, vb.pp("rnn"))?;
     let head = candle_nn::linear(16, 1, vb.pp("head"))?;
-    // x: [8, 10, 1], ±1 at the first step, then zeros; the target is that first number.
+    // x: [8, 10, 1] is ±1 at the first step and then 0. The target is that first number.
     let signs: Vec<f32> = (0..8).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
     let target = Tensor::from_vec(signs, (8, 1), device)?;
     let x = Tensor::cat(&[target.unsqueeze(1)?, Tensor::zeros((8, 9, 1), DType::F32, device)?], 1)?;

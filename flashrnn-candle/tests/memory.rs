@@ -1,4 +1,4 @@
-//! What stays in memory with a result that is kept.
+//! Tests how much memory a kept result holds.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,22 +8,22 @@ use candle_nn::{VarBuilder, VarMap};
 use flashrnn::{Elman, Lstm};
 use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
 
-/// The system's allocator, counting the bytes in use.
+/// The system allocator with a count of the bytes in use.
 struct Counting;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is handed to `System` as it is.
+// SAFETY: every call is forwarded to `System` unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         IN_USE.fetch_add(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller keeps the contract of `alloc`.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         IN_USE.fetch_sub(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller keeps the contract of `dealloc`, and `pointer` came from `System`.
+        // SAFETY: the caller upholds the contract of `dealloc`, and `pointer` is from `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -31,10 +31,11 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// How many bytes each of `n` results of `make` keeps, once everything else is gone.
-fn kept<X>(n: usize, make: impl Fn() -> Result<X>) -> Result<usize> {
+/// Returns the number of bytes that each of `n` results of `make` holds after everything else has
+/// been dropped.
+fn held_bytes<X>(n: usize, make: impl Fn() -> Result<X>) -> Result<usize> {
     let many = || (0..n).map(|_| make()).collect::<Result<Vec<_>>>();
-    // Before counting, what is made once: threads, their scratch memory, plans.
+    // Allocates first what is allocated once: threads, their scratch memory, plans.
     drop(many()?);
     let before = IN_USE.load(Ordering::SeqCst);
     let results = many()?;
@@ -43,39 +44,39 @@ fn kept<X>(n: usize, make: impl Fn() -> Result<X>) -> Result<usize> {
     Ok(after.saturating_sub(before) / n)
 }
 
-/// One test, since the bytes are counted for the process.
+/// The bytes are counted per process, so this is the only test in this file.
 #[test]
-fn results_keep_what_they_are() -> Result<()> {
+fn results_hold_only_themselves() -> Result<()> {
     let (time, dim) = (2000, 64);
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
     let (r, b) = (zeros(&[1, 1, dim, dim])?, zeros(&[1, 1, dim])?);
     let rnn = Rnn::new(Elman);
-    // The shape, the operation and the like of a tensor.
+    // A tensor's shape, operation and so on.
     let overhead = 2048;
 
-    let last = kept(20, || {
+    let last = held_bytes(20, || {
         let wx = zeros(&[1, time, 1, 1, dim])?;
         Ok(rnn.forward(&wx, &r, &b, &SequenceOptions::default())?.last)
     })?;
-    assert!(last < 4 * dim + overhead, "a last state keeps {last} bytes");
+    assert!(last < 4 * dim + overhead, "a final state holds {last} bytes");
 
-    let last = kept(20, || {
+    let last = held_bytes(20, || {
         let wx = Var::zeros((1, time, 1, 1, dim), DType::F32, &Device::Cpu)?;
         Ok(rnn.forward(&wx, &r, &b, &SequenceOptions::default())?.last.detach())
     })?;
-    assert!(last < 4 * dim + overhead, "a detached last state keeps {last} bytes");
+    assert!(last < 4 * dim + overhead, "a detached final state holds {last} bytes");
 
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
     let layer = RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 8, heads: 1, head_dim: dim }, vb)?;
     let parameters: usize = map.all_vars().iter().map(|var| 4 * var.elem_count()).sum();
-    let grads = kept(20, || {
+    let grads = held_bytes(20, || {
         let x = zeros(&[1, time, 8])?;
         layer.forward(&x, &SequenceOptions::default())?.h.sum_all()?.backward()
     })?;
     // The states of the forward pass alone are 20 times as large.
     let states = 4 * 2 * time * dim;
     assert!(states > 10 * parameters);
-    assert!(grads < 3 * parameters + 20 * overhead, "gradients of {parameters} bytes keep {grads}");
+    assert!(grads < 3 * parameters + 20 * overhead, "gradients of {parameters} bytes hold {grads}");
     Ok(())
 }

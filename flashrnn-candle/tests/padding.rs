@@ -8,14 +8,14 @@ use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
 const LENGTHS: [u32; 3] = [4, 0, 2];
 const TIME: usize = 4;
 
-/// The positions beyond the lengths, `[B, T]` or `[T, B]`.
+/// Returns a mask of the steps beyond the lengths, `[B, T]` or `[T, B]`.
 fn is_padding(layout: Layout) -> Result<Tensor> {
     let rows = LENGTHS.iter().flat_map(|&n| (0..TIME as u32).map(move |t| u8::from(t >= n)));
     let padding = Tensor::from_vec(rows.collect::<Vec<_>>(), (LENGTHS.len(), TIME), &Device::Cpu)?;
     if layout == Layout::TimeMajor { padding.t()?.contiguous() } else { Ok(padding) }
 }
 
-/// `x` with `value` in the padding.
+/// Returns `x` with `value` in the padding.
 fn with_padding(x: &Tensor, value: f32, layout: Layout) -> Result<Tensor> {
     let padding = is_padding(layout)?.unsqueeze(2)?.broadcast_as(x.shape())?;
     padding.where_cond(&Tensor::full(value, x.shape(), &Device::Cpu)?, x)
@@ -25,7 +25,7 @@ fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
     Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
 }
 
-/// Outputs and gradients of every parameter and of x, by name.
+/// Returns the outputs, and the gradients of every parameter and of x, by name.
 fn run<C: Cell>(cell: C, options: Options, padding: f32) -> Result<Vec<(String, Vec<u32>)>> {
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
@@ -47,14 +47,15 @@ fn run<C: Cell>(cell: C, options: Options, padding: f32) -> Result<Vec<(String, 
     let lengths = Tensor::new(&LENGTHS, &Device::Cpu)?;
     let out = layer
         .forward(&x, &SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() })?;
-    // The last states of sLSTM's stabiliser take no gradient.
+    // Uses only h of the final state; gradients of sLSTM's stabiliser are ignored.
     let loss = (out.h.sqr()?.sum_all()? + out.last.get(0)?.sin()?.sum_all()?)?;
     let grads = loss.backward()?;
-    let mut found = vec![("h".to_string(), bits(&out.h)?), ("last".to_string(), bits(&out.last)?)];
+    let mut results =
+        vec![("h".to_string(), bits(&out.h)?), ("last".to_string(), bits(&out.last)?)];
     for (name, var) in vars.into_iter().map(|(name, var)| (name.as_str(), var)).chain([("x", &x)]) {
-        found.push((name.to_string(), bits(grads.get(var).expect("a gradient"))?));
+        results.push((name.to_string(), bits(grads.get(var).expect("a gradient"))?));
     }
-    Ok(found)
+    Ok(results)
 }
 
 fn check<C: Cell>(cell: C) -> Result<()> {
@@ -73,7 +74,7 @@ fn check<C: Cell>(cell: C) -> Result<()> {
 }
 
 #[test]
-fn a_layer_of_any_cell_gives_the_same_bits_whatever_lies_there() -> Result<()> {
+fn padding_changes_no_bit_of_any_layer() -> Result<()> {
     check(Elman)?;
     check(Gru)?;
     check(Lstm)?;
@@ -81,7 +82,7 @@ fn a_layer_of_any_cell_gives_the_same_bits_whatever_lies_there() -> Result<()> {
 }
 
 #[test]
-fn infinite_gradients_of_outputs_there_are_left_out() -> Result<()> {
+fn infinite_gradients_of_padding_are_ignored() -> Result<()> {
     let wx = Var::from_tensor(
         &Tensor::arange(1f32, 25.0, &Device::Cpu)?.sin()?.reshape((3, TIME, 1, 1, 2))?,
     )?;
@@ -90,7 +91,7 @@ fn infinite_gradients_of_outputs_there_are_left_out() -> Result<()> {
     let lengths = Tensor::new(&LENGTHS, &Device::Cpu)?;
     let options = SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() };
     let h = Rnn::new(Elman).forward(&wx, &r, &b, &options)?.h;
-    // The root's derivative at 0, where h is padding, is infinite.
+    // h is 0 in the padding, where the derivative of the square root is infinite.
     let grads = h.abs()?.sqrt()?.sum_all()?.backward()?;
     for var in [&wx, &r, &b] {
         let sum = grads.get(var).expect("a gradient").abs()?.sum_all()?.to_scalar::<f32>()?;

@@ -1,5 +1,5 @@
-//! Layers in PyTorch's order: what their weights mean, beside candle-nn's own LSTM and GRU, and
-//! that they train.
+//! Tests layers in PyTorch's layout: that their weights have the same meaning as those of
+//! candle-nn's LSTM and GRU, and that they train.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ fn reverse() -> Options {
     Options { reverse: true, ..Options::default() }
 }
 
-/// Weights under PyTorch's names, all of them random.
+/// Returns random weights under PyTorch's names.
 fn torch_weights(gates: usize, suffix: &str) -> Result<HashMap<String, Tensor>> {
     let make = |dims: &[usize]| Tensor::randn(0.0f64, 0.5, dims, &Device::Cpu);
     let rows = gates * HIDDEN;
@@ -36,11 +36,11 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> Result<f64> {
     (a - b)?.abs()?.max_all()?.to_scalar()
 }
 
-/// f64 sums of eight terms in another order.
+/// Allows for f64 sums of eight terms in another order.
 const TOLERANCE: f64 = 1e-14;
 
 #[test]
-fn lstm_weights_mean_what_they_mean_in_candle_nn() -> Result<()> {
+fn lstm_agrees_with_candle_nn() -> Result<()> {
     let vb = builder(torch_weights(4, "l0")?);
     let x = Tensor::randn(0.0f64, 1.0, (2, 7, INPUT), &Device::Cpu)?;
     let theirs = lstm(INPUT, HIDDEN, LSTMConfig::default(), vb.clone())?;
@@ -59,7 +59,7 @@ fn lstm_weights_mean_what_they_mean_in_candle_nn() -> Result<()> {
 }
 
 #[test]
-fn gru_weights_mean_what_they_mean_in_candle_nn() -> Result<()> {
+fn gru_agrees_with_candle_nn() -> Result<()> {
     let vb = builder(torch_weights(3, "l0")?);
     let x = Tensor::randn(0.0f64, 1.0, (2, 7, INPUT), &Device::Cpu)?;
     let theirs = gru(INPUT, HIDDEN, GRUConfig::default(), vb.clone())?;
@@ -71,13 +71,13 @@ fn gru_weights_mean_what_they_mean_in_candle_nn() -> Result<()> {
 }
 
 #[test]
-fn elman_weights_mean_the_equation() -> Result<()> {
+fn elman_agrees_with_its_equation() -> Result<()> {
     let weights = torch_weights(1, "l1_reverse")?;
     let x = Tensor::randn(0.0f64, 1.0, (2, 4, INPUT), &Device::Cpu)?;
     let rnn = Rnn::new(Elman).with(reverse());
     let ours = RnnLayer::from_torch(rnn, INPUT, HIDDEN, "l1_reverse", builder(weights.clone()))?;
     let got = ours.forward(&x, &SequenceOptions::default())?.h.flatten_from(2)?;
-    // h = tanh(W_ih x + b_ih + W_hh h + b_hh), from the end
+    // h = tanh(W_ih x + b_ih + W_hh h + b_hh), in reverse
     let get = |name: &str| weights[&format!("{name}_l1_reverse")].clone();
     let input = Linear::new(get("weight_ih"), Some(get("bias_ih")));
     let hidden = Linear::new(get("weight_hh"), Some(get("bias_hh")));
@@ -90,13 +90,13 @@ fn elman_weights_mean_the_equation() -> Result<()> {
     Ok(())
 }
 
-/// The layer's output for a fixed input.
+/// Returns the layer's output for a fixed input.
 fn output<C: FromTorch>(layer: &RnnLayer<C>, dtype: DType) -> Result<Tensor> {
     let x = Tensor::arange(0f64, 2.0 * 7.0 * INPUT as f64, &Device::Cpu)?.sin()?.to_dtype(dtype)?;
     Ok(layer.forward(&x.reshape((2, 7, INPUT))?, &SequenceOptions::default())?.h)
 }
 
-/// A layer over variables in PyTorch's order follows them, and its gradients are theirs.
+/// Trains a layer over variables in PyTorch's layout, and checks their gradients.
 fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
@@ -114,7 +114,7 @@ fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
     for (name, var) in map.data().lock().expect("no panic").iter() {
         let grad = grads.get(var).expect("every variable of the layer has a gradient");
         assert_eq!(grad.dims(), var.dims());
-        // By central differences, along the gradient.
+        // Compares with the central difference along the gradient.
         let along = |step: f64| -> Result<f64> {
             let before = var.copy()?.detach();
             var.set(&(&before + (grad * step)?)?.detach())?;
@@ -124,7 +124,7 @@ fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
         };
         let squared = grad.sqr()?.sum_all()?.to_scalar::<f64>()?;
         let slope = (along(1e-4)? - along(-1e-4)?) / 2e-4;
-        // The second-order term vanishes; the third is of the size of the step squared.
+        // The second-order term cancels, and the third is of the order of the step squared.
         assert!(
             (slope - squared).abs() <= 1e-5 * squared,
             "{} {name}: {slope} of {squared}",
@@ -139,7 +139,7 @@ fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
     }
     let after = loss(&layer)?.to_scalar::<f64>()?;
     assert!(after < 0.2 * before, "{}: {before} to {after}", C::NAME);
-    // A second layer that reads the trained variables is the same layer.
+    // A second layer over the trained variables computes the same.
     let again = RnnLayer::from_torch(Rnn::new(cell), INPUT, HIDDEN, "l0", vb.pp("rnn"))?;
     assert_eq!(
         largest_difference(&output(&layer, DType::F64)?, &output(&again, DType::F64)?)?,
@@ -156,7 +156,7 @@ fn layers_of_variables_train() -> Result<()> {
 }
 
 #[test]
-fn a_builder_that_makes_variables_makes_them_as_pytorch_does() -> Result<()> {
+fn new_variables_are_initialised_like_pytorch() -> Result<()> {
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
     let hidden = 100;
@@ -165,15 +165,14 @@ fn a_builder_that_makes_variables_makes_them_as_pytorch_does() -> Result<()> {
     assert_eq!(map.all_vars().len(), 4, "both weights and both biases");
     for (name, var) in map.data().lock().expect("no panic").iter() {
         let largest = var.abs()?.max_all()?.to_scalar::<f32>()?;
-        // The largest of 300 numbers, or of many more, is within 5 % of the bound but for one time
-        // in 10⁶.
+        // The largest of at least 300 numbers is within 5 % of the bound, except once in 10⁶ runs.
         assert!(largest <= bound && largest > 0.95 * bound, "{name}: {largest} of {bound}");
     }
     Ok(())
 }
 
 #[test]
-fn absent_biases_are_zero_and_wrong_shapes_are_refused() -> Result<()> {
+fn absent_biases_are_zero_and_wrong_shapes_are_rejected() -> Result<()> {
     let mut weights = torch_weights(3, "l0")?;
     weights.remove("bias_ih_l0");
     weights.remove("bias_hh_l0");
@@ -188,8 +187,8 @@ fn absent_biases_are_zero_and_wrong_shapes_are_refused() -> Result<()> {
 }
 
 #[test]
-fn one_of_two_biases_is_an_error_that_names_the_other() -> Result<()> {
-    for (missing, there) in [("bias_ih_l0", "bias_hh_l0"), ("bias_hh_l0", "bias_ih_l0")] {
+fn a_missing_bias_is_named() -> Result<()> {
+    for (missing, present) in [("bias_ih_l0", "bias_hh_l0"), ("bias_hh_l0", "bias_ih_l0")] {
         let mut weights = torch_weights(4, "l0")?;
         weights.remove(missing);
         let vb = builder(
@@ -198,13 +197,13 @@ fn one_of_two_biases_is_an_error_that_names_the_other() -> Result<()> {
         let layer = RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", vb.pp("rnn"));
         let said = layer.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(said.contains(&format!("rnn.{missing} is missing")), "{said}");
-        assert!(said.contains(&format!("rnn.{there} is there")), "{said}");
+        assert!(said.contains(&format!("rnn.{present} is present")), "{said}");
     }
     Ok(())
 }
 
 #[test]
-fn weights_of_the_reverse_direction_take_a_reverse_recurrence() -> Result<()> {
+fn weights_of_the_reverse_direction_need_a_reverse_recurrence() -> Result<()> {
     let weights = torch_weights(4, "l0_reverse")?;
     let forwards =
         RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0_reverse", builder(weights.clone()));
@@ -214,7 +213,7 @@ fn weights_of_the_reverse_direction_take_a_reverse_recurrence() -> Result<()> {
     assert!(
         RnnLayer::from_torch(rnn.clone(), INPUT, HIDDEN, "l0_reverse", builder(weights)).is_ok()
     );
-    // A one-directional module that its user ran over flipped sequences.
+    // A unidirectional module that was trained on reversed sequences is fine.
     assert!(
         RnnLayer::from_torch(rnn, INPUT, HIDDEN, "l0", builder(torch_weights(4, "l0")?)).is_ok()
     );

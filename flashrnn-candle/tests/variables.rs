@@ -1,5 +1,5 @@
-//! candle's variables change in place: every call uses the values they have then, backward passes
-//! those of their forward pass.
+//! Tests variables that change in place. Every call uses their current values, and a backward pass
+//! those of its forward pass.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, VarBuilder, VarMap};
@@ -8,7 +8,7 @@ use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
 
 const SIZE: LayerSize = LayerSize { input: 3, heads: 2, head_dim: 4 };
 
-/// A layer over variables of its own.
+/// Makes a layer over the variables of `map`.
 fn layer(map: &VarMap) -> Result<RnnLayer<Gru>> {
     RnnLayer::new(Rnn::new(Gru), SIZE, VarBuilder::from_varmap(map, DType::F32, &Device::Cpu))
 }
@@ -25,7 +25,7 @@ fn output(layer: &RnnLayer<Gru>) -> Result<Vec<f32>> {
     values(&layer.forward(&input()?, &SequenceOptions::default())?.h)
 }
 
-/// What a layer made now of copies of the variables computes.
+/// Returns the output of a new layer over copies of the variables.
 fn from_copies(map: &VarMap) -> Result<Vec<f32>> {
     let data = map.data().lock().expect("no panic");
     let copies = data.iter().map(|(name, var)| Ok((name.clone(), var.copy()?.detach())));
@@ -39,10 +39,10 @@ fn from_copies(map: &VarMap) -> Result<Vec<f32>> {
 }
 
 #[test]
-fn a_call_uses_the_values_variables_have_then() -> Result<()> {
+fn calls_use_the_current_values() -> Result<()> {
     let map = VarMap::new();
     let layer = layer(&map)?;
-    // A layer that knows the variables only by detached aliases of their memory.
+    // A layer over detached aliases of the variables' memory.
     let data = map.data().lock().expect("no panic").clone();
     let aliases = data.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
     let alias = RnnLayer::new(
@@ -73,17 +73,17 @@ fn a_call_uses_the_values_variables_have_then() -> Result<()> {
 }
 
 #[test]
-fn what_is_frozen_keeps_its_values() -> Result<()> {
+fn a_frozen_layer_keeps_its_values() -> Result<()> {
     let map = VarMap::new();
     let layer = layer(&map)?;
     let frozen = layer.freeze()?;
-    let of_frozen = || values(&frozen.forward(&input()?, &SequenceOptions::default())?.h);
+    let frozen_output = || values(&frozen.forward(&input()?, &SequenceOptions::default())?.h);
     let before = output(&layer)?;
-    assert_eq!(of_frozen()?, before);
+    assert_eq!(frozen_output()?, before);
     for var in map.all_vars() {
         var.set(&var.affine(2.0, 0.3)?.detach())?;
     }
-    assert_eq!(of_frozen()?, before);
+    assert_eq!(frozen_output()?, before);
     assert_ne!(output(&layer)?, before);
     assert_eq!(
         values(&layer.freeze()?.forward(&input()?, &SequenceOptions::default())?.h)?,
@@ -92,7 +92,7 @@ fn what_is_frozen_keeps_its_values() -> Result<()> {
     Ok(())
 }
 
-/// A stateful model stores its new state in the variable it started from.
+/// A stateful model stores its new state in the variable that held the initial one.
 #[test]
 fn an_initial_state_may_be_overwritten_before_the_backward_pass() -> Result<()> {
     let run = |overwrite: bool, save: Save| -> Result<Vec<Vec<f32>>> {
@@ -131,7 +131,7 @@ fn error(result: Result<candle_core::backprop::GradStore>) -> String {
 }
 
 #[test]
-fn inputs_that_are_read_again_and_were_changed_are_an_error() -> Result<()> {
+fn changed_inputs_that_backward_reads_are_an_error() -> Result<()> {
     for (name, says) in
         [("w", "the layer's W was changed in place"), ("x", "x was changed in place")]
     {

@@ -1,4 +1,4 @@
-//! The operation on a device that wgpu finds. Skips in words where there is none.
+//! Tests the operation on a wgpu device. Without one it skips and says so.
 
 mod common;
 
@@ -6,6 +6,6 @@ use flashrnn::AnyBackend;
 use flashrnn::wgpu::testing;
 
 #[test]
-fn wgpu_gives_what_the_cpu_gives() -> candle_core::Result<()> {
-    testing::wgpu().map_or(Ok(()), |wgpu| common::gives_what_the_cpu_gives(&AnyBackend::Wgpu(wgpu)))
+fn wgpu_agrees_with_the_cpu() -> candle_core::Result<()> {
+    testing::wgpu().map_or(Ok(()), |wgpu| common::agrees_with_the_cpu(&AnyBackend::Wgpu(wgpu)))
 }

@@ -1,4 +1,4 @@
-//! The operation on a GPU gives what it gives on the CPU: outputs and every gradient.
+//! Compares the outputs and gradients of the operation on a GPU with those on the CPU.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::{AnyBackend, Cell, CellSizes, Elman, Gru, Lstm, Options, Save, Slstm};
@@ -6,14 +6,14 @@ use flashrnn_candle::{Output, Rnn, SequenceOptions};
 
 const SIZES: [usize; 4] = [5, 11, 2, 24]; // B, T, N, D
 
-/// One call's variables: wx, r, b, s0.
+/// The variables of a call: wx, r, b, s0.
 struct Variables([Var; 4]);
 
 impl Variables {
     fn new<C: Cell>(dtype: DType) -> Result<Self> {
         let [batch, time, heads, head_dim] = SIZES;
         let (recurrent, external) = (C::GR, C::GX);
-        // Evenly spread over ±√3 deviations, the same in each run.
+        // Evenly distributed over ±√3 standard deviations, and the same in every run.
         let make = |deviation: f64, shape: &[usize], dtype| -> Result<Var> {
             let len = shape.iter().product::<usize>();
             let spread = |i: usize| {
@@ -23,7 +23,7 @@ impl Variables {
             Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
         };
         let (gates, states) = (C::GATES.len(), C::S);
-        // sLSTM admits no random initial state.
+        // sLSTM does not admit random initial states.
         let deviation = if C::NAME == "slstm" { 0.0 } else { 1.0 };
         Ok(Self([
             make(1.0, &[batch, time, external, heads, head_dim], dtype)?,
@@ -33,7 +33,7 @@ impl Variables {
         ]))
     }
 
-    /// h, last, and the gradients of a loss on both, all in f32.
+    /// Returns h, last, and the gradients of a loss on both, all in f32.
     fn run<C: Cell>(&self, rnn: &Rnn<C>) -> Result<Vec<Tensor>> {
         let [batch, time, ..] = SIZES;
         let Self([wx, r, b, s0]) = self;
@@ -43,24 +43,23 @@ impl Variables {
         let optional =
             SequenceOptions { s0: Some(s0), lengths: Some(&lengths), resets: Some(&resets) };
         let Output { h, last, states } = rnn.forward(wx, r, b, &optional)?;
-        // Of sLSTM's last state h alone is free of discontinuities.
+        // Uses only h of the final state, since the other states of sLSTM have discontinuities.
         let mut loss =
             (h.to_dtype(DType::F32)?.sin()?.sum_all()? + last.get(0)?.sqr()?.sum_all()?)?;
         if let Some(states) = states {
             loss = (loss + states.get(0)?.to_dtype(DType::F32)?.sqr()?.sum_all()?)?;
         }
         let grads = loss.backward()?;
-        let mut found = vec![h, last];
+        let mut results = vec![h, last];
         for var in [wx, r, b, s0] {
-            found.extend(grads.get(var).cloned());
+            results.extend(grads.get(var).cloned());
         }
-        found.iter().map(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()).collect()
+        results.iter().map(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()).collect()
     }
 }
 
 fn check<C: Cell>(gpu: &AnyBackend, cell: C) -> Result<()> {
-    // Twice what a backend may be off from the exact result, norm over norm: see
-    // `flashrnn_testsuite::tolerance`.
+    // Twice the allowed relative error of one backend, `flashrnn_testsuite::tolerance`.
     for (dtype, allowed) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
         for (save, all_states) in [(Save::Gates, false), (Save::Recompute, true)] {
             let variables = Variables::new::<C>(dtype)?;
@@ -81,8 +80,8 @@ fn check<C: Cell>(gpu: &AnyBackend, cell: C) -> Result<()> {
     Ok(())
 }
 
-/// Every cell on `gpu`.
-pub fn gives_what_the_cpu_gives(gpu: &AnyBackend) -> Result<()> {
+/// Checks every cell on `gpu`.
+pub fn agrees_with_the_cpu(gpu: &AnyBackend) -> Result<()> {
     check(gpu, Elman)?;
     check(gpu, Gru)?;
     check(gpu, Lstm)?;
