@@ -150,7 +150,9 @@ mod tests {
             });
             let case = Case::random::<_, f16, f16>(&Slstm, &problem, Tensors::ALL, 5).unwrap();
             let mut plan = wgpu.plan::<f16, f16, _>(&Slstm, &problem).unwrap();
-            let pass = ForwardPass::<Wgpu, f16>::forward(&wgpu, &plan, &case, CallOptions::default()).unwrap();
+            let pass =
+                ForwardPass::<Wgpu, f16>::forward(&wgpu, &plan, &case, CallOptions::default())
+                    .unwrap();
             let mut backward = |steps| -> Results {
                 plan.engine.gates_steps = steps;
                 pass.backward(&wgpu, &plan, &case, CallOptions::default()).unwrap()

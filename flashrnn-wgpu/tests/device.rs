@@ -200,7 +200,8 @@ fn a_lost_device_is_an_error() {
     let problem = Problem::new(2, 3, 1, 5);
     let case = Case::random::<_, f32, f32>(&Gru, &problem, Tensors::PLAIN, 1).unwrap();
     let plan = wgpu.plan::<f32, f32, _>(&Gru, &problem).unwrap();
-    let pass = ForwardPass::<Wgpu, f32>::forward(&wgpu, &plan, &case, CallOptions::default()).unwrap();
+    let pass =
+        ForwardPass::<Wgpu, f32>::forward(&wgpu, &plan, &case, CallOptions::default()).unwrap();
     let buffer = wgpu.upload(&[1.0f32]).unwrap();
     // Another of the user's, who is told of nothing.
     let theirs = Wgpu::from_device(wgpu.device().clone(), wgpu.queue().clone());
