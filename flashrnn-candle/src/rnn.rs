@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Error, Result, Tensor, WithDType};
-use flashrnn::{AnyBackend, Backend, Cell, Cpu, Layout, Options, Problem, Shapes, bf16, f16};
+use flashrnn::{AnyBackend, Backend, Cell, Cpu, Layout, Options, Problem, Shapes};
 
 use crate::call::Call;
 use crate::host::{Number, check, on_host};
@@ -35,17 +35,20 @@ pub struct Rnn<C> {
 
 /// Calls a method that is generic over the element types of wx and of the weights.
 macro_rules! by_types {
-    ($wx:expr, $weights:expr, $rnn:ident.$method:ident $arguments:tt) => {
+    ($wx:expr, $weights:expr, $rnn:ident.$method:ident $arguments:tt) => {{
+        use candle_core::DType::{BF16, F16, F32, F64};
+        use flashrnn::{bf16, f16};
+
         match ($wx, $weights) {
-            (DType::F32, DType::F32) => $rnn.$method::<f32, f32>$arguments,
-            (DType::F64, DType::F64) => $rnn.$method::<f64, f64>$arguments,
-            (DType::F16, DType::F16) => $rnn.$method::<f16, f16>$arguments,
-            (DType::F16, DType::F32) => $rnn.$method::<f16, f32>$arguments,
-            (DType::BF16, DType::BF16) => $rnn.$method::<bf16, bf16>$arguments,
-            (DType::BF16, DType::F32) => $rnn.$method::<bf16, f32>$arguments,
+            (F32, F32) => $rnn.$method::<f32, f32>$arguments,
+            (F64, F64) => $rnn.$method::<f64, f64>$arguments,
+            (F16, F16) => $rnn.$method::<f16, f16>$arguments,
+            (F16, F32) => $rnn.$method::<f16, f32>$arguments,
+            (BF16, BF16) => $rnn.$method::<bf16, bf16>$arguments,
+            (BF16, F32) => $rnn.$method::<bf16, f32>$arguments,
             (wx, weights) => Err($crate::rnn::wrong_types(wx, weights)),
         }
-    };
+    }};
 }
 pub(crate) use by_types;
 
