@@ -1,7 +1,7 @@
 //! Compares one case of the candle operation with the f64 reference.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use flashrnn::reference::{self, Inputs, OutputGradients};
+use flashrnn::reference::{self, Gradients, Inputs, OutputGradients, Outputs};
 use flashrnn::{Cell, Problem};
 use flashrnn_candle::{Rnn, SequenceOptions};
 
@@ -84,6 +84,22 @@ fn make(dims: &[usize], seed: u64, scale: f64, dtype: DType) -> Result<Var> {
     var(&noise(dims.iter().product(), seed, scale), dims, dtype)
 }
 
+/// Runs the reference forward and backward. `d_head` is the gradient of h or of all states.
+fn run_reference<C: Cell>(
+    cell: &C,
+    problem: &Problem,
+    inputs: &Inputs,
+    d_head: Vec<f64>,
+    d_last: Vec<f64>,
+) -> flashrnn::Result<(Outputs, Gradients)> {
+    let out = reference::forward(cell, problem, inputs)?;
+    let mut d_states = d_head;
+    d_states.resize(out.states.len(), 0.0); // h comes first among the states
+    let d = OutputGradients { d_states: Some(d_states), d_last: Some(d_last) };
+    let grads = reference::backward(cell, problem, inputs, &out, &d)?;
+    Ok((out, grads))
+}
+
 /// Compares one case. The loss is a weighted sum of the outputs, and its gradients are the incoming
 /// gradients of the reference.
 pub fn compare<C: Cell>(
@@ -128,12 +144,9 @@ pub fn compare<C: Cell>(
         resets: with_resets.then_some(resets),
         ..Inputs::default()
     };
-    let want = reference::forward(&cell, problem, &inputs).map_err(candle_core::Error::wrap)?;
-    let mut d_states = values(&d_head)?;
-    d_states.resize(want.states.len(), 0.0); // h comes first among the states
-    let d = OutputGradients { d_states: Some(d_states), d_last: Some(values(&d_last)?) };
-    let want_grads = reference::backward(&cell, problem, &inputs, &want, &d)
-        .map_err(candle_core::Error::wrap)?;
+    let (want, want_grads) =
+        run_reference(&cell, problem, &inputs, values(&d_head)?, values(&d_last)?)
+            .map_err(candle_core::Error::wrap)?;
 
     let h_len = out.h.elem_count();
     let mut pairs = vec![
