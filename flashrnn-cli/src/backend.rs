@@ -1,4 +1,4 @@
-//! Which backend runs: from the names on the command line to one that this machine has.
+//! Selects a backend by its name on the command line.
 
 use anyhow::{Result, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -16,23 +16,24 @@ pub fn parser() -> impl TypedValueParser<Value = BackendName> {
 /// Reads a [`Family`] of kernels from the command line.
 pub fn kernel_parser() -> impl TypedValueParser<Value = Family> {
     PossibleValuesParser::new([
-        PossibleValue::new(Family::Auto.name()).help("Fused where they can be"),
+        PossibleValue::new(Family::Auto.name()).help("Fused kernels where possible"),
         PossibleValue::new(Family::Fused.name()).help("Many time steps per launch"),
         PossibleValue::new(Family::Alternating.name()).help("One launch per time step"),
     ])
     .try_map(|name| name.parse::<Family>())
 }
 
-/// Finds what `name` asks for, with these kernels; `dtype` is the element type to compute in, where
-/// it is one.
+/// Makes the backend with this name and these kernels. `dtype` is the element type to compute in,
+/// if there is only one.
 ///
 /// # Errors
-/// Where the backend is not compiled in, its device or libraries are missing, or it has no choice
-/// of kernels.
+/// If the backend is not compiled in, its device or libraries are missing, or it has no choice of
+/// kernels.
 pub fn find(name: BackendName, dtype: Option<DtypeName>, kernel: Family) -> Result<AnyBackend> {
     if !compiled_in(name) {
         bail!(
-            "this flashrnn was built without the backend {name}: build it again with `--features {name}`, or use --backend cpu"
+            "this flashrnn was built without the backend {name}; rebuild it with \
+             `--features {name}` or use --backend cpu"
         );
     }
     let backend = match (name, dtype) {
@@ -42,7 +43,7 @@ pub fn find(name: BackendName, dtype: Option<DtypeName>, kernel: Family) -> Resu
     with_kernel(backend, kernel)
 }
 
-/// Whether the command was built with this backend.
+/// Returns whether the command was built with this backend.
 pub fn compiled_in(name: BackendName) -> bool {
     match name {
         BackendName::Auto | BackendName::Cpu => true,
@@ -51,10 +52,10 @@ pub fn compiled_in(name: BackendName) -> bool {
     }
 }
 
-/// The same backend with these kernels.
+/// Returns the backend restricted to these kernels.
 ///
 /// # Errors
-/// Where the backend has no such choice.
+/// If the backend has no choice of kernels.
 pub fn with_kernel(backend: AnyBackend, kernel: Family) -> Result<AnyBackend> {
     match backend {
         backend if kernel == Family::Auto => Ok(backend),
@@ -63,12 +64,12 @@ pub fn with_kernel(backend: AnyBackend, kernel: Family) -> Result<AnyBackend> {
         #[cfg(feature = "wgpu")]
         AnyBackend::Wgpu(wgpu) => Ok(AnyBackend::Wgpu(wgpu.with_family(kernel))),
         backend => {
-            bail!("--kernel {kernel} is for GPUs: this is the backend {}", backend.info().name)
+            bail!("--kernel {kernel} needs a GPU, but the backend is {}", backend.info().name)
         }
     }
 }
 
-/// How many threads compute, where the processor does.
+/// Returns the number of threads of the CPU backend.
 pub fn threads(backend: &AnyBackend) -> Option<usize> {
     match backend {
         AnyBackend::Cpu(cpu) => Some(cpu.threads()),
@@ -76,8 +77,8 @@ pub fn threads(backend: &AnyBackend) -> Option<usize> {
     }
 }
 
-/// Whether it computes in this element type.
-pub fn takes(backend: &AnyBackend, dtype: DtypeName) -> bool {
+/// Returns whether the backend supports this element type.
+pub fn supports(backend: &AnyBackend, dtype: DtypeName) -> bool {
     backend.info().dtypes.contains(&dtype.dtype())
 }
 
@@ -86,10 +87,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_finds_a_backend_that_takes_the_element_type() -> Result<()> {
+    fn auto_finds_a_backend_that_supports_the_element_type() -> Result<()> {
         for dtype in DtypeName::ALL {
             let found = find(BackendName::Auto, Some(dtype), Family::Auto)?;
-            assert!(takes(&found, dtype), "{dtype}");
+            assert!(supports(&found, dtype), "{dtype}");
             assert!(found.is_gpu() || found.info().name == "cpu", "{dtype}: {:?}", found.info());
         }
         Ok(())
@@ -102,7 +103,7 @@ mod tests {
                 .err()
                 .map(|e| e.to_string())
                 .unwrap_or_default();
-            assert!(said.contains("for GPUs"), "{said}");
+            assert!(said.contains("needs a GPU"), "{said}");
         }
     }
 }

@@ -1,13 +1,13 @@
-//! What the command line names at run time — a cell, an element type — and the way from each name
-//! to the type it stands for.
+//! Cells and element types by their names on the command line, with macros that dispatch to the
+//! corresponding Rust types.
 
 use std::fmt;
 
 use clap::ValueEnum;
 use flashrnn::{Dtype, Element};
 
-/// Evaluates an expression with the cell that a [`CellName`] stands for: `with_cell!(name, |cell|
-/// run(&cell))`. The expression is compiled once for each cell.
+/// Evaluates an expression with the cell of a [`CellName`], as in
+/// `with_cell!(name, |cell| run(&cell))`. The expression is compiled once per cell.
 macro_rules! with_cell {
     ($name:expr, |$cell:ident| $body:expr) => {
         match $name {
@@ -31,8 +31,8 @@ macro_rules! with_cell {
     };
 }
 
-/// Evaluates an expression with the element type that a [`DtypeName`] stands for:
-/// `with_dtype!(name, |T| run::<T>())`. The expression is compiled once for each type.
+/// Evaluates an expression with the element type of a [`DtypeName`], as in
+/// `with_dtype!(name, |T| run::<T>())`. The expression is compiled once per type.
 macro_rules! with_dtype {
     ($name:expr, |$t:ident| $body:expr) => {
         match $name {
@@ -61,11 +61,11 @@ macro_rules! with_dtype {
 pub enum CellName {
     /// Elman network: h' = tanh g.
     Elman,
-    /// Gated recurrent unit, PyTorch's form.
+    /// Gated recurrent unit, as in PyTorch.
     Gru,
-    /// Long short-term memory, PyTorch's form.
+    /// Long short-term memory, as in PyTorch.
     Lstm,
-    /// Scalar LSTM of xLSTM.
+    /// sLSTM of xLSTM.
     Slstm,
 }
 
@@ -89,15 +89,15 @@ pub enum DtypeName {
 }
 
 impl DtypeName {
-    /// Every element type, the widest first.
+    /// Every element type, in the order of the tables.
     pub const ALL: [Self; 4] = [Self::F64, Self::F32, Self::Bf16, Self::F16];
 
-    /// The type as backends name it.
+    /// Returns the corresponding [`Dtype`].
     pub fn dtype(self) -> Dtype {
         with_dtype!(self, |T| T::DTYPE)
     }
 
-    /// The name that PyTorch and NumPy use.
+    /// Returns the name used by PyTorch and NumPy.
     pub fn long(self) -> &'static str {
         match self {
             Self::F64 => "float64",
@@ -108,7 +108,7 @@ impl DtypeName {
     }
 }
 
-/// Writes a name as the command line spells it.
+/// Writes a name as it is spelled on the command line.
 fn spell(name: &impl ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     name.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
 }

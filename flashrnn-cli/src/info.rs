@@ -1,5 +1,5 @@
-//! `flashrnn info`: which backends there are, on which devices, with which element types, and which
-//! kernels a problem gets.
+//! `flashrnn info`: lists the backends with their devices and element types, and the kernels chosen
+//! for a problem.
 
 use std::io::Write;
 use std::thread;
@@ -18,36 +18,36 @@ use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
 /// The arguments of `flashrnn info`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Delete the kernels that were compiled for GPUs and kept on disk.
+    /// Delete the compiled GPU kernels cached on disk.
     #[arg(long)]
     clear_cache: bool,
-    /// Say which kernels a problem with this cell gets on a GPU.
+    /// Print the kernels that a GPU runs for a problem with this cell.
     #[arg(long, requires_all = ["heads", "head_dim", "batch"])]
     cell: Option<CellName>,
-    /// The problem's number of heads.
+    /// The number of heads of the problem.
     #[arg(long, value_name = "N", requires = "cell")]
     heads: Option<usize>,
-    /// The problem's number of units of a head.
+    /// The number of units per head of the problem.
     #[arg(long, value_name = "D", requires = "cell")]
     head_dim: Option<usize>,
-    /// The problem's number of sequences.
+    /// The number of sequences of the problem.
     #[arg(long, value_name = "B", requires = "cell")]
     batch: Option<usize>,
-    /// The problem's number of time steps.
+    /// The number of time steps of the problem.
     #[arg(long, value_name = "T", default_value_t = 1024)]
     seq_len: usize,
-    /// The problem's element type.
+    /// The element type of the problem.
     #[arg(long, default_value_t = DtypeName::Bf16)]
     dtype: DtypeName,
-    /// The problem's GPU.
+    /// The backend to choose kernels for.
     #[arg(long, default_value_t, value_parser = backend::parser(), requires = "cell")]
     backend: BackendName,
-    /// Which kernels it is to run.
+    /// The kernels to choose from.
     #[arg(long, default_value_t, value_parser = backend::kernel_parser(), requires = "cell")]
     kernel: Family,
 }
 
-/// Prints one block for each backend, or the kernels of a problem.
+/// Prints a block for each backend, or the kernels of a problem.
 pub fn main(args: &Args, out: &mut impl Write) -> Result<()> {
     if args.clear_cache {
         return clear_cache(out);
@@ -88,14 +88,14 @@ fn line(out: &mut impl Write, name: &str, value: &str) -> Result<()> {
     Ok(writeln!(out, "  {name:<14} {value}")?)
 }
 
-/// A backend that can't be had.
+/// Prints the block of a backend that is not available.
 fn missing(name: BackendName, why: &str, out: &mut impl Write) -> Result<()> {
     writeln!(out, "backend {name}")?;
     line(out, "status", why)
 }
 
 fn not_compiled(name: BackendName) -> String {
-    format!("not compiled in: build the command with `--features {name}`")
+    format!("not compiled in; build the command with `--features {name}`")
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -137,7 +137,7 @@ fn wgpu(out: &mut impl Write) -> Result<()> {
     wgpu::adapters().iter().try_for_each(|adapter| line(out, "adapter", adapter))
 }
 
-/// Deletes what the GPUs' backends keep on disk.
+/// Deletes the files that GPU backends cache on disk.
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(unused_variables))]
 fn clear_cache(out: &mut impl Write) -> Result<()> {
     #[cfg(feature = "cuda")]
@@ -145,7 +145,7 @@ fn clear_cache(out: &mut impl Write) -> Result<()> {
     #[cfg(feature = "wgpu")]
     cleared(BackendName::Wgpu, flashrnn::wgpu::cache::folder(), flashrnn::wgpu::cache::clear, out)?;
     if !cfg!(any(feature = "cuda", feature = "wgpu")) {
-        bail!("there is no cache, since the backend cuda is {}", not_compiled(BackendName::Cuda));
+        bail!("there is no cache, because cuda is {}", not_compiled(BackendName::Cuda));
     }
     Ok(())
 }
@@ -162,10 +162,10 @@ fn cleared(
     };
     let folder = folder.display();
     let deleted = clear().with_context(|| format!("can't clear the kernel cache {folder}"))?;
-    Ok(writeln!(out, "{deleted} files of {name} deleted from {folder}")?)
+    Ok(writeln!(out, "deleted {deleted} files of {name} from {folder}")?)
 }
 
-/// Prints the kernels that a problem gets.
+/// Prints the kernels chosen for a problem.
 fn kernels(
     backend: &AnyBackend,
     cell: CellName,
@@ -188,7 +188,7 @@ fn kernels(
     Ok(())
 }
 
-/// What a plan on a GPU says of its kernels, a line each.
+/// Describes each kernel of a plan on a GPU.
 fn lines<T: Element, C: Cell>(
     backend: &AnyBackend,
     cell: &C,
@@ -209,7 +209,7 @@ fn lines<T: Element, C: Cell>(
             .into()),
         backend => {
             let name = backend.plan::<T, T, C>(cell, problem).map(|_| backend.info().name)?;
-            bail!("there are no kernels to choose from: this is the backend {name}")
+            bail!("the backend {name} has no kernels to choose from")
         }
     }
 }

@@ -1,15 +1,15 @@
-//! The command `flashrnn`, as a library: so that it is compiled once for the command and its tests.
+//! The command `flashrnn`, as a library that is compiled once for the command and its tests.
 //!
-//! | subcommand | does |
+//! | subcommand | description |
 //! |---|---|
 //! | `train` | trains a character language model |
 //! | `run` | runs one problem from a safetensors file, forward and backward |
-//! | `info` | says which backends, devices and element types there are |
+//! | `info` | lists the available backends, devices and element types |
 //! | `verify` | compares this machine's results with the f64 reference |
 //! | `bench` | times forward and forward+backward |
 //!
-//! Exit status: 0 where all went well, 1 for bad input or a failed check, 2 for a command line that
-//! makes no sense.
+//! The exit status is 0 on success, 1 for bad input or a failed check, and 2 for an invalid command
+//! line.
 
 mod backend;
 mod bench;
@@ -45,9 +45,9 @@ struct Cli {
 enum Command {
     /// Train a character language model and keep its best checkpoint.
     Train(train::Args),
-    /// Run one problem: tensors in from a safetensors file, tensors out to another.
+    /// Run one problem from a safetensors file and write the results to another.
     Run(run::Args),
-    /// Say which backends, devices and element types there are.
+    /// List the available backends, devices and element types.
     Info(info::Args),
     /// Compare random problems with the f64 reference on this machine.
     Verify(verify::Args),
@@ -55,16 +55,16 @@ enum Command {
     Bench(bench::Args),
 }
 
-/// Does what the command line says.
+/// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(Cli { command }) => status(start_threads().and_then(|()| run(command))),
-        Err(error) => refuse(&error),
+        Err(error) => report_usage(&error),
     }
 }
 
-/// Runs a subcommand. Returns whether its check held.
+/// Runs a subcommand. Returns whether its check passed.
 fn run(command: Command) -> anyhow::Result<bool> {
     let mut out = Printable(io::stdout());
     let good = match command {
@@ -78,28 +78,25 @@ fn run(command: Command) -> anyhow::Result<bool> {
     Ok(good)
 }
 
-/// Starts the threads that rayon shares in this process: candle and the backend would panic where
-/// they can't be had.
+/// Starts rayon's global thread pool, because candle would panic if it could not be started.
 fn start_threads() -> anyhow::Result<()> {
     const VARIABLE: &str = "RAYON_NUM_THREADS";
-    // As many as a backend of the CPU may have of its own.
+    // The same limit as for the threads of the CPU backend.
     const MAX_THREADS: usize = 1024;
     let wanted = std::env::var(VARIABLE).ok().and_then(|n| n.parse::<usize>().ok());
     if let Some(n) = wanted.filter(|&n| n > MAX_THREADS) {
         bail!("{VARIABLE} is {n}, wanted at most {MAX_THREADS} threads");
     }
-    rayon::ThreadPoolBuilder::new()
-        .build_global()
-        .context("can't start the threads to compute with")
+    rayon::ThreadPoolBuilder::new().build_global().context("can't start the worker threads")
 }
 
-/// Prints what is wrong with the command line, or the help that was asked for, and returns clap's
-/// exit status.
-fn refuse(error: &clap::Error) -> ExitCode {
-    let steers = |arg: OsString| escaped(&arg.to_string_lossy()) != arg.to_string_lossy();
-    // Where stderr or stdout can't be written to there is nothing more to do.
-    if std::env::args_os().any(steers) {
-        // clap's colours are escape sequences, which can't be told from those of the argument.
+/// Prints the error in the command line, or the requested help, and returns clap's exit status.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    let needs_escaping = |arg: OsString| escaped(&arg.to_string_lossy()) != arg.to_string_lossy();
+    // Write errors are ignored, since there is no other place to report to.
+    if std::env::args_os().any(needs_escaping) {
+        // Prints without clap's colours: their escape sequences can't be distinguished from those
+        // in arguments.
         let _ = write!(Printable(io::stderr()), "{}", error.render());
     } else {
         let _ = error.print();
@@ -107,15 +104,15 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// The exit status for what a command returned: whether its check held, or why it could not run.
+/// Reports the result of a command, and returns the exit status.
 fn status(result: anyhow::Result<bool>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        // The reader of our output went away, as `head` does: there is nobody left to tell.
+        // The reader of the output has closed the pipe, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where even stderr is closed there is nothing more to do.
+            // A write error is ignored, since there is no other place to report to.
             let _ = writeln!(Printable(io::stderr()), "error: {error:#}");
             ExitCode::FAILURE
         }

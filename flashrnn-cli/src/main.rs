@@ -1,4 +1,4 @@
-//! The command `flashrnn`; everything is in the library beside it.
+//! The command `flashrnn`. The library crate contains the code.
 
 use std::process::ExitCode;
 

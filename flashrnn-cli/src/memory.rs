@@ -1,5 +1,4 @@
-//! Memory: what is asked for is compared with what there is, and where there is none left the
-//! command says so.
+//! Memory limits: checks that a problem fits the memory, and reports when memory runs out.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
@@ -8,62 +7,62 @@ use std::process;
 
 use anyhow::{Result, bail};
 
-/// The system's allocator, for the command as a whole. Where it has no memory to give, the process
-/// says so and exits with status 1, instead of aborting: most of what allocates here, in this crate
-/// and in others, has no way to return an error.
+/// The global allocator of the command: the system allocator, except that the process reports a
+/// failed allocation and exits with status 1 instead of aborting. Most code that allocates, here and
+/// in other crates, cannot return an error.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory;
 
-// SAFETY: every call is `System`'s with the same arguments, and returns what that returned.
+// SAFETY: every call is forwarded to `System` with the same arguments, and returns its result.
 unsafe impl GlobalAlloc for Memory {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller promises what `System` asks for.
-        given(unsafe { System.alloc(layout) }, layout.size())
+        // SAFETY: the caller upholds the contract of `System`'s method.
+        or_exit(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller promises what `System` asks for.
-        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        // SAFETY: the caller upholds the contract of `System`'s method.
+        or_exit(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller promises what `System` asks for, and `old` came from it.
-        given(unsafe { System.realloc(old, layout, size) }, size)
+        // SAFETY: the caller upholds the contract of `System`'s method, and `old` is from `System`.
+        or_exit(unsafe { System.realloc(old, layout, size) }, size)
     }
 
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
-        // SAFETY: the caller promises what `System` asks for, and `old` came from it.
+        // SAFETY: the caller upholds the contract of `System`'s method, and `old` is from `System`.
         unsafe { System.dealloc(old, layout) }
     }
 }
 
-/// `memory`, or the end of the process where there is none.
-fn given(memory: *mut u8, size: usize) -> *mut u8 {
+/// Returns `memory`, or exits if it is null.
+fn or_exit(memory: *mut u8, size: usize) -> *mut u8 {
     if memory.is_null() {
-        // Neither formatting nor stderr allocates.
+        // Neither the formatting nor stderr allocates.
         let _ = writeln!(io::stderr(), "error: out of memory: could not allocate {size} bytes");
         process::exit(1);
     }
     memory
 }
 
-/// Checks that this machine has memory for `bytes`, where it tells.
+/// Checks that `bytes` of memory are available, if the system reports it.
 ///
 /// # Errors
-/// Says how much is needed for `what`, and how much there is.
+/// Names `what` needs the memory, how much it needs, and how much is available.
 pub fn check(bytes: u128, what: &str) -> Result<()> {
     let gigabytes = |bytes: u128| bytes as f64 / 1e9;
     match available() {
-        Some(there) if bytes > there => bail!(
-            "{what} needs {:.1} GB of memory at least, and this machine has {:.1} GB left",
+        Some(available) if bytes > available => bail!(
+            "{what} needs at least {:.1} GB of memory, but only {:.1} GB are available",
             gigabytes(bytes),
-            gigabytes(there)
+            gigabytes(available)
         ),
         _ => Ok(()),
     }
 }
 
-/// The memory that can be had without swapping, as Linux tells it.
+/// Returns the memory that Linux reports as available without swapping.
 fn available() -> Option<u128> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -76,11 +75,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_than_there_is_is_refused() {
+    fn more_than_the_available_memory_is_rejected() {
         assert!(check(1, "nothing").is_ok());
         if cfg!(target_os = "linux") {
             let said = check(1 << 70, "too much").err().map(|e| e.to_string()).unwrap_or_default();
-            assert!(said.contains("too much needs 1180591620717.4 GB"), "{said}");
+            assert!(said.contains("too much needs at least 1180591620717.4 GB"), "{said}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The options of a problem as command-line flags, and the [`Options`] that they set.
+//! The options of a problem as command-line flags, and their conversion to [`Options`].
 
 use clap::ValueEnum;
 use flashrnn::{Layout, Options, Save};
@@ -6,25 +6,25 @@ use flashrnn::{Layout, Options, Save};
 /// [`Options`] on the command line.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct OptionArgs {
-    /// Time runs backwards, each row from its own end.
+    /// Process each row from its end to its start.
     #[arg(long)]
     pub reverse: bool,
     /// Clamp h to ±X after each step.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub forward_clip: Option<f64>,
-    /// Clamp the gradient that reaches h through R to ±X at each step.
+    /// Clamp the gradient that flows to h through R to ±X at each step.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub recurrent_grad_clip: Option<f64>,
-    /// Let no gradient reach h through R (d_R is still computed).
+    /// Block the gradient that flows to h through R (d_R is still computed).
     #[arg(long)]
     pub cut_recurrent_grad: bool,
-    /// Let f32 products round to TF32, where the backend has it.
+    /// Allow f32 products to round to TF32 if the backend supports it.
     #[arg(long)]
     pub tf32: bool,
-    /// What the forward pass keeps for the backward pass.
+    /// What the forward pass saves for the backward pass.
     #[arg(long, value_name = "WHAT", default_value = "gates")]
     pub save: SaveName,
-    /// Time is the first axis, batch the second.
+    /// Store time as the first axis and batch as the second.
     #[arg(long)]
     pub time_major: bool,
 }
@@ -32,15 +32,15 @@ pub struct OptionArgs {
 /// [`Save`] on the command line.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum SaveName {
-    /// Every gate: the faster backward pass.
+    /// Every gate, for a faster backward pass.
     #[default]
     Gates,
-    /// Nothing besides the states: gates are computed again.
+    /// Only the states; the backward pass recomputes the gates.
     Recompute,
 }
 
 impl OptionArgs {
-    /// The options as the operator takes them.
+    /// Returns the options of the operator.
     pub fn options(&self) -> Options {
         Options {
             layout: if self.time_major { Layout::TimeMajor } else { Layout::BatchMajor },

@@ -1,4 +1,4 @@
-//! Writing files. Every file that the command leaves goes through [`write`].
+//! Writes files. Every output file of the command is written by [`write`].
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -10,85 +10,82 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempPath;
 
-/// How long to wait until somebody opens a named pipe for reading.
-const READER: Duration = Duration::from_secs(5);
+/// The time to wait for a reader to open a named pipe.
+const READER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Writes `bytes` to `path`.
 ///
-/// A new or an ordinary file is whole or as it was before: the bytes go to another file in the same
-/// folder, which takes the name once it is on disk. It gets the mode and the owner of the file it
-/// replaces. A link is followed. Devices, pipes and files with several names are written through,
-/// and so is a file whose owner or folder does not allow replacing it.
+/// New and regular files are written atomically: the bytes go to a temporary file in the same
+/// folder, which is renamed once it is on disk, with the mode and owner of the file it replaces.
+/// Symbolic links are followed. Devices, pipes, files with several hard links, and files whose owner
+/// or folder does not allow replacing them are overwritten in place.
 ///
 /// # Errors
-/// Says why `path` can't be written: it is read-only (even where its folder would let it be
-/// replaced), a link to nothing, a folder, or a pipe that nobody opens for reading within five
-/// seconds.
+/// If `path` is read-only (even if its folder would allow replacing it), a dangling link, a folder,
+/// or a pipe that no reader opens within five seconds.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     put(path, bytes).with_context(|| format!("can't write {}", path.display()))
 }
 
 fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match fs::metadata(path) {
-        Ok(old) if old.is_file() && has_one_name(&old) => {
-            // Renaming asks the folder for permission, so ask the file first.
+        Ok(old) if old.is_file() && has_one_link(&old) => {
+            // Renaming checks only the permissions of the folder, so check those of the file here.
             OpenOptions::new().write(true).open(path)?;
             match replace(&fs::canonicalize(path)?, bytes, Some(&old)) {
-                Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                    write_through(path, bytes)
-                }
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => overwrite(path, bytes),
                 done => done,
             }
         }
-        Ok(_) => write_through(path, bytes),
+        Ok(_) => overwrite(path, bytes),
         Err(error) if error.kind() == ErrorKind::NotFound => match path.is_symlink() {
-            true => Err(io::Error::new(ErrorKind::NotFound, "a link to nothing")),
+            true => Err(io::Error::new(ErrorKind::NotFound, "it is a dangling link")),
             false => replace(path, bytes, None),
         },
         Err(error) => Err(error),
     }
 }
 
-/// Writes to what is there. Opening a pipe blocks until it has a reader, so another thread opens
-/// it.
-fn write_through(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Overwrites an existing file in place. Opens it on another thread, because opening a pipe blocks
+/// until it has a reader.
+fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (sender, receiver) = mpsc::channel();
     let owned = path.to_owned();
     thread::Builder::new().spawn(move || {
-        // Nobody receives once the wait is over.
+        // Fails if the receiver has timed out.
         let _ = sender.send(OpenOptions::new().write(true).truncate(true).open(owned));
     })?;
-    let nobody = |_| io::Error::new(ErrorKind::TimedOut, "a pipe that nobody reads");
-    receiver.recv_timeout(READER).map_err(nobody)??.write_all(bytes)
+    let timeout = |_| io::Error::new(ErrorKind::TimedOut, "it is a pipe without a reader");
+    receiver.recv_timeout(READER_TIMEOUT).map_err(timeout)??.write_all(bytes)
 }
 
-/// Gives the name `path` to a new file that holds `bytes`, with the mode and owner of `old`.
+/// Replaces `path` by a new file that contains `bytes`, with the mode and owner of `old`.
 fn replace(path: &Path, bytes: &[u8], old: Option<&Metadata>) -> io::Result<()> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let staged = stage(folder, |file| {
         file.write_all(bytes)?;
-        old.map_or(Ok(()), |old| keep(file, old))?;
+        old.map_or(Ok(()), |old| copy_owner_and_mode(file, old))?;
         file.sync_all()
     })?;
     staged.persist(path).map_err(|failed| failed.error)
 }
 
-/// Makes a file in `folder`, filled by `fill`, under a temporary name that goes when the result is
-/// dropped.
+/// Creates a file in `folder` under a temporary name, and fills it with `fill`. Dropping the result
+/// deletes it.
 fn stage(folder: &Path, fill: impl Fn(&mut File) -> io::Result<()>) -> io::Result<TempPath> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".flashrnn-");
-    // A file without a name vanishes with the process, however that ends. Not every file system has
+    // An unnamed file vanishes with the process, however that ends. Not every file system supports
     // them.
     #[cfg(target_os = "linux")]
-    if let Ok(mut file) = nameless(folder) {
+    if let Ok(mut file) = unnamed(folder) {
         fill(&mut file)?;
-        if let Ok(named) = builder.make_in(folder, |name| give_name(&file, name)) {
+        if let Ok(named) = builder.make_in(folder, |name| link(&file, name)) {
             return Ok(named.into_temp_path());
         }
     }
-    // Temporary files are private by default; this one becomes an ordinary file, subject to the
+    // Temporary files are private by default, but this one becomes a regular file, subject to the
     // umask.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
@@ -98,7 +95,7 @@ fn stage(folder: &Path, fill: impl Fn(&mut File) -> io::Result<()>) -> io::Resul
 }
 
 #[cfg(target_os = "linux")]
-fn nameless(folder: &Path) -> io::Result<File> {
+fn unnamed(folder: &Path) -> io::Result<File> {
     use rustix::fs::{CWD, Mode, OFlags, openat};
 
     let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -106,7 +103,7 @@ fn nameless(folder: &Path) -> io::Result<File> {
 }
 
 #[cfg(target_os = "linux")]
-fn give_name(file: &File, name: &Path) -> io::Result<()> {
+fn link(file: &File, name: &Path) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
     use rustix::fs::{AtFlags, CWD, linkat};
@@ -116,17 +113,17 @@ fn give_name(file: &File, name: &Path) -> io::Result<()> {
 }
 
 #[cfg(unix)]
-fn has_one_name(file: &Metadata) -> bool {
+fn has_one_link(file: &Metadata) -> bool {
     std::os::unix::fs::MetadataExt::nlink(file) == 1
 }
 
 #[cfg(not(unix))]
-fn has_one_name(_: &Metadata) -> bool {
+fn has_one_link(_: &Metadata) -> bool {
     true
 }
 
-/// Gives a new file the owner and the mode of an old one.
-fn keep(file: &File, old: &Metadata) -> io::Result<()> {
+/// Copies the owner and the mode of an old file to a new one.
+fn copy_owner_and_mode(file: &File, old: &Metadata) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::{MetadataExt, fchown};
@@ -143,40 +140,40 @@ fn keep(file: &File, old: &Metadata) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn names(folder: &Path) -> Result<usize> {
+    fn count_files(folder: &Path) -> Result<usize> {
         Ok(fs::read_dir(folder)?.count())
     }
 
     #[test]
-    fn a_file_is_replaced_whole_and_nothing_else_stays() -> Result<()> {
+    fn files_are_replaced_without_leftovers() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("x.txt");
         write(&path, b"a long first text")?;
         write(&path, b"second")?;
         assert_eq!(fs::read(&path)?, b"second");
-        assert_eq!(names(folder.path())?, 1);
+        assert_eq!(count_files(folder.path())?, 1);
         let taken = folder.path().join("taken");
         fs::create_dir_all(taken.join("inside"))?;
         assert!(write(&taken, b"x").is_err());
-        assert_eq!(names(folder.path())?, 2);
+        assert_eq!(count_files(folder.path())?, 2);
         Ok(())
     }
 
     #[test]
-    fn a_failure_while_filling_leaves_nothing() -> Result<()> {
+    fn a_failed_write_leaves_no_file() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let failed = stage(folder.path(), |file| {
             file.write_all(b"half of")?;
             Err(ErrorKind::StorageFull.into())
         });
         assert!(failed.is_err());
-        assert_eq!(names(folder.path())?, 0);
+        assert_eq!(count_files(folder.path())?, 0);
         Ok(())
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_file_of_several_names_keeps_them() -> Result<()> {
+    fn hard_links_are_preserved() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let (one, other) = (folder.path().join("one"), folder.path().join("other"));
         write(&one, b"a long first text")?;

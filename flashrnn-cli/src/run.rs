@@ -1,25 +1,25 @@
-//! `flashrnn run`: one problem from a file, so that anybody can check the operator from Python.
+//! `flashrnn run`: runs one problem from a file, so that the operator can be checked from Python.
 //!
 //! | tensor in | shape (batch-major) | element type | |
 //! |---|---|---|---|
 //! | `Wx` | `[B, T, Gx, N, D]` | any float | input pre-activations |
 //! | `R` | `[Gr, N, D_out, D_in]` | any float | recurrent weights |
 //! | `b` | `[G, N, D]` | any float | bias |
-//! | `states` | `[S, B, N, D]` | any float | initial state, else zeros |
-//! | `lengths` | `[B]` | i64, i32 | steps of each row, else T |
-//! | `resets` | `[B, T]` | u8, bool | where not 0, the state is zeroed before the step |
-//! | `d_states` | `[S, B, T, N, D]` | any float | gradient of every state, else zeros |
-//! | `d_last_states` | `[S, B, N, D]` | any float | gradient of the last state, else zeros |
+//! | `states` | `[S, B, N, D]` | any float | initial state; default zeros |
+//! | `lengths` | `[B]` | i64, i32 | number of steps of each row; default T |
+//! | `resets` | `[B, T]` | u8, bool | nonzero flags zero the state before the step |
+//! | `d_states` | `[S, B, T, N, D]` | any float | gradient of every state; default zeros |
+//! | `d_last_states` | `[S, B, N, D]` | any float | gradient of the final state; default zeros |
 //!
 //! | tensor out | shape | element type |
 //! |---|---|---|
 //! | `states` | `[S, B, T, N, D]` | `--dtype` |
 //! | `last_states` | `[S, B, N, D]` | f64 for f64, else f32 |
-//! | `d_Wx`, `d_R`, `d_b` | as `Wx`, `R`, `b` | `--dtype` |
+//! | `d_Wx`, `d_R`, `d_b` | those of `Wx`, `R`, `b` | `--dtype` |
 //! | `d_states_initial` | `[S, B, N, D]` | f64 for f64, else f32 |
 //!
-//! The gradients need `--backward`. Without it `d_states` and `d_last_states` are checked and then
-//! left aside, so that one file serves both.
+//! Gradients are computed only with `--backward`. Without it, `d_states` and `d_last_states` are
+//! checked but otherwise ignored, so that the same file works in both cases.
 
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
 use crate::options::OptionArgs;
 use crate::tensors::{self, Input, Output};
 
-/// Every tensor that the input may hold.
+/// The names of all tensors that the input may contain.
 const KNOWN: [&str; 8] =
     ["Wx", "R", "b", "states", "lengths", "resets", "d_states", "d_last_states"];
 
@@ -42,12 +42,13 @@ const KNOWN: [&str; 8] =
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Input tensors: Wx [B,T,Gx,N,D], R [Gr,N,D,D], b [G,N,D], and optionally states [S,B,N,D] (the initial state),
-lengths [B], resets [B,T], d_states [S,B,T,N,D], d_last_states [S,B,N,D] (the gradients that --backward starts
-from; zeros if absent, and not used without --backward).
+lengths [B], resets [B,T], d_states [S,B,T,N,D], d_last_states [S,B,N,D] (the incoming gradients of --backward;
+zeros if absent, and unused without --backward).
 Output tensors: states [S,B,T,N,D], last_states [S,B,N,D], and with --backward d_Wx, d_R, d_b, d_states_initial.
-With --time-major, T comes before B in Wx, resets, states, d_states and d_Wx, except in the initial and last states.")]
+With --time-major, T comes before B in Wx, resets, states, d_states and d_Wx, but not in the initial and final
+states.")]
 pub struct Args {
-    /// The safetensors file with the problem.
+    /// The safetensors file that contains the problem.
     input: PathBuf,
     /// The safetensors file to write.
     #[arg(short, long)]
@@ -55,13 +56,13 @@ pub struct Args {
     /// The cell.
     #[arg(long)]
     cell: CellName,
-    /// Where to run.
+    /// The backend to run on.
     #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
-    /// Which kernels a GPU runs.
+    /// The kernels a GPU runs.
     #[arg(long, default_value_t, value_parser = backend::kernel_parser())]
     kernel: Family,
-    /// The element type to compute in; inputs are converted to it.
+    /// The element type to compute in. Inputs are converted to it.
     #[arg(long, default_value_t)]
     dtype: DtypeName,
     /// Also compute the gradients.
@@ -71,7 +72,7 @@ pub struct Args {
     options: OptionArgs,
 }
 
-/// Reads, computes, writes.
+/// Reads the problem, runs it, and writes the results.
 pub fn main(args: Args) -> Result<()> {
     let backend = backend::find(args.backend, Some(args.dtype), args.kernel)?;
     let bytes = tensors::read(&args.input)?;
@@ -82,7 +83,7 @@ pub fn main(args: Args) -> Result<()> {
     tensors::write(&args.output, &outputs)
 }
 
-/// The problem that the options and the shape of `Wx` describe.
+/// Makes the problem described by the options and the shape of `Wx`.
 fn problem<C: Cell>(args: &Args, input: &Input) -> Result<Problem> {
     let wx = input.shape("Wx")?;
     let [outer, inner, external, heads, head_dim] = wx[..] else {
@@ -90,13 +91,13 @@ fn problem<C: Cell>(args: &Args, input: &Input) -> Result<Problem> {
         bail!("Wx: got shape {wx:?}, wanted five dimensions, {want}");
     };
     if external != C::GX {
-        bail!("Wx: got shape {wx:?}, wanted {} gates in the third place for {}", C::GX, C::NAME);
+        bail!("Wx: got shape {wx:?}, wanted {} gates as the third dimension of {}", C::GX, C::NAME);
     }
     let (batch, time) = if args.options.time_major { (inner, outer) } else { (outer, inner) };
     Ok(Problem::new(batch, time, heads, head_dim).with(args.options.options()))
 }
 
-/// The number of steps of each row `[B]`, checked before it narrows to i32.
+/// Reads the lengths `[B]`, and checks them before converting them to i32.
 fn lengths(input: &Input, shapes: &Shapes) -> Result<Option<Vec<i32>>> {
     let Some(lengths) = input.integers("lengths", &[shapes.batch])? else { return Ok(None) };
     let narrow = |(row, &length): (usize, &i64)| match i32::try_from(length) {
@@ -106,25 +107,25 @@ fn lengths(input: &Input, shapes: &Shapes) -> Result<Option<Vec<i32>>> {
     lengths.iter().enumerate().map(narrow).collect::<Result<_>>().map(Some)
 }
 
-/// A tensor that must be there.
-fn needed<P: Element>(input: &Input, name: &str, want: &[usize]) -> Result<Vec<P>> {
+/// Reads a required tensor.
+fn required<P: Element>(input: &Input, name: &str, want: &[usize]) -> Result<Vec<P>> {
     input.shape(name)?;
     input.floats(name, want)?.with_context(|| format!("tensor {name} is missing"))
 }
 
-/// Checks that the results are in proportion to the file that asks for them: with T = 0 the size B
-/// costs it nothing.
+/// Checks that the size of the results is in proportion to that of the file. With T = 0, a small
+/// file can declare any B.
 fn check_results<T: Element>(shapes: &Shapes, file: usize) -> Result<()> {
-    // Where a tensor backs every size, results are below 32 times as large, from 16 bits to 64 and
-    // all gradients included.
-    const TIMES: u128 = 64;
-    const ALWAYS: u128 = 64 << 20;
+    // If the file's tensors are not empty, the results are at most 32 times as large as the file,
+    // including all gradients and a conversion from 16 to 64 bits.
+    const MAX_RATIO: u128 = 64;
+    const ALWAYS_ALLOWED: u128 = 64 << 20;
     let bytes = |shape: &[usize], each: usize| {
         shape.iter().fold(each as u128, |p, &n| p.saturating_mul(n as u128))
     };
     let results = bytes(&shapes.states(), size_of::<T>())
         .saturating_add(bytes(&shapes.state(), size_of::<T::Wide>()));
-    if results > ALWAYS.max(TIMES * file as u128) {
+    if results > ALWAYS_ALLOWED.max(MAX_RATIO * file as u128) {
         bail!(
             "the results would take {results} bytes of memory, too much for a file of {file} bytes"
         );
@@ -132,7 +133,7 @@ fn check_results<T: Element>(shapes: &Shapes, file: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs the problem that `bytes` hold and returns every tensor to be written.
+/// Runs the problem in `bytes`, and returns every tensor to write.
 fn compute<B: Backend, T: Element, C: Cell>(
     backend: &B,
     cell: &C,
@@ -145,9 +146,9 @@ fn compute<B: Backend, T: Element, C: Cell>(
     let size = |shape: &[usize]| shape.iter().product::<usize>();
     check_results::<T>(&shapes, bytes.len())?;
 
-    let wx = needed::<T>(&input, "Wx", &shapes.wx())?;
-    let r = needed::<T>(&input, "R", &shapes.r())?;
-    let b = needed::<T>(&input, "b", &shapes.b())?;
+    let wx = required::<T>(&input, "Wx", &shapes.wx())?;
+    let r = required::<T>(&input, "R", &shapes.r())?;
+    let b = required::<T>(&input, "b", &shapes.b())?;
     let s0 = input.floats::<T::Wide>("states", &shapes.state())?;
     let lengths = lengths(&input, &shapes)?;
     let resets = input.flags("resets", &shapes.resets())?;

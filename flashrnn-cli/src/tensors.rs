@@ -1,4 +1,4 @@
-//! Tensors in safetensors files: reading with every check, and laying out what is written.
+//! Reads and checks the tensors of safetensors files, and writes such files.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -11,15 +11,14 @@ use safetensors::{Dtype as FileDtype, SafeTensors, View};
 
 use crate::output;
 
-/// The tensors of a file that lies in memory. Dimensions and types are checked as each is taken
-/// out.
+/// The tensors of a file in memory. Reading a tensor checks its dimensions and element type.
 pub struct Input<'a>(SafeTensors<'a>);
 
 impl<'a> Input<'a> {
-    /// Reads the header of `bytes`, a whole file, and refuses tensors that are not among `known`.
+    /// Parses the header of `bytes`, a whole file. Rejects tensors that are not in `known`.
     pub fn parse(bytes: &'a [u8], known: &[&str]) -> Result<Self> {
         let tensors = SafeTensors::deserialize(bytes)
-            .context("not a whole safetensors file (truncated, or of another format)")?;
+            .context("not a complete safetensors file (truncated, or of another format)")?;
         let names = tensors.names().into_iter();
         let mut unknown: Vec<String> = names
             .filter(|name| !known.contains(name))
@@ -27,25 +26,26 @@ impl<'a> Input<'a> {
             .collect();
         unknown.sort_unstable();
         if !unknown.is_empty() {
-            bail!("unknown tensor {}; wanted only {}", unknown.join(", "), known.join(", "));
+            bail!("unknown tensor {}, wanted only {}", unknown.join(", "), known.join(", "));
         }
         Ok(Self(tensors))
     }
 
-    /// The dimensions of a tensor that must be there.
+    /// Returns the dimensions of a required tensor.
     pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
         match self.0.tensor(name) {
             Ok(view) => Ok(view.shape().to_vec()),
             Err(_) => {
                 let mut names = self.0.names();
                 names.sort_unstable();
-                bail!("tensor {name} is missing; the file has {}", some(&names.join(", ")))
+                let names = if names.is_empty() { "no tensors".into() } else { names.join(", ") };
+                bail!("tensor {name} is missing; the file contains {names}")
             }
         }
     }
 
-    /// The values of a floating-point tensor of dimensions `want`, converted to `P`; none if it
-    /// isn't there.
+    /// Reads a floating-point tensor of dimensions `want`, converted to `P`. Returns `None` if it is
+    /// absent.
     pub fn floats<P: Element>(&self, name: &str, want: &[usize]) -> Result<Option<Vec<P>>> {
         let Some((dtype, data)) = self.take(name, want)? else { return Ok(None) };
         Ok(Some(match dtype {
@@ -57,7 +57,7 @@ impl<'a> Input<'a> {
         }))
     }
 
-    /// The values of an integer tensor of dimensions `want`; none if it isn't there.
+    /// Reads an integer tensor of dimensions `want`. Returns `None` if it is absent.
     pub fn integers(&self, name: &str, want: &[usize]) -> Result<Option<Vec<i64>>> {
         let Some((dtype, data)) = self.take(name, want)? else { return Ok(None) };
         Ok(Some(match dtype {
@@ -67,7 +67,7 @@ impl<'a> Input<'a> {
         }))
     }
 
-    /// The values of a tensor of flags, of dimensions `want`; none if it isn't there.
+    /// Reads a tensor of flags of dimensions `want`. Returns `None` if it is absent.
     pub fn flags(&self, name: &str, want: &[usize]) -> Result<Option<Vec<u8>>> {
         let Some((dtype, data)) = self.take(name, want)? else { return Ok(None) };
         match dtype {
@@ -76,7 +76,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// A tensor's type and bytes, after a check of its dimensions.
+    /// Checks the dimensions of a tensor, and returns its type and bytes.
     fn take(&self, name: &str, want: &[usize]) -> Result<Option<(FileDtype, &'a [u8])>> {
         let Ok(view) = self.0.tensor(name) else { return Ok(None) };
         if view.shape() != want {
@@ -86,23 +86,18 @@ impl<'a> Input<'a> {
     }
 }
 
-/// `names`, or a word for their absence.
-fn some(names: &str) -> &str {
-    if names.is_empty() { "no tensor at all" } else { names }
-}
-
-/// Reads a little-endian number of `LEN` bytes after the other. The file's header was checked:
-/// nothing is left over.
+/// Decodes little-endian numbers of `LEN` bytes. There are no bytes left over, since the header was
+/// checked.
 fn decode<const LEN: usize, P>(data: &[u8], read: impl Fn([u8; LEN]) -> P) -> Vec<P> {
     data.as_chunks::<LEN>().0.iter().map(|&bytes| read(bytes)).collect()
 }
 
-/// From one element type to another, by way of f64, which holds both.
+/// Converts between element types, through f64, which represents both exactly.
 fn convert<P: Element>(v: impl Element) -> P {
     P::from_f64(v.to_f64())
 }
 
-/// A tensor to be written.
+/// A tensor to write.
 pub struct Output {
     dtype: FileDtype,
     shape: Vec<usize>,
@@ -110,9 +105,9 @@ pub struct Output {
 }
 
 impl Output {
-    /// `values` of dimensions `shape`, in the element type `P`.
+    /// Encodes `values` of dimensions `shape` in the element type `P`.
     pub fn new<P: Element>(shape: &[usize], values: &[P]) -> Self {
-        // Values are exact in P, so that the way by f64 is exact too.
+        // The conversion through f64 is exact.
         let (dtype, data) = match P::DTYPE {
             Dtype::F16 => (FileDtype::F16, encode(values, |v| f16::from_f64(v).to_le_bytes())),
             Dtype::Bf16 => (FileDtype::BF16, encode(values, |v| bf16::from_f64(v).to_le_bytes())),
@@ -147,24 +142,24 @@ impl View for &Output {
     }
 }
 
-/// Writes a safetensors file by [`output::write`].
+/// Writes a safetensors file with [`output::write`].
 pub fn write(path: &Path, tensors: &[(&str, Output)]) -> Result<()> {
     let bytes = safetensors::serialize(tensors.iter().map(|(name, tensor)| (name, tensor)), None)?;
     output::write(path, &bytes)
 }
 
-/// The header of a safetensors file is at most this long (the format's own limit).
-const LONGEST_HEADER: u64 = 100_000_000;
+/// The maximum length of a safetensors header, defined by the format.
+const MAX_HEADER: u64 = 100_000_000;
 
-/// Reads a whole file; of one that begins with no header's length, only as much: a device might
-/// never end.
+/// Reads a whole file. If it does not start with a valid header length, reads only that, since a
+/// device might never end.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let read = || {
         let mut file = File::open(path)?;
         let mut bytes = Vec::new();
         file.by_ref().take(8).read_to_end(&mut bytes)?;
         let header = bytes.first_chunk().map(|&length| u64::from_le_bytes(length));
-        if header.is_some_and(|length| (1..=LONGEST_HEADER).contains(&length)) {
+        if header.is_some_and(|length| (1..=MAX_HEADER).contains(&length)) {
             file.read_to_end(&mut bytes)?;
         }
         io::Result::Ok(bytes)

@@ -1,13 +1,14 @@
-//! What reaches the terminal: text from files, arguments and drivers must not steer it.
+//! Escapes terminal output, so that text from files, arguments and drivers cannot control the
+//! terminal.
 
 use std::io::{self, Write};
 
-/// Passes text on with control characters escaped.
+/// A writer that escapes control characters.
 pub struct Printable<W>(pub W);
 
 impl<W: Write> Write for Printable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // `write!` and `writeln!` hand over whole strings.
+        // `write!` and `writeln!` write whole strings, so no character is split.
         self.0.write_all(escaped(&String::from_utf8_lossy(bytes)).as_bytes())?;
         Ok(bytes.len())
     }
@@ -17,18 +18,17 @@ impl<W: Write> Write for Printable<W> {
     }
 }
 
-/// `text` with every character that a terminal obeys instead of showing, but for line feeds and
-/// tabs, written as Rust writes it.
+/// Escapes every character that controls a terminal, except line feeds and tabs, in Rust's syntax.
 pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if obeyed(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if is_control(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
     }
     shown
 }
 
-/// Control characters, and those that are invisible or reorder what is around them.
-fn obeyed(c: char) -> bool {
+/// Returns whether `c` is a control character, invisible, or reorders the text around it.
+fn is_control(c: char) -> bool {
     match c {
         '\n' | '\t' => false,
         '\u{200b}'
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_are_shown_and_everything_else_stays() -> io::Result<()> {
+    fn only_control_characters_are_escaped() -> io::Result<()> {
         let mut out = Vec::new();
         write!(Printable(&mut out), "é \x1b[2J\x07\r\u{9b}1m\u{202e}\"日本\"\t\\\ne\u{301}")?;
         let want = "é \\u{1b}[2J\\u{7}\\r\\u{9b}1m\\u{202e}\"日本\"\t\\\ne\u{301}";

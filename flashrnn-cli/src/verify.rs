@@ -1,4 +1,4 @@
-//! `flashrnn verify`: random problems, with every option, against the f64 reference on this very
+//! `flashrnn verify`: compares random problems with every option with the f64 reference, on this
 //! machine.
 
 use std::io::Write;
@@ -16,36 +16,36 @@ use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
 /// The arguments of `flashrnn verify`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to run.
+    /// The backend to run on.
     #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
-    /// Which kernels a GPU runs.
+    /// The kernels a GPU runs.
     #[arg(long, default_value_t, value_parser = backend::kernel_parser())]
     kernel: Family,
-    /// The number of random problems for each cell and element type.
+    /// The number of random problems per cell and element type.
     #[arg(long, value_name = "N", default_value_t = 16)]
     cases: u64,
-    /// Names the random problems: the same seed, the same problems.
+    /// The seed of the random problems; the same seed generates the same problems.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
-/// The worst error of one tensor over many cases.
+/// The largest error of one tensor over all cases.
 #[derive(Clone, Copy)]
 struct Worst {
     tensor: &'static str,
     error: f64,
-    /// Whether it is above the tolerance, and all right because the case is ill-conditioned.
+    /// Whether the error exceeds the tolerance but is accepted because the case is ill-conditioned.
     excused: bool,
 }
 
-/// Runs the cases and prints the worst error of each tensor. Returns whether all are small enough.
+/// Runs the cases and prints the largest error of each tensor. Returns whether all are accepted.
 pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
     let backend = backend::find(args.backend, None, args.kernel)?;
     let info = backend.info();
     let cells = CellName::ALL;
     let dtypes: Vec<DtypeName> =
-        DtypeName::ALL.into_iter().filter(|&dtype| backend::takes(&backend, dtype)).collect();
+        DtypeName::ALL.into_iter().filter(|&dtype| backend::supports(&backend, dtype)).collect();
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?;
     let total = args.cases.saturating_mul((cells.len() * dtypes.len()) as u64);
     let bar = ProgressBar::new(total).with_style(style);
@@ -70,7 +70,8 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
     bar.finish_and_clear();
     writeln!(
         out,
-        "{} ({}), {total} random problems, seed {}: the worst relative error (norm over norm) of each tensor",
+        "{} ({}), {total} random problems, seed {}: largest relative error (norm over norm) of \
+         each tensor",
         info.name, info.device, args.seed
     )?;
     table(out, &columns)?;
@@ -78,13 +79,13 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
         writeln!(out, "{failure}")?;
     }
     match failures.len() {
-        0 => writeln!(out, "every tensor within its tolerance")?,
-        n => writeln!(out, "{n} tensors above their tolerance")?,
+        0 => writeln!(out, "every tensor is within its tolerance")?,
+        n => writeln!(out, "{n} tensors exceed their tolerance")?,
     }
     Ok(failures.is_empty())
 }
 
-/// One column for each element type, one row for each tensor.
+/// Prints a table with one column per element type and one row per tensor.
 fn table(out: &mut impl Write, columns: &[(DtypeName, Vec<Worst>)]) -> Result<()> {
     write!(out, "{:<10}", "")?;
     for (dtype, _) in columns {
@@ -112,13 +113,13 @@ fn table(out: &mut impl Write, columns: &[(DtypeName, Vec<Worst>)]) -> Result<()
     if columns.iter().flat_map(|(_, worst)| worst).any(|worst| worst.excused) {
         writeln!(
             out,
-            "* as far off as the reference itself when its input changes in the last place"
+            "* accepted, since the reference changes as much if its input changes in the last place"
         )?;
     }
     Ok(())
 }
 
-/// Runs one case and notes its errors.
+/// Runs one case and records its errors.
 fn one<B: Backend, T: Element, C: Cell>(
     backend: &B,
     cell: &C,
@@ -134,8 +135,8 @@ fn one<B: Backend, T: Element, C: Cell>(
         if !measured.passes() {
             let (name, dtype) = (C::NAME, T::DTYPE);
             failures.push(format!(
-                "FAILED: {name} {dtype} seed {seed}: {tensor} is off by {error:.1e}, allowed {allowed:.1e}\n  \
-                 {problem:?}\n  {tensors:?}"
+                "FAILED: {name} {dtype} seed {seed}: {tensor} has a relative error of \
+                 {error:.1e}, allowed {allowed:.1e}\n  {problem:?}\n  {tensors:?}"
             ));
         }
         let excused = measured.passes() && error > tolerance(T::DTYPE);
@@ -148,7 +149,7 @@ fn one<B: Backend, T: Element, C: Cell>(
     Ok(())
 }
 
-/// A random problem: ragged sizes and every option.
+/// Returns a random problem with ragged sizes and any options.
 fn random(random: &mut Random) -> (Problem, Tensors) {
     let mut pick = |sizes: &[usize]| sizes.get(random.below(sizes.len())).copied().unwrap_or(1);
     let batch = pick(&[1, 2, 3, 5, 8, 17]);

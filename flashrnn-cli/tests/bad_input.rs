@@ -1,7 +1,7 @@
-//! Bad input gives an error that names what was wrong and what was wanted, the right exit status,
+//! Bad input causes an error that names what was wrong and what was wanted, the right exit status,
 //! and no output file.
 
-#[allow(dead_code)] // each test file uses its part
+#[allow(dead_code)] // each test file uses a part of it
 mod common;
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::fs;
 use common::{Folder, Tensor, file, flashrnn, good, stderr, stdout};
 use safetensors::Dtype;
 
-/// The good problem with one tensor more, or another one in place of that of the same name.
+/// Returns the file of the good problem with `tensor` added, or replacing that of the same name.
 fn with(tensor: Tensor) -> Vec<u8> {
     let mut tensors = good();
     tensors.retain(|t| t.name != tensor.name);
@@ -17,9 +17,9 @@ fn with(tensor: Tensor) -> Vec<u8> {
     file(&tensors)
 }
 
-/// Runs `bytes` with further arguments; the command must exit with `status`, say every one of
-/// `says`, and write nothing.
-fn refused(bytes: &[u8], args: &[&str], status: i32, says: &[&str]) {
+/// Asserts that the command, run on `bytes` with further arguments, exits with `status`, prints an
+/// error that contains every one of `says`, and writes nothing.
+fn rejects(bytes: &[u8], args: &[&str], status: i32, says: &[&str]) {
     let folder = Folder::new();
     let run = folder.run(bytes, &[&["--cell", "lstm"], args].concat());
     let error = stderr(&run);
@@ -28,7 +28,7 @@ fn refused(bytes: &[u8], args: &[&str], status: i32, says: &[&str]) {
         assert!(error.contains(word), "{args:?}: no {word:?} in: {error}");
     }
     assert!(!error.contains("panicked"), "{error}");
-    assert_eq!(folder.files(), ["in.safetensors"], "nothing is left behind");
+    assert_eq!(folder.files(), ["in.safetensors"], "no other file is left");
     assert_eq!(stdout(&run), "");
 }
 
@@ -38,7 +38,7 @@ fn zeros(name: &'static str, dtype: Dtype, shape: &[usize]) -> Tensor {
 }
 
 #[test]
-fn the_good_problem_is_good() {
+fn the_good_problem_runs() {
     let folder = Folder::new();
     let run = folder.run(&file(&good()), &["--cell", "lstm", "--backward"]);
     assert!(run.status.success(), "{}", stderr(&run));
@@ -59,29 +59,29 @@ fn shapes() {
     ];
     for (name, shape, want) in cases {
         let got = format!("{shape:?}");
-        refused(&with(zeros(name, Dtype::F32, shape)), &["--backward"], 1, &[name, &got, want]);
+        rejects(&with(zeros(name, Dtype::F32, shape)), &["--backward"], 1, &[name, &got, want]);
     }
-    refused(&with(zeros("lengths", Dtype::I64, &[3])), &[], 1, &["lengths", "[3]", "[2]"]);
-    refused(&with(zeros("resets", Dtype::U8, &[3, 2])), &[], 1, &["resets", "[3, 2]", "[2, 3]"]);
+    rejects(&with(zeros("lengths", Dtype::I64, &[3])), &[], 1, &["lengths", "[3]", "[2]"]);
+    rejects(&with(zeros("resets", Dtype::U8, &[3, 2])), &[], 1, &["resets", "[3, 2]", "[2, 3]"]);
 }
 
 #[test]
 fn sizes_of_zero() {
     for (shape, option) in [([2, 3, 4, 0, 2], "heads"), ([2, 3, 4, 1, 0], "head_dim")] {
-        refused(&with(zeros("Wx", Dtype::F32, &shape)), &[], 1, &[option, "at least 1"]);
+        rejects(&with(zeros("Wx", Dtype::F32, &shape)), &[], 1, &[option, "at least 1"]);
     }
 }
 
 #[test]
-fn a_size_that_no_memory_holds() {
+fn sizes_beyond_any_memory() {
     let huge = 1 << 45;
-    refused(&with(zeros("Wx", Dtype::F32, &[huge, 0, 4, 1, 2])), &[], 1, &["bytes of memory"]);
-    refused(&with(zeros("Wx", Dtype::F32, &[1 << 62, 0, 4, 1, 2])), &[], 1, &["address space"]);
+    rejects(&with(zeros("Wx", Dtype::F32, &[huge, 0, 4, 1, 2])), &[], 1, &["bytes of memory"]);
+    rejects(&with(zeros("Wx", Dtype::F32, &[1 << 62, 0, 4, 1, 2])), &[], 1, &["address space"]);
 }
 
-/// A file of a few hundred bytes must not take gigabytes.
+/// A file of a few hundred bytes must not require gigabytes.
 #[test]
-fn results_out_of_proportion() {
+fn results_out_of_proportion_to_the_file() {
     for (batch, time) in [(1 << 24, 0), (1 << 27, 0), (1, 0), (1 << 20, 0), (0, 3), (0, 1 << 30)] {
         let mut tensors = good();
         tensors.retain(|t| t.name != "Wx");
@@ -92,7 +92,7 @@ fn results_out_of_proportion() {
         if batch <= 1 << 20 {
             assert!(run.status.success(), "{batch}: {}", stderr(&run));
         } else {
-            refused(&bytes, &["--backward"], 1, &["too much for a file of"]);
+            rejects(&bytes, &["--backward"], 1, &["too much for a file of"]);
         }
     }
 }
@@ -127,8 +127,8 @@ fn escape_sequences_are_not_printed() {
     let run = folder.run(&file(&tensors), &["--cell", "lstm"]);
     assert_eq!(run.status.code(), Some(1));
     assert!(shown(&run).contains("unknown tensor \\u{1b}]0;owned"));
-    // Arguments: names of files, and words that clap does not know, which it would show in colour
-    // on a terminal.
+    // Arguments: file names, and words unknown to clap, which it would print in colour on a
+    // terminal.
     for args in [
         &["run", evil, "-o", evil, "--cell", "gru"][..],
         &["train", "--text", evil],
@@ -143,7 +143,7 @@ fn escape_sequences_are_not_printed() {
     }
 }
 
-/// What the environment asks for, and what a shell allows.
+/// Limits set by the environment and by the shell.
 #[cfg(unix)]
 mod limits {
     use std::process::{Command, Output};
@@ -164,14 +164,18 @@ mod limits {
     }
 
     #[test]
-    fn threads_that_can_not_be_had() {
+    fn too_many_threads() {
         says("export RAYON_NUM_THREADS=40000", "info", "RAYON_NUM_THREADS is 40000");
-        // Their stacks do not fit.
-        says("export RAYON_NUM_THREADS=900; ulimit -v 1000000", "info", "can't start the threads");
+        // The threads' stacks exceed the limit.
+        says(
+            "export RAYON_NUM_THREADS=900; ulimit -v 1000000",
+            "info",
+            "can't start the worker threads",
+        );
     }
 
     #[test]
-    fn memory_that_can_not_be_had() {
+    fn too_much_memory() {
         let out = tempfile::tempdir().expect("a folder");
         let out = out.path().join("out");
         let train = |sizes: &str| {
@@ -190,11 +194,11 @@ mod limits {
 #[test]
 fn values() {
     let lengths = |values: &[i64]| with(Tensor::integers("lengths", values));
-    refused(&lengths(&[1, -1]), &[], 1, &["lengths[1]", "-1", "0 to 3"]);
-    refused(&lengths(&[4, 0]), &[], 1, &["lengths[0]", "4", "0 to 3"]);
-    // These would be 0 and 1 if they were cut to 32 bits.
-    refused(&lengths(&[1 << 32, 0]), &[], 1, &["lengths[0]", "4294967296"]);
-    refused(&lengths(&[0, i64::MIN + 1]), &[], 1, &["lengths[1]"]);
+    rejects(&lengths(&[1, -1]), &[], 1, &["lengths[1]", "-1", "0 to 3"]);
+    rejects(&lengths(&[4, 0]), &[], 1, &["lengths[0]", "4", "0 to 3"]);
+    // These would be valid if truncated to 32 bits.
+    rejects(&lengths(&[1 << 32, 0]), &[], 1, &["lengths[0]", "4294967296"]);
+    rejects(&lengths(&[0, i64::MIN + 1]), &[], 1, &["lengths[1]"]);
 }
 
 #[test]
@@ -202,10 +206,10 @@ fn missing_and_unknown_tensors() {
     for name in ["Wx", "R", "b"] {
         let mut tensors = good();
         tensors.retain(|t| t.name != name);
-        refused(&file(&tensors), &[], 1, &[name, "missing"]);
+        rejects(&file(&tensors), &[], 1, &[name, "missing"]);
     }
-    refused(&file(&[]), &[], 1, &["Wx", "missing"]);
-    refused(
+    rejects(&file(&[]), &[], 1, &["Wx", "missing"]);
+    rejects(
         &with(zeros("d_last", Dtype::F32, &[2, 2, 1, 2])),
         &[],
         1,
@@ -215,23 +219,23 @@ fn missing_and_unknown_tensors() {
 
 #[test]
 fn element_types() {
-    refused(&with(zeros("Wx", Dtype::I32, &[2, 3, 4, 1, 2])), &[], 1, &["Wx", "I32", "BF16"]);
-    refused(&with(zeros("b", Dtype::F8_E4M3, &[4, 1, 2])), &[], 1, &["b", "F8_E4M3"]);
-    refused(&with(zeros("lengths", Dtype::F32, &[2])), &[], 1, &["lengths", "F32", "I64"]);
-    refused(&with(zeros("lengths", Dtype::U8, &[2])), &[], 1, &["lengths", "U8", "I64"]);
-    refused(&with(zeros("resets", Dtype::I64, &[2, 3])), &[], 1, &["resets", "I64", "BOOL"]);
+    rejects(&with(zeros("Wx", Dtype::I32, &[2, 3, 4, 1, 2])), &[], 1, &["Wx", "I32", "BF16"]);
+    rejects(&with(zeros("b", Dtype::F8_E4M3, &[4, 1, 2])), &[], 1, &["b", "F8_E4M3"]);
+    rejects(&with(zeros("lengths", Dtype::F32, &[2])), &[], 1, &["lengths", "F32", "I64"]);
+    rejects(&with(zeros("lengths", Dtype::U8, &[2])), &[], 1, &["lengths", "U8", "I64"]);
+    rejects(&with(zeros("resets", Dtype::I64, &[2, 3])), &[], 1, &["resets", "I64", "BOOL"]);
 }
 
 #[test]
 fn files() {
     let whole = file(&good());
     for len in [0, 4, 8, 20, whole.len() / 2, whole.len() - 1] {
-        refused(&whole[..len], &[], 1, &["in.safetensors", "truncated"]);
+        rejects(&whole[..len], &[], 1, &["in.safetensors", "truncated"]);
     }
     let mut longer = whole.clone();
     longer.push(0);
-    refused(&longer, &[], 1, &["in.safetensors", "safetensors file"]);
-    refused(&[0xff; 64], &[], 1, &["in.safetensors", "safetensors file"]);
+    rejects(&longer, &[], 1, &["in.safetensors", "safetensors file"]);
+    rejects(&[0xff; 64], &[], 1, &["in.safetensors", "safetensors file"]);
 
     let folder = Folder::new();
     let nowhere = folder.path().join("nowhere.safetensors");
@@ -249,11 +253,11 @@ fn files() {
 }
 
 #[test]
-fn an_output_that_cannot_be_written() {
+fn unwritable_outputs() {
     let folder = Folder::new();
     fs::write(folder.input(), file(&good())).expect("the folder can be written to");
     let missing = folder.path().join("no").join("out.safetensors");
-    // A file in a folder that isn't there, and a folder in the file's place.
+    // A file in a missing folder, and a folder in place of the file.
     for output in [missing.as_path(), folder.path()] {
         let input = folder.input();
         let run = flashrnn(&[
@@ -271,7 +275,7 @@ fn an_output_that_cannot_be_written() {
 }
 
 #[test]
-fn a_failure_leaves_an_older_output_alone() {
+fn a_failure_keeps_an_older_output() {
     let folder = Folder::new();
     fs::write(folder.output(), "older").expect("the folder can be written to");
     let run = folder.run(&with(Tensor::integers("lengths", &[9, 9])), &["--cell", "lstm"]);
@@ -284,20 +288,20 @@ fn options() {
     let bytes = file(&good());
     for option in ["--forward-clip", "--recurrent-grad-clip"] {
         for value in ["nan", "0", "-1", "-inf"] {
-            refused(
+            rejects(
                 &bytes,
                 &[&format!("{option}={value}")],
                 1,
                 &[&option[2..].replace('-', "_"), "a number above 0"],
             );
         }
-        refused(&bytes, &[option, "-1"], 1, &["-1", "a number above 0"]);
-        refused(&bytes, &[option, "much"], 2, &[option, "much"]);
+        rejects(&bytes, &[option, "-1"], 1, &["-1", "a number above 0"]);
+        rejects(&bytes, &[option, "much"], 2, &[option, "much"]);
     }
-    refused(&bytes, &["--dtype", "f8"], 2, &["f8", "bf16"]);
-    refused(&bytes, &["--backend", "abacus"], 2, &["abacus", "cpu"]);
-    refused(&bytes, &["--save", "nothing"], 2, &["nothing", "recompute"]);
-    refused(&bytes, &["--backwards"], 2, &["--backwards"]);
+    rejects(&bytes, &["--dtype", "f8"], 2, &["f8", "bf16"]);
+    rejects(&bytes, &["--backend", "abacus"], 2, &["abacus", "cpu"]);
+    rejects(&bytes, &["--save", "nothing"], 2, &["nothing", "recompute"]);
+    rejects(&bytes, &["--backwards"], 2, &["--backwards"]);
 }
 
 #[test]

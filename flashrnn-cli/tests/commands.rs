@@ -1,6 +1,6 @@
-//! `flashrnn info`, `verify` and `bench` run and say what they should.
+//! Tests `flashrnn info`, `verify` and `bench`.
 
-#[allow(dead_code)] // each test file uses its part
+#[allow(dead_code)] // each test file uses a part of it
 mod common;
 
 use std::process::Output;
@@ -42,7 +42,7 @@ fn verify_prints_the_error_of_every_tensor() {
 }
 
 #[test]
-fn verify_without_cases_has_nothing_to_complain_about() {
+fn verify_without_cases_succeeds() {
     succeeds(&["verify", "--cases", "0"]);
 }
 
@@ -92,8 +92,8 @@ fn bench_prints_json_lines() {
     }
 }
 
-/// What needs a GPU works, or says what is missing.
-fn works_or_says_what_is_missing(backend: &str, args: &[&str]) {
+/// Asserts that a command on a GPU succeeds, or reports what is missing.
+fn succeeds_or_names_what_is_missing(backend: &str, args: &[&str]) {
     let run = flashrnn(args);
     if !run.status.success() {
         let text = stderr(&run);
@@ -103,35 +103,35 @@ fn works_or_says_what_is_missing(backend: &str, args: &[&str]) {
 }
 
 #[test]
-fn without_a_gpu_the_command_says_what_is_missing() {
+fn without_a_gpu_the_command_names_what_is_missing() {
     let out = tempfile::tempdir().expect("a folder");
     let out = out.path().to_str().expect("a path of text");
     let train = ["train", "--steps", "1", "--seq-len", "16", "--layers", "1", "--out", out];
     for backend in GPUS {
         for args in [&["verify", "--cases", "1"], &SMALL[..], &train] {
-            works_or_says_what_is_missing(backend, &[args, &["--backend", backend]].concat());
+            succeeds_or_names_what_is_missing(backend, &[args, &["--backend", backend]].concat());
         }
     }
     let kernels = ["info", "--cell", "lstm", "--heads", "2", "--head-dim", "32", "--batch", "4"];
     for backend in GPUS {
         for kernel in ["auto", "fused", "alternating"] {
             let args = [&kernels[..], &["--backend", backend, "--kernel", kernel]].concat();
-            works_or_says_what_is_missing(backend, &args);
+            succeeds_or_names_what_is_missing(backend, &args);
         }
     }
 }
 
 #[test]
-fn a_gpu_refuses_what_it_can_not_do() {
+fn a_gpu_rejects_what_it_does_not_support() {
     for backend in GPUS {
-        let refused = |more: &[&str], says: &[&str]| {
+        let rejected = |more: &[&str], says: &[&str]| {
             let run = flashrnn(&[&SMALL[..], &["--backend", backend], more].concat());
             let text = stderr(&run);
             assert_eq!(run.status.code(), Some(1), "{backend} {more:?}: {text}");
             assert!(says.iter().any(|says| text.contains(says)), "{backend} {more:?}: {text}");
         };
-        refused(&["--threads", "2"], &["backend cpu"]);
-        refused(&["--dtype", "f64"], &["does not support tensors of f64", &missing(backend)]);
+        rejected(&["--threads", "2"], &["backend cpu"]);
+        rejected(&["--dtype", "f64"], &["does not support tensors of f64", &missing(backend)]);
     }
 }
 
@@ -143,7 +143,7 @@ fn auto_finds_a_backend_for_every_element_type() {
 }
 
 #[test]
-fn first_calls_are_timed_on_a_gpu_only() {
+fn first_call_needs_a_gpu() {
     let run = flashrnn(&[&SMALL[..], &["--backend", "cpu", "--first-call"]].concat());
     assert_eq!(run.status.code(), Some(1));
     assert!(stderr(&run).contains("--backend cuda"), "{}", stderr(&run));

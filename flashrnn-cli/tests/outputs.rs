@@ -1,9 +1,9 @@
-//! What an output is written onto stays what it was, and what a stopped training leaves is whole
-//! and of one run.
+//! Writing an output preserves the kind of file it replaces, and an interrupted training leaves
+//! complete files of a single run.
 
 #![cfg(unix)]
 
-#[allow(dead_code)] // each test file uses its part
+#[allow(dead_code)] // each test file uses a part of it
 mod common;
 
 use std::fs::{self, Permissions};
@@ -17,9 +17,9 @@ use common::{Folder, file, flashrnn, good, stderr};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// Runs the good problem with the output `name` in `folder`.
+/// Runs the good problem, writing the output to `name` in `folder`.
 fn run_onto(folder: &Folder, name: &str) -> std::process::Output {
-    fs::write(folder.input(), file(&good())).expect("the folder can be written to");
+    fs::write(folder.input(), file(&good())).expect("a writable folder");
     let (input, output) = (folder.input(), folder.path().join(name));
     flashrnn(&[
         "run".as_ref(),
@@ -37,7 +37,7 @@ fn is_result(path: &Path) -> bool {
     })
 }
 
-/// Runs a tool of the system.
+/// Runs a system tool.
 fn tool(name: &str, args: &[&str], folder: &Folder) -> bool {
     Command::new(name)
         .args(args)
@@ -47,10 +47,10 @@ fn tool(name: &str, args: &[&str], folder: &Folder) -> bool {
 }
 
 #[test]
-fn a_link_is_followed() {
+fn links_are_followed() {
     let folder = Folder::new();
     let (target, link) = (folder.path().join("target"), folder.path().join("link"));
-    fs::write(&target, "old").expect("the folder can be written to");
+    fs::write(&target, "old").expect("a writable folder");
     symlink("target", &link).expect("links can be made");
     let run = run_onto(&folder, "link");
     assert!(run.status.success(), "{}", stderr(&run));
@@ -59,25 +59,26 @@ fn a_link_is_followed() {
     symlink("nowhere", folder.path().join("dangling")).expect("links can be made");
     let run = run_onto(&folder, "dangling");
     assert_eq!(run.status.code(), Some(1));
-    assert!(stderr(&run).contains("a link to nothing"), "{}", stderr(&run));
+    assert!(stderr(&run).contains("a dangling link"), "{}", stderr(&run));
     assert!(folder.path().join("dangling").is_symlink());
 }
 
 #[test]
-fn a_device_is_written_through() {
+fn devices_are_not_replaced() {
     let folder = Folder::new();
-    // Its own, in case it gets replaced. Only root may make one; a link leads to the system's.
+    // Makes a separate device, in case it gets replaced. This needs root; otherwise links to the
+    // system's device.
     if !tool("mknod", &["null", "c", "1", "3"], &folder) {
         symlink("/dev/null", folder.path().join("null")).expect("links can be made");
     }
     let run = run_onto(&folder, "null");
     assert!(run.status.success(), "{}", stderr(&run));
-    let null = fs::metadata(folder.path().join("null")).expect("it is still there");
+    let null = fs::metadata(folder.path().join("null")).expect("it still exists");
     assert!(null.file_type().is_char_device());
 }
 
 #[test]
-fn a_pipe_gets_the_bytes_or_is_refused_without_a_reader() {
+fn pipes_need_a_reader() {
     let folder = Folder::new();
     assert!(tool("mkfifo", &["pipe"], &folder));
     let pipe = folder.path().join("pipe");
@@ -87,29 +88,29 @@ fn a_pipe_gets_the_bytes_or_is_refused_without_a_reader() {
     };
     let run = run_onto(&folder, "pipe");
     assert!(run.status.success(), "{}", stderr(&run));
-    assert!(fs::metadata(&pipe).expect("it is still there").file_type().is_fifo());
+    assert!(fs::metadata(&pipe).expect("it still exists").file_type().is_fifo());
     let bytes = reader.join().expect("the reader ends");
     assert!(SafeTensors::deserialize(&bytes).is_ok());
 
     let run = run_onto(&folder, "pipe");
     assert_eq!(run.status.code(), Some(1));
-    assert!(stderr(&run).contains("nobody reads"), "{}", stderr(&run));
-    assert!(fs::metadata(&pipe).expect("it is still there").file_type().is_fifo());
+    assert!(stderr(&run).contains("a pipe without a reader"), "{}", stderr(&run));
+    assert!(fs::metadata(&pipe).expect("it still exists").file_type().is_fifo());
 }
 
 #[test]
-fn the_mode_and_owner_of_a_file_stay() {
+fn mode_and_owner_are_preserved() {
     let folder = Folder::new();
     for mode in [0o600, 0o640, 0o666] {
         let path = folder.output();
-        fs::write(&path, "old").expect("the folder can be written to");
-        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("it is ours");
-        // Where we may not give it away, it stays ours.
+        fs::write(&path, "old").expect("a writable folder");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("we own it");
+        // Without root, this fails and the file keeps its owner.
         let _ = std::os::unix::fs::chown(&path, Some(1), Some(1));
-        let before = fs::metadata(&path).expect("it is there");
+        let before = fs::metadata(&path).expect("it exists");
         let run = run_onto(&folder, "out.safetensors");
         assert!(run.status.success(), "{}", stderr(&run));
-        let after = fs::metadata(&path).expect("it is there");
+        let after = fs::metadata(&path).expect("it exists");
         assert!(is_result(&path));
         let kept = |file: &fs::Metadata| (file.mode(), file.uid(), file.gid());
         assert_eq!(kept(&after), kept(&before));
@@ -117,24 +118,23 @@ fn the_mode_and_owner_of_a_file_stay() {
 }
 
 #[test]
-fn a_read_only_file_is_refused_or_keeps_its_mode() {
+fn read_only_files_are_rejected_or_keep_their_mode() {
     let folder = Folder::new();
     let path = folder.output();
-    fs::write(&path, "old").expect("the folder can be written to");
-    fs::set_permissions(&path, Permissions::from_mode(0o444)).expect("it is ours");
-    // Root may write to it all the same.
+    fs::write(&path, "old").expect("a writable folder");
+    fs::set_permissions(&path, Permissions::from_mode(0o444)).expect("we own it");
+    // Root may write to it nevertheless.
     let allowed = fs::OpenOptions::new().append(true).open(&path).is_ok();
     let run = run_onto(&folder, "out.safetensors");
     assert_eq!(run.status.success(), allowed, "{}", stderr(&run));
     assert_eq!(is_result(&path), allowed);
-    assert_eq!(fs::metadata(&path).expect("it is there").mode() & 0o777, 0o444);
+    assert_eq!(fs::metadata(&path).expect("it exists").mode() & 0o777, 0o444);
 }
 
-/// Trains for a few steps with small sizes, writing to `out` in `folder`.
+/// Starts a training with small sizes that writes to `out` in `folder`.
 fn train(folder: &Folder, steps: &str, cell: &str) -> Child {
     let text = folder.path().join("text.txt");
-    fs::write(&text, "ara mara tara. bella puella salve. ".repeat(60))
-        .expect("the folder can be written to");
+    fs::write(&text, "ara mara tara. bella puella salve. ".repeat(60)).expect("a writable folder");
     let sizes = "--backend cpu --layers 1 --heads 1 --head-dim 8 --seq-len 8 --batch 4";
     Command::new(env!("CARGO_BIN_EXE_flashrnn"))
         .arg("train")
@@ -147,15 +147,15 @@ fn train(folder: &Folder, steps: &str, cell: &str) -> Child {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("the command was built")
+        .expect("the command is built")
 }
 
 fn out(folder: &Folder) -> PathBuf {
     folder.path().join("out")
 }
 
-/// The files in `out`, with their contents.
-fn left(folder: &Folder) -> Vec<(String, Vec<u8>)> {
+/// Returns the names and contents of the files in `out`.
+fn files(folder: &Folder) -> Vec<(String, Vec<u8>)> {
     let Ok(entries) = fs::read_dir(out(folder)) else { return Vec::new() };
     let read = |entry: fs::DirEntry| {
         (
@@ -163,48 +163,48 @@ fn left(folder: &Folder) -> Vec<(String, Vec<u8>)> {
             fs::read(entry.path()).expect("it can be read"),
         )
     };
-    entries.map(|entry| read(entry.expect("the folder can be read"))).collect()
+    entries.map(|entry| read(entry.expect("a readable folder"))).collect()
 }
 
-/// Waits until `done`, for a minute at most.
+/// Waits until `done`, for at most a minute.
 fn wait_until(done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "nothing happened");
+        assert!(start.elapsed() < Duration::from_secs(60), "timed out");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn a_training_that_is_stopped_leaves_files_of_one_run() {
+fn an_interrupted_training_leaves_files_of_one_run() {
     let folder = Folder::new();
     let first = train(&folder, "12", "lstm").wait().expect("it ends");
     assert!(first.success());
-    let earlier = left(&folder);
+    let earlier = files(&folder);
     assert_eq!(earlier.len(), 4);
     let checkpoint =
-        || fs::read(out(&folder).join("checkpoint.safetensors")).expect("it is always there");
+        || fs::read(out(&folder).join("checkpoint.safetensors")).expect("it always exists");
     let old = checkpoint();
     let mut second = train(&folder, "100000", "gru");
     wait_until(|| checkpoint() != old);
-    // The next validation, with its metrics, is thousands of steps away.
+    // The next validation, which would write the metrics again, is thousands of steps away.
     wait_until(|| out(&folder).join("metrics.jsonl").exists());
     second.kill().expect("it runs");
     second.wait().expect("it ends");
-    for (name, bytes) in left(&folder) {
-        assert!(!earlier.contains(&(name.clone(), bytes)), "{name} is of the first run");
+    for (name, bytes) in files(&folder) {
+        assert!(!earlier.contains(&(name.clone(), bytes)), "{name} is from the first run");
     }
 }
 
 #[test]
-fn a_training_that_is_killed_leaves_whole_files() {
+fn a_killed_training_leaves_complete_files() {
     let folder = Folder::new();
     for run in 0..12 {
         let mut training = train(&folder, "400", "slstm");
         thread::sleep(Duration::from_millis(17 * run));
         training.kill().expect("it was started");
         training.wait().expect("it ends");
-        for (name, bytes) in left(&folder) {
+        for (name, bytes) in files(&folder) {
             let text = || String::from_utf8_lossy(&bytes);
             match name.as_str() {
                 "checkpoint.safetensors" => {

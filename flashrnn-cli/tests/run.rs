@@ -1,6 +1,6 @@
-//! `flashrnn run` gives what the f64 reference gives, for every cell and with every option.
+//! Compares `flashrnn run` with the f64 reference, for every cell and option.
 
-#[allow(dead_code)] // each test file uses its part
+#[allow(dead_code)] // each test file uses a part of it
 mod common;
 
 use std::fs;
@@ -11,11 +11,11 @@ use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Options, Problem, Save, Slstm};
 use flashrnn_testsuite::{Case, Tensors, tolerance};
 use safetensors::{Dtype, SafeTensors};
 
-/// f64 differs from the reference by the order of sums and by exp and tanh only; over these few
-/// steps that stays far below the 1e-9 that the command promises.
+/// The allowed relative error in f64, which differs from the reference only in the order of sums
+/// and in exp and tanh.
 const F64: f64 = 1e-12;
 
-/// The values of a tensor of f64.
+/// Returns the values of a tensor of f64 or f32.
 fn values(tensors: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Vec<f64> {
     let tensor = tensors.tensor(name).unwrap_or_else(|_| panic!("the output has no {name}"));
     assert_eq!(tensor.shape(), shape, "{name}");
@@ -28,9 +28,9 @@ fn values(tensors: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Vec<f64> {
     }
 }
 
-/// The tensors of a case as the command wants them.
+/// Returns the input tensors of a case.
 fn tensors<C: Cell>(case: &Case) -> Vec<Tensor> {
-    let shapes = case.problem.shapes::<C>().expect("the problem is good");
+    let shapes = case.problem.shapes::<C>().expect("a valid problem");
     let Inputs { wx, r, b, s0, lengths, resets, .. } = &case.inputs;
     let OutputGradients { d_states, d_last } = &case.d;
     let mut tensors = vec![
@@ -52,10 +52,10 @@ fn tensors<C: Cell>(case: &Case) -> Vec<Tensor> {
     tensors
 }
 
-/// Runs a case by the command and compares every tensor with the reference.
+/// Runs a case by the command, and compares every output tensor with the reference.
 fn same_as_reference<C: Cell>(cell: &C, problem: &Problem, tensors_given: Tensors) {
     let case =
-        Case::random::<C, f64, f64>(cell, problem, tensors_given, 5).expect("the problem is good");
+        Case::random::<C, f64, f64>(cell, problem, tensors_given, 5).expect("a valid problem");
     let mut args = vec!["--cell", C::NAME, "--dtype", "f64", "--backward"];
     if problem.options.layout == Layout::TimeMajor {
         args.push("--time-major");
@@ -77,13 +77,13 @@ fn same_as_reference<C: Cell>(cell: &C, problem: &Problem, tensors_given: Tensor
     let folder = Folder::new();
     let run = folder.run(&file(&tensors::<C>(&case)), &args);
     assert!(run.status.success(), "{args:?}: {}", stderr(&run));
-    let bytes = fs::read(folder.output()).expect("the command wrote it");
-    let got = SafeTensors::deserialize(&bytes).expect("the command wrote safetensors");
+    let bytes = fs::read(folder.output()).expect("an output file");
+    let got = SafeTensors::deserialize(&bytes).expect("a valid safetensors file");
 
-    let out = reference::forward(cell, problem, &case.inputs).expect("the problem is good");
-    let d = reference::backward(cell, problem, &case.inputs, &out, &case.d)
-        .expect("the problem is good");
-    let shapes = problem.shapes::<C>().expect("the problem is good");
+    let out = reference::forward(cell, problem, &case.inputs).expect("a valid problem");
+    let d =
+        reference::backward(cell, problem, &case.inputs, &out, &case.d).expect("a valid problem");
+    let shapes = problem.shapes::<C>().expect("a valid problem");
     let wanted = [
         ("states", &shapes.states()[..], &out.states),
         ("last_states", &shapes.state(), &out.last),
@@ -95,11 +95,11 @@ fn same_as_reference<C: Cell>(cell: &C, problem: &Problem, tensors_given: Tensor
     assert_eq!(got.len(), wanted.len());
     for (name, shape, want) in wanted {
         let error = flashrnn_testsuite::results::error(&values(&got, name, shape), want);
-        assert!(error <= F64, "{} {args:?}: {name} is off by {error:.1e}", C::NAME);
+        assert!(error <= F64, "{} {args:?}: {name} has a relative error of {error:.1e}", C::NAME);
     }
 }
 
-/// Every option alone and all together, and no time or no rows at all.
+/// Checks every option by itself and all together, and sequences and batches of size 0.
 fn all_problems<C: Cell>(cell: &C) {
     let plain = Problem::new(3, 6, 2, 5);
     let problems = [
@@ -152,7 +152,7 @@ fn slstm() {
 #[test]
 fn element_types() {
     let case = Case::random::<Lstm, f64, f64>(&Lstm, &Problem::new(2, 3, 1, 4), Tensors::ALL, 1)
-        .expect("the problem is good");
+        .expect("a valid problem");
     let input = file(&tensors::<Lstm>(&case));
     let types = [
         ("f64", Dtype::F64, Dtype::F64),
@@ -164,8 +164,8 @@ fn element_types() {
         let folder = Folder::new();
         let run = folder.run(&input, &["--cell", "lstm", "--dtype", dtype, "--backward"]);
         assert!(run.status.success(), "{dtype}: {}", stderr(&run));
-        let bytes = fs::read(folder.output()).expect("the command wrote it");
-        let got = SafeTensors::deserialize(&bytes).expect("the command wrote safetensors");
+        let bytes = fs::read(folder.output()).expect("an output file");
+        let got = SafeTensors::deserialize(&bytes).expect("a valid safetensors file");
         for name in ["states", "d_Wx", "d_R", "d_b"] {
             assert_eq!(got.tensor(name).expect(name).dtype(), narrow, "{dtype} {name}");
         }
@@ -178,35 +178,35 @@ fn element_types() {
 #[test]
 fn without_backward_no_gradients_are_written() {
     let case = Case::random::<Gru, f64, f64>(&Gru, &Problem::new(2, 3, 1, 4), Tensors::ALL, 1)
-        .expect("the problem is good");
+        .expect("a valid problem");
     let folder = Folder::new();
     let run = folder.run(&file(&tensors::<Gru>(&case)), &["--cell", "gru"]);
     assert!(run.status.success(), "{}", stderr(&run));
-    let bytes = fs::read(folder.output()).expect("the command wrote it");
-    let got = SafeTensors::deserialize(&bytes).expect("the command wrote safetensors");
+    let bytes = fs::read(folder.output()).expect("an output file");
+    let got = SafeTensors::deserialize(&bytes).expect("a valid safetensors file");
     let mut names = got.names();
     names.sort_unstable();
     assert_eq!(names, ["last_states", "states"]);
     assert_eq!(folder.files().len(), 2, "only the input and the output: {:?}", folder.files());
 }
 
-/// Or the command says what is missing.
+/// Without a GPU, the command reports what is missing.
 #[test]
-fn a_gpu_gives_what_the_cpu_gives() {
+fn gpus_agree_with_the_cpu() {
     let case = Case::random::<Lstm, f32, f32>(&Lstm, &Problem::new(3, 6, 2, 5), Tensors::ALL, 1)
-        .expect("the problem is good");
+        .expect("a valid problem");
     let input = file(&tensors::<Lstm>(&case));
     let run = |backend| {
         let folder = Folder::new();
         let args = ["--cell", "lstm", "--backward", "--save", "recompute", "--backend", backend];
         let run = folder.run(&input, &args);
         match run.status.success() {
-            true => Ok(fs::read(folder.output()).expect("the command wrote it")),
+            true => Ok(fs::read(folder.output()).expect("an output file")),
             false => Err(stderr(&run)),
         }
     };
-    let on_cpu = run("cpu").expect("the CPU is there");
-    let on_cpu = SafeTensors::deserialize(&on_cpu).expect("the command wrote safetensors");
+    let on_cpu = run("cpu").expect("the CPU is available");
+    let on_cpu = SafeTensors::deserialize(&on_cpu).expect("a valid safetensors file");
     for backend in GPUS {
         let on_gpu = match run(backend) {
             Ok(bytes) => bytes,
@@ -215,15 +215,15 @@ fn a_gpu_gives_what_the_cpu_gives() {
                 continue;
             }
         };
-        let on_gpu = SafeTensors::deserialize(&on_gpu).expect("the command wrote safetensors");
+        let on_gpu = SafeTensors::deserialize(&on_gpu).expect("a valid safetensors file");
         assert_eq!(on_gpu.len(), on_cpu.len());
         for (name, tensor) in on_cpu.iter() {
             let [want, got] = [&on_cpu, &on_gpu].map(|file| values(file, name, tensor.shape()));
             let error = flashrnn_testsuite::results::error(&got, &want);
-            // Each may be off from the exact result by the tolerance.
+            // Each backend may differ from the exact result by the tolerance.
             assert!(
                 error <= 2.0 * tolerance(flashrnn::Dtype::F32),
-                "{backend}: {name} is off by {error:.1e}"
+                "{backend}: {name} has a relative error of {error:.1e}"
             );
         }
     }

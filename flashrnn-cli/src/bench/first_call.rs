@@ -1,6 +1,6 @@
-//! How long the first call of a problem takes on a GPU, in a process that has run another problem,
-//! whose kernels share nothing with this one's: once compiled (cold), once from the kernels kept on
-//! disk (warm).
+//! Times the first call of a problem on a GPU, in a process that has already run another problem
+//! with entirely different kernels: once when kernels must be compiled (cold), and once when they
+//! are loaded from the disk cache (warm).
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -10,13 +10,13 @@ use flashrnn::cuda::cache;
 use flashrnn::{Backend, Cell, Cuda, Element, Forward, Plan, Problem};
 use serde::Serialize;
 
-use super::workloads::Workload;
-use super::{HEAD, milliseconds};
+use super::measure::milliseconds;
+use super::workloads::{HEAD, Workload};
 use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
 
-/// One measurement; times in milliseconds.
+/// The JSON object of one measurement. Times are in milliseconds.
 #[derive(Serialize)]
-#[allow(non_snake_case)] // the sizes' names in the equations are the keys of the JSON
+#[allow(non_snake_case)] // the keys are the names of the sizes in the equations
 struct Row<'a> {
     peer: &'static str,
     device: &'a str,
@@ -29,18 +29,18 @@ struct Row<'a> {
     pass: &'static str,
     /// `cold` or `warm`.
     cache: &'static str,
-    /// Until the plan was made.
+    /// The time until the plan was made.
     plan_ms: f64,
-    /// Until the forward pass had ended.
+    /// The time until the forward pass had ended.
     ms: f64,
 }
 
-/// Times the first call of each workload, after deleting the kernels kept on disk and then with
-/// them.
+/// Times the first call of each workload, first with an empty disk cache and then with its kernels
+/// in the cache.
 pub fn main(workloads: &[Workload], json: bool, out: &mut impl Write) -> Result<()> {
     let device = Cuda::new()?.info().device;
     if !json {
-        writeln!(out, "cuda ({device}); milliseconds from `plan` on")?;
+        writeln!(out, "cuda ({device}), milliseconds since `plan` was called")?;
         writeln!(out, "{HEAD}  {:<6} {:>9} {:>12}", "cache", "plan made", "forward done")?;
     }
     for work in workloads {
@@ -48,7 +48,7 @@ pub fn main(workloads: &[Workload], json: bool, out: &mut impl Write) -> Result<
             if cache == "cold" {
                 cache::clear().context("can't clear the kernel cache")?;
             }
-            // One of its own for each: kernels are also kept in memory.
+            // Uses a new backend for each measurement, since a backend caches kernels in memory.
             let cuda = Cuda::new()?;
             call(&cuda, &other(work))?;
             let [plan_ms, ms] = call(&cuda, work)?.map(milliseconds);
@@ -77,7 +77,8 @@ pub fn main(workloads: &[Workload], json: bool, out: &mut impl Write) -> Result<
     Ok(())
 }
 
-/// A small problem that shares no kernel with `work`: of another cell and element type.
+/// Returns a small problem that shares no kernel with `work`, since its cell and element type
+/// differ.
 fn other(work: &Workload) -> Workload {
     let cell = if work.cell == CellName::Elman { CellName::Gru } else { CellName::Elman };
     let dtype = if work.dtype == DtypeName::F16 { DtypeName::Bf16 } else { DtypeName::F16 };
@@ -92,8 +93,8 @@ fn call(cuda: &Cuda, work: &Workload) -> Result<[Duration; 2]> {
     )))
 }
 
-/// Runs `plan`, `pack` and inference from buffers that are there already. How long it took until
-/// the plan was made, and until the end.
+/// Runs `plan`, `pack` and inference on existing buffers. Returns the times until the plan was made
+/// and until the end.
 fn first<T: Element, C: Cell>(cuda: &Cuda, cell: &C, problem: &Problem) -> Result<[Duration; 2]> {
     let shapes = problem.shapes::<C>()?;
     let size = |shape: &[usize]| shape.iter().product::<usize>();

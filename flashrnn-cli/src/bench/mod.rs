@@ -1,14 +1,15 @@
-//! `flashrnn bench`: how long forward and forward+backward take.
+//! `flashrnn bench`: times forward and forward+backward.
 //!
-//! - forward is inference: h at every step and the last state out, weights packed once before,
-//!   nothing saved.
-//! - forward+backward is a step of training: weights packed, states and gates saved, the gradient
-//!   of h in, and the gradients of wx, R, b and the initial state out.
-//! - pack and step, where they are asked for: the packing of R and b alone, and one call of
-//!   [`flashrnn::Plan::step`].
+//! - forward is inference. It returns h at every step and the final state, with weights packed
+//!   beforehand, and saves nothing.
+//! - forward+backward is a training step. It packs the weights, saves states and gates, takes the
+//!   gradient of h, and returns the gradients of wx, R, b and the initial state.
+//! - pack (only on request) packs R and b.
+//! - step (only on request) is one call of [`flashrnn::Plan::step`].
 //!
-//! Buffers are allocated before, and the backend is synchronised inside the timed region. Three
-//! calls warm up, then calls are timed until the time is spent, and at least five.
+//! Buffers are allocated beforehand, and the timed region includes the synchronisation of the
+//! backend. After three warm-up calls, at least five calls are timed, and more until the time
+//! budget is spent.
 
 #[cfg(feature = "cuda")]
 mod first_call;
@@ -26,60 +27,60 @@ use serde::Serialize;
 
 use crate::backend;
 use crate::choice::{CellName, DtypeName, with_cell, with_dtype};
-use measure::{Pass, measure};
-use workloads::{List, Workload};
+use measure::{Pass, measure, milliseconds, round};
+use workloads::{HEAD, List, Workload};
 
 /// The arguments of `flashrnn bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to run.
+    /// The backend to run on.
     #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
-    /// Which kernels a GPU runs.
+    /// The kernels a GPU runs.
     #[arg(long, default_value_t, value_parser = backend::kernel_parser())]
     kernel: Family,
-    /// The cell [default: every one in the list of workloads; lstm where a size is given].
+    /// The cell [default: every cell in the list of workloads, or lstm if a size is given].
     #[arg(long)]
     cell: Option<CellName>,
-    /// The element type of every tensor [default: the list's; f32 where a size is given].
+    /// The element type of every tensor [default: that of the list, or f32 if a size is given].
     #[arg(long)]
     dtype: Option<DtypeName>,
-    /// The list of problems [default: the backend's; none where a size is given].
+    /// The list of problems [default: that of the backend, or none if a size is given].
     #[arg(long, value_name = "LIST", conflicts_with_all = ["batch", "seq_len", "heads", "head_dim"])]
     workloads: Option<List>,
-    /// The number of sequences [default where another size is given: 16].
+    /// The number of sequences [default if another size is given: 16].
     #[arg(long, value_name = "B")]
     batch: Option<usize>,
-    /// The number of time steps [default where another size is given: 256].
+    /// The number of time steps [default if another size is given: 256].
     #[arg(long, value_name = "T")]
     seq_len: Option<usize>,
-    /// The number of heads [default where another size is given: 1].
+    /// The number of heads [default if another size is given: 1].
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
-    /// The number of units of a head [default where another size is given: 512].
+    /// The number of units per head [default if another size is given: 512].
     #[arg(long, value_name = "D")]
     head_dim: Option<usize>,
-    /// The number of threads of the backend cpu [default: all cores].
+    /// The number of threads of the cpu backend [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
-    /// How long to repeat each measurement, in seconds.
+    /// The time to spend on each measurement, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, allow_negative_numbers = true)]
     budget: f64,
-    /// What to time.
+    /// The operations to time.
     #[arg(long, value_name = "PASS", value_delimiter = ',', default_value = "fwd,fwdbwd")]
     passes: Vec<Pass>,
-    /// One JSON object a line instead of a table.
+    /// Print one JSON object per line instead of a table.
     #[arg(long)]
     json: bool,
-    /// Time instead the first call on a GPU, in a process that has run another problem: without
-    /// kernels kept on disk (those there are, are deleted), then with them.
+    /// Time the first call on a GPU instead, in a process that has run another problem: first after
+    /// clearing the kernel cache on disk, then with the cached kernels.
     #[arg(long)]
     first_call: bool,
 }
 
-/// One measurement; times in milliseconds.
+/// The JSON object of one measurement. Times are in milliseconds.
 #[derive(Serialize)]
-#[allow(non_snake_case)] // the sizes' names in the equations are the keys of the JSON
+#[allow(non_snake_case)] // the keys are the names of the sizes in the equations
 struct Row<'a> {
     peer: &'a str,
     device: &'a str,
@@ -95,25 +96,26 @@ struct Row<'a> {
     /// The median.
     ms: f64,
     min: f64,
-    /// From the lower to the upper quartile.
+    /// The interquartile range.
     iqr: f64,
-    /// The lower and the upper quartile.
+    /// The lower quartile.
     q1: f64,
+    /// The upper quartile.
     q3: f64,
     runs: usize,
 }
 
-/// Times what the arguments ask for and prints it line by line.
+/// Times the selected workloads and prints each result as a line.
 pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let budget = Duration::try_from_secs_f64(args.budget).with_context(|| {
-        format!("option budget: got {}, wanted seconds, 0 or more", args.budget)
+        format!("option budget: got {}, wanted at least 0 seconds", args.budget)
     })?;
     let found = match (args.threads, args.backend) {
         (None, backend) => backend::find(backend, args.dtype, args.kernel)?,
         (Some(threads), BackendName::Auto | BackendName::Cpu) => {
             backend::with_kernel(AnyBackend::Cpu(Cpu::with_threads(threads)?), args.kernel)?
         }
-        (Some(_), other) => bail!("--threads is for the backend cpu: got --backend {other}"),
+        (Some(_), other) => bail!("--threads needs --backend cpu, got --backend {other}"),
     };
     let workloads = workloads(&args, &found);
     #[cfg(feature = "cuda")]
@@ -121,7 +123,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
         return first_call::main(&workloads, args.json, out);
     }
     if args.first_call {
-        bail!("--first-call times how kernels are compiled: it needs --backend cuda");
+        bail!("--first-call times the compilation of kernels and needs --backend cuda");
     }
     let info = found.info();
     let peer = format!("flashrnn-rs.{}", info.name);
@@ -130,8 +132,8 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
         writeln!(out, "{} ({}), milliseconds", info.name, info.device)?;
         writeln!(
             out,
-            "{HEAD}  {:<16} {:>9} {:>9} {:>9} {:>9}",
-            "pass", "median", "1/4 below", "3/4 below", "min"
+            "{HEAD}  {:<16} {:>9} {:>10} {:>10} {:>9}",
+            "pass", "median", "quartile 1", "quartile 3", "min"
         )?;
     }
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left")?;
@@ -175,14 +177,14 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// The one workload whose sizes were given, or a list.
+/// Returns the workload whose sizes were given, or a list.
 fn workloads(args: &Args, found: &AnyBackend) -> Vec<Workload> {
     if let (None, None, None, None) = (args.batch, args.seq_len, args.heads, args.head_dim) {
         let list = args.workloads.unwrap_or(if found.is_gpu() { List::Gpu } else { List::Cpu });
         let with_dtype =
             |&work: &Workload| Workload { dtype: args.dtype.unwrap_or(work.dtype), ..work };
-        let asked = |work: &Workload| args.cell.is_none_or(|cell| cell == work.cell);
-        return list.workloads().iter().map(with_dtype).filter(asked).collect();
+        let selected = |work: &Workload| args.cell.is_none_or(|cell| cell == work.cell);
+        return list.workloads().iter().map(with_dtype).filter(selected).collect();
     }
     vec![Workload {
         cell: args.cell.unwrap_or(CellName::Lstm),
@@ -194,9 +196,6 @@ fn workloads(args: &Args, found: &AnyBackend) -> Vec<Workload> {
     }]
 }
 
-/// The head of the columns of [`Workload`]'s `Display`.
-const HEAD: &str = "cell   dtype    B     T   N     D";
-
 fn line(work: &Workload, row: &Row) -> String {
     let pass = match row.pass {
         Pass::Fwd => "forward",
@@ -204,22 +203,13 @@ fn line(work: &Workload, row: &Row) -> String {
         Pass::Pack => "pack",
         Pass::Step => "step",
     };
-    format!("{work}  {pass:<16} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", row.ms, row.q1, row.q3, row.min)
+    format!("{work}  {pass:<16} {:>9.3} {:>10.3} {:>10.3} {:>9.3}", row.ms, row.q1, row.q3, row.min)
 }
 
-/// The `q`-quantile of sorted `times`, in milliseconds.
+/// Returns the `q`-quantile of sorted `times`, in milliseconds.
 fn quantile(times: &[Duration], q: f64) -> f64 {
     let last = times.len().saturating_sub(1);
     milliseconds(times.get((q * last as f64).round() as usize).copied().unwrap_or_default())
-}
-
-/// Rounded to ten nanoseconds.
-fn milliseconds(time: Duration) -> f64 {
-    round(1e3 * time.as_secs_f64())
-}
-
-fn round(milliseconds: f64) -> f64 {
-    (1e5 * milliseconds).round() / 1e5
 }
 
 #[cfg(test)]
@@ -234,17 +224,17 @@ mod tests {
         args: Args,
     }
 
-    /// What is timed on the CPU with these flags.
-    fn timed(flags: &str) -> Result<Vec<Workload>> {
+    /// Returns the workloads on the CPU with these flags.
+    fn selected(flags: &str) -> Result<Vec<Workload>> {
         let line = Line::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace()))?;
         Ok(workloads(&line.args, &AnyBackend::Cpu(Cpu::new())))
     }
 
     #[test]
-    fn workloads_are_those_asked_for() -> Result<()> {
-        let all = timed("")?;
+    fn flags_select_the_workloads() -> Result<()> {
+        let all = selected("")?;
         assert!(all.len() == 14 && all.iter().all(|work| work.dtype == DtypeName::F32));
-        let gru = timed("--workloads gpu --cell gru")?;
+        let gru = selected("--workloads gpu --cell gru")?;
         let lines = gru.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
             lines,
@@ -252,12 +242,14 @@ mod tests {
         );
         assert_eq!(HEAD.len(), lines[0].len());
         assert!(
-            timed("--workloads gpu --dtype f16")?.iter().all(|work| work.dtype == DtypeName::F16)
+            selected("--workloads gpu --dtype f16")?
+                .iter()
+                .all(|work| work.dtype == DtypeName::F16)
         );
-        let one = timed("--heads 3")?;
+        let one = selected("--heads 3")?;
         assert_eq!(one[0].to_string(), "lstm   f32     16   256   3   512");
         assert_eq!(one.len(), 1);
-        assert!(timed("--workloads gpu --heads 3").is_err());
+        assert!(selected("--workloads gpu --heads 3").is_err());
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The problems that are timed where no size is given.
+//! The problems that are timed if no size is given.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use flashrnn::Problem;
 
 use crate::choice::{CellName, DtypeName};
 
-/// One problem to time.
+/// A problem to time.
 #[derive(Clone, Copy)]
 pub struct Workload {
     pub cell: CellName,
@@ -19,13 +19,16 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// With every option off.
+    /// Returns the problem with every option off.
     pub fn problem(&self) -> Problem {
         Problem::new(self.batch, self.time, self.heads, self.head_dim)
     }
 }
 
-/// The columns of a table.
+/// The header of the columns that [`Workload`] displays.
+pub const HEAD: &str = "cell   dtype    B     T   N     D";
+
+/// Formats the workload as columns of a table.
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cell, dtype, batch, time, heads, head_dim } = self;
@@ -36,15 +39,14 @@ impl fmt::Display for Workload {
 /// A list of problems.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum List {
-    /// Those for processors: one row (streaming), small and large batches, one head and many, in
-    /// f32.
+    /// For CPUs: single rows (streaming), small and large batches, one and many heads, in f32.
     Cpu,
-    /// Those for GPUs: 1024 steps, mostly in bf16.
+    /// For GPUs: 1024 steps, mostly in bf16.
     Gpu,
 }
 
 impl List {
-    /// Its problems.
+    /// Returns the problems of the list.
     pub fn workloads(self) -> &'static [Workload] {
         match self {
             Self::Cpu => &CPU,

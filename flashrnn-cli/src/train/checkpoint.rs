@@ -1,10 +1,9 @@
-//! The checkpoint: parameters, and what is needed to build the network around them again, in one
-//! safetensors file.
+//! The checkpoint: a safetensors file with the parameters and the description of the network.
 //!
-//! The file's metadata has one entry, `flashrnn`: a JSON object with `format`, `cell`, `layers`,
-//! `heads`, `head_dim` and `vocabulary`, the known characters in one string in the order of their
-//! numbers. One entry, because the order of several is not fixed, and the same network should give
-//! the same bytes.
+//! The file's metadata has one entry, `flashrnn`, which is a JSON object with `format`, `cell`,
+//! `layers`, `heads`, `head_dim` and `vocabulary`, a string of all known characters in the order of
+//! their indices. There is only one entry because the order of several is unspecified, and the same
+//! network should be serialised to the same bytes.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,7 +22,7 @@ use crate::choice::CellName;
 
 /// The name of the metadata entry.
 const ENTRY: &str = "flashrnn";
-/// Says that a file is of this kind, and of which version.
+/// Identifies the kind of file and its version.
 const FORMAT: &str = "character language model 1";
 
 /// The metadata entry.
@@ -37,14 +36,14 @@ struct Description {
     vocabulary: String,
 }
 
-/// A network read from a file.
+/// A network loaded from a file.
 pub struct Checkpoint {
     pub sizes: Sizes,
     pub vocabulary: Vocabulary,
     pub model: LanguageModel,
 }
 
-/// Lays out the file.
+/// Serialises a network.
 pub fn serialize(
     sizes: &Sizes,
     vocabulary: &Vocabulary,
@@ -60,21 +59,21 @@ pub fn serialize(
     })?;
     let metadata = HashMap::from([(ENTRY.to_owned(), description)]);
     let tensors = parameters.iter().map(|(name, var)| (name, var.as_tensor()));
-    safetensors::serialize(tensors, Some(metadata)).context("cannot lay out the checkpoint")
+    safetensors::serialize(tensors, Some(metadata)).context("can't serialise the checkpoint")
 }
 
-/// Reads a file that [`serialize`] laid out.
+/// Loads a file written by [`serialize`].
 pub fn load(path: &Path, backend: &AnyBackend) -> Result<Checkpoint> {
     let bytes = std::fs::read(path)
-        .with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
-    parse(&bytes, backend).with_context(|| format!("the checkpoint {} is broken", path.display()))
+        .with_context(|| format!("can't read the checkpoint {}", path.display()))?;
+    parse(&bytes, backend).with_context(|| format!("the checkpoint {} is invalid", path.display()))
 }
 
 fn parse(bytes: &[u8], backend: &AnyBackend) -> Result<Checkpoint> {
     let (_, header) = SafeTensors::read_metadata(bytes)?;
     let metadata = header.metadata().as_ref().context("it has no metadata")?;
     let description =
-        metadata.get(ENTRY).with_context(|| format!("its metadata lack {ENTRY:?}"))?;
+        metadata.get(ENTRY).with_context(|| format!("its metadata has no entry {ENTRY:?}"))?;
     let Description { format, cell, layers, heads, head_dim, vocabulary } =
         serde_json::from_str(description)?;
     if format != FORMAT {
@@ -98,7 +97,7 @@ mod tests {
     use crate::train::model::{Dropout, Parameters};
 
     #[test]
-    fn a_checkpoint_comes_back() -> Result<()> {
+    fn checkpoints_round_trip() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("c.safetensors");
         let vocabulary = Vocabulary::of("salvé\n\"");
@@ -117,7 +116,8 @@ mod tests {
         assert_eq!((back.sizes, &back.vocabulary), (sizes, &vocabulary));
         let tokens = Tensor::new(&[[0u32, 1, 2]], &Device::Cpu)?;
         let logits = |model: &LanguageModel| -> Result<Vec<f32>> {
-            let (logits, _) = model.forward(&tokens, &model.fresh(), None, &mut Dropout::off())?;
+            let (logits, _) =
+                model.forward(&tokens, &model.initial_state(), None, &mut Dropout::off())?;
             Ok(logits.flatten_all()?.to_vec1()?)
         };
         assert_eq!(logits(&model)?, logits(&back.model)?);

@@ -1,17 +1,18 @@
-//! An interpolated order-2 Markov model with Witten-Bell smoothing: what a network must beat.
+//! An interpolated order-2 Markov model with Witten–Bell smoothing, the baseline for networks.
 //!
-//! Each context u predicts a character c by what followed u, mixed with what the shorter context v
-//! predicts; `n` counts how often u was followed by anything, `k` by how many different characters:
+//! Each context u predicts a character c from the characters that followed u, interpolated with the
+//! prediction of the next shorter context v. `n` is the number of characters that followed u, and
+//! `k` the number of distinct ones:
 //!
 //! ```text
 //! P(c | u) = (count(u c) + k P(c | v)) / (n + k)
 //! ```
 //!
-//! The empty context is mixed with the uniform distribution over the vocabulary.
+//! The empty context is interpolated with the uniform distribution over the vocabulary.
 
 use std::collections::HashMap;
 
-/// What followed one context.
+/// The characters that followed a context.
 #[derive(Default)]
 struct Followers {
     total: u64,
@@ -28,7 +29,7 @@ pub struct Markov {
 const ORDER: usize = 2;
 
 impl Markov {
-    /// Counts `tokens`, numbers below `vocabulary`.
+    /// Counts `tokens`, which are below `vocabulary`.
     pub fn train(tokens: &[u32], vocabulary: usize) -> Self {
         let mut contexts = HashMap::<Vec<u32>, Followers>::new();
         for (i, &token) in tokens.iter().enumerate() {
@@ -41,7 +42,8 @@ impl Markov {
         Self { contexts, vocabulary }
     }
 
-    /// The probability of `token` after `context`, whose last two characters matter.
+    /// Returns the probability of `token` after `context`, of which only the last two characters
+    /// are used.
     pub fn probability(&self, context: &[u32], token: u32) -> f64 {
         let longest = ORDER.min(context.len());
         (0..=longest).fold(1.0 / self.vocabulary as f64, |shorter, order| {
@@ -56,7 +58,7 @@ impl Markov {
         })
     }
 
-    /// Bits per character of `tokens`, which come after `context`.
+    /// Returns the bits per character of `tokens`, which follow `context`.
     pub fn bits_per_character(&self, context: &[u32], tokens: &[u32]) -> f64 {
         let all = [context, tokens].concat();
         let bits = |i: usize| -self.probability(&all[..i], all[i]).log2();
@@ -74,15 +76,15 @@ mod tests {
         let markov = Markov::train(&[0, 1, 2, 0, 1, 3, 0, 0, 1, 2], 5);
         for context in [&[][..], &[0], &[4], &[0, 1], &[4, 1], &[4, 4], &[2, 0, 1]] {
             let sum = (0..5).map(|token| markov.probability(context, token)).sum::<f64>();
-            // Five numbers below 1, each rounded to 1e-16.
+            // Allows for the rounding of five numbers below 1, 1e-16 each.
             assert!((sum - 1.0).abs() < 1e-14, "{context:?}: {sum}");
         }
     }
 
     #[test]
-    fn a_small_case_by_hand() {
-        // 0 1 0 1 1 over 3 characters. Empty context: 0 twice, 1 three times; after 0: 1 twice;
-        // after (1, 0): 1 once.
+    fn a_small_case_computed_by_hand() {
+        // 0 1 0 1 1 over 3 characters. The empty context is followed by 0 twice and by 1 three
+        // times, 0 is followed by 1 twice, and (1, 0) by 1 once.
         let markov = Markov::train(&[0, 1, 0, 1, 1], 3);
         let empty = (3.0 + 2.0 / 3.0) / 7.0;
         let after_0 = (2.0 + empty) / 3.0;
@@ -90,7 +92,7 @@ mod tests {
         assert!((markov.probability(&[], 1) - empty).abs() < 1e-15);
         assert!((markov.probability(&[0], 1) - after_0).abs() < 1e-15);
         assert!((markov.probability(&[1, 0], 1) - after_10).abs() < 1e-15);
-        // A context never seen is as good as the longest one seen within it.
+        // An unseen context predicts the same as its longest suffix that was seen.
         assert_eq!(markov.probability(&[2, 0], 1), markov.probability(&[0], 1));
     }
 
@@ -101,7 +103,7 @@ mod tests {
         let corpus = Corpus::new(vocabulary.encode(&text)?, 1)?;
         let markov = Markov::train(corpus.train(), vocabulary.len());
         let bits = markov.bits_per_character(corpus.context(ORDER), corpus.validation());
-        // To the two decimals in which the number is known from elsewhere.
+        // An independent implementation computed this number, to two decimals.
         assert_eq!(format!("{bits:.2}"), "2.83");
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! `flashrnn train`: a character language model on real text, trained by candle with flashrnn's
+//! `flashrnn train`: trains a character language model on a text, with candle and flashrnn's
 //! recurrences.
 //!
-//! [`text`] gives the characters, [`markov`] what to beat, [`model`] the network, [`trainer`] the
-//! loop, [`checkpoint`], [`report`] and [`sample`] what is left in the folder.
+//! [`text`] reads the text, [`markov`] is the baseline, [`model`] the network and [`trainer`] the
+//! training loop. [`checkpoint`], [`report`] and [`sample`] produce the files in the output folder.
 
 mod checkpoint;
 mod markov;
@@ -30,46 +30,46 @@ use report::{FILES, Report, Summary};
 use text::{Corpus, Vocabulary};
 use trainer::{Recipe, Trained};
 
-/// What to train, on what, and how.
+/// The arguments of `flashrnn train`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// A UTF-8 text to learn; without it, the Latin of Cicero's De finibus, book one.
+    /// The UTF-8 text to learn [default: Cicero's De finibus, book one, in Latin].
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// The recurrent cell.
     #[arg(long, value_enum, default_value_t = CellName::Slstm)]
     cell: CellName,
-    /// Recurrent layers.
+    /// The number of recurrent layers.
     #[arg(long, default_value_t = 2)]
     layers: usize,
-    /// Heads of each layer.
+    /// The number of heads per layer.
     #[arg(long, default_value_t = 4)]
     heads: usize,
-    /// Units of each head.
+    /// The number of units per head.
     #[arg(long, default_value_t = 32)]
     head_dim: usize,
-    /// Characters that a step reads of each row, and through which gradients flow.
+    /// The number of characters per row and step. Gradients flow through all of them.
     #[arg(long, default_value_t = 64)]
     seq_len: usize,
-    /// Rows read side by side.
+    /// The number of rows per step.
     #[arg(long, default_value_t = 16)]
     batch: usize,
-    /// Training steps.
+    /// The number of training steps.
     #[arg(long, default_value_t = 1200)]
     steps: usize,
-    /// The highest learning rate; it rises to it and then falls.
+    /// The peak learning rate, which is reached after a warm-up and then decays.
     #[arg(long, default_value_t = 8e-3)]
     lr: f64,
-    /// The share of features dropped while training, 0 to below 1.
+    /// The dropout rate during training, at least 0 and below 1.
     #[arg(long, default_value_t = 0.25)]
     dropout: f64,
-    /// Where all random numbers come from. The same seed gives the same result on the same machine.
+    /// The random seed. The same seed reproduces the same result on the same machine.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The temperature of the text sampled at the end; 0 takes the likeliest character.
+    /// The sampling temperature of the text printed at the end; 0 selects the most likely character.
     #[arg(long, default_value_t = 0.7)]
     temperature: f64,
-    /// Where the recurrence runs.
+    /// The backend that runs the recurrence.
     #[arg(long, default_value_t, value_parser = backend::parser())]
     backend: BackendName,
     /// The folder for the checkpoint, the metrics, the loss curve and the sample.
@@ -77,10 +77,11 @@ pub struct Args {
     out: PathBuf,
 }
 
-/// Characters in the sample at the end.
+/// The number of characters in the sample at the end.
 const SAMPLE: usize = 500;
-/// More parameters, or numbers in one activation, than this are taken for a mistake.
-const LARGEST: usize = 1 << 31;
+/// The maximum number of parameters, and of elements in one activation. More are assumed to be a
+/// mistake.
+const MAX_ELEMENTS: usize = 1 << 31;
 
 impl Args {
     fn check(&self) -> Result<()> {
@@ -103,18 +104,18 @@ impl Args {
             bail!("--dropout is {}, wanted at least 0 and below 1", self.dropout);
         }
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            bail!("--temperature is {}, wanted a finite number of 0 or above", self.temperature);
+            bail!("--temperature is {}, wanted a finite number of at least 0", self.temperature);
         }
         let product = |factors: &[usize]| factors.iter().try_fold(1usize, |p, &f| p.checked_mul(f));
-        let fits = |factors: &[usize]| product(factors).is_some_and(|p| p <= LARGEST);
-        // W of every layer, and all gates of a step.
+        let fits = |factors: &[usize]| product(factors).is_some_and(|p| p <= MAX_ELEMENTS);
+        // The sizes of W in all layers, and of the gates of a training step.
         let (heads, dim) = (self.heads, self.head_dim);
         if !fits(&[4, self.layers, heads, dim, heads, dim])
             || !fits(&[4, self.batch, self.seq_len, heads, dim])
         {
             bail!(
-                "--layers {} --heads {heads} --head-dim {dim} --batch {} --seq-len {} is too large: wanted at most \
-                 {LARGEST} weights and as many gates in a step",
+                "--layers {} --heads {heads} --head-dim {dim} --batch {} --seq-len {} is too \
+                 large, wanted at most {MAX_ELEMENTS} weights and as many gates per step",
                 self.layers,
                 self.batch,
                 self.seq_len
@@ -123,34 +124,34 @@ impl Args {
         Ok(())
     }
 
-    /// Checks that this machine has memory for what a step cannot do without, with a vocabulary of
-    /// `characters`.
+    /// Checks that the available memory suffices for the tensors that a training step needs at
+    /// least, with a vocabulary of `characters`.
     fn check_memory(&self, characters: usize) -> Result<()> {
-        let gates = with_cell!(self.cell, |cell| gates_of(&cell)) as u128;
+        let gates = with_cell!(self.cell, |cell| external_gates(&cell)) as u128;
         let [layers, heads, dim, seq_len, batch, characters] =
             [self.layers, self.heads, self.head_dim, self.seq_len, self.batch, characters]
                 .map(|n| n as u128);
         let width = heads * dim;
         let parameters =
             2 * characters * width + layers * (gates * width * (width + dim + 1) + width);
-        // Of each step: the input, the gates and what becomes of them, and the states; the logits
-        // and their gradient.
-        let numbers = batch * seq_len * (layers * (2 * gates + 2) * width + 2 * characters);
-        // A parameter has a gradient and two moments; a layer some ten tensors, of a hundred bytes
-        // each besides their numbers.
+        // For each time step: the input, the pre-activations, the saved gates and the states of
+        // every layer, and the logits with their gradient.
+        let activations = batch * seq_len * (layers * (2 * gates + 2) * width + 2 * characters);
+        // A parameter has a gradient and two moments. A layer has about ten tensors, with a hundred
+        // bytes each besides their elements.
         memory::check(
-            16 * parameters + 4 * numbers + 1000 * layers,
+            16 * parameters + 4 * activations + 1000 * layers,
             "training a network of this size",
         )
     }
 }
 
-/// The number of gates of a cell that take input.
-fn gates_of<C: Cell>(_: &C) -> usize {
+/// Returns the number of gates of a cell with external input.
+fn external_gates<C: Cell>(_: &C) -> usize {
     C::GX
 }
 
-/// Trains, and prints how the kept checkpoint does beside the Markov model.
+/// Trains a network, and prints a comparison of the best checkpoint with the Markov model.
 pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     args.check()?;
     let text = text::read(args.text.as_deref())?;
@@ -183,7 +184,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     let Trained { parameters, seconds } = trained?;
     let kept_step = report.kept_step()?;
 
-    // From here on everything is about the file that was kept, not about the network in memory.
+    // Everything below uses the saved checkpoint, not the network in memory.
     let kept = checkpoint::load(&report.checkpoint(), &backend)?;
     let bits = trainer::bits_per_character(&kept.model, &corpus, &recipe)?;
     let drawn = sample::sample(
@@ -208,7 +209,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     writeln!(out, "{sample}\n")?;
     writeln!(
         out,
-        "text          {} characters, {} different, the last {} kept for validation",
+        "text          {} characters, {} distinct, the last {} used for validation",
         corpus.train().len() + corpus.validation().len(),
         vocabulary.len(),
         corpus.validation().len()
@@ -221,7 +222,7 @@ pub fn main(args: Args, out: &mut impl Write) -> Result<()> {
     writeln!(out, "validation    {bits:.3} bits per character, checkpoint of step {kept_step}")?;
     writeln!(
         out,
-        "Markov        {markov:.3} bits per character, order 2, Witten-Bell, same characters"
+        "Markov        {markov:.3} bits per character, order 2, Witten-Bell, on the same characters"
     )?;
     writeln!(out, "written       {}: {}", args.out.display(), FILES.join(", "))?;
     Ok(())
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_flags_are_named() -> Result<()> {
+    fn invalid_flags_are_named() -> Result<()> {
         for (flags, wanted) in [
             ("--layers 0", "--layers is 0"),
             ("--heads 0", "--heads is 0"),
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_for_a_text_that_is_too_short() -> Result<()> {
+    fn a_short_text_is_rejected_before_anything_is_written() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let text = folder.path().join("short.txt");
         std::fs::write(&text, "salve")?;
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_run_learns_and_its_checkpoint_is_the_one_reported() -> Result<()> {
+    fn a_small_run_learns_and_reports_its_checkpoint() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let text = folder.path().join("text.txt");
         std::fs::write(&text, "ara mara tara. ".repeat(60))?;
@@ -320,7 +321,7 @@ mod tests {
                 assert_eq!(std::fs::read_dir(&out)?.count(), 4);
                 twice.push(std::fs::read(out.join("checkpoint.safetensors"))?);
             }
-            assert!(twice[0] == twice[1], "{cell}: the same seed gave other parameters");
+            assert!(twice[0] == twice[1], "{cell}: the same seed yields different parameters");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The network: embedding, recurrent layers with residual connections, output.
+//! The network: an embedding, recurrent layers with residual connections, and an output layer.
 //!
 //! ```text
 //! x = embedding[token]                      [B, T, N·D]
@@ -6,7 +6,7 @@
 //! logits = head(dropout(norm(x)))           [B, T, V]
 //! ```
 //!
-//! `norm` divides by the root of the mean square and scales, feature by feature.
+//! `norm` is an RMS norm: it divides by the root mean square and multiplies by a scale per feature.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +35,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// `N·D`, the width of every layer.
+    /// Returns `N·D`, the width of every layer.
     pub fn width(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -52,12 +52,13 @@ impl<C: Cell> Recurrent for RnnLayer<C> {
     }
 }
 
-/// What the network remembers between calls: for each layer `[S, B, N, D]`, or nothing yet.
+/// The state that the network carries between calls: `[S, B, N, D]` for each layer, or `None` before
+/// the first call.
 pub type State = Vec<Option<Tensor>>;
 
 pub struct LanguageModel {
     embedding: Embedding,
-    /// For each layer its norm's scale `[N·D]`, and the layer.
+    /// The scale of the norm `[N·D]` and the recurrent layer, for each layer.
     layers: Vec<(Tensor, Box<dyn Recurrent>)>,
     /// `[N·D]`
     norm: Tensor,
@@ -65,7 +66,7 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    /// Finds the parameters in `vb`, or makes them new where `vb` does.
+    /// Gets the parameters from `vb`, which may create them.
     pub fn new(sizes: &Sizes, backend: &AnyBackend, vb: &VarBuilder) -> Result<Self> {
         let width = sizes.width();
         let normal = Init::Randn { mean: 0.0, stdev: 1.0 };
@@ -95,13 +96,13 @@ impl LanguageModel {
         })
     }
 
-    /// The state before anything was read.
-    pub fn fresh(&self) -> State {
+    /// Returns the initial state.
+    pub fn initial_state(&self) -> State {
         vec![None; self.layers.len()]
     }
 
-    /// Reads `tokens [B, T]` from `state` on and returns logits `[B·T, V]` for the character after
-    /// each, and the state after the last, through which no gradient flows. `resets` is `[B, T]`.
+    /// Reads `tokens [B, T]`, starting from `state`. Returns logits `[B·T, V]` for the character
+    /// that follows each token, and the detached final state. `resets` is `[B, T]`.
     pub fn forward(
         &self,
         tokens: &Tensor,
@@ -122,31 +123,31 @@ impl LanguageModel {
     }
 }
 
-/// `x / √(mean x² + ε) · scale` over the last axis.
+/// Computes `x / √(mean x² + ε) · scale` over the last axis.
 fn norm(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
     x.broadcast_div(&(mean + 1e-6)?.sqrt()?)?.broadcast_mul(scale)
 }
 
-/// Dropout with one mask for all time steps of a row, drawn from its own generator so that a seed
-/// repeats it.
+/// Dropout that uses one mask for all time steps of a row. It has its own seeded generator, so that
+/// runs are reproducible.
 pub struct Dropout {
     rate: f64,
     rng: StdRng,
 }
 
 impl Dropout {
-    /// `rate` is the share of features set to 0, from 0 to below 1.
+    /// Makes dropout that sets a fraction `rate` of the features to 0, at least 0 and below 1.
     pub fn new(rate: f64, seed: u64) -> Self {
         Self { rate, rng: StdRng::seed_from_u64(seed) }
     }
 
-    /// None at all.
+    /// Makes dropout that keeps every feature.
     pub fn off() -> Self {
         Self::new(0.0, 0)
     }
 
-    /// Zeroes features of `x [B, T, F]`, and scales the others so that the mean stays.
+    /// Zeroes features of `x [B, T, F]`, and scales the others to preserve the mean.
     fn apply(&mut self, x: &Tensor) -> Result<Tensor> {
         if self.rate == 0.0 {
             return Ok(x.clone());
@@ -159,43 +160,45 @@ impl Dropout {
     }
 }
 
-/// Parameters by name, made new from a seed. candle's own random numbers on the CPU take no seed.
+/// Creates named parameters from a seed. (candle's random numbers on the CPU can't be seeded.)
 #[derive(Clone)]
 pub struct Parameters {
-    made: Arc<Mutex<Made>>,
+    created: Arc<Mutex<Created>>,
 }
 
-struct Made {
-    /// In the order of their names, so that sums over all of them are the same every time.
+struct Created {
+    /// Ordered by name, so that sums over all parameters are reproducible.
     vars: BTreeMap<String, Var>,
     rng: StdRng,
 }
 
 impl Parameters {
     pub fn seeded(seed: u64) -> Self {
-        let made = Made { vars: BTreeMap::new(), rng: StdRng::seed_from_u64(seed) };
-        Self { made: Arc::new(Mutex::new(made)) }
+        let created = Created { vars: BTreeMap::new(), rng: StdRng::seed_from_u64(seed) };
+        Self { created: Arc::new(Mutex::new(created)) }
     }
 
-    /// Gives parameters, making those that are not there yet.
+    /// Returns a builder that creates parameters on first use.
     pub fn builder(&self) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), DType::F32, Device::Cpu)
     }
 
-    /// Every parameter with its name, in the names' order.
+    /// Returns every parameter with its name, ordered by name.
     pub fn all(&self) -> Vec<(String, Var)> {
-        self.with(|made| made.vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect())
+        self.with(|created| {
+            created.vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+        })
     }
 
-    /// Gives the same numbers without their gradients.
+    /// Returns a builder of the same values as constants.
     pub fn frozen(&self) -> VarBuilder<'static> {
         let tensors =
             self.all().into_iter().map(|(name, var)| (name, var.as_tensor().detach())).collect();
         VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Made) -> T) -> T {
-        f(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, f: impl FnOnce(&mut Created) -> T) -> T {
+        f(&mut self.created.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -208,32 +211,32 @@ impl SimpleBackend for Parameters {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        self.with(|made| {
-            if !made.vars.contains_key(name) {
-                let data = draw(&mut made.rng, shape.elem_count(), init)?;
+        self.with(|created| {
+            if !created.vars.contains_key(name) {
+                let data = draw(&mut created.rng, shape.elem_count(), init)?;
                 let tensor = Tensor::from_vec(data, shape.clone(), device)?.to_dtype(dtype)?;
-                made.vars.insert(name.to_owned(), Var::from_tensor(&tensor)?);
+                created.vars.insert(name.to_owned(), Var::from_tensor(&tensor)?);
             }
-            match made.vars.get(name) {
+            match created.vars.get(name) {
                 Some(var) if *var.shape() == shape => Ok(var.as_tensor().clone()),
                 _ => Err(Error::msg(format!(
-                    "parameter {name} exists with another shape than {shape:?}"
+                    "parameter {name} exists, but its shape is not {shape:?}"
                 ))),
             }
         })
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
-        let found = self.with(|made| made.vars.get(name).map(|var| var.as_tensor().clone()));
+        let found = self.with(|created| created.vars.get(name).map(|var| var.as_tensor().clone()));
         found.ok_or_else(|| Error::msg(format!("there is no parameter {name}")))
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.with(|made| made.vars.contains_key(name))
+        self.with(|created| created.vars.contains_key(name))
     }
 }
 
-/// `len` numbers as `init` says.
+/// Draws `len` numbers from the distribution `init`.
 fn draw(rng: &mut StdRng, len: usize, init: Init) -> Result<Vec<f32>> {
     match init {
         Init::Const(value) => Ok(vec![value as f32; len]),
@@ -242,12 +245,12 @@ fn draw(rng: &mut StdRng, len: usize, init: Init) -> Result<Vec<f32>> {
             Ok((0..len).map(|_| (mean + stdev * normal(rng)) as f32).collect())
         }
         Init::Kaiming { .. } => {
-            Err(Error::msg("no parameter of this model is made the Kaiming way"))
+            Err(Error::msg("no parameter of this model uses Kaiming initialisation"))
         }
     }
 }
 
-/// A number from the standard normal distribution, by Box and Muller.
+/// Draws from the standard normal distribution, by the Box–Muller transform.
 fn normal(rng: &mut impl RngCore) -> f64 {
     // 1 - u is above 0, so its logarithm is finite.
     let (u, v): (f64, f64) = (rng.random(), rng.random());
@@ -264,14 +267,14 @@ mod tests {
         Sizes { cell: CellName::Slstm, layers: 2, heads: 2, head_dim: 3, vocabulary: 7 };
 
     #[test]
-    fn a_seed_makes_the_same_network() -> Result<()> {
+    fn a_seed_reproduces_the_network() -> Result<()> {
         let make = |seed| -> Result<Vec<f32>> {
             let parameters = Parameters::seeded(seed);
             let model =
                 LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
             let tokens = Tensor::new(&[[0u32, 1, 2], [6, 5, 4]], &Device::Cpu)?;
             let (logits, state) =
-                model.forward(&tokens, &model.fresh(), None, &mut Dropout::off())?;
+                model.forward(&tokens, &model.initial_state(), None, &mut Dropout::off())?;
             assert_eq!(logits.dims(), [6, 7]);
             assert_eq!(state.len(), 2);
             logits.flatten_all()?.to_vec1()
@@ -282,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_read_in_two_parts_is_the_text() -> Result<()> {
+    fn reading_a_text_in_two_parts_agrees_with_one() -> Result<()> {
         let parameters = Parameters::seeded(1);
         let model =
             LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
@@ -290,13 +293,13 @@ mod tests {
             LanguageModel::new(&SIZES, &AnyBackend::Cpu(Cpu::new()), &parameters.frozen())?;
         let tokens = Tensor::new(&[[0u32, 1, 2, 3, 4]], &Device::Cpu)?;
         let off = &mut Dropout::off();
-        let (whole, _) = model.forward(&tokens, &model.fresh(), None, off)?;
+        let (whole, _) = model.forward(&tokens, &model.initial_state(), None, off)?;
         let (first, state) =
-            model_frozen.forward(&tokens.narrow(1, 0, 2)?, &model.fresh(), None, off)?;
+            model_frozen.forward(&tokens.narrow(1, 0, 2)?, &model.initial_state(), None, off)?;
         let (second, _) = model_frozen.forward(&tokens.narrow(1, 2, 3)?, &state, None, off)?;
         let apart =
             (whole - Tensor::cat(&[first, second], 0)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
-        // Matrix products of other sizes may sum in another order; logits are of size 1.
+        // Matrix products of another size may sum in another order. Logits are of the order of 1.
         assert!(apart < 1e-5, "{apart}");
         Ok(())
     }
@@ -306,7 +309,7 @@ mod tests {
         let x = Tensor::ones((20, 3, 200), DType::F32, &Device::Cpu)?;
         let dropped = Dropout::new(0.25, 1).apply(&x)?;
         let mean = dropped.mean_all()?.to_scalar::<f32>()?;
-        // 4000 independent draws: the mean's standard deviation is below 0.01.
+        // With 4000 independent draws, the standard deviation of the mean is below 0.01.
         assert!((mean - 1.0).abs() < 0.05, "{mean}");
         let spread = (dropped.narrow(1, 0, 1)? - dropped.narrow(1, 2, 1)?)?.abs()?.max_all()?;
         assert_eq!(spread.to_scalar::<f32>()?, 0.0);

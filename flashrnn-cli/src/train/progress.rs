@@ -1,4 +1,4 @@
-//! What the user sees while training runs, on stderr: a bar on a terminal, plain lines elsewhere.
+//! Reports progress on stderr while training runs: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use super::report::Metrics;
 
 pub struct Progress {
     bar: ProgressBar,
-    /// Trained on in one step.
+    /// The number of characters trained on per step.
     characters_per_step: usize,
     steps: usize,
     validation_bits: Option<f64>,
@@ -19,14 +19,14 @@ pub struct Progress {
 impl Progress {
     pub fn new(steps: usize, characters_per_step: usize) -> Self {
         let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
-        let template = "{bar:30} {pos}/{len}  {msg}  {elapsed} gone, {eta} left";
+        let template = "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left";
         bar.set_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         Self { bar, characters_per_step, steps, validation_bits: None, start: Instant::now() }
     }
 
-    /// A step is done, with this training loss.
+    /// Reports a completed step and its training loss.
     pub fn step(&mut self, step: usize, train_bits: f64) {
         let speed = (step * self.characters_per_step) as f64 / self.start.elapsed().as_secs_f64();
         let validation = self.validation_bits.map_or("-".to_owned(), |bits| format!("{bits:.3}"));
@@ -36,7 +36,7 @@ impl Progress {
         self.bar.set_position(step as u64);
     }
 
-    /// A validation is done.
+    /// Reports a completed validation.
     pub fn validated(&mut self, line: &Metrics) {
         self.validation_bits = Some(line.validation_bits_per_character);
         if self.bar.is_hidden() {
@@ -44,7 +44,7 @@ impl Progress {
                 self.start.elapsed().as_secs_f64() * (self.steps - line.step) as f64
                     / line.step as f64,
             );
-            // A stderr that can't be written to is no reason to stop.
+            // Failing to write to stderr is no reason to stop.
             let _ = writeln!(
                 io::stderr(),
                 "step {}/{}  loss {:.3}  validation {:.3} bits/char  {:.0} chars/s  {} s left",
@@ -58,7 +58,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! What a run leaves behind: the checkpoint, metrics as JSON lines, the loss curve as SVG, and a
+//! The files that a run writes: the checkpoint, metrics as JSON lines, the loss curve as SVG, and a
 //! sample.
 
 use std::fs;
@@ -17,69 +17,64 @@ const METRICS: &str = "metrics.jsonl";
 const CURVE: &str = "loss.svg";
 const SAMPLE: &str = "sample.txt";
 
-/// One line of the metrics file. Absent values are left out.
+/// A line of the metrics file, without absent values.
 #[derive(Clone, Debug, Serialize)]
 pub struct Metrics {
-    /// Training steps done.
+    /// The number of completed training steps.
     pub step: usize,
-    /// The mean training loss since the line before, bits per character.
+    /// The mean training loss since the previous line, in bits per character.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_bits_per_character: Option<f64>,
-    /// The validation loss.
+    /// The validation loss, in bits per character.
     pub validation_bits_per_character: f64,
     /// The learning rate of the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-    /// Characters trained on per second since the line before, validation not counted.
+    /// The number of characters trained on per second since the previous line, excluding
+    /// validation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub characters_per_second: Option<f64>,
-    /// Since the start of training.
+    /// The time since the start of training.
     pub seconds: f64,
 }
 
 /// The last line of the metrics file.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// The step of the checkpoint kept.
+    /// The step of the saved checkpoint.
     pub kept_step: usize,
-    /// Its validation loss, computed again from the file.
+    /// The validation loss of the saved checkpoint, computed after loading it.
     pub kept_validation_bits_per_character: f64,
-    /// The order-2 Markov model on the same characters.
+    /// The loss of the order-2 Markov model on the same characters.
     pub markov_validation_bits_per_character: f64,
     pub parameters: usize,
     pub seconds: f64,
     pub command: Vec<String>,
 }
 
-/// What a run keeps in its folder while it goes on: the best checkpoint, the metrics and the loss
-/// curve.
+/// Writes the best checkpoint, the metrics and the loss curve of a run to its folder.
 ///
-/// From the first checkpoint on, every file there is of this run.
+/// Once the first checkpoint is written, the folder contains no files of an earlier run.
 pub struct Report<'a> {
     folder: &'a Path,
-    /// What the Markov model needs, in bits per character.
+    /// The loss of the Markov model, in bits per character.
     markov: f64,
     metrics: Vec<Metrics>,
-    /// The step of the checkpoint in the folder, and its validation loss.
+    /// The step and the validation loss of the checkpoint in the folder.
     kept: Option<(usize, f64)>,
 }
 
 impl<'a> Report<'a> {
-    /// Creates the folder if need be, and makes sure that files can be written there.
+    /// Creates the folder if necessary, and checks that it is writable.
     pub fn new(folder: &'a Path, markov: f64) -> Result<Self> {
-        let why = || {
-            format!(
-                "cannot write to --out {}: wanted a folder that can be written",
-                folder.display()
-            )
-        };
+        let why = || format!("can't write to --out {}, wanted a writable folder", folder.display());
         fs::create_dir_all(folder).with_context(why)?;
         tempfile::tempfile_in(folder).with_context(why)?;
         Ok(Self { folder, markov, metrics: Vec::new(), kept: None })
     }
 
-    /// Notes a validation after the first step. `checkpoint` lays out the network, which is kept if
-    /// it is the best so far.
+    /// Records a validation after a training step. If the network is the best so far, `checkpoint`
+    /// serialises it and the result is saved.
     pub fn validated(
         &mut self,
         line: Metrics,
@@ -98,23 +93,23 @@ impl<'a> Report<'a> {
         if self.kept.is_some() { self.write(None) } else { Ok(()) }
     }
 
-    /// Records the network before the first step, which has no checkpoint.
+    /// Records the validation before the first step, which has no checkpoint.
     pub fn started(&mut self, line: Metrics) {
         self.metrics.push(line);
     }
 
-    /// Completes the files with the last line of the metrics and the sample.
+    /// Writes the last line of the metrics, and the sample.
     pub fn finish(&self, summary: &Summary, sample: &str) -> Result<()> {
         self.write(Some(summary))?;
         output::write(&self.folder.join(SAMPLE), sample.as_bytes())
     }
 
-    /// Where the checkpoint is.
+    /// Returns the path of the checkpoint.
     pub fn checkpoint(&self) -> PathBuf {
         self.folder.join(CHECKPOINT)
     }
 
-    /// The step of the checkpoint; an error if no validation loss was finite.
+    /// Returns the step of the checkpoint, or an error if no validation loss was finite.
     pub fn kept_step(&self) -> Result<usize> {
         let (step, _) = self.kept.context("no validation loss was finite; try a lower --lr")?;
         Ok(step)
@@ -125,8 +120,8 @@ impl<'a> Report<'a> {
         output::write(&self.folder.join(CURVE), loss_curve(&self.metrics, self.markov)?.as_bytes())
     }
 
-    /// Deletes what would stand beside the first checkpoint of this run. Links and devices stay:
-    /// they are written through.
+    /// Deletes the files of an earlier run, except the checkpoint, which is about to be replaced.
+    /// Links and devices are kept, since writing to them does not replace them.
     fn remove_earlier_run(&self) -> Result<()> {
         for name in [METRICS, CURVE, SAMPLE] {
             let path = self.folder.join(name);
@@ -139,18 +134,18 @@ impl<'a> Report<'a> {
     }
 }
 
-/// One JSON object a line.
+/// Formats one JSON object per line.
 fn json_lines(metrics: &[Metrics], summary: Option<&Summary>) -> Result<String> {
     let lines = metrics.iter().map(serde_json::to_string);
     let lines = lines.chain(summary.map(serde_json::to_string));
     Ok(lines.map(|line| Ok(line? + "\n")).collect::<serde_json::Result<String>>()?)
 }
 
-/// The loss curve: training, validation, and the Markov model as a line to go below.
+/// Draws the training and validation losses, with the Markov model as a reference line.
 fn loss_curve(metrics: &[Metrics], markov: f64) -> Result<String> {
     let mut svg = String::new();
     draw(&mut svg, metrics, markov)
-        .map_err(|error| anyhow::anyhow!("cannot draw the loss curve: {error}"))?;
+        .map_err(|error| anyhow::anyhow!("can't draw the loss curve: {error}"))?;
     Ok(svg)
 }
 
@@ -223,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_two_runs_never_mix() -> Result<()> {
+    fn files_of_two_runs_are_never_mixed() -> Result<()> {
         let folder = tempfile::tempdir()?;
         for name in FILES {
             fs::write(folder.path().join(name), "of an earlier run")?;
@@ -245,12 +240,12 @@ mod tests {
         assert_eq!(fs::read(report.checkpoint())?, b"first");
         assert_eq!(fs::read_to_string(folder.path().join(METRICS))?.lines().count(), 4);
         assert!(fs::read_to_string(folder.path().join(CURVE))?.trim_end().ends_with("</svg>"));
-        assert_eq!(fs::read_dir(folder.path())?.count(), 3, "the earlier sample went");
+        assert_eq!(fs::read_dir(folder.path())?.count(), 3, "the earlier sample was deleted");
         Ok(())
     }
 
     #[test]
-    fn a_file_is_no_folder_to_write_to() -> Result<()> {
+    fn out_must_be_a_folder() -> Result<()> {
         let file = tempfile::NamedTempFile::new()?;
         let said =
             Report::new(file.path(), 3.0).err().map(|e| format!("{e:#}")).unwrap_or_default();
@@ -260,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn every_metrics_line_is_json() -> Result<()> {
+    fn every_line_of_the_metrics_is_json() -> Result<()> {
         let text = json_lines(&[line(0, None, 5.0), line(10, Some(4.0), 4.5)], None)?;
         let lines: Vec<serde_json::Value> =
             text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
@@ -271,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_curve_is_an_svg_whatever_the_numbers() -> Result<()> {
+    fn the_curve_is_valid_svg_for_any_numbers() -> Result<()> {
         for metrics in [
             vec![],
             vec![line(0, None, 2.0)],

@@ -1,4 +1,4 @@
-//! Text from a network, one character at a time.
+//! Samples text from a network, one character at a time.
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -7,9 +7,9 @@ use rand::{Rng, SeedableRng};
 
 use super::model::{Dropout, LanguageModel};
 
-/// Draws `len` characters that go on after `prompt`, which must not be empty. At a `temperature` of
-/// 1 they are drawn as the network expects them, below it the likely ones are preferred, and at 0
-/// the likeliest is taken.
+/// Samples `len` characters that continue `prompt`, which must not be empty. With a `temperature` of
+/// 1, characters are drawn from the network's distribution; lower values favour likely characters,
+/// and 0 selects the most likely one.
 pub fn sample(
     model: &LanguageModel,
     prompt: &[u32],
@@ -18,7 +18,7 @@ pub fn sample(
     seed: u64,
 ) -> Result<Vec<u32>> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut state = model.fresh();
+    let mut state = model.initial_state();
     let mut read = prompt.to_vec();
     let mut drawn = Vec::with_capacity(len);
     for _ in 0..len {
@@ -26,8 +26,7 @@ pub fn sample(
         let tokens = Tensor::from_vec(read, (1, rows), &Device::Cpu)?;
         let (logits, after) = model.forward(&tokens, &state, None, &mut Dropout::off())?;
         let logits: Vec<f32> = logits.get(rows - 1)?.to_vec1()?;
-        let next =
-            draw(&logits, temperature, &mut rng).context("the network knows no character")?;
+        let next = draw(&logits, temperature, &mut rng).context("the vocabulary is empty")?;
         drawn.push(next);
         read = vec![next];
         state = after;
@@ -35,10 +34,10 @@ pub fn sample(
     Ok(drawn)
 }
 
-/// A number drawn with probabilities softmax(logits / temperature).
+/// Draws an index with probabilities softmax(logits / temperature).
 fn draw(logits: &[f32], temperature: f64, rng: &mut StdRng) -> Option<u32> {
     let likeliest = (0..logits.len()).max_by(|&i, &j| logits[i].total_cmp(&logits[j]))?;
-    // In units of temperature below the likeliest; 0 over 0 is the likeliest itself.
+    // Logits relative to the largest, whose weight is 1 even if the temperature is 0.
     let weight = |&logit: &f32| match f64::from(logit - logits[likeliest]) {
         0.0 => 1.0,
         below => (below / temperature).exp(),
@@ -51,7 +50,7 @@ fn draw(logits: &[f32], temperature: f64, rng: &mut StdRng) -> Option<u32> {
             return Some(number as u32);
         }
     }
-    // Reached by rounding only.
+    // Reached only because of rounding.
     Some(likeliest as u32)
 }
 

@@ -1,4 +1,4 @@
-//! The text: where it comes from, its characters as numbers, and the order in which they are read.
+//! The text: reading it, encoding its characters, and splitting it into batches.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -9,38 +9,38 @@ use anyhow::{Context, Result, bail};
 use rand::Rng;
 use rand::rngs::StdRng;
 
-/// A longer text, in bytes, is taken for a mistake.
-const LONGEST: u64 = 1 << 30;
+/// The maximum length of a text in bytes. Longer ones are assumed to be a mistake.
+const MAX_BYTES: u64 = 1 << 30;
 
-/// Reads `path`, or the Latin of Cicero's De finibus, book one, where there is none.
+/// Reads `path`, or returns Cicero's De finibus, book one, if there is none.
 pub fn read(path: Option<&Path>) -> Result<String> {
     let Some(path) = path else { return Ok(lipsum::LIBER_PRIMUS.to_owned()) };
-    let cannot = || format!("cannot read the text {}", path.display());
+    let failed = || format!("can't read the text {}", path.display());
     let mut bytes = Vec::new();
-    // A device might never end.
+    // Reads a limited number of bytes, since a device might never end.
     File::open(path)
-        .with_context(cannot)?
-        .take(LONGEST + 1)
+        .with_context(failed)?
+        .take(MAX_BYTES + 1)
         .read_to_end(&mut bytes)
-        .with_context(cannot)?;
-    if bytes.len() as u64 > LONGEST {
-        bail!("the text {} is too long: wanted at most {LONGEST} bytes", path.display());
+        .with_context(failed)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        bail!("the text {} is too long, wanted at most {MAX_BYTES} bytes", path.display());
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        anyhow::anyhow!("the text {} is not UTF-8: wanted UTF-8, byte {at} is not", path.display())
+        anyhow::anyhow!("the text {} is not valid UTF-8 at byte {at}", path.display())
     })
 }
 
-/// The characters that a model knows; a character's place in the list is its number.
+/// The characters known to a model. A character is encoded as its index in the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vocabulary {
-    /// Sorted.
+    /// Sorted and distinct.
     characters: Vec<char>,
 }
 
 impl Vocabulary {
-    /// Every character that occurs in `text`.
+    /// Collects every character that occurs in `text`.
     pub fn of(text: &str) -> Self {
         Self { characters: text.chars().collect::<BTreeSet<_>>().into_iter().collect() }
     }
@@ -49,7 +49,7 @@ impl Vocabulary {
         self.characters.len()
     }
 
-    /// The numbers of the characters of `text`; an error names one that is unknown.
+    /// Encodes `text`. An error names a character that is unknown.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let number = |c: char| match self.characters.binary_search(&c) {
             Ok(number) => Ok(number as u32),
@@ -58,37 +58,37 @@ impl Vocabulary {
         text.chars().map(number).collect()
     }
 
-    /// The character of a number; U+FFFD for a number out of range.
+    /// Decodes a character, or returns U+FFFD if `number` is out of range.
     pub fn character(&self, number: u32) -> char {
         self.characters.get(number as usize).copied().unwrap_or(char::REPLACEMENT_CHARACTER)
     }
 
-    /// All characters in one string, in order.
+    /// Returns all characters as a string, in order.
     pub fn to_text(&self) -> String {
         self.characters.iter().collect()
     }
 }
 
-/// A text as numbers, and where its training part ends.
+/// An encoded text, split into a training and a validation part.
 #[derive(Clone, Debug)]
 pub struct Corpus {
     /// Every character of the text.
     tokens: Vec<u32>,
-    /// The first so many are for training, the rest, the last tenth, for validation.
+    /// The length of the training part. The rest is for validation.
     train: usize,
 }
 
 impl Corpus {
-    /// Keeps the last tenth for validation. The training part must hold a sequence of `seq_len` and
-    /// the character after it.
+    /// Reserves the last tenth for validation. The training part must contain at least one sequence
+    /// of `seq_len` characters and the character after it.
     pub fn new(tokens: Vec<u32>, seq_len: usize) -> Result<Self> {
         let train = tokens.len() - tokens.len().div_ceil(10);
         if train <= seq_len {
             // The smallest n with n - ⌈n / 10⌉ > seq_len.
             let wanted = seq_len.saturating_mul(10) / 9 + 2;
             bail!(
-                "the text has {} characters, too short for --seq-len {seq_len}: wanted {wanted} at least, since a \
-                 tenth is kept for validation",
+                "the text has {} characters, too short for --seq-len {seq_len}, wanted at least \
+                 {wanted}, since a tenth is used for validation",
                 tokens.len()
             );
         }
@@ -103,27 +103,28 @@ impl Corpus {
         &self.tokens[self.train..]
     }
 
-    /// Up to `len` characters of the training part's end: what comes before validation.
+    /// Returns up to `len` characters from the end of the training part, which precede the
+    /// validation part.
     pub fn context(&self, len: usize) -> &[u32] {
         &self.train()[self.train - len.min(self.train)..]
     }
 }
 
-/// One step's reading: `rows` sequences of `seq_len`, row after row.
+/// The batch of one training step: `rows` sequences of `seq_len` characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// `[B, T]`
     pub inputs: Vec<u32>,
     /// `[B, T]`: the character after each input.
     pub targets: Vec<u32>,
-    /// `[B, T]`: 1 where the text starts anew, so that the state must too.
+    /// `[B, T]`: 1 at the start of the text, where the state must be reset.
     pub resets: Vec<u8>,
 }
 
-/// Reads the training part in `B` rows side by side, each going on where it stopped, around the end
-/// to the start.
+/// Iterates over batches of the training part. Each row continues where it ended in the previous
+/// batch, and wraps around at the end of the text.
 ///
-/// Thus the state that a row ends one step in is the one it starts the next step from.
+/// The final state of a row in one step is therefore its initial state in the next.
 pub struct Batches<'a> {
     tokens: &'a [u32],
     /// `[B]`: the index of each row's next input, below `tokens.len() - 1`.
@@ -132,8 +133,8 @@ pub struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// `tokens` must hold two characters at least. The rows start evenly spread, from an offset
-    /// that `rng` draws.
+    /// Starts the rows at evenly spaced positions with a random offset. `tokens` must contain at
+    /// least two characters.
     pub fn new(tokens: &'a [u32], rows: usize, seq_len: usize, rng: &mut StdRng) -> Self {
         let inputs = tokens.len() - 1;
         let offset = rng.random_range(0..inputs);
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vocabulary_goes_there_and_back() -> Result<()> {
+    fn encoding_round_trips() -> Result<()> {
         let text = "žluťoučký kůň, 馬!\n";
         let vocabulary = Vocabulary::of(text);
         let numbers = vocabulary.encode(text)?;
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_tenth_is_kept() -> Result<()> {
+    fn the_last_tenth_is_for_validation() -> Result<()> {
         let corpus = Corpus::new((0..101).collect(), 10)?;
         assert_eq!((corpus.train().len(), corpus.validation().len()), (90, 11));
         assert_eq!(corpus.context(3), [87, 88, 89]);
@@ -191,21 +192,21 @@ mod tests {
     }
 
     #[test]
-    fn the_length_that_is_wanted_is_enough_and_no_less_is() {
+    fn the_reported_minimum_length_is_exact() {
         for seq_len in 1..40 {
-            let enough = (0..100).find(|&n| Corpus::new(vec![0; n], seq_len).is_ok());
-            assert_eq!(enough, Some(seq_len * 10 / 9 + 2), "{seq_len}");
+            let shortest = (0..100).find(|&n| Corpus::new(vec![0; n], seq_len).is_ok());
+            assert_eq!(shortest, Some(seq_len * 10 / 9 + 2), "{seq_len}");
         }
     }
 
     #[test]
-    fn rows_go_on_where_they_stopped() {
+    fn rows_continue_where_they_ended() {
         let tokens: Vec<u32> = (0..23).collect();
         let mut batches = Batches::new(&tokens, 3, 4, &mut StdRng::seed_from_u64(5));
         let mut next: Option<Vec<u32>> = None;
         let mut resets = 0;
         for _ in 0..20 {
-            let Some(batch) = batches.next() else { panic!("the reading never ends") };
+            let Some(batch) = batches.next() else { panic!("batches never end") };
             for ((input, target), reset) in
                 batch.inputs.iter().zip(&batch.targets).zip(&batch.resets)
             {
@@ -213,7 +214,7 @@ mod tests {
                 assert_eq!(*reset == 1, *input == 0);
                 resets += usize::from(*reset);
             }
-            // Each row begins with the character after its last one, or at the start of the text.
+            // Each row starts with the character after its previous one, or wraps around.
             if let Some(next) = next {
                 for (row, &wanted) in next.iter().enumerate() {
                     assert_eq!(batch.inputs[row * 4], wanted % 22);
@@ -221,12 +222,12 @@ mod tests {
             }
             next = Some((0..3).map(|row| batch.targets[row * 4 + 3]).collect());
         }
-        // 3 rows of 80 characters pass the start of 22 ten times at least.
+        // 3 rows of 80 characters wrap around the 22 inputs about ten times.
         assert!(resets >= 9, "{resets}");
     }
 
     #[test]
-    fn unreadable_and_broken_texts_are_named() -> Result<()> {
+    fn unreadable_and_invalid_texts_are_named() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let missing = folder.path().join("missing.txt");
         let broken = folder.path().join("broken.txt");

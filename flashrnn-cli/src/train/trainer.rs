@@ -1,4 +1,4 @@
-//! The training loop: optimiser, learning rate, validation, and the checkpoint that is kept.
+//! The training loop: optimiser, learning rate schedule, validation, and the best checkpoint.
 
 use std::time::Instant;
 
@@ -16,33 +16,32 @@ use super::progress::Progress;
 use super::report::{Metrics, Report};
 use super::text::{Batches, Corpus, Vocabulary};
 
-/// How to train.
+/// The hyperparameters of training.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
     pub batch: usize,
     pub seq_len: usize,
     pub steps: usize,
-    /// The highest learning rate.
+    /// The peak learning rate.
     pub lr: f64,
     pub dropout: f64,
     pub seed: u64,
 }
 
-/// The gradient's norm over all parameters is scaled down to this where it is larger.
-const LARGEST_GRADIENT: f64 = 1.0;
-/// How much each step pulls the weights towards 0, times the learning rate. Scales and biases are
-/// left alone.
+/// The maximum norm of the gradient over all parameters. Larger gradients are scaled down.
+const MAX_GRADIENT_NORM: f64 = 1.0;
+/// The weight decay of matrices. Scales and biases do not decay.
 const WEIGHT_DECAY: f64 = 0.1;
-/// Validations in a run, besides the one before the first step.
+/// The number of validations in a run, besides the one before the first step.
 const VALIDATIONS: usize = 25;
 
-/// What training leaves.
+/// The result of training.
 pub struct Trained {
     pub parameters: usize,
     pub seconds: f64,
 }
 
-/// Trains a network, and keeps in `report` the checkpoint with the lowest validation loss.
+/// Trains a network. `report` saves the checkpoint with the lowest validation loss.
 pub fn train(
     recipe: &Recipe,
     sizes: &Sizes,
@@ -73,7 +72,7 @@ pub fn train(
         characters_per_second: None,
         seconds: start.elapsed().as_secs_f64(),
     });
-    let mut state = model.fresh();
+    let mut state = model.initial_state();
     let mut sum_of_bits = 0.0;
     let mut since = (0, Instant::now()); // the step and time of the last validation
     for (step, batch) in (1..=recipe.steps).zip(batches) {
@@ -89,7 +88,7 @@ pub fn train(
         let bits = f64::from(loss.to_scalar::<f32>()?) / std::f64::consts::LN_2;
         if !bits.is_finite() {
             bail!(
-                "the loss became {bits} at step {step}: wanted a finite number; try an --lr below {}",
+                "the loss became {bits} at step {step}, wanted a finite number; try an --lr below {}",
                 recipe.lr
             );
         }
@@ -119,8 +118,8 @@ pub fn train(
     })
 }
 
-/// Up to the highest rate in a straight line over the first twentieth of the steps, then down along
-/// a cosine to a twentieth of it.
+/// Returns the learning rate of a step: a linear warm-up to the peak over the first twentieth of the
+/// steps, then a cosine decay to a twentieth of the peak.
 fn learning_rate(recipe: &Recipe, step: usize) -> f64 {
     let warm_up = recipe.steps.div_ceil(20);
     if step <= warm_up {
@@ -130,7 +129,7 @@ fn learning_rate(recipe: &Recipe, step: usize) -> f64 {
     recipe.lr * (0.05 + 0.95 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()))
 }
 
-/// AdamW on all parameters, with weight decay on matrices only, after limiting the gradient's norm.
+/// AdamW with gradient clipping by norm, and weight decay on matrices only.
 struct Adam {
     matrices: AdamW,
     vectors: AdamW,
@@ -155,10 +154,10 @@ impl Adam {
             }
         }
         let norm = square.sqrt();
-        if norm > LARGEST_GRADIENT {
+        if norm > MAX_GRADIENT_NORM {
             for (_, var) in named {
                 if let Some(grad) = grads.remove(var) {
-                    grads.insert(var, (grad * (LARGEST_GRADIENT / norm))?);
+                    grads.insert(var, (grad * (MAX_GRADIENT_NORM / norm))?);
                 }
             }
         }
@@ -170,27 +169,27 @@ impl Adam {
     }
 }
 
-/// Whether a parameter is a bias or a scale. The recurrence's biases are `[N, D]`, so the shape
-/// does not tell.
+/// Returns whether a parameter is a bias or a scale. Decides by name, since the recurrence's biases
+/// `[N, D]` have two axes like matrices.
 fn is_vector(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     last == "bias" || last == "norm" || last.starts_with("b_")
 }
 
-/// The mean bits per character over the validation part.
+/// Returns the mean bits per character over the validation part.
 ///
-/// The part is cut in rows that are read side by side. Each row first reads up to `seq_len`
-/// characters before its own, so that every character is predicted from what precedes it, and
-/// counts once.
+/// The part is split into rows, which are read in one batch. Each row first reads up to `seq_len`
+/// characters that precede its own, so that every character has a context, and counts exactly once.
 pub fn bits_per_character(model: &LanguageModel, corpus: &Corpus, recipe: &Recipe) -> Result<f64> {
     let validation = corpus.validation();
     let context = corpus.context(recipe.seq_len);
     let all = [context, validation].concat();
-    // Rows much longer than what they read twice, and no more of them than training has.
+    // Makes rows at least twice as long as the context that they read again, and no more rows than
+    // in training.
     let rows = (validation.len() / (2 * context.len())).clamp(1, recipe.batch);
     let own = validation.len().div_ceil(rows);
-    let row_len = context.len() + own; // inputs and, one later, targets
-    let mut state: State = model.fresh();
+    let row_len = context.len() + own; // of inputs, or of targets one position later
+    let mut state: State = model.initial_state();
     let mut nats = 0.0;
     let mut begin = 0;
     // Position i of row j is character j·own + i of `all`; it predicts the next one.
@@ -209,7 +208,7 @@ pub fn bits_per_character(model: &LanguageModel, corpus: &Corpus, recipe: &Recip
             .flatten_all()?
             .to_vec1()?;
         for ((j, i), log) in cells().zip(logs) {
-            // The row's own characters, and in the last row only those that there are.
+            // Counts the row's own characters; the last row may have fewer.
             let own_character = begin + i + 1 >= context.len();
             if own_character && at(j, i) + 1 < all.len() {
                 nats -= f64::from(log);
@@ -235,7 +234,7 @@ mod tests {
         let recipe = Recipe { batch: 1, seq_len: 1, steps: 100, lr: 0.5, dropout: 0.0, seed: 0 };
         let rates: Vec<f64> = (1..=100).map(|step| learning_rate(&recipe, step)).collect();
         assert!(rates[..5].is_sorted() && rates[4..].is_sorted_by(|a, b| a >= b));
-        // Products of a few numbers, each rounded to 1e-16.
+        // Allows for the rounding of a few products, 1e-16 each.
         assert!((rates[4] - 0.5).abs() < 1e-15 && (rates[99] - 0.025).abs() < 1e-15);
         for steps in [1, 2, 3] {
             assert!((1..=steps).all(|step| learning_rate(&Recipe { steps, ..recipe }, step) > 0.0));
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn decay_spares_biases_and_scales() -> Result<()> {
+    fn only_matrices_decay() -> Result<()> {
         let parameters = Parameters::seeded(1);
         let sizes = Sizes { cell: CellName::Gru, layers: 1, heads: 1, head_dim: 2, vocabulary: 3 };
         LanguageModel::new(&sizes, &AnyBackend::Cpu(Cpu::new()), &parameters.builder())?;
@@ -259,8 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn rows_side_by_side_count_each_character_once() -> Result<()> {
-        // A network that knows nothing gives every character log2 V bits, whatever the cutting.
+    fn validation_counts_each_character_once() -> Result<()> {
+        // An untrained output layer of zeros costs log2 V bits per character, however the text is
+        // split.
         let sizes = Sizes { cell: CellName::Lstm, layers: 1, heads: 1, head_dim: 4, vocabulary: 8 };
         let parameters = Parameters::seeded(1);
         let model =
@@ -276,7 +276,7 @@ mod tests {
                 let corpus = Corpus::new(tokens.clone(), seq_len)?;
                 let recipe = Recipe { batch, seq_len, steps: 1, lr: 0.1, dropout: 0.0, seed: 0 };
                 let bits = bits_per_character(&model, &corpus, &recipe)?;
-                // f32 logarithms, rounded to 6e-8 of 2.1, averaged.
+                // Allows for the rounding of f32 logarithms, 6e-8 relative to 2.1.
                 assert!((bits - 3.0).abs() < 1e-6, "{characters} {seq_len} {batch}: {bits}");
             }
         }
