@@ -1,7 +1,8 @@
-//! The whole operator on the CPU, f32: cells × shapes × passes, and candle-nn's LSTM and GRU on the
-//! same work.
+//! Benchmarks of the operator on the CPU in f32, over cells, shapes and passes, and of candle-nn's
+//! LSTM and GRU on the same shapes.
 //!
-//! `cargo bench --bench operator`; a filter follows `--`. Shapes are named `B x T, N x D`.
+//! Run them with `cargo bench --bench operator`, optionally with a filter after `--`. Shapes are
+//! named `BxT, NxD`.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::rnn::{GRUConfig, LSTMConfig, RNN, gru, lstm};
@@ -13,7 +14,7 @@ use flashrnn::{Backend, Backward, Cell, Cpu, Elman, Forward, Gru, Lstm, Plan, Pr
 const SHAPES: [[usize; 4]; 4] =
     [[1, 256, 1, 512], [16, 256, 1, 128], [16, 256, 12, 64], [16, 256, 3, 256]];
 
-/// Numbers between -1 and 1 that look random.
+/// Returns pseudorandom numbers between -`scale` and `scale`.
 fn numbers(len: usize, scale: f32) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919 % 10007) as f32 / 5003.5 - 1.0) * scale).collect()
 }
@@ -27,7 +28,7 @@ fn ours<C: Cell>(c: &mut Criterion, cell: &C) {
     group.sample_size(10);
     for shape @ [batch, time, heads, head_dim] in SHAPES {
         let problem = Problem::new(batch, time, heads, head_dim);
-        let plan = Cpu::new().plan(cell, &problem).expect("a problem that makes sense");
+        let plan = Cpu::new().plan(cell, &problem).expect("a valid problem");
         let shapes = plan.shapes();
         let len = |dims: &[usize]| dims.iter().product::<usize>();
         let wx = numbers(len(&shapes.wx()), 1.0);
@@ -74,7 +75,8 @@ fn cells(c: &mut Criterion) {
     ours(c, &Slstm);
 }
 
-/// candle-nn has one head and applies W itself: an input of width 8 keeps that part small.
+/// Benchmarks candle-nn, which has one head and applies W itself. The input has only 8 features, so
+/// that W costs little.
 fn candle(c: &mut Criterion) {
     let mut group = c.benchmark_group("candle-nn");
     group.sample_size(10);

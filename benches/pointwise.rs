@@ -1,7 +1,7 @@
-//! The pointwise stage on the CPU, f32, one thread: heads of 16 units, whose products are small
-//! beside it.
+//! Benchmarks of the pointwise stage on one CPU thread in f32. Heads have 16 units, so that matrix
+//! products take little of the time.
 //!
-//! `cargo bench --bench pointwise`. Throughput is in units (elements of h) a second.
+//! Run them with `cargo bench --bench pointwise`. Throughput is in units (elements of h) per second.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flashrnn::cpu::Level;
@@ -14,9 +14,9 @@ fn cell<C: Cell>(c: &mut Criterion, cell: &C) {
     for level in Level::available() {
         let cpu = Cpu::with_threads(1)
             .and_then(|cpu| cpu.with_level(level))
-            .expect("a level of this machine");
+            .expect("a supported level");
         let problem = Problem::new(batch, time, heads, head_dim);
-        let plan = cpu.plan(cell, &problem).expect("a problem that makes sense");
+        let plan = cpu.plan(cell, &problem).expect("a valid problem");
         let shapes = plan.shapes();
         let len = |dims: &[usize]| dims.iter().product::<usize>();
         let numbers = |len: usize| {

@@ -1,14 +1,14 @@
-//! A cell of one's own, of which only `forward` is written, trained on a toy task.
+//! Defines a cell by its `forward` function alone, and trains it on a toy task.
 //!
-//! The minimal gated unit (Zhou et al. 2016) with one gate f for both forgetting and resetting:
+//! The cell is the minimal gated unit (Zhou et al. 2016), with one gate f for both forgetting and
+//! resetting:
 //!
 //! ```text
 //! f = σ(g_f)    n = tanh(n_x + f n_h)    h' = (1 - f) h + f n
 //! ```
 //!
-//! The task: add up a sequence of noise, which takes a memory that forgets nothing. The gradients
-//! of the weights and of the inputs come from the operator; the read-out is the mean of h over its
-//! units.
+//! The task is to sum a sequence of noise, which requires a memory that does not decay. The operator
+//! computes the gradients of the weights and inputs; the read-out is the mean of h over the units.
 //!
 //! Run it with `cargo run --release --example custom_cell`.
 
@@ -20,8 +20,7 @@ struct MinimalGated;
 impl Cell for MinimalGated {
     const NAME: &'static str = "minimal_gated";
     const STATES: &'static [&'static str] = &["h"];
-    // n_h takes recurrent input only and n_x external input only, so the first two are recurrent,
-    // the last two external.
+    // n_h takes only recurrent input, n_x only external input, and f both. Hence Gr = Gx = 2.
     const GATES: &'static [Gate] =
         &[Gate::recurrent("n_h"), Gate::both("f"), Gate::external("n_x")];
     type State<R: Real> = [R; 1];
@@ -41,7 +40,7 @@ const HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
 const UNITS: usize = HEADS * HEAD_DIM;
 
-/// Uniform in [-1, 1), from a linear congruential generator.
+/// Returns a uniform number in [-1, 1), from a linear congruential generator.
 fn uniform(state: &mut u64) -> f32 {
     *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
     (*state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
@@ -63,11 +62,11 @@ fn main() -> Result<()> {
     let (mut d_r, mut d_b) = (vec![0.0f32; r.len()], vec![0.0f32; b.len()]);
 
     for step in 0..=500 {
-        // x: [B, T], noise; wx: [B, T, 2, N, D]
+        // x: [B, T] of noise, wx: [B, T, 2, N, D]
         let x: Vec<f32> = (0..BATCH * TIME).map(|_| uniform(&mut seed)).collect();
         let wx: Vec<f32> = x.iter().flat_map(|x| w.iter().map(move |w| x * w)).collect();
 
-        // Forward. last: [1, B, N, D]
+        // The forward pass. last: [1, B, N, D]
         let weights = plan.pack(&r, &b)?;
         let mut last = vec![0.0f32; BATCH * UNITS];
         plan.forward(Forward {
@@ -77,7 +76,7 @@ fn main() -> Result<()> {
             ..Forward::new(&weights, &wx)
         })?;
 
-        // The read-out, its squared error over the square of the target, and the gradient of that.
+        // The loss is the squared error of the read-out relative to that of always reading out 0.
         let targets: Vec<f32> = x.chunks(TIME).map(|row| 0.1 * row.iter().sum::<f32>()).collect();
         let size: f32 = targets.iter().map(|target| target * target).sum();
         let mut loss = 0.0;
@@ -88,10 +87,10 @@ fn main() -> Result<()> {
             d_h.fill(2.0 * error / (UNITS as f32 * size));
         }
         if step % 100 == 0 {
-            println!("step {step:3}: {:5.1} % of the variance not explained", 100.0 * loss);
+            println!("step {step:3}: {:5.1} % of the variance unexplained", 100.0 * loss);
         }
 
-        // Backward, and a step of gradient descent.
+        // The backward pass and a step of gradient descent.
         plan.backward(Backward {
             d_last: Some(&d_last),
             d_r: Some(&mut d_r),

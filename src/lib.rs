@@ -1,19 +1,18 @@
-//! flashrnn: LSTM, GRU, Elman, sLSTM and any cell you write, as one differentiable operator with
-//! many heads.
+//! LSTM, GRU, Elman, sLSTM and your own recurrent cells, as one differentiable multi-head operator.
 //!
 //! ```text
 //! g_t = R s⁰_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
 //! ```
 //!
-//! This crate is the front door: it re-exports `flashrnn-core` (cells, problems, the backend
-//! traits, the f64 reference) and the backends that its features select.
+//! This crate re-exports `flashrnn-core` (cells, problems, the backend traits, the f64 reference)
+//! and the backends selected by its features.
 //!
 //! | feature | backend | default |
 //! |---|---|---|
 //! | `cpu` | [`Cpu`]: SIMD and threads | yes |
-//! | `ndarray` | calls of [`Cpu`]'s plans on arrays of the ndarray crate, which `cpu::ndarray` is | no |
-//! | `cuda` | `Cuda`: NVIDIA GPUs, by kernels that are compiled when a plan is made | no |
-//! | `wgpu` | `Wgpu`: any GPU, through WGSL by Vulkan, Metal or DirectX 12 | no |
+//! | `ndarray` | calls of [`Cpu`]'s plans on arrays of the crate `ndarray`, re-exported as `cpu::ndarray` | no |
+//! | `cuda` | `Cuda`: NVIDIA GPUs, with kernels compiled when a plan is made | no |
+//! | `wgpu` | `Wgpu`: any GPU, with WGSL shaders on Vulkan, Metal or DirectX 12 | no |
 //!
 //! ```
 //! use flashrnn::prelude::*;
@@ -24,7 +23,7 @@
 //! let plan = Cpu::new().plan(&Lstm, &Problem::new(batch, time, heads, head_dim))?;
 //! let weights = plan.pack(&vec![0.1_f32; 4 * units * head_dim], &vec![0.0; 4 * units])?; // r [Gr, N, D, D], b [G, N, D]
 //!
-//! // Training: keep the states and what the backward pass needs.
+//! // The forward pass of training keeps the states and what the backward pass needs.
 //! let wx = vec![0.5_f32; batch * time * 4 * units]; // [B, T, Gx, N, D]
 //! let mut states = vec![0.0; 2 * batch * time * units]; // [S, B, T, N, D]; h comes first
 //! let mut saved = plan.saved()?;
@@ -34,7 +33,7 @@
 //!     ..Forward::new(&weights, &wx)
 //! })?;
 //!
-//! // The gradient of the sum of all h.
+//! // The backward pass computes the gradients of the sum of all h.
 //! let d_h = vec![1.0; batch * time * units]; // [B, T, N, D]
 //! let (mut d_wx, mut d_r) = (vec![0.0; wx.len()], vec![0.0; 4 * units * head_dim]);
 //! plan.backward(Backward {
@@ -47,12 +46,12 @@
 //! # }
 //! ```
 //!
-//! # On a GPU
-//! What is on a device lies in `cuda::Buffer`s, of which a call takes `cuda::View`s and
-//! `cuda::ViewMut`s; `cuda::cudarc` is the crate whose streams and memory it works with. With the
-//! feature, everything builds without CUDA too: the driver, NVRTC and cuBLAS are looked for when
-//! the program runs. The backend `Wgpu` has its `Buffer`, `View` and `ViewMut` in `wgpu`, and is
-//! called the same way.
+//! # GPUs
+//! Device memory is a `cuda::Buffer`, and calls take its `cuda::View`s and `cuda::ViewMut`s. The
+//! crate `cudarc`, whose streams and memory the backend also accepts, is re-exported as
+//! `cuda::cudarc`. The feature `cuda` builds without an installation of CUDA; the driver, NVRTC and
+//! cuBLAS are loaded at run time. The backend `Wgpu` is called the same way, with `Buffer`, `View`
+//! and `ViewMut` in `wgpu`.
 //!
 #![cfg_attr(feature = "cuda", doc = "```no_run")]
 #![cfg_attr(not(feature = "cuda"), doc = "```ignore")]
@@ -60,19 +59,23 @@
 //! use flashrnn::prelude::*;
 //!
 //! # fn main() -> flashrnn::Result<()> {
-//! let cuda = Cuda::new()?; let plan = cuda.plan(&Lstm, &Problem::new(16, 1024, 12, 64))?; let wx =
-//! cuda.upload(&vec![bf16::ONE; 16 * 1024 * 4 * 12 * 64])?; // [B, T, Gx, N, D] let (r, b) =
-//! (cuda.alloc::<bf16>(4 * 12 * 64 * 64)?, cuda.alloc(4 * 12 * 64)?); let weights =
-//! plan.pack(r.view(), b.view())?; let mut h = cuda.alloc(16 * 1024 * 12 * 64)?; // [B, T, N, D]
-//! plan.forward(Forward { h: Some(h.view_mut()), ..Forward::new(&weights, wx.view()) })?; //
-//! enqueued let h: Vec<bf16> = cuda.download(h.view())?; // waits
+//! let cuda = Cuda::new()?;
+//! let plan = cuda.plan(&Lstm, &Problem::new(16, 1024, 12, 64))?;
+//! let wx = cuda.upload(&vec![bf16::ONE; 16 * 1024 * 4 * 12 * 64])?; // [B, T, Gx, N, D]
+//! let (r, b) = (cuda.alloc::<bf16>(4 * 12 * 64 * 64)?, cuda.alloc(4 * 12 * 64)?);
+//! let weights = plan.pack(r.view(), b.view())?;
+//! let mut h = cuda.alloc(16 * 1024 * 12 * 64)?; // [B, T, N, D]
+//! let call = Forward::new(&weights, wx.view());
+//! plan.forward(Forward { h: Some(h.view_mut()), ..call })?; // enqueues the call
+//! let h: Vec<bf16> = cuda.download(h.view())?; // waits for it
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # Streaming, and a backend chosen at run time
-//! [`Plan::step`] advances a state, zeros at first, by one time step. [`AnyBackend`] is a backend by its name; its plans
-//! (`any::AnyPlan`) and buffers have one type each, so that they can lie in a struct.
+//! # Streaming, and choosing a backend at run time
+//! [`Plan::step`] advances a state, initially zeros, by one time step. [`AnyBackend`] is a backend
+//! selected by its name. Its plans (`any::AnyPlan`) and buffers have one type for all backends, so
+//! that a struct can contain them.
 //!
 //! ```
 //! use flashrnn::prelude::*;
@@ -85,7 +88,7 @@
 //! let mut state = backend.alloc(2 * 4 * 32)?; // [S, B, N, D]: h and c
 //! let mut h = backend.alloc(4 * 32)?; // [B, N, D]
 //! for _ in 0..3 {
-//!     let wx = backend.upload(&[0.5; 4 * 4 * 32])?; // [B, Gx, N, D], of this step
+//!     let wx = backend.upload(&[0.5; 4 * 4 * 32])?; // [B, Gx, N, D]
 //!     let (state, h) = (backend.view_mut(&mut state), Some(backend.view_mut(&mut h)));
 //!     plan.step(Step { weights: &weights, wx: backend.view(&wx), state, h })?;
 //! }
@@ -93,9 +96,10 @@
 //! # }
 //! ```
 //!
-//! # Where to go on
-//! Start with [`Problem`] (sizes and options) and [`Plan`] (what can be run); write your own [`Cell`] as
-//! `examples/custom_cell.rs` does; call it from candle by the crate `flashrnn-candle`.
+//! # Next steps
+//! Start with [`Problem`] (sizes and options) and [`Plan`] (the calls). See
+//! `examples/custom_cell.rs` for a [`Cell`] of your own, and the crate `flashrnn-candle` for
+//! training with candle.
 
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 pub mod any;
@@ -117,7 +121,7 @@ pub use flashrnn_wgpu as wgpu;
 #[cfg(feature = "wgpu")]
 pub use flashrnn_wgpu::Wgpu;
 
-/// What most programs use: `use flashrnn::prelude::*`.
+/// Re-exports what most programs use: `use flashrnn::prelude::*`.
 pub mod prelude {
     #[cfg(feature = "cpu")]
     pub use crate::Cpu;
@@ -130,7 +134,7 @@ pub mod prelude {
     pub use flashrnn_core::prelude::*;
 }
 
-/// The README's example, as a test.
+/// Tests the examples in the README.
 #[cfg(all(doctest, feature = "cpu"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

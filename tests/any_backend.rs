@@ -1,5 +1,5 @@
-//! A backend chosen at run time has the properties of the one that it is, and refuses what is
-//! another's.
+//! A backend chosen at run time has the properties of the underlying backend, and rejects memory of
+//! another.
 
 #![cfg(feature = "cpu")]
 
@@ -7,17 +7,17 @@ use flashrnn::any::BackendName;
 use flashrnn::{AnyBackend, Backend, Error};
 
 fn cpu() -> AnyBackend {
-    AnyBackend::new(BackendName::Cpu).expect("the CPU is always there")
+    AnyBackend::new(BackendName::Cpu).expect("the CPU is always available")
 }
 
-/// The CPU with subnormal numbers, which a property is about.
+/// The CPU without flushing subnormal numbers, which one of the properties tests.
 fn with_subnormals() -> AnyBackend {
     AnyBackend::Cpu(flashrnn::Cpu::new().with_subnormals(flashrnn::cpu::Subnormals::Keep))
 }
 
 flashrnn_testsuite::conformance!(with_subnormals(), same_bits_as: [with_subnormals()], skip: []);
 
-/// The properties of calls, on a GPU or a driver for GPUs that runs on the CPU.
+/// Tests the properties of calls on a GPU, or on a software driver that runs on the CPU.
 #[cfg(feature = "wgpu")]
 mod wgpu {
     use flashrnn::{Forward, Lstm, Plan, Problem};
@@ -44,13 +44,13 @@ mod wgpu {
         suite.check("interleaved", properties::interleaved);
         suite.check("same_bits_twice", properties::same_bits_twice);
         suite.check("workspaces", properties::workspaces);
-        memory_of_another_backend_is_refused(&suite.backend);
+        memory_of_another_backend_is_rejected(&suite.backend);
     }
 
-    /// A CPU's buffers in a call on a GPU, and the other way round.
-    fn memory_of_another_backend_is_refused(gpu: &AnyBackend) {
+    /// Passes CPU buffers to calls on a GPU, and vice versa.
+    fn memory_of_another_backend_is_rejected(gpu: &AnyBackend) {
         for (backend, other) in [(gpu, &cpu()), (&cpu(), gpu)] {
-            let plan = backend.plan(&Lstm, &Problem::new(1, 2, 1, 3)).expect("a good problem");
+            let plan = backend.plan(&Lstm, &Problem::new(1, 2, 1, 3)).expect("a valid problem");
             let zeros = |backend: &AnyBackend, len| backend.alloc::<f32>(len).expect("memory");
             let (r, b, wx) = (zeros(backend, 36), zeros(backend, 12), zeros(backend, 24));
             let weights = plan.pack(r.view(), b.view()).expect("the right sizes");
@@ -70,7 +70,7 @@ mod wgpu {
             );
             let theirs = other
                 .plan::<f32, f32, _>(&Lstm, &Problem::new(1, 2, 1, 3))
-                .expect("a good problem");
+                .expect("a valid problem");
             let foreign = theirs
                 .pack(zeros(other, 36).view(), zeros(other, 12).view())
                 .expect("the right sizes");
@@ -92,13 +92,13 @@ fn names() {
     ));
     let auto = AnyBackend::new(BackendName::Auto).expect("the CPU, if no GPU");
     assert!(auto.is_gpu() || auto.info().name == "cpu");
-    // f64 is the CPU's alone.
+    // Only the CPU supports f64.
     assert_eq!(AnyBackend::auto(flashrnn::Dtype::F64).expect("the CPU").info().name, "cpu");
 }
 
-/// What this program was built without says so.
+/// The error for a missing backend names the missing feature or device.
 #[test]
-fn what_is_missing_is_named() {
+fn missing_backends_are_named() {
     for (name, built) in
         [(BackendName::Cuda, cfg!(feature = "cuda")), (BackendName::Wgpu, cfg!(feature = "wgpu"))]
     {

@@ -1,26 +1,14 @@
-//! A backend chosen at run time, as a value of one type: [`AnyBackend`].
-//!
-//! Each of its types (buffers, views, packed weights, plans) is one of the compiled backends'.
-//! Memory and weights of another backend than the plan's are refused with [`Error::Argument`]. A
-//! call costs a few comparisons more than the backend's own.
-
-mod memory;
-mod plan;
+//! The backends and their names.
 
 use std::fmt;
 use std::str::FromStr;
 
-use flashrnn_core::{Backend, Cell, Dtype, Element, Error, Info, Problem, Result};
-
-use self::memory::own;
-pub use self::memory::{AnyBuffer, AnyView, AnyViewMut};
-pub use self::plan::{AnyOrder, AnyPacked, AnyPlan};
-use bytemuck::Pod;
+use flashrnn_core::{Backend, Dtype, Error, Result};
 
 /// The name of a backend, or `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum BackendName {
-    /// A GPU where one is found that computes in the element type asked for, else the CPU.
+    /// A GPU that supports the requested element type, or the CPU if there is none.
     #[default]
     Auto,
     /// The CPU.
@@ -66,7 +54,7 @@ impl FromStr for BackendName {
     }
 }
 
-/// One of the backends that this program was built with.
+/// One of the backends this program was built with.
 ///
 /// ```
 /// use flashrnn::prelude::*;
@@ -93,12 +81,13 @@ pub enum AnyBackend {
     /// An NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda(crate::Cuda),
-    /// Any GPU, or a driver for GPUs that runs on the CPU.
+    /// Any GPU, or a software driver that runs on the CPU.
     #[cfg(feature = "wgpu")]
     Wgpu(crate::Wgpu),
 }
 
-/// Evaluates an expression with what the variant at hand holds, compiled once for each backend.
+/// Evaluates an expression with the contents of the current variant. The expression is compiled
+/// once per backend.
 macro_rules! each {
     ($value:expr, $enum:ident($inner:pat) => $body:expr) => {
         match $value {
@@ -112,7 +101,7 @@ macro_rules! each {
     };
 }
 
-/// As [`each`], with the result wrapped in the same variant of another type.
+/// Does the same as [`each`], and wraps the result in the same variant of another type.
 macro_rules! wrap {
     ($value:expr, $enum:ident($inner:pat) => $wrapped:ident($body:expr)) => {
         match $value {
@@ -126,14 +115,14 @@ macro_rules! wrap {
     };
 }
 
-use {each, wrap};
+pub(super) use {each, wrap};
 
 impl AnyBackend {
-    /// Finds the backend of this name; [`BackendName::Auto`] as [`AnyBackend::auto`] does for f32.
+    /// Makes the backend with this name. [`BackendName::Auto`] means [`AnyBackend::auto`] for f32.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where this program was built without it, [`Error::Device`] where its
-    /// device, driver or libraries are missing.
+    /// [`Error::Unsupported`] if this program was built without the backend, [`Error::Device`] if
+    /// its device, driver or libraries are missing.
     pub fn new(name: BackendName) -> Result<Self> {
         match name {
             BackendName::Auto => Self::auto(Dtype::F32),
@@ -149,17 +138,17 @@ impl AnyBackend {
             }
             #[cfg(feature = "wgpu")]
             BackendName::Wgpu => Ok(Self::Wgpu(crate::Wgpu::new()?)),
-            #[allow(unreachable_patterns, reason = "with every feature there is no other name")]
+            #[allow(unreachable_patterns, reason = "with every feature, no name is left")]
             other => Err(not_compiled_in(other)),
         }
     }
 
-    /// Finds a GPU that computes in `dtype`, CUDA's before wgpu's, else the CPU. A driver for GPUs
-    /// that runs on the CPU is none.
+    /// Makes the backend of a GPU that supports `dtype`, preferring CUDA to wgpu, or that of the CPU
+    /// if there is none. A software driver that runs on the CPU does not count as a GPU.
     ///
     /// # Errors
-    /// Where there is no such GPU and this program was built without the feature `cpu`: why the
-    /// last of the GPUs was not found.
+    /// If there is no such GPU and this program was built without the feature `cpu`, the error of
+    /// the last GPU backend that was tried.
     pub fn auto(dtype: Dtype) -> Result<Self> {
         let mut last = not_compiled_in(BackendName::Cpu);
         for name in [BackendName::Cuda, BackendName::Wgpu] {
@@ -174,7 +163,7 @@ impl AnyBackend {
         if cfg!(feature = "cpu") { Self::new(BackendName::Cpu) } else { Err(last) }
     }
 
-    /// Whether a GPU computes.
+    /// Returns whether the backend runs on a GPU.
     #[must_use]
     pub fn is_gpu(&self) -> bool {
         match self {
@@ -193,68 +182,5 @@ fn not_compiled_in(name: BackendName) -> Error {
         backend: name.name(),
         what: "this program".into(),
         why: format!("it was built without the feature `{name}` of the crate flashrnn"),
-    }
-}
-
-impl Backend for AnyBackend {
-    type Buffer<P: Pod + Send + Sync> = AnyBuffer<P>;
-    type View<'a, P: Pod + Send + Sync> = AnyView<'a, P>;
-    type ViewMut<'a, P: Pod + Send + Sync> = AnyViewMut<'a, P>;
-    type Packed<T: Element> = AnyPacked<T>;
-    type PackedOrder = AnyOrder;
-    type Plan<T: Element, W: Element> = AnyPlan<T, W>;
-
-    fn info(&self) -> Info {
-        each!(self, Self(backend) => backend.info())
-    }
-
-    fn checks_lengths(&self) -> bool {
-        each!(self, Self(backend) => backend.checks_lengths())
-    }
-
-    fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<AnyBuffer<P>> {
-        Ok(wrap!(self, Self(backend) => AnyBuffer(backend.alloc(len)?)))
-    }
-
-    fn upload<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<AnyBuffer<P>> {
-        Ok(wrap!(self, Self(backend) => AnyBuffer(backend.upload(data)?)))
-    }
-
-    fn download<P: Pod + Send + Sync>(&self, view: AnyView<'_, P>) -> Result<Vec<P>> {
-        match self {
-            #[cfg(feature = "cpu")]
-            Self::Cpu(cpu) => cpu.download(own::<crate::Cpu, P>("view", view)?),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => cuda.download(own::<crate::Cuda, P>("view", view)?),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(wgpu) => wgpu.download(own::<crate::Wgpu, P>("view", view)?),
-        }
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        each!(self, Self(backend) => backend.synchronize())
-    }
-
-    fn trim(&self) -> Result<()> {
-        each!(self, Self(backend) => backend.trim())
-    }
-
-    fn view<'a, P: Pod + Send + Sync>(&self, buffer: &'a AnyBuffer<P>) -> AnyView<'a, P> {
-        buffer.view()
-    }
-
-    fn view_mut<'a, P: Pod + Send + Sync>(
-        &self,
-        buffer: &'a mut AnyBuffer<P>,
-    ) -> AnyViewMut<'a, P> {
-        buffer.view_mut()
-    }
-
-    fn plan<T: Element, W: Element, C: Cell>(
-        &self,
-        cell: &C,
-        problem: &Problem,
-    ) -> Result<AnyPlan<T, W>> {
-        AnyPlan::new(self, cell, problem)
     }
 }

@@ -1,11 +1,11 @@
-//! Buffers and views of any backend, and the way back to a backend's own.
+//! Buffers and views of any backend, and their conversion to those of a specific backend.
 
 use bytemuck::Pod;
 use flashrnn_core::{Backend, Element, Error, Len, Result, SavedMut, SavedRef};
 
-use super::{AnyBackend, each};
+use super::backend::{AnyBackend, each};
 
-/// Memory that [`AnyBackend`] owns, for elements `P`.
+/// Memory of any backend for elements of `P`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AnyBuffer<P: Pod + Send + Sync> {
@@ -15,7 +15,7 @@ pub enum AnyBuffer<P: Pod + Send + Sync> {
     /// On an NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda(crate::cuda::Buffer<P>),
-    /// On a GPU of wgpu's.
+    /// On a wgpu device.
     #[cfg(feature = "wgpu")]
     Wgpu(crate::wgpu::Buffer<P>),
 }
@@ -48,7 +48,7 @@ impl<P: Pod + Send + Sync> AnyBuffer<P> {
     }
 }
 
-/// Memory borrowed for reading: of an [`AnyBuffer`], or of the caller's own as a backend's view.
+/// Memory borrowed for reading, from an [`AnyBuffer`] or as a view of a specific backend.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AnyView<'a, P: Pod + Send + Sync> {
@@ -58,7 +58,7 @@ pub enum AnyView<'a, P: Pod + Send + Sync> {
     /// On an NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda(crate::cuda::View<'a, P>),
-    /// On a GPU of wgpu's.
+    /// On a wgpu device.
     #[cfg(feature = "wgpu")]
     Wgpu(crate::wgpu::View<'a, P>),
 }
@@ -77,7 +77,7 @@ impl<P: Pod + Send + Sync> Len for AnyView<'_, P> {
     }
 }
 
-/// Memory borrowed for writing.
+/// Memory borrowed for writing, from an [`AnyBuffer`] or as a view of a specific backend.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AnyViewMut<'a, P: Pod + Send + Sync> {
@@ -87,7 +87,7 @@ pub enum AnyViewMut<'a, P: Pod + Send + Sync> {
     /// On an NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda(crate::cuda::ViewMut<'a, P>),
-    /// On a GPU of wgpu's.
+    /// On a wgpu device.
     #[cfg(feature = "wgpu")]
     Wgpu(crate::wgpu::ViewMut<'a, P>),
 }
@@ -98,11 +98,11 @@ impl<P: Pod + Send + Sync> Len for AnyViewMut<'_, P> {
     }
 }
 
-/// A backend that [`AnyBackend`] can be.
+/// One of the backends of [`AnyBackend`].
 pub(super) trait Member: Backend {
-    /// The backend's view, if `view` is one.
+    /// Returns the view of this backend, if `view` is one.
     fn own<'a, P: Pod + Send + Sync>(view: AnyView<'a, P>) -> Option<Self::View<'a, P>>;
-    /// The backend's view for writing, if `view` is one.
+    /// Returns the mutable view of this backend, if `view` is one.
     fn own_mut<'a, P: Pod + Send + Sync>(view: AnyViewMut<'a, P>) -> Option<Self::ViewMut<'a, P>>;
 }
 
@@ -111,14 +111,14 @@ macro_rules! member {
         #[cfg(feature = $feature)]
         impl Member for crate::$variant {
             fn own<'a, P: Pod + Send + Sync>(view: AnyView<'a, P>) -> Option<Self::View<'a, P>> {
-                #[allow(irrefutable_let_patterns, reason = "where it is the only backend")]
+                #[allow(irrefutable_let_patterns, reason = "it may be the only backend")]
                 if let AnyView::$variant(view) = view { Some(view) } else { None }
             }
 
             fn own_mut<'a, P: Pod + Send + Sync>(
                 view: AnyViewMut<'a, P>,
             ) -> Option<Self::ViewMut<'a, P>> {
-                #[allow(irrefutable_let_patterns, reason = "where it is the only backend")]
+                #[allow(irrefutable_let_patterns, reason = "it may be the only backend")]
                 if let AnyViewMut::$variant(view) = view { Some(view) } else { None }
             }
         }
@@ -129,12 +129,12 @@ member!("cpu", Cpu);
 member!("cuda", Cuda);
 member!("wgpu", Wgpu);
 
-/// The error for what belongs to another backend than the call's.
+/// Makes the error for a tensor of another backend.
 pub(super) fn foreign(tensor: &'static str) -> Error {
-    Error::Argument { tensor, why: "of another backend than the plan" }
+    Error::Argument { tensor, why: "belongs to another backend than the plan" }
 }
 
-/// A tensor as the backend's own view.
+/// Converts a view to that of the backend `B`.
 pub(super) fn own<'a, B: Member, P: Pod + Send + Sync>(
     tensor: &'static str,
     view: AnyView<'a, P>,
@@ -142,7 +142,7 @@ pub(super) fn own<'a, B: Member, P: Pod + Send + Sync>(
     B::own(view).ok_or(foreign(tensor))
 }
 
-/// A tensor as the backend's own view for writing.
+/// Converts a mutable view to that of the backend `B`.
 pub(super) fn own_mut<'a, B: Member, P: Pod + Send + Sync>(
     tensor: &'static str,
     view: AnyViewMut<'a, P>,
@@ -150,7 +150,7 @@ pub(super) fn own_mut<'a, B: Member, P: Pod + Send + Sync>(
     B::own_mut(view).ok_or(foreign(tensor))
 }
 
-/// A tensor that may be absent, as the backend's own view.
+/// Converts an optional view to that of the backend `B`.
 pub(super) fn maybe<'a, B: Member, P: Pod + Send + Sync>(
     tensor: &'static str,
     view: Option<AnyView<'a, P>>,
@@ -158,7 +158,7 @@ pub(super) fn maybe<'a, B: Member, P: Pod + Send + Sync>(
     view.map(|view| own::<B, P>(tensor, view)).transpose()
 }
 
-/// A tensor that may be absent, as the backend's own view for writing.
+/// Converts an optional mutable view to that of the backend `B`.
 pub(super) fn maybe_mut<'a, B: Member, P: Pod + Send + Sync>(
     tensor: &'static str,
     view: Option<AnyViewMut<'a, P>>,
@@ -166,7 +166,7 @@ pub(super) fn maybe_mut<'a, B: Member, P: Pod + Send + Sync>(
     view.map(|view| own_mut::<B, P>(tensor, view)).transpose()
 }
 
-/// What a forward pass saved, as the backend's own.
+/// Converts the views of what a forward pass saved to those of the backend `B`.
 pub(super) fn saved<'a, B: Member, T: Element>(
     saved: SavedRef<'a, AnyBackend, T>,
 ) -> Result<SavedRef<'a, B, T>> {
@@ -176,7 +176,7 @@ pub(super) fn saved<'a, B: Member, T: Element>(
     })
 }
 
-/// What a forward pass shall save, as the backend's own.
+/// Converts the mutable views of what a forward pass saves to those of the backend `B`.
 pub(super) fn saved_mut<'a, B: Member, T: Element>(
     saved: SavedMut<'a, AnyBackend, T>,
 ) -> Result<SavedMut<'a, B, T>> {

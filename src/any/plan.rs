@@ -1,4 +1,4 @@
-//! Plans and packed weights of any backend: each call is taken to the backend's own.
+//! Plans and packed weights of any backend. Each call is forwarded to the plan of the backend.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use flashrnn_core::{
     WeightsLayout, Workspace,
 };
 
-use super::memory::{Member, foreign, maybe, maybe_mut, own, own_mut, saved, saved_mut};
-use super::{AnyBackend, AnyView, each, wrap};
+use super::backend::{AnyBackend, each, wrap};
+use super::memory::{AnyView, Member, foreign, maybe, maybe_mut, own, own_mut, saved, saved_mut};
 
 /// Packed weights of one of the backends.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub enum AnyPacked<T: Element> {
     /// For an NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda(Weights<crate::Cuda, T>),
-    /// For a GPU of wgpu's.
+    /// For a wgpu device.
     #[cfg(feature = "wgpu")]
     Wgpu(Weights<crate::Wgpu, T>),
 }
@@ -36,13 +36,13 @@ pub enum AnyOrder {
     /// For an NVIDIA GPU.
     #[cfg(feature = "cuda")]
     Cuda(<crate::Cuda as Backend>::PackedOrder),
-    /// For a GPU of wgpu's.
+    /// For a wgpu device.
     #[cfg(feature = "wgpu")]
     Wgpu(<crate::Wgpu as Backend>::PackedOrder),
 }
 
 /// A plan of one of the backends.
-#[allow(clippy::large_enum_variant, reason = "a plan is made once and used where it is")]
+#[allow(clippy::large_enum_variant, reason = "plans are rarely moved")]
 enum Inner<T: Element, W: Element> {
     #[cfg(feature = "cpu")]
     Cpu(<crate::Cpu as Backend>::Plan<T, W>),
@@ -52,7 +52,7 @@ enum Inner<T: Element, W: Element> {
     Wgpu(<crate::Wgpu as Backend>::Plan<T, W>),
 }
 
-/// A problem made ready to run on [`AnyBackend`].
+/// A problem prepared to run on [`AnyBackend`].
 pub struct AnyPlan<T: Element, W: Element = T> {
     backend: AnyBackend,
     inner: Inner<T, W>,
@@ -77,7 +77,7 @@ impl<T: Element, W: Element> fmt::Debug for AnyPlan<T, W> {
     }
 }
 
-/// Which of [`AnyPacked`]'s weights a backend takes.
+/// A backend that can extract its weights from [`AnyPacked`].
 trait Packed: Member {
     fn weights<T: Element>(packed: &AnyPacked<T>) -> Option<&Weights<Self, T>>;
 }
@@ -87,7 +87,7 @@ macro_rules! packed {
         #[cfg(feature = $feature)]
         impl Packed for crate::$variant {
             fn weights<T: Element>(packed: &AnyPacked<T>) -> Option<&Weights<Self, T>> {
-                #[allow(irrefutable_let_patterns, reason = "where it is the only backend")]
+                #[allow(irrefutable_let_patterns, reason = "it may be the only backend")]
                 if let AnyPacked::$variant(weights) = packed { Some(weights) } else { None }
             }
         }
@@ -143,7 +143,7 @@ impl<T: Element, W: Element> Plan<T, W> for AnyPlan<T, W> {
     }
 }
 
-/// A backend's own weights, whose layout its call then checks.
+/// Converts weights to those of the backend `B`, whose call then checks their layout.
 fn weights<B: Packed, T: Element>(weights: &Weights<AnyBackend, T>) -> Result<&Weights<B, T>> {
     B::weights(weights.packed()).ok_or(foreign("weights"))
 }

@@ -1,13 +1,13 @@
-//! Times the wgpu backend beside burn's LSTM, on one adapter in one run:
+//! Compares the speed of the wgpu backend with that of burn's LSTM, on one adapter in one run:
 //!
 //! ```sh
 //! cargo run --release
 //! FLASHRNN_WGPU_CPU=1 cargo run --release --no-default-features -- --batch 2 --time 8 --input 16 --units 16  # without a GPU
 //! ```
 //!
-//! burn's LSTM multiplies its input by W, and ours begins after that product. So the product, made
-//! by burn for all tokens at once, is timed apart and added to ours. Both get the same weights and
-//! must give the same h and gradients, or nothing is timed.
+//! burn's LSTM includes the product of its input with W, and ours does not. Therefore that product,
+//! computed by burn for all tokens at once, is timed separately and added to ours. Both use the same
+//! weights, and nothing is timed unless h and the gradients agree.
 
 use std::error::Error;
 use std::time::Instant;
@@ -32,18 +32,18 @@ struct Options {
     /// The width of the input
     #[arg(long, default_value_t = 256)]
     input: usize,
-    /// The units, in one head
+    /// The number of units, all in one head
     #[arg(long, default_value_t = 256)]
     units: usize,
-    /// Passes before those that are timed; burn tunes its kernels there
+    /// The number of warm-up passes, during which burn tunes its kernels
     #[arg(long, default_value_t = 10)]
     warm_up: usize,
-    /// Passes that are timed
+    /// The number of timed passes
     #[arg(long, default_value_t = 20)]
     passes: usize,
 }
 
-/// One a gate, in our order: i, f, z, o.
+/// The weights of each gate, in flashrnn's order: i, f, z, o.
 struct Weights {
     /// `[I, D]`
     w: [Tensor<2>; 4],
@@ -84,7 +84,7 @@ impl Weights {
         }
     }
 
-    /// The product with all of W. Ours adds the bias later.
+    /// Makes the product with W of all gates, without the bias, which flashrnn adds.
     fn product(&self, device: &Device) -> Linear {
         let [input, units] = self.w[0].dims();
         Linear {
@@ -93,14 +93,14 @@ impl Weights {
         }
     }
 
-    /// R `[Gr, N, D_out, D_in]` and b `[G, N, D]`.
+    /// Returns R `[Gr, N, D_out, D_in]` and b `[G, N, D]`.
     fn ours(&self) -> Result<[Vec<f32>; 2]> {
         let r = self.r.clone().map(Tensor::transpose);
         Ok([numbers(Tensor::cat(r.to_vec(), 0))?, numbers(Tensor::cat(self.b.to_vec(), 0))?])
     }
 }
 
-/// A copy on another device.
+/// Copies a tensor to another device.
 fn on<const N: usize>(tensor: &Tensor<N>, device: &Device) -> Tensor<N> {
     Tensor::from_data(tensor.to_data(), device)
 }
@@ -109,7 +109,7 @@ fn numbers<const N: usize>(tensor: Tensor<N>) -> Result<Vec<f32>> {
     Ok(tensor.into_data().try_into_vec()?)
 }
 
-/// Our side, with the buffers of both passes.
+/// flashrnn's plan, with the buffers of both passes.
 struct Ours {
     wgpu: Wgpu,
     plan: WgpuPlan<f32, f32>,
@@ -164,7 +164,7 @@ impl Ours {
     }
 }
 
-/// Milliseconds of a pass that ends when the device is done: the median.
+/// Returns the median time in milliseconds of a pass, which must wait for the device.
 fn time<R>(options: &Options, mut pass: impl FnMut() -> Result<R>) -> Result<f64> {
     for _ in 0..options.warm_up {
         pass()?;
@@ -172,24 +172,24 @@ fn time<R>(options: &Options, mut pass: impl FnMut() -> Result<R>) -> Result<f64
     let mut times = Vec::new();
     for _ in 0..options.passes.max(1) {
         let start = Instant::now();
-        // What a pass gives is kept until the clock has stopped, so that it can't be left out.
-        let kept = pass()?;
+        // The result stays alive until the time is taken, so that its computation is not elided.
+        let result = pass()?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
-        drop(kept);
+        drop(result);
     }
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])
 }
 
-/// Fails where ours is not what burn has.
+/// Fails if the results differ.
 fn compare(tensor: &str, ours: &[f32], burns: &[f32]) -> Result<()> {
     let norm = |values: Vec<f64>| values.iter().map(|value| value * value).sum::<f64>().sqrt();
     let burns: Vec<f64> = burns.iter().copied().map(f64::from).collect();
-    let apart = ours.iter().zip(&burns).map(|(&a, b)| f64::from(a) - b).collect();
-    let error = norm(apart) / norm(burns);
-    println!("{tensor}: {error:.1e} apart, norm over norm");
-    // burn may round the factors of its products to fewer bits; another function is further away.
-    if error < 1e-2 { Ok(()) } else { Err(format!("{tensor} is not the same").into()) }
+    let differences = ours.iter().zip(&burns).map(|(&a, b)| f64::from(a) - b).collect();
+    let error = norm(differences) / norm(burns);
+    println!("{tensor}: relative difference {error:.1e}, norm over norm");
+    // burn may round the factors of its products to fewer bits, but a wrong result differs more.
+    if error < 1e-2 { Ok(()) } else { Err(format!("{tensor} differs").into()) }
 }
 
 fn main() -> Result<()> {
@@ -201,16 +201,16 @@ fn main() -> Result<()> {
     let plain = Device::wgpu(DeviceKind::DefaultDevice);
     let graded = plain.clone().autodiff();
     let wgpu = Wgpu::new()?;
-    println!("burn: {}", plain.identity().map_or("an adapter without a name".into(), |found| found.name));
+    println!("burn: {}", plain.identity().map_or("an unnamed adapter".into(), |found| found.name));
     println!("ours: {}", wgpu.info().device);
-    println!("LSTM, f32, B = {batch}, T = {steps}, input of {input}, 1 head of {units} units\n");
+    println!("LSTM, f32, B = {batch}, T = {steps}, {input} inputs, 1 head of {units} units\n");
 
     let given = Weights::random(input, units, &plain);
     let x = Tensor::<3>::random([batch, steps, input], Distribution::Normal(0.0, 1.0), &plain);
     let leaf = on(&x, &graded).require_grad();
     let (lstm, product) = (given.burns_lstm(&plain), given.product(&plain));
     let (graded_lstm, graded_product) = (given.burns_lstm(&graded), given.product(&graded));
-    // The gradient of the sum of the output is 1 everywhere, as our d_h.
+    // The loss is the sum of the outputs, so that d_h is 1.
     let both = |forward: &dyn Fn(Tensor<3>) -> Tensor<3>| {
         let out = forward(leaf.clone());
         let gradients = out.clone().sum().backward();
@@ -233,14 +233,14 @@ fn main() -> Result<()> {
 
     let forward = [
         time(&options, || {
-            let made = lstm.forward(x.clone(), None);
+            let out = lstm.forward(x.clone(), None);
             plain.sync()?;
-            Ok(made)
+            Ok(out)
         })?,
         time(&options, || {
-            let made = product.forward(x.clone());
+            let wx = product.forward(x.clone());
             plain.sync()?;
-            Ok(made)
+            Ok(wx)
         })?,
         time(&options, || ours.forward())?,
     ];
@@ -249,7 +249,7 @@ fn main() -> Result<()> {
         time(&options, || both(&|x| graded_product.forward(x)))?,
         time(&options, || ours.both())?,
     ];
-    println!("\nMilliseconds, medians of {}; the product of input and W is burn's Linear.\n", options.passes);
+    println!("\nMedian milliseconds of {} passes. The product with W is burn's Linear.\n", options.passes);
     println!("| pass | burn | product | recurrence | ours: product + recurrence | burn / ours |");
     println!("|---|---|---|---|---|---|");
     for (pass, [burns, product, recurrence]) in [("forward", forward), ("forward+backward", both)] {
