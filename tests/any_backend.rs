@@ -6,10 +6,6 @@
 use flashrnn::any::BackendName;
 use flashrnn::{AnyBackend, Backend, Error};
 
-fn cpu() -> AnyBackend {
-    AnyBackend::new(BackendName::Cpu).expect("the CPU is always available")
-}
-
 /// The CPU without flushing subnormal numbers, which one of the properties tests.
 fn with_subnormals() -> AnyBackend {
     AnyBackend::Cpu(flashrnn::Cpu::new().with_subnormals(flashrnn::cpu::Subnormals::Keep))
@@ -24,6 +20,10 @@ mod wgpu {
     use flashrnn_testsuite::{Suite, properties};
 
     use super::*;
+
+    fn cpu() -> AnyBackend {
+        AnyBackend::new(BackendName::Cpu).expect("the CPU is always available")
+    }
 
     #[test]
     fn properties_of_calls() {
