@@ -1,43 +1,44 @@
-//! flashrnn's recurrences on NVIDIA GPUs.
+//! The CUDA backend of flashrnn.
 //!
-//! A cell is traced, printed as CUDA C++ and compiled for the device at hand by NVRTC, at run time;
-//! the machine code is kept in a folder of the user's ([`cache`]). Needed at run time are NVIDIA's
-//! driver (CUDA 12.3 or later), `libnvrtc` and `libcublas`, and a GPU of compute capability 8.0 or
-//! later (Ampere). The crate builds where none of them is; what is missing is an
-//! [`Error::Device`](flashrnn_core::Error::Device) that says how to get it.
+//! A cell is traced and printed as CUDA C++. NVRTC compiles it for the GPU with the kernels in the
+//! folder `kernels`, when a plan is made, and the machine code is kept on disk ([`cache`]).
+//!
+//! Building the crate needs no CUDA. Running needs a GPU of compute capability 8.0 (Ampere) or
+//! later, NVIDIA's driver for CUDA 12.3 or later, NVRTC and cuBLAS. If one of them is missing, an
+//! [`Error::Device`](flashrnn_core::Error::Device) says how to get it.
 //!
 //! # Streams, memory and contexts
-//! A [`Cuda`] enqueues on one stream. Handles of more streams come from [`Cuda::with_stream`] and
-//! [`Cuda::with_new_stream`]: they share the context, all compiled kernels and the pool of memory,
-//! so that a second stream compiles and loads nothing again. A buffer, packed weights and what a
-//! forward pass saved are valid on the stream they were made on, and a call of another one's plan
-//! refuses them with [`Error::Argument`](flashrnn_core::Error::Argument). Every call leaves the
-//! CUDA context current that the caller had made so.
+//! A [`Cuda`] enqueues on one stream. [`Cuda::with_stream`] and [`Cuda::with_new_stream`] make
+//! handles of more streams, which share the context, the loaded kernels and the memory pool. A
+//! buffer, packed weights and what a forward pass saved are valid on the stream they were made on;
+//! plans of other streams refuse them with [`Error::Argument`](flashrnn_core::Error::Argument).
+//! Every call restores the CUDA context that was current on the caller's thread.
 //!
-//! A call takes its scratch memory from a pool in the order of the stream, or uses the workspace
-//! that it is given; then it allocates nothing, but for what is made once: the first backward pass
-//! of a context starts cuBLAS, and the first call of a time loop on a stream records its graph.
-//! [`Backend::trim`](flashrnn_core::Backend::trim) gives the pool's memory back.
+//! A call takes its scratch memory from the pool, in the order of the stream, or uses the workspace
+//! that is passed to it. With a workspace it allocates nothing, with two exceptions that happen
+//! once: the first backward pass of a context starts cuBLAS, and the first call of a time loop on a
+//! stream records its graph. [`Backend::trim`](flashrnn_core::Backend::trim) returns the pool's
+//! memory to the GPU.
 //!
 //! # Reading order
-//! 1. [`Cuda`] (`device.rs`), a handle: a stream, and what it shares with the device's other
-//!    streams (`shared.rs`). `context.rs` enters and leaves the context, `driver.rs` turns the
-//!    driver's results into errors.
-//! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`), filled and read by `transfer.rs`; the pool
-//!    they come from (`pool.rs`); cudarc's slices (`borrowed.rs`).
-//! 3. `library.rs` checks that the driver, NVRTC and cuBLAS are there with every function that is
-//!    called.
-//! 4. [`mod@compile`] and [`cache`] lead from source to machine code, which the crate
-//!    `flashrnn-gpu` keeps.
-//! 5. `launch.rs` has modules, kernels and graphs, `beside.rs` a second stream, `blas.rs` batched
-//!    products.
-//! 6. `programs.rs` joins the kernel files with a cell, element types and tile. `select.rs` chooses
-//!    the tile of a kernel per step, `select/fused.rs` the layout of a fused kernel; [`KernelChoice`]
-//!    (`choice.rs`) tells people which.
-//! 7. `plan.rs` checks calls and hands them to the `engine.rs`. `forward.rs` and `backward.rs` fill
-//!    the arguments (`call.rs`) of one fused kernel (`fused.rs`) or of a kernel per step in graphs
-//!    (`time_loop.rs`); `scratch.rs` cuts their scratch memory; `packed.rs`, `tokens.rs` and
-//!    `weights.rs` compute what is done for all steps at once.
+//! From the driver up to the public interface:
+//!
+//! 1. `driver/`: results of the driver as errors; the libraries and their functions; the current
+//!    context; streams and events; the memory pool.
+//! 2. `select/`: pure functions that choose the kernels: the tile of a kernel per step, the layout of
+//!    a fused kernel. [`KernelChoice`] describes them.
+//! 3. `kernels/`, its first half: [`mod@compile`] calls NVRTC, [`cache`] keeps the result.
+//! 4. `device/`: a stream ([`Cuda`] has one), and the context it shares with other streams, with
+//!    cuBLAS in it.
+//! 5. `memory/`: [`Buffer`], [`View`] and [`ViewMut`], copies to and from the GPU, scratch memory.
+//! 6. `kernels/`, its second half: modules, launches and graphs, and the store of all kernels.
+//! 7. `call.rs`: the arguments of the kernels; `programs.rs`: the kernel files joined with a cell,
+//!    element types and a layout.
+//! 8. `passes/`: the forward and the backward pass, fused (`fused.rs`) or with one launch per step
+//!    in graphs (`time_loop.rs`); what the backward pass does for all tokens at once (`recompute.rs`,
+//!    `weight_grad.rs`); packed weights (`pack.rs`).
+//! 9. `backend.rs`: [`Cuda`]; `engine.rs`: the kernels of a plan; `plan.rs`: the public interface,
+//!    with the checks of every call.
 
 mod backend;
 mod call;

@@ -2,6 +2,7 @@
 
 pub(crate) mod current;
 pub(crate) mod library;
+mod loader;
 pub(crate) mod pool;
 pub(crate) mod stream;
 
