@@ -1,5 +1,4 @@
-//! The cache on disk, between processes: several that want the same kernel at once, then one that
-//! finds it.
+//! The disk cache between processes: several need the same kernel at once, and a later one finds it.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +8,7 @@ use flashrnn_cuda::cache;
 use flashrnn_cuda::compile::{Arch, Program};
 use flashrnn_cuda::testing;
 
-/// Set in the processes that the tests start.
+/// This environment variable is set in the processes that the tests start.
 const CHILD: &str = "FLASHRNN_TEST_CACHE_CHILD";
 
 fn program() -> Program {
@@ -34,7 +33,7 @@ fn start(folder: &Path) -> Child {
         .unwrap()
 }
 
-/// Waits for a process and returns the length of the code it got and how long that took.
+/// Waits for a process. Returns the length of the code that it got, and the time that took.
 fn finish(child: Child) -> (usize, Duration) {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -71,8 +70,8 @@ fn processes_share_the_cache() {
     assert_eq!(std::fs::read(&files[0]).unwrap(), entry);
 }
 
-/// Whatever the umask allows, nobody else may write what is kept; and what lies at an entry's name
-/// without being a file is passed over, where reading it would wait for ever.
+/// Other users may not write entries, whatever the umask allows. Something other than a file at an
+/// entry's name is ignored: reading a FIFO, for example, would never return.
 #[cfg(unix)]
 #[test]
 fn entries_are_private_and_files() {
@@ -102,14 +101,14 @@ fn entries_are_private_and_files() {
     while child.try_wait().unwrap().is_none() {
         if begin.elapsed() > Duration::from_secs(60) {
             child.kill().unwrap();
-            panic!("a FIFO in the place of an entry: waits for ever");
+            panic!("a FIFO in place of an entry was read");
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     finish(child);
 }
 
-/// A part of the tests above; alone, it does nothing.
+/// The part of the tests above that runs in other processes. On its own it does nothing.
 #[test]
 fn in_another_process() {
     if std::env::var_os(CHILD).is_none() {

@@ -1,4 +1,4 @@
-//! The compiler: what its messages name, what its log holds, and which architectures it takes.
+//! The compiler: its messages, its log and the architectures it accepts.
 
 use flashrnn_core::Error;
 use flashrnn_cuda::compile::{Arch, Nvrtc, Program, compile};
@@ -22,7 +22,7 @@ extern "C" __global__ void scale(float* x) { x[threadIdx.x] *= factor(); }
 const HEADER: &str = "__device__ float factor() { return FACTOR; }\n";
 
 #[test]
-fn machine_code_and_registers() {
+fn a_program_compiles_to_machine_code_and_a_log() {
     if !testing::nvrtc() {
         return;
     }
@@ -38,7 +38,7 @@ fn machine_code_and_registers() {
 }
 
 #[test]
-fn messages_name_our_files_and_lines() {
+fn messages_name_files_and_lines() {
     if !testing::nvrtc() {
         return;
     }
@@ -58,7 +58,7 @@ fn messages_name_our_files_and_lines() {
 }
 
 #[test]
-fn what_cannot_be_compiled_is_an_error() {
+fn failures_are_errors() {
     if !testing::nvrtc() {
         return;
     }
@@ -72,7 +72,7 @@ fn what_cannot_be_compiled_is_an_error() {
 }
 
 #[test]
-fn the_compiler_tells_its_build() {
+fn the_compilers_build_is_known() {
     if testing::nvrtc() {
         let nvrtc = Nvrtc::get().unwrap();
         let release = format!("release {}.{}", nvrtc.major, nvrtc.minor);

@@ -1,10 +1,10 @@
-//! The properties that every backend must have, on a CUDA device.
+//! The properties that every backend must have, on a GPU.
 
 use std::sync::OnceLock;
 
 use flashrnn_cuda::{Cuda, testing};
 
-/// One device for all tests, so that each kernel is compiled once.
+/// Opens one GPU for all tests, so that each kernel is compiled once.
 fn cuda() -> Option<Cuda> {
     static CUDA: OnceLock<Option<Cuda>> = OnceLock::new();
     CUDA.get_or_init(testing::cuda).clone()
@@ -12,7 +12,7 @@ fn cuda() -> Option<Cuda> {
 
 flashrnn_testsuite::conformance!(if_available: cuda(), same_bits_as: [testing::cuda()], skip: []);
 
-/// The same where no kernel is fused: what large heads and f32 get anyhow.
+/// The same properties with one launch per step, which large heads always take.
 mod alternating {
     use flashrnn_cuda::Family;
     flashrnn_testsuite::conformance!(

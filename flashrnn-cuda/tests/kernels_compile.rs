@@ -1,6 +1,5 @@
-//! Every kernel of every cell, element type and tile compiles to machine code for sm_80 and sm_90a,
-//! without a device, and needs no local memory: a register spilled there costs more than any of
-//! these kernels can hide.
+//! Compiles every kernel of every cell, element type and tile for sm_80 and sm_90a, without a GPU.
+//! None may use local memory: these kernels cannot hide the time of a spilled register.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +10,10 @@ use flashrnn_cuda::select::Gpu;
 use flashrnn_cuda::{programs, testing};
 use flashrnn_testsuite::cells::Twin;
 
-/// The continuous integration machine's.
+/// Threads that compile, as many as the continuous integration machine has.
 const THREADS: usize = 2;
 
-/// What the log says of one kernel.
+/// A kernel in the compiler's log.
 #[derive(Debug, Default)]
 struct Kernel {
     name: String,
@@ -23,12 +22,12 @@ struct Kernel {
     local: usize,
 }
 
-/// The kernels in ptxas's log.
+/// Returns the kernels in ptxas's log.
 fn kernels(log: &str) -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::new();
     for line in log.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        // The numbers that stand `before` words ahead of each of `word`.
+        // The sum of the numbers that are `before` words before each `word`.
         let numbers = |word: &str, before: usize| -> usize {
             let at = words
                 .iter()
@@ -51,7 +50,7 @@ fn kernels(log: &str) -> Vec<Kernel> {
 }
 
 #[test]
-fn the_log_is_read_right() {
+fn the_log_is_parsed() {
     let log = "ptxas info    : 0 bytes gmem\n\
         ptxas info    : Compiling entry function 'f' for 'sm_90a'\n\
         ptxas info    : Function properties for f\n\
@@ -65,7 +64,7 @@ fn the_log_is_read_right() {
     assert_eq!(found, [("f".to_string(), 12, 0), ("g".to_string(), 255, 14)]);
 }
 
-/// The fused kernels of one head dimension.
+/// Keeps the fused kernels of one head dimension.
 fn fused_of_50_units(mut programs: Vec<Program>) -> Vec<Program> {
     programs.retain(|program| program.options.iter().any(|option| option == "-DHEAD_DIM=50"));
     programs
@@ -86,12 +85,12 @@ fn every_kernel_compiles_without_local_memory() {
             ("gru", programs::all(&Gru, gpu)),
             ("lstm", programs::all(&Lstm, gpu)),
             ("slstm", programs::all(&Slstm, gpu)),
-            // Five gates, which no copy of one width has.
+            // Five gates, which no single copy can load.
             ("twin", fused_of_50_units(programs::all(&Twin, gpu))),
         ];
         for (cell, list) in lists {
             for program in list {
-                // Those that no cell is part of come with every cell.
+                // Programs without a cell are in the list of every cell.
                 if !jobs.iter().any(|(_, at, other)| *at == arch && *other == program) {
                     jobs.push((cell, arch, program));
                 }

@@ -1,10 +1,10 @@
-//! What is missing is an error in words, never a panic. Runs with and without a GPU.
+//! Anything that is missing is an error that says so, never a panic. Runs with and without a GPU.
 
 use flashrnn_core::Error;
 use flashrnn_cuda::Cuda;
 
 #[test]
-fn a_missing_device_is_an_error_in_words() {
+fn a_missing_device_is_an_error() {
     for ordinal in [999, usize::MAX] {
         match Cuda::with_device(ordinal) {
             Err(Error::Device(text)) => {
@@ -18,7 +18,7 @@ fn a_missing_device_is_an_error_in_words() {
 }
 
 #[test]
-fn the_first_device_is_there_or_an_error_says_what_is_missing() {
+fn the_first_device_opens_or_an_error_says_what_is_missing() {
     match Cuda::new() {
         Ok(cuda) => println!("{cuda:?}, driver for CUDA {}", cuda.driver_version()),
         Err(Error::Device(text)) => {
@@ -33,7 +33,7 @@ fn the_first_device_is_there_or_an_error_says_what_is_missing() {
     }
 }
 
-/// Libraries that are broken.
+/// Broken libraries.
 #[cfg(target_os = "linux")]
 mod broken {
     use std::path::Path;
@@ -41,10 +41,10 @@ mod broken {
 
     use flashrnn_cuda::{Cuda, libraries};
 
-    /// Set in the processes that `broken_libraries_are_named` starts.
+    /// This environment variable is set in the processes that the test starts.
     const CHILD: &str = "FLASHRNN_TEST_MISSING_CHILD";
 
-    /// A driver's library with these functions, in C.
+    /// Functions in C, for libraries that pretend to be the driver.
     const VERSION_13: &str = "int cuDriverGetVersion(int* v) { *v = 13000; return 0; }";
     const VERSION_11: &str = "int cuDriverGetVersion(int* v) { *v = 11000; return 0; }";
     const FAILS: &str = "int cuDriverGetVersion(int* v) { return 999; }";
@@ -53,8 +53,8 @@ mod broken {
     const INIT: &str = "int cuInit(unsigned flags) { return 0; }";
     const ONE_DEVICE: &str = "int cuDeviceGetCount(int* n) { *n = 1; return 0; }";
 
-    /// Libraries that lack functions, fail or are none, each found first by the loader: another
-    /// process says what it sees.
+    /// Another process, whose loader finds a broken library first, must name it: one that lacks
+    /// functions, fails, or is no library.
     #[test]
     fn broken_libraries_are_named() {
         if std::env::var_os(CHILD).is_some() {
@@ -91,10 +91,10 @@ mod broken {
         for (i, (content, want)) in drivers.into_iter().enumerate() {
             std::fs::write(lib.path().join("libcuda.so"), content).unwrap();
             let seen = what_a_process_sees(lib.path());
-            // Where a true driver lies under another name of the loader's, what is no library is
-            // passed over.
-            let passed_over = want == "libcuda.so" && seen.contains("device found");
-            assert!(seen.contains(want) || passed_over, "driver {i}: {want} is not in:\n{seen}");
+            // The loader ignores a file that is no library, and may find a real driver under another
+            // name.
+            let ignored = want == "libcuda.so" && seen.contains("device found");
+            assert!(seen.contains(want) || ignored, "driver {i}: {want} is not in:\n{seen}");
         }
         std::fs::remove_file(lib.path().join("libcuda.so")).unwrap();
         let nvrtc = "int nvrtcGetLTOIR(void) { return 0; }";
@@ -109,8 +109,8 @@ mod broken {
         }
     }
 
-    /// What another process says of a device and of the libraries, with `folder` first where the
-    /// loader looks.
+    /// Returns what another process, whose loader searches `folder` first, prints about GPUs and
+    /// libraries.
     fn what_a_process_sees(folder: &Path) -> String {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "broken::in_another_process", "--nocapture"])
@@ -125,7 +125,7 @@ mod broken {
         text
     }
 
-    /// A part of the test above; alone, it does nothing.
+    /// The part of the test above that runs in other processes. On its own it does nothing.
     #[test]
     fn in_another_process() {
         if std::env::var_os(CHILD).is_none() {

@@ -8,8 +8,8 @@ use crate::device::blas::{BlasScratch, Matrix, Product};
 use crate::memory::View;
 use crate::testing;
 
-/// `C = A B` with every choice of transposes; the norm of C's error against f64 relative to C's
-/// norm.
+/// Computes `C = A B` with every choice of transposes. Returns the norm of C's error against f64,
+/// relative to the norm of C.
 fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
@@ -24,20 +24,21 @@ fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
     let a_at = addresses(a_on.ptr(), m * k * size_of::<T>());
     let b_at = addresses(b_on.ptr(), k * n * size_of::<T>());
     let c_at = addresses(c_on.ptr(), m * n * size_of::<f32>());
-    let room = device.alloc::<u8>(BlasScratch::bytes(cuda.arch())).unwrap();
-    let scratch = BlasScratch { address: room.ptr(), bytes: room.len() };
+    let memory = device.alloc::<u8>(BlasScratch::bytes(cuda.arch())).unwrap();
+    let scratch = BlasScratch { address: memory.ptr(), bytes: memory.len() };
     let mut worst: f64 = 0.0;
-    for (a_turned, b_turned) in [(false, false), (true, false), (false, true), (true, true)] {
+    for (a_transposed, b_transposed) in [(false, false), (true, false), (false, true), (true, true)]
+    {
         let product = Product {
             a: Matrix {
                 pointers: a_at.ptr(),
-                ld: if a_turned { k } else { m },
-                transposed: a_turned,
+                ld: if a_transposed { k } else { m },
+                transposed: a_transposed,
             },
             b: Matrix {
                 pointers: b_at.ptr(),
-                ld: if b_turned { n } else { k },
-                transposed: b_turned,
+                ld: if b_transposed { n } else { k },
+                transposed: b_transposed,
             },
             c: Matrix { pointers: c_at.ptr(), ld: m, transposed: false },
             m,
@@ -60,8 +61,10 @@ fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
         let (mut error, mut norm) = (0.0, 0.0);
         for (at, got) in c.iter().enumerate() {
             let (z, j, i) = (at / (m * n), at / m % n, at % m);
-            let a = |l: usize| a[z * m * k + if a_turned { i * k + l } else { l * m + i }].to_f64();
-            let b = |l: usize| b[z * k * n + if b_turned { l * n + j } else { j * k + l }].to_f64();
+            let a =
+                |l: usize| a[z * m * k + if a_transposed { i * k + l } else { l * m + i }].to_f64();
+            let b =
+                |l: usize| b[z * k * n + if b_transposed { l * n + j } else { j * k + l }].to_f64();
             let want: f64 = (0..k).map(|l| a(l) * b(l)).sum();
             error += (f64::from(*got) - want).powi(2);
             norm += want * want;
@@ -78,10 +81,10 @@ fn products_are_rounded_no_more_than_asked_for() {
     let narrow = [product_error::<f16>(&cuda, false), product_error::<bf16>(&cuda, false)];
     let tf32 = product_error::<f32>(&cuda, true);
     println!("f32 {f32}, f16 and bf16 {narrow:?}, tf32 {tf32}");
-    // Sums of 300 products, each step rounded to f32: some units of 2^-24 in norm.
+    // Sums of 300 products, each rounded to f32: a few units of 2^-24.
     assert!(f32 < 1e-6, "{f32}");
-    // Tensor cores cut sums off instead of rounding them.
+    // Tensor cores truncate sums instead of rounding them.
     assert!(narrow.iter().all(|&error| error < 5e-6), "{narrow:?}");
-    // TF32 keeps 11 bits of each factor: 2^-12 each at most. cuBLAS may be more exact.
+    // TF32 keeps 11 bits of each factor, with an error of at most 2^-12. cuBLAS may be more exact.
     assert!(tf32 < 1e-3, "{tf32}");
 }

@@ -54,7 +54,7 @@ fn kernels_run_in_order_early_or_not_and_in_graphs() {
 }
 
 #[test]
-fn work_beside_the_stream_keeps_its_place() {
+fn the_side_stream_runs_between_fork_and_join() {
     let Some(cuda) = testing::cuda() else { return };
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
@@ -65,8 +65,7 @@ fn work_beside_the_stream_keeps_its_place() {
         grow(&grows, stream, x.ptr(), n as i32, false);
         Ok(())
     };
-    // Every x grows three times, whichever streams its kernels are on. One that ran too soon would
-    // find an x that is yet to grow.
+    // Every x grows three times, on two streams. A kernel that ran too soon would find a smaller x.
     std::thread::scope(|scope| {
         for x in [&x, &y] {
             scope.spawn(move || {
@@ -87,25 +86,25 @@ fn work_beside_the_stream_keeps_its_place() {
 }
 
 #[test]
-fn a_kernel_may_have_all_shared_memory() {
+fn a_kernel_may_use_all_shared_memory() {
     let Some(cuda) = testing::cuda() else { return };
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
-    let turn = kernel(&cuda, "turn");
+    let reverse = kernel(&cuda, "reverse");
     let data: Vec<f32> = (0..1024).map(|i| i as f32).collect();
     let x = device.upload(&data).unwrap();
     let mut address = x.ptr();
     let launch =
         Launch { shared: device.context.shared_memory as u32, ..Launch::new([1, 1, 1], 1024) };
-    // SAFETY: turn takes (float*), which has as many elements as the block threads.
+    // SAFETY: reverse takes (float*), which has as many elements as the block threads.
     unsafe {
-        turn.launch(cuda.stream().cu_stream(), &launch, &mut [argument(&mut address)]).unwrap()
+        reverse.launch(cuda.stream().cu_stream(), &launch, &mut [argument(&mut address)]).unwrap()
     };
     assert!(device.download(x.view()).unwrap().iter().eq(data.iter().rev()));
 }
 
 #[test]
-fn a_program_is_loaded_once_whoever_asks() {
+fn a_program_is_loaded_once_for_all_threads() {
     let Some(cuda) = testing::cuda() else { return };
     let modules: Vec<_> = std::thread::scope(|scope| {
         let asking: Vec<_> =

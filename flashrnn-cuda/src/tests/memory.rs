@@ -8,7 +8,7 @@ use crate::backend::Cuda;
 use crate::testing;
 
 #[test]
-fn what_goes_up_comes_down() {
+fn uploads_are_downloaded_unchanged() {
     let Some(cuda) = testing::cuda() else { return };
     fn check<P: Pod + Send + Sync + PartialEq + std::fmt::Debug>(cuda: &Cuda, data: &[P]) {
         let buffer = cuda.device.upload(data).unwrap();
@@ -32,15 +32,15 @@ fn what_goes_up_comes_down() {
 }
 
 #[test]
-fn memory_is_given_back_and_running_out_is_an_error() {
+fn memory_is_returned_and_running_out_is_an_error() {
     let Some(cuda) = testing::cuda() else { return };
     for len in [usize::MAX, usize::MAX / 4, cuda.device.context.memory / 4 + 1] {
         assert!(matches!(cuda.alloc::<f32>(len), Err(Error::OutOfMemory { .. })), "{len}");
     }
-    // Two thirds of the device are there at most once.
-    let most = cuda.device.context.memory / 3 * 2;
-    let first = cuda.device.alloc::<u8>(most);
-    let second = cuda.device.alloc::<u8>(most);
+    // Two buffers of two thirds of the memory cannot both fit.
+    let large = cuda.device.context.memory / 3 * 2;
+    let first = cuda.device.alloc::<u8>(large);
+    let second = cuda.device.alloc::<u8>(large);
     assert!(first.is_err() || matches!(second, Err(Error::OutOfMemory { .. })));
     drop((first, second));
     for _ in 0..10_000 {
@@ -63,22 +63,22 @@ fn buffers_stay_with_their_stream() {
 }
 
 #[test]
-fn slices_of_cudarc_are_lent_without_a_copy() {
+fn slices_of_cudarc_are_borrowed_without_a_copy() {
     let Some(cuda) = testing::cuda() else { return };
     let grows = kernel(&cuda, "grow");
-    // Of the same stream, and of another one of the same context.
+    // On the same stream, and on another one of the same context.
     for stream in [cuda.stream().clone(), cuda.stream().fork().unwrap()] {
         let mut slice = stream.clone_htod(&[1.0_f32, 2.0, 3.0]).unwrap();
         {
-            let mut lent = cuda.borrow_mut(&mut slice).unwrap();
+            let mut borrowed = cuda.borrow_mut(&mut slice).unwrap();
             let _entered = cuda.device.enter().unwrap();
-            grow(&grows, cuda.stream().cu_stream(), lent.view_mut().ptr(), 3, false);
+            grow(&grows, cuda.stream().cu_stream(), borrowed.view_mut().ptr(), 3, false);
         }
         assert_eq!(stream.clone_dtoh(&slice).unwrap(), [3.0, 5.0, 7.0]);
-        let lent = cuda.borrow(&slice).unwrap();
-        assert_eq!(cuda.download(lent.view()).unwrap(), [3.0, 5.0, 7.0]);
+        let borrowed = cuda.borrow(&slice).unwrap();
+        assert_eq!(cuda.download(borrowed.view()).unwrap(), [3.0, 5.0, 7.0]);
     }
-    // Another context's stream knows nothing of ours.
+    // cudarc does not order streams of another `CudaContext`.
     let other = Cuda::new().unwrap();
     let slice = other.stream().clone_htod(&[1.0_f32]).unwrap();
     assert!(matches!(cuda.borrow(&slice), Err(Error::Argument { .. })));

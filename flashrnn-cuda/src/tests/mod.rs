@@ -12,7 +12,7 @@ use crate::kernels::launch::{Kernel, Launch, argument};
 
 fn program() -> Program {
     let source = r#"
-        // x[i] = 2 x[i] + 1, after the kernel before has ended.
+        // x[i] = 2 x[i] + 1, after the previous kernel has ended.
         extern "C" __global__ void grow(float* x, int n) {
         #if __CUDA_ARCH__ >= 900
             asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -21,8 +21,8 @@ fn program() -> Program {
             const int i = blockIdx.x * blockDim.x + threadIdx.x;
             if (i < n) x[i] = 2.0f * x[i] + 1.0f;
         }
-        // Turns the block's part of x round, by way of shared memory.
-        extern "C" __global__ void turn(float* x) {
+        // Reverses the block's part of x in shared memory.
+        extern "C" __global__ void reverse(float* x) {
             extern __shared__ float part[];
             part[threadIdx.x] = x[threadIdx.x];
             __syncthreads();
@@ -53,7 +53,7 @@ fn grow(
     unsafe { kernel.launch(stream, &launch, &mut [argument(&mut x), argument(&mut n)]).unwrap() };
 }
 
-/// A number in -1..1, the same every time.
+/// Returns a number in -1..1 that depends on `i` alone.
 fn number(i: usize) -> f32 {
     ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }

@@ -1,4 +1,4 @@
-//! The kernels that prepare the backward pass, against the same computed on the host.
+//! The kernels `previous_h` and `pad`, compared with the host.
 
 use flashrnn_core::{Element, Elman, bf16, f16};
 
@@ -10,7 +10,7 @@ use crate::programs::{self, CellSource};
 use crate::select::step::depth as depth_of;
 use crate::testing;
 
-/// `previous_h` against the same worked out here, bit for bit, for rows of D elements that begin
+/// Compares `previous_h` with the same computed here, bit for bit, for rows of D elements that begin
 /// `offset` elements after a multiple of 16 bytes.
 fn check_previous_h<T: Element + PartialEq>(
     cuda: &Cuda,
@@ -49,7 +49,7 @@ fn check_previous_h<T: Element + PartialEq>(
     let (h_on, s0_on) = (device.upload(&h).unwrap(), device.upload(&s0).unwrap());
     let (lengths_on, resets_on) =
         (device.upload(&lengths.map(|n| n as i32)).unwrap(), device.upload(&resets).unwrap());
-    // Whatever is not written would be seen.
+    // Poisoned, so that elements that are not written differ.
     let out = device.upload(&vec![T::from_f64(9.0); want.len()]).unwrap();
     let size = |n: usize| n as i32;
     let mut sizes = Sizes {
@@ -82,7 +82,7 @@ fn check_previous_h<T: Element + PartialEq>(
     assert_eq!(differ, None, "{} D {head_dim} offset {offset} forwards {forwards}", T::DTYPE);
 }
 
-/// `pad` against the same worked out here, for rows that begin `offset` elements after a multiple
+/// Compares `pad` with the same computed here, for rows that begin `offset` elements after a multiple
 /// of 16 bytes.
 fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize) {
     let device = &cuda.device;
@@ -97,7 +97,7 @@ fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize
         to[..head_dim].copy_from_slice(from);
     }
     let from = device.upload(&rows).unwrap();
-    // Whatever is not written would be seen.
+    // Poisoned, so that elements that are not written differ.
     let out = device.upload(&vec![T::from_f64(9.0); want.len()]).unwrap();
     let (mut first, mut to) = (from.ptr() + (offset * size_of::<T>()) as u64, out.ptr());
     let (mut rows, mut head_dim_on, mut depth_on) = (count as i64, head_dim as i32, depth as i32);
@@ -130,7 +130,7 @@ fn a_kernel_pads_rows() {
 }
 
 #[test]
-fn h_before_every_step() {
+fn a_kernel_gathers_the_previous_h() {
     let Some(cuda) = testing::cuda() else { return };
     for (head_dim, offset) in
         [(64, 0), (40, 0), (40, 1), (40, 2), (50, 0), (8, 0), (4, 0), (33, 0), (33, 1), (1, 3)]

@@ -1,14 +1,15 @@
-//! Head dimensions that are no multiple of 8, and tensors that begin anywhere: what the fused
-//! kernels copy with words of 8 and 4 bytes, and where rows begin in the middle of a word.
+//! Head dimensions that are not a multiple of 8, and tensors that begin at any element: the fused
+//! kernels copy rows in words of 8 and 4 bytes, or rows that begin in the middle of a word.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::thread;
 
 use flashrnn_core::{
     Backend, Backward, Cell, Element, Elman, Forward, Gru, Layout, Lstm, Options, Plan, Problem,
     Result, Save, SavedMut, SavedRef, Slstm, bf16, f16,
 };
-use flashrnn_cuda::{Cuda, Family};
+use flashrnn_cuda::{Buffer, Cuda, Family};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 
@@ -19,17 +20,17 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(Family::Fused);
     fn check<C: Cell, T: Element>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
-        // The conformance suite's bounds for 16-bit tensors, and one for mistakes in f32.
+        // The conformance suite's bound for 16-bit tensors, and one that finds mistakes in f32.
         let allowed = if size_of::<T>() == 4 { 2e-5 } else { 1.5e-2 };
-        // Rows of 2, 4 and 8 bytes' alignment, in one block and in clusters whose last block has 1
-        // unit or more; with one carrying warp from 257 on (LSTM).
+        // Rows aligned to 2, 4 and 8 bytes, in one block and in clusters whose last block has few
+        // units, down to 1. From 257 on, LSTM has a single I/O warp.
         let dims: &[(usize, usize)] = if size_of::<T>() == 4 {
             &[(5, 33), (3, 50), (2, 97)]
         } else {
             &[(9, 33), (5, 50), (40, 51), (5, 100), (2, 149), (3, 257), (1, 383)]
         };
         for &(batch, head_dim) in dims {
-            // GRU has no fused forward kernel beyond.
+            // Larger heads of GRU have no fused forward kernel.
             if C::NAME == "gru" && head_dim > 380 {
                 continue;
             }
@@ -41,7 +42,7 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
                     Tensors { d_states: false, d_last: true, ..Tensors::ALL },
                 ),
             ] {
-                // sLSTM's last state has discontinuities.
+                // sLSTM's last state is discontinuous.
                 let tensors = Tensors { d_last: tensors.d_last && C::NAME != "slstm", ..tensors };
                 let clip = tensors.lengths.then_some(0.4);
                 for heads in [1, 3] {
@@ -82,10 +83,10 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
     Ok(())
 }
 
-/// Elements before and after each tensor, which nobody may write; more than a word.
+/// Elements before and after each tensor that no kernel may write: more than a word.
 const GUARD: usize = 24;
 
-/// What both passes write, each `[GUARD + offset, the tensor, GUARD]`.
+/// The tensors that both passes write.
 #[derive(PartialEq)]
 struct Written<T> {
     h: Vec<T>,
@@ -93,8 +94,59 @@ struct Written<T> {
     d_wx: Vec<T>,
 }
 
-/// Runs both passes on tensors that begin `GUARD + offset` elements into memory of their own, all
-/// output poisoned. Returns the tensors alone, after checking that nothing beside them changed.
+/// Tensors that begin `first` elements into memory of their own, with [`GUARD`] elements after them.
+#[derive(Clone, Copy)]
+struct Guarded<'a> {
+    first: usize,
+    /// For messages.
+    problem: &'a Problem,
+}
+
+impl Guarded<'_> {
+    /// Uploads an input between elements that are NaN.
+    fn input<T: Element>(self, cuda: &Cuda, values: Vec<T>) -> Result<Buffer<T>> {
+        let nan = [T::from_f64(f64::NAN)];
+        cuda.upload(&[nan.repeat(self.first), values, nan.repeat(GUARD)].concat())
+    }
+
+    /// Makes memory for an output of `len` elements, all poisoned.
+    fn output<T: Element>(self, cuda: &Cuda, len: usize) -> Result<Buffer<T>> {
+        cuda.upload(&vec![poison::<T>(); self.first + len + GUARD])
+    }
+
+    /// Returns where a tensor of `len` elements is.
+    fn range(self, len: usize) -> Range<usize> {
+        self.first..self.first + len
+    }
+
+    /// Downloads an output. Checks that all of it was written, and nothing before or after it.
+    fn download<T: Element + PartialEq>(
+        self,
+        cuda: &Cuda,
+        (name, len): (&str, usize),
+        buffer: &Buffer<T>,
+    ) -> Result<Vec<T>> {
+        let all = cuda.download(buffer.view())?;
+        let range = self.range(len);
+        for (i, v) in all.iter().enumerate() {
+            let poisoned = *v == poison();
+            assert!(
+                poisoned != range.contains(&i),
+                "{name} in {range:?} of {:?}: element {i} is {}",
+                self.problem,
+                if poisoned { "not written" } else { "written" }
+            );
+        }
+        Ok(all[range].to_vec())
+    }
+}
+
+/// Returns a number that no pass computes.
+fn poison<T: Element>() -> T {
+    T::from_f64(-12345.0)
+}
+
+/// Runs both passes on tensors that begin `GUARD + offset` elements into memory of their own.
 fn passes<C: Cell, T: Element + PartialEq + Debug>(
     cuda: &Cuda,
     cell: &C,
@@ -108,88 +160,66 @@ fn passes<C: Cell, T: Element + PartialEq + Debug>(
     let mut values = |len: usize, deviation: f64| -> Vec<T> {
         random.normals(len, deviation).into_iter().map(T::from_f64).collect()
     };
-    let first = GUARD + offset;
-    let placed = |values: Vec<T>| {
-        let fill = [T::from_f64(f64::NAN); 1];
-        [fill.repeat(first), values, fill.repeat(GUARD)].concat()
-    };
-    let (r, b) = (
-        cuda.upload(&values(size(&shapes.r()), 0.1))?,
-        cuda.upload(&values(size(&shapes.b()), 1.0))?,
-    );
-    let wx = cuda.upload(&placed(values(size(&shapes.wx()), 1.0)))?;
-    let d_states = cuda.upload(&placed(values(size(&shapes.states()), 1.0)))?;
+    let guarded = Guarded { first: GUARD + offset, problem };
+    let (h_len, states_len, wx_len) =
+        (size(&shapes.h()), size(&shapes.states()), size(&shapes.wx()));
+    let (h_at, states_at, wx_at) =
+        (guarded.range(h_len), guarded.range(states_len), guarded.range(wx_len));
+    let r = cuda.upload(&values(size(&shapes.r()), 0.1))?;
+    let b = cuda.upload(&values(size(&shapes.b()), 1.0))?;
+    let wx = guarded.input(cuda, values(wx_len, 1.0))?;
+    let d_states = guarded.input(cuda, values(states_len, 1.0))?;
     let lengths: Vec<i32> =
         (0..shapes.batch).map(|row| (shapes.time - row % shapes.time) as i32).collect();
     let lengths = cuda.upload(&lengths)?;
-    let poison = T::from_f64(-12345.0);
-    let out = |len: usize| cuda.upload(&vec![poison; first + len + GUARD]);
-    let (h_len, states_len, wx_len) =
-        (size(&shapes.h()), size(&shapes.states()), size(&shapes.wx()));
-    let (mut h, mut states, mut d_wx) = (out(h_len)?, out(states_len)?, out(wx_len)?);
+    let mut h = guarded.output(cuda, h_len)?;
+    let mut states = guarded.output(cuda, states_len)?;
+    let mut d_wx = guarded.output(cuda, wx_len)?;
 
     let plan = cuda.plan::<T, T, _>(cell, problem)?;
     let weights = plan.pack(r.view(), b.view())?;
-    // What is saved may lie anywhere too.
+    // Saved gates may begin at any element too.
     let [gates_len, wide_len] = shapes.saved::<T>(problem.options.save);
-    let mut gates = out(gates_len)?;
+    let gates_at = guarded.range(gates_len);
+    let mut gates = guarded.output(cuda, gates_len)?;
     let mut wide = cuda.alloc::<T::Wide>(wide_len)?;
-    let wx_view = wx.view().slice(first..first + wx_len)?;
+    let wx_view = wx.view().slice(wx_at.clone())?;
     plan.forward(Forward {
-        h: Some(h.view_mut().slice(first..first + h_len)?),
+        h: Some(h.view_mut().slice(h_at)?),
         lengths: ragged.then(|| lengths.view()),
         ..Forward::new(&weights, wx_view)
     })?;
     plan.forward(Forward {
-        states: Some(states.view_mut().slice(first..first + states_len)?),
+        states: Some(states.view_mut().slice(states_at.clone())?),
         saved: Some(SavedMut {
-            gates: gates.view_mut().slice(first..first + gates_len)?,
+            gates: gates.view_mut().slice(gates_at.clone())?,
             wide: wide.view_mut(),
         }),
         lengths: ragged.then(|| lengths.view()),
         ..Forward::new(&weights, wx_view)
     })?;
-    let saved =
-        SavedRef { gates: gates.view().slice(first..first + gates_len)?, wide: wide.view() };
+    let saved = SavedRef { gates: gates.view().slice(gates_at)?, wide: wide.view() };
+    let states_view = states.view().slice(states_at.clone())?;
     plan.backward(Backward {
         wx: (problem.options.save == Save::Recompute).then_some(wx_view),
         lengths: ragged.then(|| lengths.view()),
-        d_states: Some(d_states.view().slice(first..first + states_len)?),
-        ..Backward::new(
-            &weights,
-            states.view().slice(first..first + states_len)?,
-            saved,
-            d_wx.view_mut().slice(first..first + wx_len)?,
-        )
+        d_states: Some(d_states.view().slice(states_at)?),
+        ..Backward::new(&weights, states_view, saved, d_wx.view_mut().slice(wx_at)?)
     })?;
-    let tensor = |name: &str, all: Vec<T>, len: usize| {
-        let (before, rest) = all.split_at(first);
-        let (tensor, after) = rest.split_at(len);
-        let untouched = |guard: &[T]| guard.iter().all(|v| *v == poison);
-        assert!(
-            untouched(before) && untouched(after),
-            "{name} of {problem:?}: written beside it, offset {offset}"
-        );
-        assert!(
-            tensor.iter().all(|v| *v != poison),
-            "{name} of {problem:?}: not all written, offset {offset}"
-        );
-        tensor.to_vec()
-    };
-    tensor("saved.gates", cuda.download(gates.view())?, gates_len);
+    guarded.download(cuda, ("saved.gates", gates_len), &gates)?;
     Ok(Written {
-        h: tensor("h", cuda.download(h.view())?, h_len),
-        states: tensor("states", cuda.download(states.view())?, states_len),
-        d_wx: tensor("d_wx", cuda.download(d_wx.view())?, wx_len),
+        h: guarded.download(cuda, ("h", h_len), &h)?,
+        states: guarded.download(cuda, ("states", states_len), &states)?,
+        d_wx: guarded.download(cuda, ("d_wx", wx_len), &d_wx)?,
     })
 }
 
 #[test]
-fn tensors_may_begin_anywhere_and_nothing_beside_them_is_written() -> Result<()> {
+fn tensors_may_begin_at_any_element_and_nothing_else_is_written() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(Family::Fused);
     fn check<C: Cell, T: Element + PartialEq + Debug>(cuda: &Cuda, cell: &C) -> Result<()> {
-        // Each compiles kernels of its own, so several at once.
+        // Each problem compiles kernels of its own, so several run at once.
         thread::scope(|scope| {
             let mut threads = Vec::new();
             for sizes in [(3, 1, 64), (5, 3, 50), (2, 1, 33), (9, 3, 67)] {

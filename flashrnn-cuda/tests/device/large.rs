@@ -6,11 +6,11 @@ use flashrnn_testsuite::random::Random;
 
 use super::{cuda, memory};
 
-/// 2³¹ elements and some more, `[B, T, N, D]` = `[4160, 8192, 1, 64]`.
+/// `[B, T, N, D]`, a little more than 2³¹ elements.
 const LARGE: [usize; 4] = [4160, 8192, 1, 64];
 
-/// Rows of [`LARGE`]: the first, both sides of 2³¹ elements, the last. As many as a tile of the
-/// large batch has, which makes a row's sums the same.
+/// Rows of [`LARGE`]: the first, those around 2³¹ elements, and the last. There are as many as in a
+/// tile of the large batch, so that a row's sums are the same.
 const ROWS: [usize; 16] =
     [0, 1, 2047, 2048, 4000, 4094, 4095, 4096, 4097, 4098, 4099, 4100, 4128, 4157, 4158, 4159];
 
@@ -20,7 +20,7 @@ fn more_than_2_to_the_31_elements_in_one_kernel() -> Result<()> {
 }
 
 #[test]
-fn more_than_2_to_the_31_elements_by_a_kernel_a_step() -> Result<()> {
+fn more_than_2_to_the_31_elements_in_a_kernel_per_step() -> Result<()> {
     large::<f16>(Family::Alternating)
 }
 
@@ -29,25 +29,27 @@ fn more_than_2_to_the_31_elements_of_f32() -> Result<()> {
     large::<f32>(Family::Auto)
 }
 
-/// Elman forward and backward; the rows named above must have the bits that a small problem of
-/// these rows has.
+/// Runs Elman forward and backward. [`ROWS`] must have the bits of a small problem of these rows.
 fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(family);
     let [batch, time, heads, head_dim] = LARGE;
     let (row, elements) = (time * head_dim, batch * time * head_dim);
     assert!(elements > 1 << 31);
-    // wx, h in states, gates, d_h, d_wx, and half as much again for what a pass keeps while it
-    // runs.
+    // wx, h in states, gates, d_h and d_wx, and half as much again for the scratch memory of a pass.
     let bytes = 15 * elements / 2 * size_of::<T>();
     let (free, _) = memory(&cuda);
     if free < bytes {
-        println!("skipped: {} GB of device memory are free, {} needed", free >> 30, bytes >> 30);
+        println!(
+            "skipped: {} GB of device memory are free, {} are needed",
+            free >> 30,
+            bytes >> 30
+        );
         return Ok(());
     }
     let (wx, d_h) = (pattern::<T>(elements, 1.0), pattern::<T>(elements, 0.125));
     let mut random = Random::new(3);
-    // f32 weights, so that d_b is: a sum over 34 million tokens is beyond f16.
+    // Weights are f32, and so is d_b: a sum over 34 million tokens exceeds f16.
     let mut values = |n: usize, deviation| -> Vec<f32> {
         random.normals(n, deviation).into_iter().map(|v| v as f32).collect()
     };
@@ -70,13 +72,13 @@ fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
             assert_eq!(
                 differ,
                 0,
-                "{}: {name} of row {at} has {differ} of {row} elements of its own",
+                "{}: {differ} of {row} elements of row {at} of {name} differ",
                 T::DTYPE
             );
         }
     }
 
-    // d_b is the sum of d_wx over all tokens, which nothing else here looks at.
+    // d_b is the sum of d_wx over all tokens.
     let (d_wx, d_b) = (cuda.download(large.d_wx.view())?, cuda.download(large.d_b.view())?);
     let mut sums = vec![0.0; head_dim];
     for token in d_wx.chunks_exact(head_dim) {
@@ -86,7 +88,7 @@ fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     let off = norm(&mut d_b.iter().zip(&sums).map(|(d, sum)| d.to_f64() - sum))
         / norm(&mut sums.iter().copied());
     println!("{}: d_b off by {off:.1e} from the sum of d_wx", T::DTYPE);
-    // The terms nearly cancel in a sum of 34 million, which f32 adds up in at most 64 parts.
+    // f32 adds 34 million terms, which nearly cancel, in at most 64 parts.
     assert!(off < 2e-3, "{off}");
     Ok(())
 }
@@ -127,8 +129,7 @@ fn both_passes<T: Element>(
     Ok(Passes { h, d_wx, d_b })
 }
 
-/// `len` normal numbers, which repeat after a prime number of them, so that no two rows are the
-/// same.
+/// Returns `len` normal numbers that repeat with a prime period, so that all rows differ.
 fn pattern<T: Element>(len: usize, deviation: f64) -> Vec<T> {
     let base: Vec<T> =
         Random::new(1).normals(1_000_003, deviation).into_iter().map(T::from_f64).collect();

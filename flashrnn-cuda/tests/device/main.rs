@@ -1,6 +1,6 @@
-//! What the conformance suite does not ask for and a GPU must show: accuracy over long sequences,
-//! no memory left behind, the caller's own stream and memory; rows that are no multiple of 16 bytes
-//! (`alignment.rs`); tensors of more than 2³¹ elements (`large.rs`); the same bits again
+//! Properties of the CUDA backend that the conformance suite does not test: accuracy over long
+//! sequences, no leaked memory, the caller's stream and memory; unaligned rows and tensors
+//! (`alignment.rs`); tensors of more than 2³¹ elements (`large.rs`); reproducible bits
 //! (`same_bits.rs`).
 
 mod alignment;
@@ -18,8 +18,7 @@ use flashrnn_cuda::{Cuda, Family, Waits, testing};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 
-/// A device, for one test at a time: some look at the memory that is free, and some need most of
-/// it.
+/// Opens a GPU for one test at a time: some measure its free memory, and some need most of it.
 fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = flashrnn_gpu::lock(&ALONE);
@@ -29,14 +28,14 @@ fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
 #[test]
 fn f32_keeps_its_accuracy_over_256_steps() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    // 84 roundoffs, norm over norm: f32 that means f32, with sums in any order.
+    // 84 roundoffs, relative to the norm: enough for f32 sums in any order, too little for TF32.
     const ALLOWED: f64 = 5e-6;
     fn check<C: Cell>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
         for (heads, head_dim) in [(2, 64), (1, 256)] {
             let problem = Problem::new(4, 256, heads, head_dim);
             let tensors = Tensors { d_last: true, ..Tensors::PLAIN };
             let mut case = Case::random::<C, f32, f32>(cell, &problem, tensors, 1)?;
-            // The loss is one on h and on the last state.
+            // The loss depends on h and on the last state.
             let h = problem.shapes::<C>()?.h().iter().product();
             if let Some(d_states) = &mut case.d.d_states {
                 d_states[h..].fill(0.0);
@@ -60,8 +59,8 @@ fn f32_keeps_its_accuracy_over_256_steps() -> Result<()> {
     Ok(())
 }
 
-/// One small problem for every kernel: what compute-sanitizer looks at, racecheck with barriers
-/// that it knows.
+/// Runs every kernel on a small problem, for compute-sanitizer. With `FLASHRNN_BLOCK_BARRIERS`, all
+/// barriers are of the kind that racecheck knows.
 #[test]
 fn every_kernel_on_a_small_problem() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -72,17 +71,17 @@ fn every_kernel_on_a_small_problem() -> Result<()> {
         cell: &C,
         failed: &mut Vec<String>,
     ) -> Result<()> {
-        // Bounds for mistakes; the conformance suite has those for rounding.
+        // Bounds that find mistakes; the conformance suite has tight ones.
         let allowed = if size_of::<T>() == 4 { 2e-5 } else { 5e-2 };
-        // A block whose rows are not all used, rows that begin in the middle of a word, and a
-        // cluster of 3 whose last units are none; the last save no gates.
+        // A block with unused rows, rows that begin in the middle of a word, and a cluster of 3 whose
+        // last block has unused units, with saved and recomputed gates.
         for (head_dim, save, tensors) in [
             (40, Save::Gates, Tensors::PLAIN),
             (33, Save::Gates, Tensors { d_states: false, ..Tensors::ALL }),
             (72, Save::Gates, Tensors { d_states: false, ..Tensors::ALL }),
             (72, Save::Recompute, Tensors::PLAIN),
         ] {
-            // sLSTM's last state has discontinuities.
+            // sLSTM's last state is discontinuous.
             let tensors = Tensors { d_last: tensors.d_last && C::NAME != "slstm", ..tensors };
             let clip = tensors.lengths.then_some(0.4);
             let problem = Problem::new(3, 6, 2, head_dim).with(Options {
@@ -123,7 +122,7 @@ fn every_kernel_on_a_small_problem() -> Result<()> {
 #[test]
 fn wide_heads_in_clusters_are_as_exact_as_narrow_ones() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    // The conformance suite's bound for bf16; its problems have heads of up to 129 units.
+    // The conformance suite's bound for bf16. Its own problems have at most 129 units per head.
     const ALLOWED: f64 = 1.5e-2;
     fn check<C: Cell>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
         for (batch, head_dim) in [(5, 200), (5, 256), (3, 480), (5, 512)] {
@@ -151,13 +150,13 @@ fn wide_heads_in_clusters_are_as_exact_as_narrow_ones() -> Result<()> {
     Ok(())
 }
 
-/// Free and total bytes on the device.
+/// Returns the free and the total memory of the GPU in bytes.
 fn memory(cuda: &Cuda) -> (usize, usize) {
     cuda.stream().context().mem_get_info().unwrap()
 }
 
 #[test]
-fn plans_leave_no_memory_behind() -> Result<()> {
+fn plans_leak_no_memory() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     fn some_plans<T: Element>(cuda: &Cuda, plans: usize, seed: u64) -> Result<()> {
         let mut random = Random::new(seed);
@@ -180,8 +179,7 @@ fn plans_leave_no_memory_behind() -> Result<()> {
         }
         cuda.synchronize()
     }
-    // The first round makes what is kept: kernels, graphs, the pool. The second asks for the same
-    // again.
+    // The first round fills the caches of kernels and graphs and the pool, the second reuses them.
     let round = || -> Result<(u64, usize)> {
         some_plans::<f32>(&cuda, 5000, 1)?;
         some_plans::<bf16>(&cuda, 5000, 2)?;
@@ -193,9 +191,9 @@ fn plans_leave_no_memory_behind() -> Result<()> {
         free >> 20,
         free_after >> 20
     );
-    assert!(used_after <= used, "buffers were left behind");
-    // The driver takes memory in pieces of 2 MiB, a few of which its own affairs may need.
-    assert!(free <= free_after + (8 << 20), "memory of the device was left behind");
+    assert!(used_after <= used, "buffers were leaked");
+    // The driver allocates in pieces of 2 MiB, and may need a few for itself.
+    assert!(free <= free_after + (8 << 20), "memory of the device was leaked");
     Ok(())
 }
 
@@ -212,7 +210,7 @@ fn the_callers_stream_and_memory_are_used_as_they_are() -> Result<()> {
     let (wx, r) = (values(&shapes.wx(), 1.0), values(&shapes.r(), 0.14));
     let (b, d_h) = (values(&shapes.b(), 1.0), values(&shapes.h(), 1.0));
 
-    // By buffers of the backend's own.
+    // With the backend's own buffers.
     let want = {
         let plan = found.plan::<f32, f32, _>(&Lstm, &problem)?;
         let (wx, r, b) = (found.upload(&wx)?, found.upload(&r)?, found.upload(&b)?);
@@ -232,8 +230,7 @@ fn the_callers_stream_and_memory_are_used_as_they_are() -> Result<()> {
         (found.download(states.view())?, found.download(d_wx.view())?)
     };
 
-    // By cudarc's slices: on the stream the backend works on, and on another one of the same
-    // context.
+    // With cudarc's slices, on the backend's stream and on another one of the same context.
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let other: Arc<CudaStream> = context.new_stream().unwrap();
@@ -248,27 +245,33 @@ fn the_callers_stream_and_memory_are_used_as_they_are() -> Result<()> {
         let mut saved = plan.saved()?;
         let used = cuda.memory()?.used;
         {
-            let (lent_r, lent_b, lent_wx) = (cuda.borrow(&r)?, cuda.borrow(&b)?, cuda.borrow(&wx)?);
-            let weights = plan.pack(lent_r.view(), lent_b.view())?;
-            let mut lent_states = cuda.borrow_mut(&mut states)?;
+            let (borrowed_r, borrowed_b, borrowed_wx) =
+                (cuda.borrow(&r)?, cuda.borrow(&b)?, cuda.borrow(&wx)?);
+            let weights = plan.pack(borrowed_r.view(), borrowed_b.view())?;
+            let mut borrowed_states = cuda.borrow_mut(&mut states)?;
             plan.forward(Forward {
-                states: Some(lent_states.view_mut()),
+                states: Some(borrowed_states.view_mut()),
                 saved: Some(saved.view_mut()),
-                ..Forward::new(&weights, lent_wx.view())
+                ..Forward::new(&weights, borrowed_wx.view())
             })?;
-            drop(lent_states);
-            let (lent_states, lent_d_h) = (cuda.borrow(&states)?, cuda.borrow(&d_h)?);
-            let mut lent_d_wx = cuda.borrow_mut(&mut d_wx)?;
+            drop(borrowed_states);
+            let (borrowed_states, borrowed_d_h) = (cuda.borrow(&states)?, cuda.borrow(&d_h)?);
+            let mut borrowed_d_wx = cuda.borrow_mut(&mut d_wx)?;
             plan.backward(Backward {
-                d_h: Some(lent_d_h.view()),
-                ..Backward::new(&weights, lent_states.view(), saved.view(), lent_d_wx.view_mut())
+                d_h: Some(borrowed_d_h.view()),
+                ..Backward::new(
+                    &weights,
+                    borrowed_states.view(),
+                    saved.view(),
+                    borrowed_d_wx.view_mut(),
+                )
             })?;
         }
-        // The owner's stream waits for what was enqueued on the backend's.
+        // The slice's stream waits for the backend's.
         assert_eq!(owner.clone_dtoh(&states).unwrap(), want.0);
         assert_eq!(owner.clone_dtoh(&d_wx).unwrap(), want.1);
         cuda.synchronize()?;
-        assert_eq!(cuda.memory()?.used, used, "a call kept memory of its own");
+        assert_eq!(cuda.memory()?.used, used, "a call kept memory");
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The same bits again: by another call, another stream, several at once, and whatever warps wait
-//! for.
+//! Reproducible bits: in another call, on another stream, on several at once, and however warps are
+//! scheduled.
 
 use std::thread;
 
@@ -12,7 +12,7 @@ use flashrnn_testsuite::{Case, Results, Tensors, run};
 
 use super::cuda;
 
-/// The results of a few cells and element types.
+/// Returns the results of a few cells and element types.
 fn results(cuda: &Cuda) -> Result<Vec<Results>> {
     let problem = Problem::new(9, 70, 3, 80);
     let lstm = Case::random::<Lstm, bf16, bf16>(&Lstm, &problem, Tensors::ALL, 1)?;
@@ -26,18 +26,18 @@ fn results(cuda: &Cuda) -> Result<Vec<Results>> {
 }
 
 #[test]
-fn the_same_call_gives_the_same_bits_again() -> Result<()> {
+fn repeated_calls_return_the_same_bits() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let first = results(&cuda)?;
     for again in 1..=10 {
         assert!(results(&cuda)? == first, "run {again} differs from the first");
     }
-    assert!(results(&Cuda::new()?)? == first, "another stream gives other bits");
+    assert!(results(&Cuda::new()?)? == first, "another stream returns other bits");
     Ok(())
 }
 
 #[test]
-fn several_streams_at_once_give_the_bits_of_one_alone() -> Result<()> {
+fn several_streams_at_once_return_the_bits_of_one_alone() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let alone = results(&cuda)?;
     thread::scope(|scope| {
@@ -55,8 +55,8 @@ fn several_streams_at_once_give_the_bits_of_one_alone() -> Result<()> {
     })
 }
 
-/// Of heads in a block, in clusters of 3 to 16, with rows of any alignment, and f32: the fused
-/// kernels alone.
+/// Returns results of the fused kernels: heads in one block and in clusters of 3 to 16, rows of
+/// different alignment, and f32.
 fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
     let lstm = |head_dim| {
         Case::random::<Lstm, bf16, bf16>(
@@ -80,7 +80,7 @@ fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
 }
 
 #[test]
-fn warps_that_wait_at_random_give_the_same_bits() -> Result<()> {
+fn warps_that_wait_at_random_return_the_same_bits() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(Family::Fused);
     for seed in 1..=3 {
@@ -95,9 +95,9 @@ fn warps_that_wait_at_random_give_the_same_bits() -> Result<()> {
     Ok(())
 }
 
-/// h and d_wx of 10,000 forward and backward passes, on each of two streams at once.
+/// Compares h and d_wx of 10,000 forward and backward passes on each of two streams at once.
 #[test]
-fn ten_thousand_launches_on_two_streams_give_the_same_bits() -> Result<()> {
+fn ten_thousand_launches_on_two_streams_return_the_same_bits() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     fn passes(cuda: &Cuda, head_dim: usize, launches: usize) -> Result<()> {
         let problem = Problem::new(5, 12, 2, head_dim);

@@ -1,4 +1,4 @@
-//! The context that is current on the caller's thread, before and after every call.
+//! The caller's current context, before and after every call.
 
 use std::ptr;
 
@@ -9,7 +9,7 @@ use libloading::Library;
 
 use super::{Layer, cuda, size};
 
-/// The context that is current on this thread.
+/// Returns the context that is current on this thread.
 fn current() -> CUcontext {
     let mut current = ptr::null_mut();
     // SAFETY: the pointer is to a handle that lives through the call.
@@ -18,11 +18,11 @@ fn current() -> CUcontext {
     current
 }
 
-/// A context of the caller's own on the first device, destroyed when dropped.
+/// A context of the caller's on the first GPU, destroyed when dropped.
 struct OwnContext(CUcontext, Library);
 
 impl OwnContext {
-    /// Makes one and leaves the thread without a current context.
+    /// Creates a context and leaves the thread without a current one.
     fn new(cuda: &Cuda) -> Self {
         type Create = unsafe extern "C" fn(*mut CUcontext, u32, sys::CUdevice) -> CUresult;
         let mut context = ptr::null_mut();
@@ -53,7 +53,7 @@ impl Drop for OwnContext {
 }
 
 #[test]
-fn every_call_leaves_the_callers_context_current() -> Result<()> {
+fn every_call_restores_the_callers_context() -> Result<()> {
     let Some((found, _alone)) = cuda() else { return Ok(()) };
     let own = OwnContext::new(&found);
     drop(found);
@@ -61,8 +61,7 @@ fn every_call_leaves_the_callers_context_current() -> Result<()> {
         // SAFETY: the context is alive, or none.
         assert_eq!(unsafe { sys::cuCtxSetCurrent(mine) }, CUresult::CUDA_SUCCESS);
         let kept = |call: &str| assert_eq!(current(), mine, "after {call}");
-        // Opened with this context current, so that every call is tried that opens a device for the
-        // first time too.
+        // Opened while this context is current, to test the first opening of a GPU too.
         let cuda = Cuda::new()?;
         kept("Cuda::new");
         let second = cuda.with_new_stream()?;
@@ -103,20 +102,20 @@ fn every_call_leaves_the_callers_context_current() -> Result<()> {
             kept("dropping a plan");
         }
         {
-            // Of another stream, so that cudarc records and waits for events.
+            // On another stream, so that cudarc records and waits for events.
             let stream = cuda.stream().context().new_stream().unwrap();
             let mut slice = stream.clone_htod(&[1.0_f32, 2.0]).unwrap();
             // SAFETY: as above; cudarc has made its own current.
             assert_eq!(unsafe { sys::cuCtxSetCurrent(mine) }, CUresult::CUDA_SUCCESS);
-            let lent = cuda.borrow(&slice)?;
+            let borrowed = cuda.borrow(&slice)?;
             kept("borrow");
-            assert_eq!(cuda.download(lent.view())?, [1.0, 2.0]);
-            drop(lent);
-            kept("dropping what is lent");
-            let lent = cuda.borrow_mut(&mut slice)?;
+            assert_eq!(cuda.download(borrowed.view())?, [1.0, 2.0]);
+            drop(borrowed);
+            kept("dropping a borrowed slice");
+            let borrowed = cuda.borrow_mut(&mut slice)?;
             kept("borrow_mut");
-            drop(lent);
-            kept("dropping what is lent for writing");
+            drop(borrowed);
+            kept("dropping a slice borrowed for writing");
             drop(slice);
             drop(stream);
             // SAFETY: as above.

@@ -1,7 +1,6 @@
-//! What the host's side owes its callers, on a real device: streams that share what is compiled
-//! (`streams.rs`), the context that the caller had made current (`context.rs`), workspaces, memory
-//! given back, and memory of others refused (`memory.rs`). Where there is no device they say so and
-//! pass.
+//! The host side on a GPU: streams share compiled kernels (`streams.rs`); calls restore the caller's
+//! context (`context.rs`); workspaces suffice, memory is returned, and memory of other handles is
+//! refused (`memory.rs`). Without a GPU the tests print that they skip.
 
 mod context;
 mod memory;
@@ -15,7 +14,7 @@ use flashrnn_core::{
 use flashrnn_cuda::{Buffer, Cuda, CudaPlan, testing};
 use flashrnn_testsuite::random::Random;
 
-/// A device, for one test at a time, since most look at all of its memory.
+/// Opens a GPU for one test at a time, since most measure all of its memory.
 fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = flashrnn_gpu::lock(&ALONE);
@@ -30,7 +29,7 @@ fn numbers<T: Element>(seed: u64, shape: &[usize], deviation: f64) -> Vec<T> {
     Random::new(seed).normals(size(shape), deviation).into_iter().map(T::from_f64).collect()
 }
 
-/// A plan with every buffer of its calls, on one stream.
+/// A plan and every buffer of its calls, on one stream.
 struct Layer<T: Element> {
     cuda: Cuda,
     plan: CudaPlan<T, T>,
@@ -90,7 +89,7 @@ impl<T: Element> Layer<T> {
         })
     }
 
-    /// Every output of both passes.
+    /// Downloads every output of both passes.
     fn outputs(&self) -> Result<[Vec<T>; 4]> {
         let get = |buffer: &Buffer<T>| self.cuda.download(buffer.view());
         Ok([get(&self.states)?, get(&self.d_wx)?, get(&self.d_r)?, get(&self.d_b)?])

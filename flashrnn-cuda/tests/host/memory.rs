@@ -1,4 +1,4 @@
-//! Scratch memory, the pool, and whose memory a call takes.
+//! Scratch memory, the pool, and memory of other handles.
 
 use flashrnn_core::{
     Backend, Backward, Cell, Element, Elman, Error, Forward, Gru, Lstm, Options, Plan, Problem,
@@ -8,8 +8,8 @@ use flashrnn_cuda::{Buffer, Cuda, Family, ViewMut, testing};
 
 use super::{Layer, cuda, size};
 
-/// A layer's passes in workspaces of the caller's: the same bits, and not a byte more of the pool
-/// at any time.
+/// Checks both passes with the caller's workspaces: they must return the same bits as without, and
+/// never take memory from the pool.
 fn check_workspaces<C: Cell, T: Element + PartialEq>(
     cuda: &Cuda,
     cell: &C,
@@ -20,7 +20,7 @@ fn check_workspaces<C: Cell, T: Element + PartialEq>(
     layer.forward(None)?;
     layer.backward(None)?;
     let want = layer.outputs()?;
-    // Of exactly the sizes asked for, and every byte set.
+    // Of exactly the required sizes, with every bit set.
     let workspace = |bytes: usize| cuda.upload(&vec![0xff_u8; bytes]);
     let mut forward = workspace(layer.plan.forward_workspace().bytes)?;
     let mut backward = workspace(layer.plan.backward_workspace().bytes)?;
@@ -33,10 +33,13 @@ fn check_workspaces<C: Cell, T: Element + PartialEq>(
     })?;
     let what = format!("{} {} {problem:?}", C::NAME, T::DTYPE);
     if own != before {
-        failed.push(format!("{what}: {} bytes of the pool beside the workspaces", own - before));
+        failed.push(format!(
+            "{what}: {} bytes of the pool in addition to the workspaces",
+            own - before
+        ));
     }
     if layer.outputs()? != want {
-        failed.push(format!("{what}: other bits than in the pool's memory"));
+        failed.push(format!("{what}: the bits differ from those without workspaces"));
     }
     let pooled = testing::peak_memory_of(cuda, || {
         layer.backward(None)?;
@@ -44,7 +47,7 @@ fn check_workspaces<C: Cell, T: Element + PartialEq>(
     })?;
     if pooled <= before {
         failed.push(format!(
-            "{what}: a backward pass took nothing from the pool: nothing is measured"
+            "{what}: a backward pass took nothing from the pool, so the test measures nothing"
         ));
     }
     Ok(())
@@ -57,7 +60,7 @@ fn a_call_with_a_workspace_allocates_nothing() -> Result<()> {
     for family in [Family::Auto, Family::Alternating] {
         let cuda = cuda.clone().with_family(family);
         for save in [Save::Gates, Save::Recompute] {
-            // Rows of 33 elements are not aligned; the last has more tokens than a part.
+            // Rows of 33 elements are not aligned. The last problem sums tokens in several parts.
             for (batch, time, heads, head_dim) in [(3, 40, 2, 40), (3, 40, 2, 33), (7, 300, 1, 64)]
             {
                 let options = Options { save, ..Options::default() };
@@ -100,7 +103,7 @@ fn workspaces_that_do_not_fit_are_refused() -> Result<()> {
 }
 
 #[test]
-fn trim_gives_the_pools_memory_back() -> Result<()> {
+fn trim_returns_the_pools_memory() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let free = || cuda.stream().context().mem_get_info().unwrap().0;
     let passes = |batch| -> Result<()> {
@@ -108,7 +111,7 @@ fn trim_gives_the_pools_memory_back() -> Result<()> {
         layer.forward(None)?;
         layer.backward(None)
     };
-    // What stays: kernels, cuBLAS and its own memory.
+    // Loads the kernels and cuBLAS, whose memory stays.
     passes(1)?;
     cuda.trim()?;
     let before = free();
@@ -122,17 +125,17 @@ fn trim_gives_the_pools_memory_back() -> Result<()> {
         kept >> 20,
         (before.saturating_sub(after)) >> 10
     );
-    assert!(kept > 256 << 20, "the pool kept {kept} bytes: nothing is measured");
-    assert!(after + (64 << 20) >= before, "{} MiB were not given back", (before - after) >> 20);
-    // What is in use stays.
+    assert!(kept > 256 << 20, "the pool kept only {kept} bytes, so the test measures nothing");
+    assert!(after + (64 << 20) >= before, "{} MiB were not returned", (before - after) >> 20);
+    // Buffers in use stay.
     let buffer = cuda.upload(&[1.0_f32, 2.0])?;
     cuda.trim()?;
     assert_eq!(cuda.download(buffer.view())?, [1.0, 2.0]);
     Ok(())
 }
 
-/// Each tensor of each call in turn is one of another handle's: of another stream of the same
-/// device, or of another handle altogether.
+/// In each call, one tensor after the other belongs to another handle: of another stream of the same
+/// context, or of a context handle of its own.
 #[test]
 fn memory_of_another_handle_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -198,26 +201,24 @@ fn memory_of_another_handle_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A view of a slice that cudarc's stream lends to one handle is kept in order with that handle's
-/// stream alone.
+/// cudarc orders the uses of a borrowed slice with the stream of the handle that borrows it alone.
 #[test]
-fn a_slice_lent_to_another_handle_is_refused() -> Result<()> {
+fn a_slice_borrowed_by_another_handle_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let other = cuda.with_new_stream()?;
     let mut slice = cuda.stream().clone_htod(&[1.0_f32, 2.0]).unwrap();
-    let lent = cuda.borrow(&slice)?;
-    assert_eq!(cuda.download(lent.view())?, [1.0, 2.0]);
-    let refused = other.download(lent.view());
+    let borrowed = cuda.borrow(&slice)?;
+    assert_eq!(cuda.download(borrowed.view())?, [1.0, 2.0]);
+    let refused = other.download(borrowed.view());
     assert!(matches!(refused, Err(Error::Argument { .. })), "{refused:?}");
-    drop(lent);
-    let mut lent = other.borrow_mut(&mut slice)?;
-    let refused = cuda.download(lent.view_mut().as_view());
+    drop(borrowed);
+    let mut borrowed = other.borrow_mut(&mut slice)?;
+    let refused = cuda.download(borrowed.view_mut().as_view());
     assert!(matches!(refused, Err(Error::Argument { .. })), "{refused:?}");
     Ok(())
 }
 
-/// Empty views have no address, whatever they were made of: kernels take address 0 for a tensor
-/// that is absent.
+/// An empty view has address 0, whatever it was made from; to the kernels, that is an absent tensor.
 #[test]
 fn an_empty_batch_computes_nothing_and_clears_the_gradients() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Streams of one device.
+//! Several streams of one GPU.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use flashrnn_cuda::{Cuda, testing};
 
 use super::{Layer, cuda};
 
-/// Runs `work` and says how long it took.
+/// Runs `work` and returns its result and duration.
 fn timed<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Duration)> {
     let begin = Instant::now();
     let done = work()?;
@@ -30,7 +30,7 @@ fn a_second_stream_loads_nothing_again() -> Result<()> {
         assert_eq!(
             testing::loaded_modules(&second),
             loaded,
-            "the second stream has not what the first has"
+            "the second stream does not share the first one's modules"
         );
         let (plan, planned) = timed(|| second.plan::<bf16, bf16, _>(&Lstm, &problem))?;
         let mut layer = Layer::<bf16>::new(&second, &Lstm, &problem)?;
@@ -39,18 +39,21 @@ fn a_second_stream_loads_nothing_again() -> Result<()> {
         let ((), forward) = timed(|| layer.forward(None).and_then(|()| second.synchronize()))?;
         let ((), backward) = timed(|| layer.backward(None).and_then(|()| second.synchronize()))?;
         println!(
-            "{heads}x{head_dim}: the second stream opens in {opened:?}; plan {planned:?} and forward {forward:?} take \
-             {:?}, the first backward {backward:?}",
+            "{heads}x{head_dim}: the second stream opens in {opened:?}; plan {planned:?} and \
+             forward {forward:?} take {:?}, the first backward {backward:?}",
             planned + forward
         );
         assert_eq!(testing::loaded_modules(&second), loaded, "the second stream loaded modules");
-        assert!(layer.outputs()? == want, "{heads}x{head_dim}: the second stream gives other bits");
+        assert!(
+            layer.outputs()? == want,
+            "{heads}x{head_dim}: the second stream returns other bits"
+        );
     }
     Ok(())
 }
 
 #[test]
-fn a_handle_outlives_the_one_it_was_made_of() -> Result<()> {
+fn a_handle_outlives_the_one_it_was_made_from() -> Result<()> {
     let Some((first, _alone)) = cuda() else { return Ok(()) };
     let problem = Problem::new(3, 30, 2, 40);
     let mut layer = Layer::<f32>::new(&first, &Lstm, &problem)?;
@@ -67,9 +70,9 @@ fn a_handle_outlives_the_one_it_was_made_of() -> Result<()> {
     Ok(())
 }
 
-/// They share cuBLAS, the pool and the modules.
+/// The streams share cuBLAS, the pool and the modules.
 #[test]
-fn streams_of_one_device_give_the_bits_of_one_alone_at_the_same_time() -> Result<()> {
+fn concurrent_streams_of_one_device_return_the_bits_of_one_alone() -> Result<()> {
     let Some((first, _alone)) = cuda() else { return Ok(()) };
     fn results<T: Element>(cuda: &Cuda, problem: &Problem) -> Result<[Vec<T>; 4]> {
         let mut layer = Layer::<T>::new(cuda, &Lstm, problem)?;
