@@ -17,7 +17,8 @@ use crate::kernels::compile::Arch;
 use crate::passes::time_loop::TimeLoops;
 use crate::programs::Waits;
 
-/// An NVIDIA GPU and a stream on it. Clones share both; [`Cuda::with_stream`] shares the GPU alone.
+/// Runs recurrent networks on an NVIDIA GPU, on one stream. Clones share GPU and stream;
+/// [`Cuda::with_stream`] shares the GPU alone.
 ///
 /// Calls enqueue on the stream and return; only `synchronize`, `download` and `trim` wait. A
 /// failure on the GPU may therefore be reported by a later call than the one that caused it. Every

@@ -1,5 +1,5 @@
-//! The arguments of the time loops. Each struct is copied to the kernels as it is; [`header`] prints
-//! them as the file `call.cuh` that the kernels include.
+//! The arguments of the time loops. Each struct is copied to the kernels as it is; [`header`]
+//! prints them as the file `call.cuh` that the kernels include.
 
 use flashrnn_gpu::arguments;
 

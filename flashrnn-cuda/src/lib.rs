@@ -25,8 +25,8 @@
 //!
 //! 1. `driver/`: results of the driver as errors; the libraries and their functions; the current
 //!    context; streams and events; the memory pool.
-//! 2. `select/`: pure functions that choose the kernels: the tile of a kernel per step, the layout of
-//!    a fused kernel. [`KernelChoice`] describes them.
+//! 2. `select/`: pure functions that choose the kernels: the tile of a kernel per step, the layout
+//!    of a fused kernel. [`KernelChoice`] describes them.
 //! 3. `kernels/`, its first half: [`mod@compile`] calls NVRTC, [`cache`] keeps the result.
 //! 4. `device/`: a stream ([`Cuda`] has one), and the context it shares with other streams, with
 //!    cuBLAS in it.
@@ -35,8 +35,8 @@
 //! 7. `call.rs`: the arguments of the kernels; `programs.rs`: the kernel files joined with a cell,
 //!    element types and a layout.
 //! 8. `passes/`: the forward and the backward pass, fused (`fused.rs`) or with one launch per step
-//!    in graphs (`time_loop.rs`); what the backward pass does for all tokens at once (`recompute.rs`,
-//!    `weight_grad.rs`); packed weights (`pack.rs`).
+//!    in graphs (`time_loop.rs`); what the backward pass does for all tokens at once
+//!    (`recompute.rs`, `weight_grad.rs`); packed weights (`pack.rs`).
 //! 9. `backend.rs`: [`Cuda`]; `engine.rs`: the kernels of a plan; `plan.rs`: the public interface,
 //!    with the checks of every call.
 

@@ -1,4 +1,4 @@
-//! Plans: the checks of every call, and the traits of the public interface.
+//! The traits of the public interface, and the checks of every call.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -60,7 +60,7 @@ macro_rules! check_device {
     };
 }
 
-/// A plan: a problem with its kernels, ready to run on a GPU.
+/// Runs one problem on a GPU, with the kernels that were chosen and compiled for it.
 pub struct CudaPlan<T: Element, W: Element> {
     cuda: Cuda,
     engine: Engine,

@@ -80,12 +80,13 @@ pub enum Waits {
     Plain,
     /// Every warp also waits for a random time now and then.
     Delayed,
-    /// Where a cluster waits for an mbarrier, each block also waits for a barrier, which is the only
-    /// kind that compute-sanitizer's racecheck knows.
+    /// Where a cluster waits for an mbarrier, each block also waits for a barrier, which is the
+    /// only kind that compute-sanitizer's racecheck knows.
     Block,
 }
 
-/// The features that a fused kernel is compiled with. One that a call does not use costs time.
+/// The features that a fused kernel is compiled with. Each costs time, also in calls that do not
+/// use it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// The forward pass writes what the backward pass reads.
@@ -96,8 +97,8 @@ pub struct Features {
     pub clips: bool,
     /// How warps wait for each other.
     pub waits: Waits,
-    /// The power of two up to 16 that divides the addresses of all rows; `None` for the maximum that
-    /// D allows.
+    /// The maximum power of two up to 16 that divides the addresses of all rows; `None` for what D
+    /// allows.
     pub copy_bytes: Option<usize>,
     /// Saved gates are `[tokens, N, D, G]`.
     pub interleaved: bool,
@@ -270,7 +271,7 @@ fn fused_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<P
     for &head_dim in head_dims {
         let Ok(shapes) = Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };
         let bytes = bytes(element);
-        // The minimum and the maximum of instructions, and training without options.
+        // No features, training without options, and all features.
         let interleaved = interleaves(&shapes, bytes);
         let training = Features { saves: true, interleaved, ..Features::default() };
         let all = Features { ragged: true, clips: true, ..training };

@@ -1,22 +1,23 @@
-//! A report on the libraries that plans need.
+//! Reports on the libraries that plans need.
 
 use flashrnn_core::Result;
 
 use crate::driver::library;
 use crate::kernels::compile::Nvrtc;
 
-/// A library that plans need besides the driver, without which there is no [`Cuda`](crate::Cuda).
+/// Reports whether a library was found that plans need besides the driver. (Without the driver
+/// there is no [`Cuda`](crate::Cuda).)
 #[derive(Clone, Debug)]
 pub struct Library {
     /// The name.
     pub name: &'static str,
-    /// The version, or `found` for a library that has no version function; the error says why it
-    /// can't be used, and what to do.
+    /// The version, for cuBLAS only `found`; or an error that says why the library can't be used,
+    /// and what to do.
     pub found: Result<String>,
 }
 
-/// Looks for NVRTC and cuBLAS. If one is missing, making or running a plan fails with the error that
-/// is returned here.
+/// Looks for NVRTC and cuBLAS. If one is missing, making or running a plan fails with the error
+/// that is returned here.
 #[must_use]
 pub fn libraries() -> [Library; 2] {
     let nvrtc = Nvrtc::get().map(|nvrtc| format!("{}.{}", nvrtc.major, nvrtc.minor));

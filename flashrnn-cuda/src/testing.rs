@@ -1,5 +1,5 @@
-//! Helpers of this crate's tests. A test that lacks a GPU or a library prints that it skips; it fails
-//! if `FLASHRNN_REQUIRE` names what it lacks.
+//! Helpers of this crate's tests. A test that lacks a GPU or a library prints that it skips; it
+//! fails if `FLASHRNN_REQUIRE` names what it lacks.
 
 use flashrnn_core::Result;
 use flashrnn_gpu::or_skip;

@@ -1,4 +1,5 @@
-//! The disk cache between processes: several need the same kernel at once, and a later one finds it.
+//! The disk cache between processes: several need the same kernel at once, and a later one finds
+//! it.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

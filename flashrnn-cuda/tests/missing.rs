@@ -91,8 +91,8 @@ mod broken {
         for (i, (content, want)) in drivers.into_iter().enumerate() {
             std::fs::write(lib.path().join("libcuda.so"), content).unwrap();
             let seen = what_a_process_sees(lib.path());
-            // The loader ignores a file that is no library, and may find a real driver under another
-            // name.
+            // The loader ignores a file that is no library, and may find a real driver under
+            // another name.
             let ignored = want == "libcuda.so" && seen.contains("device found");
             assert!(seen.contains(want) || ignored, "driver {i}: {want} is not in:\n{seen}");
         }

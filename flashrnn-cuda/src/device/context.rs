@@ -79,7 +79,8 @@ impl Context {
     /// Returns the properties that kernels are selected by.
     pub(crate) fn gpu(&self) -> Gpu {
         Gpu {
-            // A cluster of 16 needs most of a GPC; a MIG slice of a GPU may not have that many.
+            // A cluster of 16 blocks needs a large part of a data-centre GPU, which a MIG slice of
+            // one may not have.
             cluster: match self.arch.major {
                 ..9 => 1,
                 9 | 10 if self.multiprocessors >= 100 => 16,

@@ -65,8 +65,8 @@ const DRIVER: Wanted = Wanted {
         "cuStreamSynchronize",
         "cuStreamWaitEvent",
     ],
-    advice: "install NVIDIA's driver, for CUDA 12.3 or later (in a container, start it with the GPUs \
-             passed through)",
+    advice: "install NVIDIA's driver, for CUDA 12.3 or later (in a container, start it with the \
+             GPUs passed through)",
 };
 
 const NVRTC: Wanted = Wanted {
@@ -89,9 +89,9 @@ const NVRTC: Wanted = Wanted {
         "nvrtcGetSupportedArchs",
         "nvrtcVersion",
     ],
-    advice: "install NVRTC 12 or later, from the CUDA toolkit or by `pip install nvidia-cuda-nvrtc`, \
-             no newer than the driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or CUDA_PATH \
-             lead to it",
+    advice: "install NVRTC 12 or later, from the CUDA toolkit or by `pip install \
+             nvidia-cuda-nvrtc`, no newer than the driver's CUDA, and let LD_LIBRARY_PATH (PATH on \
+             Windows) or CUDA_PATH lead to it",
 };
 
 const CUBLAS: Wanted = Wanted {
@@ -106,9 +106,9 @@ const CUBLAS: Wanted = Wanted {
         "cublasSetStream_v2",
         "cublasSetWorkspace_v2",
     ],
-    advice: "install cuBLAS 12 or later, from the CUDA toolkit or by `pip install nvidia-cublas`, no \
-             newer than the driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or CUDA_PATH \
-             lead to it",
+    advice: "install cuBLAS 12 or later, from the CUDA toolkit or by `pip install nvidia-cublas`, \
+             no newer than the driver's CUDA, and let LD_LIBRARY_PATH (PATH on Windows) or \
+             CUDA_PATH lead to it",
 };
 
 /// Loads the driver's library and returns the CUDA version that it supports, as
@@ -175,8 +175,8 @@ fn check_driver_version(version: i32) -> Result<()> {
         return Ok(());
     }
     Err(Error::device(format!(
-        "the NVIDIA driver is too old: it supports CUDA {}, and 12.3 or later is needed (graphs with \
-         programmatic edges); install driver 545 or later",
+        "the NVIDIA driver is too old: it supports CUDA {}, and 12.3 or later is needed (graphs \
+         with programmatic edges); install driver 545 or later",
         version_name(version)
     )))
 }

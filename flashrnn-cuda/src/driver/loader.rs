@@ -52,9 +52,9 @@ impl Wanted {
         format!("{} has no {function}: it is too old or not NVIDIA's", self.name())
     }
 
-    /// Opens the first file that the system's loader finds, or else the first in the folders of CUDA
-    /// toolkits. A library that was opened by its path is found by its name from then on, so cudarc
-    /// finds it too.
+    /// Opens the first file that the system's loader finds, or else the first in the folders of
+    /// CUDA toolkits. A library that was opened by its path is found by its name from then on, so
+    /// cudarc finds it too.
     pub(crate) fn load(&self) -> std::result::Result<Library, String> {
         let names: Vec<String> = self.stems.iter().flat_map(|stem| names(stem)).collect();
         let by_name = || names.iter().find_map(open);
@@ -99,8 +99,8 @@ fn toolkit_folders() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Returns the file names a library may have: some of those that cudarc tries, in its order, so that
-/// cudarc finds what is found here.
+/// Returns the file names a library may have: some of those that cudarc tries, in its order, so
+/// that cudarc finds what is found here.
 fn names(stem: &str) -> Vec<String> {
     let major = CUDA_VERSION / 1000;
     let minor = CUDA_VERSION % 1000 / 10;

@@ -10,7 +10,8 @@ use flashrnn_core::Result;
 
 use crate::driver::check;
 
-/// Device memory, in bytes, of a [`Cuda`](crate::Cuda) and all that share its context.
+/// Counts the device memory, in bytes, of a [`Cuda`](crate::Cuda) and of all that share its
+/// context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
     /// In live buffers, and in those whose freeing is enqueued but has not run.

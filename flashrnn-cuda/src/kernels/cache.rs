@@ -1,10 +1,10 @@
 //! The disk cache of compiled kernels.
 //!
 //! An entry's key is a hash of source, headers, options, architecture, the compiler's version and
-//! build, and this crate's version. Each entry is a file in the folder that the environment variable
-//! `FLASHRNN_CACHE` names, by default `flashrnn` in the user's cache folder (`~/.cache` on Linux).
-//! `FLASHRNN_CACHE=off` turns the cache off. A folder that other users may write is not used, and a
-//! folder that cannot be written keeps nothing; neither is an error.
+//! build, and this crate's version. Each entry is a file in the folder that the environment
+//! variable `FLASHRNN_CACHE` names, by default `flashrnn` in the user's cache folder (`~/.cache` on
+//! Linux). `FLASHRNN_CACHE=off` turns the cache off. A folder that other users may write is not
+//! used, and a folder that cannot be written keeps nothing; neither is an error.
 
 use std::io;
 use std::path::PathBuf;

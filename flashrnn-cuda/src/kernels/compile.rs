@@ -10,7 +10,7 @@ use flashrnn_core::{Error, Result};
 
 use crate::driver::library;
 
-/// A source and everything else that its machine code depends on, except the architecture.
+/// Holds a source and everything else that its machine code depends on, except the architecture.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Program {
     /// Name of the source file, for the compiler's messages.
@@ -23,7 +23,7 @@ pub struct Program {
     pub options: Vec<String>,
 }
 
-/// A compute capability, such as 9.0.
+/// Identifies a compute capability, such as 9.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Arch {
     /// 9 of 9.0.
@@ -50,7 +50,7 @@ impl fmt::Display for Arch {
 /// The options that every program is compiled with, besides the architecture.
 pub(crate) const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
 
-/// A compiled [`Program`].
+/// Holds a compiled [`Program`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
     /// Machine code for one architecture.
@@ -59,7 +59,7 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// The version of the NVRTC that was found.
+/// Describes the NVRTC that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nvrtc {
     /// 13 of 13.0.
@@ -68,7 +68,7 @@ pub struct Nvrtc {
     pub minor: u32,
     /// Release and build, as the compiler prints them.
     pub build: String,
-    /// The architectures it supports, as 10 times major plus minor.
+    /// The supported architectures, as 10 times major plus minor.
     architectures: Vec<u32>,
 }
 

@@ -66,8 +66,8 @@ impl Cuda {
     /// Borrows one of cudarc's slices for reading, without a copy.
     ///
     /// # Errors
-    /// [`Error::Argument`] if cudarc can't order the uses of the slice: it is on another stream than
-    /// this handle, and belongs to another `CudaContext` or to one that doesn't track events.
+    /// [`Error::Argument`] if cudarc can't order the uses of the slice: it is on another stream
+    /// than this handle, and belongs to another `CudaContext` or to one that doesn't track events.
     pub fn borrow<'a, P>(&'a self, slice: &'a CudaSlice<P>) -> Result<Borrowed<'a, P>> {
         self.check_order(slice)?;
         let _kept = keep()?;

@@ -71,9 +71,9 @@ impl Common {
         self.problem.options.save == Save::Recompute
     }
 
-    /// Returns the two parts of a tensor of all gates: `[tokens, Gx, N, D]`, followed by
-    /// `[tokens, G - Gx, N, D]`. Interleaved gates (`select::alignment::interleaves`) have no parts;
-    /// their address is that of the first.
+    /// Returns the addresses of the two parts of a tensor of all gates: `[tokens, Gx, N, D]`, then
+    /// `[tokens, G - Gx, N, D]`. Interleaved gates (`select::alignment::interleaves`) have no parts
+    /// and begin at the first address.
     pub(crate) fn gates_at(&self, address: Address) -> Gates {
         let external =
             self.shapes.tokens() * self.shapes.external * self.shapes.units() * self.bytes;

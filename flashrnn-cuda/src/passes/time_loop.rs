@@ -126,8 +126,8 @@ impl TimeLoop {
     }
 }
 
-/// The most recently used time loops, kept so that a plan that differs only in T, for example, needs
-/// no new graph.
+/// The most recently used time loops, kept so that a plan that differs only in T, for example,
+/// needs no new graph.
 #[derive(Default)]
 pub(crate) struct TimeLoops(Mutex<Vec<Entry>>);
 

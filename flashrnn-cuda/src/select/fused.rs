@@ -33,8 +33,8 @@ const MAX_WEIGHTS: [usize; 2] = [128, 64];
 /// warps.
 const MAX_WEIGHTS_IO: usize = 32;
 
-/// Returns the layout of the fused forward kernel, or `None` if the head does not fit: the rows of R
-/// of 8 units, or half of their k, must fit the registers of a warp.
+/// Returns the layout of the fused forward kernel, or `None` if the head does not fit: the rows of
+/// R of 8 units, or half of their k, must fit the registers of a warp.
 pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if shapes.recurrent == 0 {
         return None;
@@ -119,9 +119,9 @@ fn cluster_units(shapes: &Shapes, gpu: Gpu) -> [usize; 2] {
     if blocks <= gpu.multiprocessors { [32, 64] } else { [64, 32] }
 }
 
-/// Returns the rows of the batch in a block. There are 4 if every block then has a multiprocessor of
-/// its own, since the work for each row and unit, most of a step, then takes half the time; and in
-/// a large cluster, where the exchange dominates.
+/// Returns the rows of the batch in a block. There are 4 if every block then has a multiprocessor
+/// of its own, since the work for each row and unit, most of a step, then takes half the time; and
+/// in a large cluster, where the exchange dominates.
 fn rows(shapes: &Shapes, blocks: usize, gpu: Gpu) -> usize {
     let spread = blocks * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
     if spread || blocks > 8 { 4 } else { 8 }
@@ -138,8 +138,8 @@ impl Fused {
         self.blocks * shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
-    /// Returns the layout with as many stages as fit the shared memory, at most 8: more hide no more
-    /// latency. Returns `None` if the GPU has no such clusters, or 3 stages do not fit.
+    /// Returns the layout with as many stages as fit the shared memory, at most 8: more hide no
+    /// more latency. Returns `None` if the GPU has no such clusters, or 3 stages do not fit.
     fn with_stages(self, gpu: Gpu, shared: impl Fn(&Self) -> usize) -> Option<Self> {
         let stages = [8, 6, 4, 3].into_iter().map(|stages| Self { stages, ..self });
         stages
@@ -178,8 +178,8 @@ impl Fused {
         (element_bytes * (h + x + saved) + 4 * floats).next_multiple_of(8) + 16
     }
 
-    /// Returns the bytes of shared memory of the backward kernel: the size of the struct `Shared` in
-    /// kernels/fused/backward.cu.
+    /// Returns the bytes of shared memory of the backward kernel: the size of the struct `Shared`
+    /// in kernels/fused/backward.cu.
     pub fn backward_shared(&self, shapes: &Shapes, element_bytes: usize) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let dg = 2 * rows * (self.split_k * self.backward_steps(shapes) * 32 + 8);

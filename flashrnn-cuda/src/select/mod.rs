@@ -7,7 +7,7 @@ pub mod fused;
 pub(crate) mod gradient;
 pub mod step;
 
-/// GPU properties that drive kernel selection.
+/// Holds the GPU properties that drive kernel selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gpu {
     /// Maximum blocks of a cluster; 1 if there are none (before compute capability 9.0).

@@ -1,5 +1,5 @@
-//! Tests of what the passes build on: memory, launches, graphs, streams, cuBLAS and the kernels that
-//! prepare the backward pass. They need a GPU, and without one print that they skip.
+//! Tests of what the passes build on: memory, launches, graphs, streams, cuBLAS and the kernels
+//! that prepare the backward pass. They need a GPU, and without one print that they skip.
 
 mod blas;
 mod launch;

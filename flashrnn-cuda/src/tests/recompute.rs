@@ -10,8 +10,8 @@ use crate::programs::{self, CellSource};
 use crate::select::step::depth as depth_of;
 use crate::testing;
 
-/// Compares `previous_h` with the same computed here, bit for bit, for rows of D elements that begin
-/// `offset` elements after a multiple of 16 bytes.
+/// Compares `previous_h` with the same computed here, bit for bit, for rows of D elements that
+/// begin `offset` elements after a multiple of 16 bytes.
 fn check_previous_h<T: Element + PartialEq>(
     cuda: &Cuda,
     head_dim: usize,
@@ -82,8 +82,8 @@ fn check_previous_h<T: Element + PartialEq>(
     assert_eq!(differ, None, "{} D {head_dim} offset {offset} forwards {forwards}", T::DTYPE);
 }
 
-/// Compares `pad` with the same computed here, for rows that begin `offset` elements after a multiple
-/// of 16 bytes.
+/// Compares `pad` with the same computed here, for rows that begin `offset` elements after a
+/// multiple of 16 bytes.
 fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize) {
     let device = &cuda.device;
     let _entered = device.enter().unwrap();

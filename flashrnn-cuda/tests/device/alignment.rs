@@ -94,7 +94,8 @@ struct Written<T> {
     d_wx: Vec<T>,
 }
 
-/// Tensors that begin `first` elements into memory of their own, with [`GUARD`] elements after them.
+/// Tensors that begin `first` elements into memory of their own, with [`GUARD`] elements after
+/// them.
 #[derive(Clone, Copy)]
 struct Guarded<'a> {
     first: usize,

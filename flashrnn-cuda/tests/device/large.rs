@@ -36,7 +36,8 @@ fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     let [batch, time, heads, head_dim] = LARGE;
     let (row, elements) = (time * head_dim, batch * time * head_dim);
     assert!(elements > 1 << 31);
-    // wx, h in states, gates, d_h and d_wx, and half as much again for the scratch memory of a pass.
+    // wx, h in states, gates, d_h and d_wx, and half as much again for the scratch memory of a
+    // pass.
     let bytes = 15 * elements / 2 * size_of::<T>();
     let (free, _) = memory(&cuda);
     if free < bytes {

@@ -73,8 +73,8 @@ fn every_kernel_on_a_small_problem() -> Result<()> {
     ) -> Result<()> {
         // Bounds that find mistakes; the conformance suite has tight ones.
         let allowed = if size_of::<T>() == 4 { 2e-5 } else { 5e-2 };
-        // A block with unused rows, rows that begin in the middle of a word, and a cluster of 3 whose
-        // last block has unused units, with saved and recomputed gates.
+        // A block with unused rows, rows that begin in the middle of a word, and a cluster of 3
+        // whose last block has unused units, with saved and recomputed gates.
         for (head_dim, save, tensors) in [
             (40, Save::Gates, Tensors::PLAIN),
             (33, Save::Gates, Tensors { d_states: false, ..Tensors::ALL }),

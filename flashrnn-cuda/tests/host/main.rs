@@ -1,6 +1,6 @@
-//! The host side on a GPU: streams share compiled kernels (`streams.rs`); calls restore the caller's
-//! context (`context.rs`); workspaces suffice, memory is returned, and memory of other handles is
-//! refused (`memory.rs`). Without a GPU the tests print that they skip.
+//! The host side on a GPU: streams share compiled kernels (`streams.rs`); calls restore the
+//! caller's context (`context.rs`); workspaces suffice, memory is returned, and memory of other
+//! handles is refused (`memory.rs`). Without a GPU the tests print that they skip.
 
 mod context;
 mod memory;

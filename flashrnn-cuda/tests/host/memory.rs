@@ -134,8 +134,8 @@ fn trim_returns_the_pools_memory() -> Result<()> {
     Ok(())
 }
 
-/// In each call, one tensor after the other belongs to another handle: of another stream of the same
-/// context, or of a context handle of its own.
+/// In each call, one tensor after the other belongs to another handle: of another stream of the
+/// same context, or of a context handle of its own.
 #[test]
 fn memory_of_another_handle_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -155,8 +155,8 @@ fn memory_of_another_handle_is_refused() -> Result<()> {
         let lengths = other.upload(&[1_i32, 2, 3])?;
         macro_rules! refused_forward {
             ($tensor:literal, $($field:ident: $value:expr),*) => {{
-                let call = Forward { $($field: $value,)* ..Forward::new(&mine.weights, mine.wx.view()) };
-                refused($tensor, mine.plan.forward(call));
+                let call = Forward::new(&mine.weights, mine.wx.view());
+                refused($tensor, mine.plan.forward(Forward { $($field: $value,)* ..call }));
             }};
         }
         refused_forward!("weights", weights: &theirs.weights);
@@ -179,8 +179,9 @@ fn memory_of_another_handle_is_refused() -> Result<()> {
         }
         refused_backward!("weights", weights: &theirs.weights);
         refused_backward!("states", states: theirs.states.view());
-        refused_backward!("saved", saved: SavedRef { gates: theirs.saved.view().gates, ..mine.saved.view() });
-        refused_backward!("saved", saved: SavedRef { wide: theirs.saved.view().wide, ..mine.saved.view() });
+        let SavedRef { gates, wide } = theirs.saved.view();
+        refused_backward!("saved", saved: SavedRef { gates, ..mine.saved.view() });
+        refused_backward!("saved", saved: SavedRef { wide, ..mine.saved.view() });
         refused_backward!("d_h", d_h: Some(theirs.d_h.view()));
         refused_backward!("d_last", d_last: Some(state.view()));
         refused_backward!("d_wx", d_wx: theirs.d_wx.view_mut());
@@ -218,7 +219,8 @@ fn a_slice_borrowed_by_another_handle_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// An empty view has address 0, whatever it was made from; to the kernels, that is an absent tensor.
+/// An empty view has address 0, whatever it was made from; to the kernels, that is an absent
+/// tensor.
 #[test]
 fn an_empty_batch_computes_nothing_and_clears_the_gradients() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
