@@ -46,4 +46,4 @@ fn rank(bits: u32, k: u32) -> u32 { return countOneBits(bits & ((1u << k) - 1u))
 fn kept_wide(bits: u32, k: u32) -> bool { return NARROW && ((bits >> k) & 1u) != 0u; }
 
 // Where a tensor [S, B, N, D] of the row's states has this state.
-fn state_at(s: u32, row: u32, place: u32) -> u32 { return (s * params.batch + row) * units() + place; }
+fn state_index(s: u32, row: u32, place: u32) -> u32 { return (s * params.batch + row) * units() + place; }

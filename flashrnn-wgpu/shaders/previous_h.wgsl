@@ -20,6 +20,6 @@ fn previous_of(token: u32) -> Previous {
 
 fn previous_h(previous: Previous, place: u32) -> f32 {
     if !previous.exists { return 0.0f; }
-    if previous.first { return saturated(work_f32(params.s0_at + state_at(0u, previous.at, place))); }
+    if previous.first { return saturated(work_f32(params.s0_at + state_index(0u, previous.at, place))); }
     return load_states(previous.at * units() + place);
 }

@@ -24,4 +24,4 @@ fn bias(gate: u32, place: u32) -> f32 {
 }
 
 // How many pieces these are.
-fn plain_pieces() -> u32 { return 2u * RECURRENT * units() * pieces() + (GATES * units() + 3u) / 4u; }
+fn step_pieces() -> u32 { return 2u * RECURRENT * units() * pieces() + (GATES * units() + 3u) / 4u; }

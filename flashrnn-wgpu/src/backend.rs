@@ -1,27 +1,29 @@
-//! The backend: an adapter's device and queue, opened or the caller's.
+//! The handle of a device: opening an adapter, or using the caller's device and queue.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use bytemuck::Pod;
-use flashrnn_core::{Backend, Cell, Element, Error, Info, Problem, Result};
-use flashrnn_gpu::{DTYPES, Family, lock};
+use flashrnn_core::{Error, Result};
+use flashrnn_gpu::{Family, lock};
 
 use crate::device::{Device, failure};
-use crate::memory::{Buffer, View, ViewMut};
-use crate::passes::pack::{Packed, PackedOrder};
-use crate::plan::WgpuPlan;
-use crate::select::Choice;
+use crate::kernels::Kernels;
+use crate::memory::scratch::Pools;
+use crate::probe::Probes;
+use crate::select::Preferences;
 
-/// A device that wgpu found, or the caller's. Clones share it; buffers, packed weights and plans
-/// belong to all clones of one.
+/// A device that wgpu found, or the caller's. Clones share the device and everything made on it:
+/// buffers, packed weights, plans and compiled kernels.
 #[derive(Clone)]
 pub struct Wgpu {
     pub(crate) device: Arc<Device>,
-    pub(crate) choice: Choice,
+    pub(crate) kernels: Arc<Kernels>,
+    pub(crate) probes: Arc<Probes>,
+    pub(crate) pools: Arc<Pools>,
+    pub(crate) preferences: Preferences,
 }
 
-/// The adapters there are, each by its name, kind, driver's interface and driver.
+/// Lists the adapters, each by its name, kind, API and driver.
 #[must_use]
 pub fn adapters() -> Vec<String> {
     let list = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
@@ -37,12 +39,12 @@ fn describe(info: &wgpu::AdapterInfo) -> String {
     format!("{} ({:?}, {:?})", info.name, info.device_type, info.backend)
 }
 
-/// What the kernels with cooperative matrices need.
+/// The features that the kernels with cooperative matrices need.
 const MATRICES: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
     .union(wgpu::Features::SHADER_F16)
     .union(wgpu::Features::SUBGROUP);
 
-/// Whether there are cooperative matrices of 16 x 16, f16 in and f32 out, in subgroups of 32.
+/// Returns whether there are cooperative matrices of 16 x 16, from f16 to f32, in subgroups of 32.
 fn has_matrices(adapter: &wgpu::Adapter) -> bool {
     use wgpu::CooperativeScalarType::{F16, F32};
     let info = adapter.get_info();
@@ -58,7 +60,7 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
 }
 
-/// How much a kind of adapter is wanted; the largest first.
+/// Ranks a kind of adapter; the highest is taken.
 fn preference(kind: wgpu::DeviceType) -> u32 {
     match kind {
         wgpu::DeviceType::DiscreteGpu => 4,
@@ -70,26 +72,27 @@ fn preference(kind: wgpu::DeviceType) -> u32 {
 }
 
 impl Wgpu {
-    /// The first of the best adapters: discrete GPUs, then integrated ones. Drivers that run on the
-    /// CPU are taken only where the environment variable `FLASHRNN_WGPU_CPU` is set and not `0`.
-    /// With `FLASHRNN_WGPU_MATRIX`, gradients of R in f16 are made by cooperative matrices where
-    /// the adapter has them, an experimental part of wgpu.
+    /// Opens the first discrete GPU, else the first integrated one. Drivers that run on the CPU are
+    /// used only if the environment variable `FLASHRNN_WGPU_CPU` is set and not `0`. If
+    /// `FLASHRNN_WGPU_MATRIX` is set, gradients of R in f16 are computed by cooperative matrices on
+    /// adapters that have them; they are an experimental feature of wgpu.
     ///
-    /// Open one and clone it: NVIDIA's driver 580 was seen to hang where threads opened and closed
-    /// dozens of devices at a time.
+    /// Open one device and clone the handle: NVIDIA's driver 580 hung when threads opened and closed
+    /// dozens of devices at the same time.
     ///
     /// # Errors
-    /// [`Error::Device`] where there is no adapter, or none opens.
+    /// [`Error::Device`] if there is no adapter, or it cannot be opened.
     pub fn new() -> Result<Self> {
         let cpu = std::env::var_os("FLASHRNN_WGPU_CPU").is_some_and(|value| value != "0");
         let wanted = |info: &wgpu::AdapterInfo| cpu || info.device_type != wgpu::DeviceType::Cpu;
-        Self::open(wanted, "no GPU; FLASHRNN_WGPU_CPU=1 takes drivers that run on the CPU too")
+        Self::open(wanted, "no GPU; FLASHRNN_WGPU_CPU=1 allows drivers that run on the CPU")
     }
 
-    /// The best of the adapters whose name contains `name`, whatever its kind.
+    /// Opens the adapter whose name contains `name`, whatever its kind; among several, a GPU is
+    /// preferred.
     ///
     /// # Errors
-    /// As [`Wgpu::new`].
+    /// Those of [`Wgpu::new`].
     pub fn with_adapter(name: &str) -> Result<Self> {
         Self::open(|info| info.name.contains(name), &format!("no adapter's name contains {name:?}"))
     }
@@ -107,7 +110,7 @@ impl Wgpu {
         let wanted = std::env::var_os("FLASHRNN_WGPU_MATRIX").is_some_and(|value| value != "0");
         let (matrices, experimental_features) = if wanted && has_matrices(adapter) {
             #[allow(unsafe_code)]
-            // SAFETY: whoever set the variable has read that this part of wgpu may have bugs.
+            // SAFETY: the documentation of the variable says that this part of wgpu is experimental.
             (MATRICES, unsafe { wgpu::ExperimentalFeatures::enabled() })
         } else {
             (wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled())
@@ -125,51 +128,61 @@ impl Wgpu {
             .map_err(|error| Error::device_because(format!("wgpu: {}", describe(&info)), error))?;
         let failures = Arc::new(Mutex::new(None));
         let kept = failures.clone();
-        // Without a handler wgpu panics.
+        // Without a handler, wgpu panics.
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             lock(&kept).get_or_insert_with(|| failure(error, 0));
         }));
         let mut device = Device::new(device, queue, describe(&info), failures);
         device.matrices = !matrices.is_empty();
         let lost = device.lost.clone();
-        device.device.set_device_lost_callback(move |reason, message| {
+        device.handle.set_device_lost_callback(move |reason, message| {
             let why = format!("wgpu: the device is lost: {reason:?} {message}");
             lost.get_or_init(|| Error::device(why.trim_end()));
         });
-        Ok(Self { device: Arc::new(device), choice: Choice::default() })
+        Ok(Self::of_device(device))
     }
 
-    /// Takes the caller's own device and queue. Errors that wgpu reports outside of calls stay the
-    /// caller's, and so does the loss of the device: of what it ends, only downloads fail.
+    fn of_device(device: Device) -> Self {
+        let device = Arc::new(device);
+        Self {
+            kernels: Arc::new(Kernels::new(device.clone())),
+            device,
+            probes: Arc::default(),
+            pools: Arc::default(),
+            preferences: Preferences::default(),
+        }
+    }
+
+    /// Uses the caller's device and queue. wgpu reports errors outside of calls, and the loss of the
+    /// device, to the caller; after a loss only downloads fail here.
     ///
-    /// Call it once and clone the result: two handles made of one device refuse each other's
-    /// buffers and weights.
+    /// Call this once and clone the result: two handles of one device refuse each other's buffers
+    /// and weights.
     #[must_use]
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        let device =
-            Arc::new(Device::new(device, queue, "the caller's device".into(), Arc::default()));
-        Self { device, choice: Choice::default() }
+        let name = "the caller's device".into();
+        Self::of_device(Device::new(device, queue, name, Arc::default()))
     }
 
-    /// The same device and queue, with plans of these kernels.
+    /// Returns a handle of the same device whose plans use these kernels.
     #[must_use]
     pub fn with_family(self, family: Family) -> Self {
-        Self { choice: Choice { family, ..self.choice }, ..self }
+        Self { preferences: Preferences { family, ..self.preferences }, ..self }
     }
 
-    /// Whether the driver runs on the CPU, so that there is no GPU behind it.
+    /// Returns whether the driver runs on the CPU.
     #[must_use]
     pub fn is_cpu(&self) -> bool {
-        self.device.device.adapter_info().device_type == wgpu::DeviceType::Cpu
+        self.device.handle.adapter_info().device_type == wgpu::DeviceType::Cpu
     }
 
-    /// The wgpu device.
+    /// Returns the wgpu device.
     #[must_use]
     pub fn device(&self) -> &wgpu::Device {
-        &self.device.device
+        &self.device.handle
     }
 
-    /// The wgpu queue that everything is enqueued on.
+    /// Returns the wgpu queue that everything is enqueued on.
     #[must_use]
     pub fn queue(&self) -> &wgpu::Queue {
         &self.device.queue
@@ -180,37 +193,7 @@ impl fmt::Debug for Wgpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Wgpu")
             .field("device", &self.device.name)
-            .field("family", &self.choice.family)
+            .field("family", &self.preferences.family)
             .finish_non_exhaustive()
-    }
-}
-
-impl Backend for Wgpu {
-    type Buffer<P: Pod + Send + Sync> = Buffer<P>;
-    type View<'a, P: Pod + Send + Sync> = View<'a, P>;
-    type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
-    type Packed<T: Element> = Packed<T>;
-    type PackedOrder = PackedOrder;
-    type Plan<T: Element, W: Element> = WgpuPlan<T, W>;
-
-    fn info(&self) -> Info {
-        Info { name: "wgpu", device: self.device.name.clone(), dtypes: DTYPES.into() }
-    }
-
-    flashrnn_gpu::device_methods!();
-
-    /// Gives back the scratch memory that plans which are still there keep, on all clones of this
-    /// handle, and waits for all that was enqueued: the driver gets it only then, and may keep some
-    /// for itself.
-    fn trim(&self) -> Result<()> {
-        self.device.trim()
-    }
-
-    fn plan<T: Element, W: Element, C: Cell>(
-        &self,
-        cell: &C,
-        problem: &Problem,
-    ) -> Result<WgpuPlan<T, W>> {
-        WgpuPlan::new(self, cell, problem)
     }
 }

@@ -1,10 +1,10 @@
-//! The arguments of the kernels, and the layout of the memory that they work in.
+//! The arguments of the kernels, in uniform buffers. The structs are printed as WGSL when a program
+//! is joined.
 
-use flashrnn_core::Shapes;
 use flashrnn_gpu::arguments;
 
 arguments! {
-    /// The arguments of every kernel, a uniform buffer. Flags are 0 or 1.
+    /// The arguments of every kernel. Flags are 0 or 1.
     pub struct Params {
         batch: u32,
         time: u32,
@@ -12,8 +12,9 @@ arguments! {
         head_dim: u32,
         time_major: u32,
         reverse: u32,
-        /// The backward pass counts its steps from the last one.
+        /// First step of the dispatches; the backward pass counts from the last step.
         first_step: u32,
+        /// End of the steps, exclusive.
         end_step: u32,
         has_lengths: u32,
         has_resets: u32,
@@ -30,8 +31,11 @@ arguments! {
         cut_recurrent_grad: u32,
         forward_clip: f32,
         recurrent_grad_clip: f32,
+        /// Parts that a sum over tokens is split into.
         parts: u32,
+        /// Tokens of a part.
         part_tokens: u32,
+        /// Whether `reduce` adds to what `out` holds.
         accumulate: u32,
         /// Columns of the sums that `reduce` adds.
         row_length: u32,
@@ -39,11 +43,11 @@ arguments! {
         gates_step: u32,
         /// Number of steps of the recomputed gates.
         gates_steps: u32,
-        // Offsets of the regions of `work`, in words.
+        // Offsets of the regions of `work`, in words (layout.rs).
         lengths_at: u32,
         resets_at: u32,
         s0_at: u32,
-        carried_at: u32,
+        state_at: u32,
         exchange_at: u32,
         inner_at: u32,
         d_last_at: u32,
@@ -59,62 +63,22 @@ arguments! {
         d_states_first: u32,
         d_wx_first: u32,
         out_first: u32,
-        /// Always 0, which the compiler does not know; for `opaque` in math.wgsl.
+        /// Always 0, which no compiler can know; for `opaque` in math.wgsl.
         zero: u32,
         /// Rounds the size up to a multiple of 16, as a uniform buffer needs.
         pad: u32,
     }
 }
 
-const _: () = assert!(size_of::<Params>().is_multiple_of(16));
-
-impl Params {
-    /// Lays out `work` of a forward pass; returns its words.
-    pub fn lay_out_forward(&mut self, shapes: &Shapes) -> usize {
-        let mut layout = WorkLayout::default();
-        self.lengths_at = layout.add(shapes.batch);
-        self.resets_at = layout.add(shapes.tokens().div_ceil(4));
-        self.carried_at = layout.add(2 * state(shapes));
-        layout.words()
-    }
-
-    /// Lays out `work` of a backward pass; returns its words.
-    pub fn lay_out_backward(&mut self, shapes: &Shapes) -> usize {
-        let (step, state) = (shapes.batch * shapes.units(), state(shapes));
-        let mut layout = WorkLayout::default();
-        self.lengths_at = layout.add(shapes.batch);
-        self.resets_at = layout.add(shapes.tokens().div_ceil(4));
-        self.s0_at = layout.add(state);
-        self.d_last_at = layout.add(state);
-        self.d_s0_at = layout.add(state);
-        self.carried_at = layout.add(state);
-        self.exchange_at = layout.add(2 * shapes.recurrent * step);
-        self.inner_at = layout.add(shapes.inner() * shapes.time * step);
-        layout.words()
+arguments! {
+    /// The index of a dispatch among those of one call of `Recorder::run_steps`.
+    pub struct Step {
+        index: u32,
+        pad0: u32,
+        pad1: u32,
+        pad2: u32,
     }
 }
 
-/// The elements of all rows' states at one step.
-pub fn state(shapes: &Shapes) -> usize {
-    shapes.state().iter().product()
-}
-
-/// The parts of `work`, one after another.
-#[derive(Default)]
-struct WorkLayout(usize);
-
-impl WorkLayout {
-    /// Makes room for 32-bit words; returns where they begin.
-    fn add(&mut self, words: usize) -> u32 {
-        let at = self.0;
-        self.0 += words;
-        // `plan` refuses what does not fit.
-        at as u32
-    }
-
-    /// All words, and one that is read with the last unit of an odd number of them, and thrown
-    /// away.
-    fn words(self) -> usize {
-        self.0 + 1
-    }
-}
+// Sizes of uniform buffers.
+const _: () = assert!(size_of::<Params>().is_multiple_of(16) && size_of::<Step>() == 16);

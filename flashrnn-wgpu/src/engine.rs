@@ -1,4 +1,4 @@
-//! The engine of a plan: its kernels and sizes, whatever the element types.
+//! The kernels and sizes of a plan, whatever the element types. `passes` has what they compute.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,258 +10,293 @@ use flashrnn_gpu::Family;
 use crate::backend::Wgpu;
 use crate::call::Params;
 use crate::device::Device;
-use crate::kernels::{Bound, Call, Kernel};
-use crate::memory::scratch::{self, Pool, Scratch};
+use crate::kernels::recorder::Recorder;
+use crate::kernels::{Kernel, Kernels};
+use crate::layout::workspace;
+use crate::memory::binding::Binding;
+use crate::memory::scratch::{Pool, Scratch};
 use crate::memory::{View, ViewMut};
-use crate::passes::pack::{PackedOrder, layout};
-use crate::programs::Common;
+use crate::packed::{PackedOrder, layout};
+use crate::programs::Programs;
+use crate::programs::tensors::TensorSet;
 use crate::select::choice::why_not_fused;
 use crate::select::limits::{check_limits, check_loops, check_scratch, unsupported};
-use crate::select::{self, Adapter, Fused, Gradient};
+use crate::select::{self, Adapter, Fused, GradTile};
 
-/// What a plan runs with: the kernels and sizes, whatever the element types.
+/// The kernels and sizes of a plan.
 pub(crate) struct Engine {
-    pub device: Arc<Device>,
+    pub wgpu: Wgpu,
     pub problem: Problem,
     pub shapes: Shapes,
-    /// What the kernels were chosen for.
+    /// The adapter that kernels were chosen for.
     pub adapter: Adapter,
-    /// `None`: the two kernels of the time steps are the alternating ones.
+    /// `None` if the time steps are run by alternating kernels.
     pub fused: Option<Fused>,
-    /// For tensors that begin at an even element.
-    forward_steps: Arc<Kernel>,
-    /// The most steps of the backward pass at a time: all, or those whose gates are computed again
-    /// together.
-    pub gates_steps: usize,
-    /// Whose packed weights the kernels read.
+    /// For word-aligned tensors.
+    forward_kernel: Arc<Kernel>,
+    /// Maximum number of the backward pass's steps at a time: all, or those whose gates are
+    /// recomputed together.
+    pub steps_at_once: usize,
+    /// The layout of the packed weights that the kernels read.
     pub layout: Arc<WeightsLayout<PackedOrder>>,
     pub pack: Arc<Kernel>,
     pub pack_fused: Option<Arc<Kernel>>,
-    pub common: Common,
-    /// Compiled by the first backward pass: inference needs none of it.
+    pub programs: Programs,
+    /// Compiled by the first backward pass, since inference needs none of them.
     backward: OnceLock<BackwardKernels>,
-    /// What calls without a workspace work in.
+    /// The scratch memory of calls without a workspace.
     pub pool: Arc<Pool>,
 }
 
 /// The kernels of the backward pass.
 pub(crate) struct BackwardKernels {
-    /// For tensors that begin at an even element.
+    /// For word-aligned tensors.
     steps: Arc<Kernel>,
     /// With [`Save::Recompute`].
-    pub gates_again: Option<Arc<Kernel>>,
-    /// And how wide its tiles are; for tensors that begin at an even element.
-    weight_gradient: (Arc<Kernel>, usize),
-    pub bias_gradient: Arc<Kernel>,
+    pub recompute: Option<Arc<Kernel>>,
+    /// For word-aligned tensors, with the side of its tiles.
+    weight_grad: (Arc<Kernel>, usize),
+    pub bias_grad: Arc<Kernel>,
     pub reduce: Arc<Kernel>,
 }
 
 impl Engine {
-    /// Compiles the kernels of the forward pass for a cell that was printed in WGSL: its sizes and
-    /// functions.
+    /// Compiles the kernels of the forward pass for a cell whose sizes and functions are printed as
+    /// WGSL.
     pub fn new<T: Element, W: Element>(
-        Wgpu { device, choice }: &Wgpu,
-        [sizes, functions]: [String; 2],
+        wgpu: &Wgpu,
+        cell: [String; 2],
         problem: &Problem,
         shapes: &Shapes,
     ) -> Result<Self> {
-        let adapter = choice.adapter(device.adapter());
-        let fused = choice.fused(shapes, adapter, T::DTYPE);
-        check_limits(device.most_bytes(), shapes, problem, T::DTYPE, fused)?;
-        check_loops(shapes, || device.long_loops())?;
-        let workgroup = adapter.workgroup_bytes;
-        let chunk = select::chunk(shapes.recurrent, workgroup).ok_or_else(|| {
-            unsupported(
-                format!("{} recurrent gates", shapes.recurrent),
-                format!("the workgroup memory holds {workgroup} bytes"),
-            )
-        })?;
-        let recompute = problem.options.save == Save::Recompute;
-        let unpacks = T::DTYPE == Dtype::F16 && device.unpacks()?;
-        let subgroups = fused.is_none() && adapter.subgroups() && device.subgroups()?;
-        let subgroup = if subgroups { adapter.subgroup } else { 1 };
-        let common = Common {
-            sizes,
-            functions,
-            element: T::DTYPE,
-            weight: W::DTYPE,
-            unpacks,
-            adapter: Adapter { subgroup, ..adapter },
-            chunk,
-            recompute,
-        };
-        if fused.is_none() && choice.family == Family::Fused {
+        let Wgpu { device, kernels, preferences, .. } = wgpu;
+        let adapter = preferences.adapter(device.adapter());
+        let fused = preferences.fused(shapes, adapter, T::DTYPE);
+        check_limits(device.max_tensor_bytes(), shapes, problem, T::DTYPE, fused)?;
+        check_loops(shapes, || wgpu.probes.long_loops(kernels))?;
+        let programs = programs(wgpu, cell, [T::DTYPE, W::DTYPE], problem, shapes, adapter, fused)?;
+        if fused.is_none() && preferences.family == Family::Fused {
             return Err(unsupported(
                 "fused kernels for this problem".into(),
                 why_not_fused(adapter).into(),
             ));
         }
-        let words = adapter.words(shapes.head_dim);
+        let word_aligned = adapter.word_aligned(shapes.head_dim);
+        let steps_at_once = match problem.options.save {
+            Save::Gates => shapes.time,
+            Save::Recompute => {
+                let step_len = shapes.gates * shapes.batch * shapes.units();
+                select::recomputed_steps(shapes.time, step_len)
+            }
+        };
         let engine = Self {
-            device: device.clone(),
+            wgpu: wgpu.clone(),
             problem: problem.clone(),
             shapes: shapes.clone(),
             adapter,
             fused,
-            forward_steps: steps(device, &common, fused, shapes, Pass::Forward, words)?,
-            gates_steps: match problem.options.save {
-                Save::Gates => shapes.time,
-                Save::Recompute => {
-                    select::gates_steps(shapes.time, shapes.gates * shapes.batch * shapes.units())
-                }
-            },
+            forward_kernel: step_kernel(
+                kernels,
+                &programs,
+                fused,
+                shapes,
+                Pass::Forward,
+                word_aligned,
+            )?,
+            steps_at_once,
             layout: layout(device, shapes, fused),
-            pack: Kernel::get(device, &common.pack(), "pack")?,
+            pack: kernels.get(&programs.pack(), "pack")?,
             pack_fused: fused
-                .map(|fused| Kernel::get(device, &common.pack_fused(fused, shapes), "pack_fused"))
+                .map(|fused| kernels.get(&programs.pack_fused(fused, shapes), "pack_fused"))
                 .transpose()?,
-            common,
+            programs,
             backward: OnceLock::new(),
-            pool: device.pool(),
+            pool: wgpu.pools.pool(),
         };
         check_scratch(device.limits.max_buffer_size, &engine.backward_regions())?;
+        kernels.save_pipelines();
         Ok(engine)
     }
 
-    /// The kernels of the backward pass.
+    /// Returns the device that the plan runs on.
+    pub fn device(&self) -> &Device {
+        &self.wgpu.device
+    }
+
+    /// Returns the kernels of the backward pass, which are compiled the first time.
     pub fn backward_kernels(&self) -> Result<&BackwardKernels> {
-        if let Some(kernels) = self.backward.get() {
-            return Ok(kernels);
+        if let Some(compiled) = self.backward.get() {
+            return Ok(compiled);
         }
-        let (device, common) = (&self.device, &self.common);
-        let head_dim = self.shapes.head_dim;
-        let words = common.adapter.words(head_dim);
-        let gradients = common.gradients(Gradient::new(head_dim, common.adapter), words);
-        let kernels = BackwardKernels {
-            steps: steps(device, common, self.fused, &self.shapes, Pass::Backward, words)?,
-            gates_again: common
+        let (kernels, programs) = (&self.wgpu.kernels, &self.programs);
+        let word_aligned = programs.adapter.word_aligned(self.shapes.head_dim);
+        let tile = GradTile::new(self.shapes.head_dim, programs.adapter);
+        let grads = programs.weight_grad(tile, word_aligned);
+        let compiled = BackwardKernels {
+            steps: self.step_kernel(Pass::Backward, word_aligned)?,
+            recompute: programs
                 .recompute
-                .then(|| Kernel::get(device, &common.gates_again(), "gates_again"))
+                .then(|| kernels.get(&programs.recompute(), "recompute"))
                 .transpose()?,
-            weight_gradient: weight_gradient(device, common, head_dim, words)?,
-            bias_gradient: Kernel::get(device, &gradients, "bias_gradient")?,
-            reduce: Kernel::get(device, &common.reduce(), "reduce")?,
+            weight_grad: self.compile_weight_grad(word_aligned)?,
+            bias_grad: kernels.get(&grads, "bias_grad")?,
+            reduce: kernels.get(&programs.reduce(), "reduce")?,
         };
-        self.save_pipelines();
-        Ok(self.backward.get_or_init(|| kernels))
+        kernels.save_pipelines();
+        Ok(self.backward.get_or_init(|| compiled))
     }
 
-    /// The kernel of the time steps, for tensors that begin where `params` says.
-    pub fn forward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
+    /// Returns the kernel of the forward pass's time steps, for tensors at the offsets in `params`.
+    pub fn forward_kernel(&self, params: &Params) -> Result<Arc<Kernel>> {
         let firsts = params.wx_first | params.h_first | params.states_first | params.gates_first;
-        if self.in_words(firsts) {
-            return Ok(self.forward_steps.clone());
+        match self.is_word_aligned(firsts) {
+            true => Ok(self.forward_kernel.clone()),
+            false => self.step_kernel(Pass::Forward, false),
         }
-        steps(&self.device, &self.common, self.fused, &self.shapes, Pass::Forward, false)
     }
 
-    /// Of the backward pass.
-    pub fn backward_steps(&self, params: &Params) -> Result<Arc<Kernel>> {
+    /// Returns the kernel of the backward pass's time steps, for tensors at the offsets in `params`.
+    pub fn backward_kernel(&self, params: &Params) -> Result<Arc<Kernel>> {
         let firsts =
             params.states_first | params.gates_first | params.d_states_first | params.d_wx_first;
-        if self.in_words(firsts) {
-            return Ok(self.backward_kernels()?.steps.clone());
-        }
-        steps(&self.device, &self.common, self.fused, &self.shapes, Pass::Backward, false)
-    }
-
-    /// Whether the kernels for tensors that begin at an even element serve tensors that begin here:
-    /// f32 is in words anywhere.
-    fn in_words(&self, firsts: u32) -> bool {
-        self.common.element == Dtype::F32 || firsts.is_multiple_of(2)
-    }
-
-    /// The kernel of the gradient of R, and how wide its tiles are.
-    pub fn weight_gradient(&self, params: &Params) -> Result<(Arc<Kernel>, usize)> {
-        if self.in_words(params.states_first | params.d_wx_first) {
-            return Ok(self.backward_kernels()?.weight_gradient.clone());
-        }
-        weight_gradient(&self.device, &self.common, self.shapes.head_dim, false)
-    }
-
-    /// Keeps what was compiled for the next process.
-    pub fn save_pipelines(&self) {
-        if let Some(Some(cache)) = self.device.cache.get() {
-            cache.save();
+        match self.is_word_aligned(firsts) {
+            true => Ok(self.backward_kernels()?.steps.clone()),
+            false => self.step_kernel(Pass::Backward, false),
         }
     }
 
-    /// Sizes and options as the kernels read them.
+    /// Returns the kernel of the gradient of R, for tensors at the offsets in `params`, and the side
+    /// of its tiles.
+    pub fn weight_grad_kernel(&self, params: &Params) -> Result<(Arc<Kernel>, usize)> {
+        match self.is_word_aligned(params.states_first | params.d_wx_first) {
+            true => Ok(self.backward_kernels()?.weight_grad.clone()),
+            false => self.compile_weight_grad(false),
+        }
+    }
+
+    /// Returns whether tensors at these offsets, combined by `|`, begin at whole words.
+    fn is_word_aligned(&self, firsts: u32) -> bool {
+        self.programs.element == Dtype::F32 || firsts.is_multiple_of(2)
+    }
+
+    fn step_kernel(&self, pass: Pass, word_aligned: bool) -> Result<Arc<Kernel>> {
+        let Self { wgpu, programs, fused, shapes, .. } = self;
+        step_kernel(&wgpu.kernels, programs, *fused, shapes, pass, word_aligned)
+    }
+
+    fn compile_weight_grad(&self, word_aligned: bool) -> Result<(Arc<Kernel>, usize)> {
+        let Self { programs, shapes: Shapes { head_dim, .. }, .. } = self;
+        let matrix_width = select::matrix_width(*head_dim, programs.element, programs.adapter);
+        let (program, width) = match matrix_width.filter(|_| word_aligned) {
+            Some(width) => (programs.weight_grad_matrices(width), width),
+            None => {
+                let tile = GradTile::new(*head_dim, programs.adapter);
+                (programs.weight_grad(tile, word_aligned), tile.width())
+            }
+        };
+        Ok((self.wgpu.kernels.get(&program, "weight_grad")?, width))
+    }
+
+    /// Returns the sizes and options as the kernels read them.
     pub fn params(&self) -> Params {
-        let (shapes, problem) = (&self.shapes, &self.problem);
+        let (shapes, options) = (&self.shapes, &self.problem.options);
         Params {
-            // `check_limits` has seen to it that these fit.
+            // `check_limits` has checked that these fit.
             batch: shapes.batch as u32,
             time: shapes.time as u32,
             heads: shapes.heads as u32,
             head_dim: shapes.head_dim as u32,
             time_major: (shapes.layout == Order::TimeMajor).into(),
-            reverse: problem.options.reverse.into(),
-            clips_forward: problem.options.forward_clip.is_some_and(f64::is_finite).into(),
-            clips_gradient: problem.options.recurrent_grad_clip.is_some_and(f64::is_finite).into(),
-            forward_clip: problem.options.forward_clip.unwrap_or_default() as f32,
-            recurrent_grad_clip: problem.options.recurrent_grad_clip.unwrap_or_default() as f32,
-            cut_recurrent_grad: problem.options.cut_recurrent_grad.into(),
+            reverse: options.reverse.into(),
+            clips_forward: options.forward_clip.is_some_and(f64::is_finite).into(),
+            clips_gradient: options.recurrent_grad_clip.is_some_and(f64::is_finite).into(),
+            forward_clip: options.forward_clip.unwrap_or_default() as f32,
+            recurrent_grad_clip: options.recurrent_grad_clip.unwrap_or_default() as f32,
+            cut_recurrent_grad: options.cut_recurrent_grad.into(),
             ..Params::default()
         }
     }
 
-    /// The workgroups of a kernel with 16 units and 16 of `lines` each.
-    pub fn tiles(&self, lines: usize) -> usize {
-        self.shapes.head_dim.div_ceil(16) * self.shapes.heads * lines.div_ceil(16)
-    }
-
-    /// The workgroups of a kernel of the time steps.
-    pub fn groups(&self) -> usize {
-        match self.fused {
-            None => select::step_groups(&self.shapes),
-            Some(fused) => fused.groups(&self.shapes),
-        }
-    }
-
-    /// Runs a kernel of the time steps for so many, from `params.first_step` on.
-    pub fn run_steps(
+    /// Records the kernel of `steps` time steps, beginning with `params.first_step`.
+    pub fn run_steps<'b>(
         &self,
-        commands: &mut Call<'_>,
+        recorder: &mut Recorder<'_>,
         kernel: &Kernel,
         params: Params,
-        bound: &[Bound<'_>],
+        tensors: impl TensorSet<Binding<'b>> + Copy,
         steps: usize,
     ) {
-        let of_dispatch = if self.fused.is_some() { select::FUSED_STEPS } else { 1 };
-        commands.run_steps(kernel, &params, bound, self.groups(), steps, of_dispatch);
+        let (groups, steps_per_dispatch) = match self.fused {
+            None => (select::step_groups(&self.shapes), 1),
+            Some(fused) => (fused.groups(&self.shapes), select::FUSED_STEPS),
+        };
+        recorder.run_steps(kernel, &params, tensors, groups, steps, steps_per_dispatch);
     }
 
-    /// Binds a tensor, or a placeholder where it is absent or empty.
+    /// Binds a tensor and stores its offset in `first`; binds a placeholder if it is absent or
+    /// empty.
     pub fn bind<'a, P>(
         &'a self,
         view: Option<View<'a, P>>,
         written: bool,
         slot: u64,
         first: &mut u32,
-    ) -> Bound<'a> {
+    ) -> Binding<'a> {
         match view.filter(|view| view.len > 0) {
-            None => Bound::absent(&self.device, written, slot),
+            None => Binding::absent(self.device(), written, slot),
             Some(view) => {
-                let (bound, at) = Bound::view(&self.device, view);
+                let (binding, at) = Binding::view(self.device(), view);
                 *first = at;
-                bound
+                binding
             }
         }
     }
 
-    /// Returns the memory that a call works in: the caller's, or some of the plan's own with room
-    /// for these regions.
+    /// Returns the scratch memory of a call with these regions: the caller's, or the plan's.
     pub fn scratch<'a>(
         &'a self,
-        workspace: Option<ViewMut<'a, u8>>,
+        workspace_of_caller: Option<ViewMut<'a, u8>>,
         regions: &[usize],
     ) -> Result<Scratch<'a>> {
-        match &workspace {
-            Some(workspace) => Scratch::given(workspace),
-            None => self.pool.take(&self.device, scratch::workspace(regions).bytes),
+        match &workspace_of_caller {
+            Some(view) => Scratch::of_caller(view),
+            None => self.pool.take(self.device(), workspace(regions).bytes),
         }
     }
+}
+
+/// Prepares the programs of a plan; `dtypes` are T and W.
+fn programs(
+    wgpu: &Wgpu,
+    [sizes, functions]: [String; 2],
+    [element, weight]: [Dtype; 2],
+    problem: &Problem,
+    shapes: &Shapes,
+    adapter: Adapter,
+    fused: Option<Fused>,
+) -> Result<Programs> {
+    let Wgpu { kernels, probes, .. } = wgpu;
+    let workgroup_bytes = adapter.workgroup_bytes;
+    let chunk = select::chunk(shapes.recurrent, workgroup_bytes).ok_or_else(|| {
+        unsupported(
+            format!("{} recurrent gates", shapes.recurrent),
+            format!("the workgroup memory has {workgroup_bytes} bytes"),
+        )
+    })?;
+    let native_f16_exact = element == Dtype::F16 && probes.native_f16_exact(kernels)?;
+    let subgroups = fused.is_none() && adapter.subgroups() && probes.full_subgroups(kernels)?;
+    let subgroup = if subgroups { adapter.subgroup } else { 1 };
+    let recompute = problem.options.save == Save::Recompute;
+    Ok(Programs {
+        sizes,
+        functions,
+        element,
+        weight,
+        native_f16_exact,
+        adapter: Adapter { subgroup, ..adapter },
+        chunk,
+        recompute,
+    })
 }
 
 /// A pass through time.
@@ -271,45 +306,24 @@ enum Pass {
     Backward,
 }
 
-/// The kernel of a pass's time steps; `words`: tensors begin so that pairs of 16-bit units are
-/// whole words.
-fn steps(
-    device: &Device,
-    common: &Common,
+/// Returns the kernel of a pass's time steps.
+fn step_kernel(
+    kernels: &Kernels,
+    programs: &Programs,
     fused: Option<Fused>,
     shapes: &Shapes,
     pass: Pass,
-    words: bool,
+    word_aligned: bool,
 ) -> Result<Arc<Kernel>> {
     let (program, name) = match (pass, fused) {
-        (Pass::Forward, None) => (common.forward_step(shapes, words), "forward_step"),
+        (Pass::Forward, None) => (programs.forward_step(shapes, word_aligned), "forward_step"),
         (Pass::Forward, Some(fused)) => {
-            (common.fused_forward(fused, shapes, words), "fused_forward")
+            (programs.fused_forward(fused, shapes, word_aligned), "fused_forward")
         }
-        (Pass::Backward, None) => (common.backward_step(shapes, words), "backward_step"),
+        (Pass::Backward, None) => (programs.backward_step(shapes, word_aligned), "backward_step"),
         (Pass::Backward, Some(fused)) => {
-            (common.fused_backward(fused, shapes, words), "fused_backward")
+            (programs.fused_backward(fused, shapes, word_aligned), "fused_backward")
         }
     };
-    Kernel::get(device, &program, name)
-}
-
-/// The kernel of the gradient of R, and how wide its tiles are; `words`: pairs of 16-bit units are
-/// whole words.
-fn weight_gradient(
-    device: &Device,
-    common: &Common,
-    head_dim: usize,
-    words: bool,
-) -> Result<(Arc<Kernel>, usize)> {
-    let adapter = common.adapter;
-    let (program, width) =
-        match select::matrix_width(head_dim, common.element, adapter).filter(|_| words) {
-            Some(width) => (common.matrix_gradient(width), width),
-            None => {
-                let gradient = Gradient::new(head_dim, adapter);
-                (common.gradients(gradient, words), gradient.width())
-            }
-        };
-    Ok((Kernel::get(device, &program, "weight_gradient")?, width))
+    kernels.get(&program, name)
 }

@@ -1,23 +1,23 @@
 //! flashrnn's recurrences on any GPU, through WGSL and wgpu: Vulkan, Metal and DirectX 12.
 //!
-//! A cell is traced and printed as WGSL, and the driver compiles it with the kernels of `shaders/`,
-//! whose README says how they work. Nothing beyond the GPU's driver is needed at run time; a
-//! missing one is an [`Error::Device`](flashrnn_core::Error::Device).
+//! A cell is traced and printed as WGSL, and the driver compiles it together with the kernels of
+//! `shaders/`, whose README describes them. Only the GPU's driver is needed at run time; if it is
+//! missing, the error is [`Error::Device`](flashrnn_core::Error::Device).
 //!
 //! # Reading order
-//! 1. [`Wgpu`] (`backend.rs`): an adapter's device and queue, opened or the caller's; `device.rs`:
-//!    what plans share of them, and how their errors become ours.
-//! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory.rs`): device memory, our own and the caller's;
-//!    `scratch.rs`: what calls work in.
-//! 3. `programs.rs` and, for the kernels of many steps, `fused.rs`: the shader files with a cell
-//!    and element types; `kernel.rs`: pipelines and dispatches; [`cache`] and the crate
-//!    `flashrnn-gpu`: pipelines on disk.
-//! 4. `select/`: which kernels, and sizes of tiles and parts, chosen by pure functions from an
-//!    adapter's properties; [`KernelChoice`] (`choice.rs`): the same for people; `limits.rs`: what
-//!    is refused; `probe.rs`: what the driver must first show.
-//! 5. `plan.rs`: the public interface, with `operands.rs`, which checks what core can't see;
-//!    `engine.rs`: a plan's kernels; `weights.rs`: R and b as they read them; `forward.rs`,
-//!    `backward.rs`: the passes, with the arguments of `call.rs`.
+//! 1. [`Wgpu`] (`backend.rs`), the handle of a device: `device.rs`, and what is made on it.
+//! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory/`): device memory of this crate and of the caller,
+//!    copies to and from the host, scratch memory, and checks of the tensors of a call.
+//! 3. `programs/` joins shader files for a cell, element types and tile sizes, with the arguments
+//!    of `call.rs`. Templates are expanded by `programs/template.rs`.
+//! 4. `kernels/` compiles programs once per device, keeps pipelines on disk ([`cache`]), and records
+//!    dispatches (`recorder.rs`). `probe.rs` runs kernels that test the driver.
+//! 5. `select/` chooses kernels, tiles and parts from the properties of an adapter, by pure
+//!    functions. `select/choice.rs` describes the choice as a [`KernelChoice`], `select/limits.rs`
+//!    refuses problems that the device cannot hold.
+//! 6. `plan.rs` checks calls and hands them to `engine.rs`, which has a plan's kernels and sizes.
+//!    `passes/` has the passes; `layout.rs` the layout of their scratch memory; `packed.rs` that of
+//!    the weights.
 
 #![deny(unsafe_code)]
 
@@ -26,7 +26,9 @@ mod call;
 mod device;
 mod engine;
 mod kernels;
+mod layout;
 mod memory;
+mod packed;
 mod passes;
 mod plan;
 mod probe;
@@ -40,6 +42,6 @@ pub use backend::{Wgpu, adapters};
 pub use flashrnn_gpu::{Family, KernelChoice};
 pub use kernels::cache;
 pub use memory::{Buffer, View, ViewMut};
-pub use passes::pack::{Packed, PackedOrder};
+pub use packed::{Packed, PackedOrder};
 pub use plan::WgpuPlan;
 pub use wgpu;

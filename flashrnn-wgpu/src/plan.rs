@@ -1,69 +1,90 @@
-//! Plans: the public interface, with its checks.
+//! `Backend` for [`Wgpu`], and plans: the public interface, with its checks.
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use bytemuck::Pod;
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{
-    Backward, Cell, Element, Forward, Len, Plan, Problem, Result, Saved, Shapes, Step, Weights,
-    WeightsLayout, Workspace,
+    Backend, Backward, Cell, Element, Forward, Info, Len, Plan, Problem, Result, Saved, Shapes,
+    Step, Weights, WeightsLayout, Workspace,
 };
-use flashrnn_gpu::{KernelChoice, check_dtypes};
+use flashrnn_gpu::{DTYPES, KernelChoice, check_dtypes};
 
 use crate::backend::Wgpu;
 use crate::engine::Engine;
-use crate::memory::View;
-use crate::memory::operands;
-use crate::memory::scratch::workspace;
-use crate::passes::pack::PackedOrder;
+use crate::layout;
+use crate::memory::operands::{self, Operand, read, workspace, written};
+use crate::memory::{Buffer, View, ViewMut};
+use crate::packed::{Packed, PackedOrder};
 use crate::select::choice;
 
-/// A problem made ready to run on a device of wgpu's.
+impl Backend for Wgpu {
+    type Buffer<P: Pod + Send + Sync> = Buffer<P>;
+    type View<'a, P: Pod + Send + Sync> = View<'a, P>;
+    type ViewMut<'a, P: Pod + Send + Sync> = ViewMut<'a, P>;
+    type Packed<T: Element> = Packed<T>;
+    type PackedOrder = PackedOrder;
+    type Plan<T: Element, W: Element> = WgpuPlan<T, W>;
+
+    flashrnn_gpu::device_methods!();
+
+    fn info(&self) -> Info {
+        Info { name: "wgpu", device: self.device.name.clone(), dtypes: DTYPES.into() }
+    }
+
+    /// Frees the scratch memory of all plans of this device, and waits for everything enqueued:
+    /// only then does the driver get it back. It may keep some for itself.
+    fn trim(&self) -> Result<()> {
+        self.pools.trim();
+        self.kernels.trim();
+        self.device.wait()
+    }
+
+    fn plan<T: Element, W: Element, C: Cell>(
+        &self,
+        cell: &C,
+        problem: &Problem,
+    ) -> Result<WgpuPlan<T, W>> {
+        let shapes = problem.shapes::<C>()?;
+        check_dtypes::<T, W>("wgpu")?;
+        let cell = [wgsl::sizes::<C>(), wgsl::functions(cell)];
+        let engine = Engine::new::<T, W>(self, cell, problem, &shapes)?;
+        Ok(WgpuPlan { engine, weights: PhantomData })
+    }
+}
+
+/// A problem prepared for a wgpu device.
 ///
-/// It keeps the scratch memory of calls that were given no workspace, from the first call on: one
-/// piece of [`Plan::forward_workspace`]'s size or [`Plan::backward_workspace`]'s for each call that
-/// was under way at a time. Dropping the plan gives it back, and so does
-/// [`Backend::trim`](flashrnn_core::Backend::trim). For
-/// backward passes that is up to 64 MiB of partial sums (or one part of them, if that is more), the
-/// gradients of the gates that take no external input, in f32, and with
-/// [`Save::Recompute`](flashrnn_core::Save::Recompute) up to 64 MiB of gates.
+/// A plan keeps the scratch memory of calls without a workspace: a buffer of
+/// [`Plan::forward_workspace`] or [`Plan::backward_workspace`] bytes for each call that was under
+/// way at the same time. It is freed when the plan is dropped, and by [`Backend::trim`]. A backward
+/// pass needs up to 64 MiB for partial sums (or a single part, if that is larger), the gradients of
+/// the gates that take no external input, in f32, and with
+/// [`Save::Recompute`](flashrnn_core::Save::Recompute) up to 64 MiB for gates.
 ///
-/// A workspace, or what [`View::of`] shows, must lie on the plan's device. In one call, what is
-/// read, what is written and the workspace must lie in different buffers ([`View`]).
+/// A workspace, and the buffers of [`View::of`], must be on the plan's device. Within one call, the
+/// tensors that are read, the tensors that are written and the workspace must be in different
+/// buffers ([`View`]).
 pub struct WgpuPlan<T: Element, W: Element> {
-    wgpu: Wgpu,
     engine: Engine,
     weights: PhantomData<fn() -> (T, W)>,
 }
 
 impl<T: Element, W: Element> WgpuPlan<T, W> {
-    /// Makes a plan, as [`Backend::plan`](flashrnn_core::Backend::plan) does.
-    pub(crate) fn new<C: Cell>(wgpu: &Wgpu, cell: &C, problem: &Problem) -> Result<Self> {
-        let shapes = problem.shapes::<C>()?;
-        check_dtypes::<T, W>("wgpu")?;
-        let engine = Engine::new::<T, W>(
-            wgpu,
-            [wgsl::sizes::<C>(), wgsl::functions(cell)],
-            problem,
-            &shapes,
-        )?;
-        engine.save_pipelines();
-        Ok(Self { wgpu: wgpu.clone(), engine, weights: PhantomData })
-    }
-
     /// Describes the kernels of the forward and of the backward pass's time steps.
     #[must_use]
     pub fn kernels(&self) -> [KernelChoice; 2] {
-        let Engine { shapes, fused, adapter, .. } = &self.engine;
-        choice::of_plan(shapes, T::DTYPE, *fused, *adapter, self.wgpu.choice.family)
+        let Engine { wgpu, shapes, fused, adapter, .. } = &self.engine;
+        choice::of_plan(shapes, T::DTYPE, *fused, *adapter, wgpu.preferences.family)
     }
 }
 
 impl<T: Element, W: Element> fmt::Debug for WgpuPlan<T, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WgpuPlan")
-            .field("wgpu", &self.wgpu)
+            .field("wgpu", &self.engine.wgpu)
             .field("problem", &self.engine.problem)
             .field("dtypes", &(T::DTYPE, W::DTYPE))
             .finish_non_exhaustive()
@@ -88,56 +109,99 @@ impl<T: Element, W: Element> Plan<T, W> for WgpuPlan<T, W> {
     fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<Weights<Wgpu, T>> {
         Shapes::check("r", r.len(), &self.engine.shapes.r())?;
         Shapes::check("b", b.len(), &self.engine.shapes.b())?;
-        let tensors = [operands::read("r", Some(r)), operands::read("b", Some(b))];
-        operands::check(&self.engine.device, tensors)?;
+        operands::check(self.engine.device(), [read("r", Some(r)), read("b", Some(b))])?;
         Ok(Weights::new(self.engine.layout.clone(), self.engine.pack(r, b)?))
     }
 
     fn saved(&self) -> Result<Saved<Wgpu, T>> {
-        Saved::new(&self.wgpu, &self.engine.shapes, self.engine.problem.options.save)
+        Saved::new(&self.engine.wgpu, &self.engine.shapes, self.engine.problem.options.save)
     }
 
     fn forward_workspace(&self) -> Workspace {
-        workspace(&self.engine.forward_regions())
+        layout::workspace(&self.engine.forward_regions())
     }
 
     fn backward_workspace(&self) -> Workspace {
-        workspace(&self.engine.backward_regions())
+        layout::workspace(&self.engine.backward_regions())
     }
 
     fn forward(&self, call: Forward<'_, Wgpu, T>) -> Result<()> {
         call.check(self)?;
-        operands::check(&self.engine.device, operands::of_forward(&call))?;
-        self.engine.device.scope(0, || self.engine.forward(call))
+        let device = self.engine.device();
+        operands::check(device, forward_operands(&call))?;
+        device.scope(0, || self.engine.forward(call))
     }
 
     fn backward(&self, call: Backward<'_, Wgpu, T, W>) -> Result<()> {
         call.check(self)?;
-        operands::check(&self.engine.device, operands::of_backward(&call))?;
-        self.engine.device.scope(0, || self.engine.backward(call))
+        let device = self.engine.device();
+        operands::check(device, backward_operands(&call))?;
+        device.scope(0, || self.engine.backward(call))
     }
 
     fn step(&self, call: Step<'_, Wgpu, T>) -> Result<()> {
         call.check(self)?;
-        operands::check(&self.engine.device, operands::of_step(&call))?;
-        self.engine.device.scope(0, || self.engine.step(call))
+        let device = self.engine.device();
+        let wx = read("wx", Some(call.wx));
+        operands::check(
+            device,
+            [wx, written("state", Some(&call.state)), written("h", call.h.as_ref())],
+        )?;
+        device.scope(0, || self.engine.step(call))
     }
+}
+
+fn forward_operands<'a, T: Element>(call: &Forward<'a, Wgpu, T>) -> [Option<Operand<'a>>; 10] {
+    [
+        read("wx", Some(call.wx)),
+        read("s0", call.s0),
+        read("lengths", call.lengths),
+        read("resets", call.resets),
+        written("h", call.h.as_ref()),
+        written("states", call.states.as_ref()),
+        written("last", call.last.as_ref()),
+        written("saved.gates", call.saved.as_ref().map(|saved| &saved.gates)),
+        written("saved.wide", call.saved.as_ref().map(|saved| &saved.wide)),
+        workspace(call.workspace.as_ref()),
+    ]
+}
+
+fn backward_operands<'a, T: Element, W: Element>(
+    call: &Backward<'a, Wgpu, T, W>,
+) -> [Option<Operand<'a>>; 15] {
+    [
+        read("states", Some(call.states)),
+        read("saved.gates", Some(call.saved.gates)),
+        read("saved.wide", Some(call.saved.wide)),
+        read("wx", call.wx),
+        read("s0", call.s0),
+        read("lengths", call.lengths),
+        read("resets", call.resets),
+        read("d_h", call.d_h),
+        read("d_states", call.d_states),
+        read("d_last", call.d_last),
+        written("d_wx", Some(&call.d_wx)),
+        written("d_r", call.d_r.as_ref()),
+        written("d_b", call.d_b.as_ref()),
+        written("d_s0", call.d_s0.as_ref()),
+        workspace(call.workspace.as_ref()),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use flashrnn_core::{Backend, Layout as Order, Options, Save, Slstm, f16};
+    use flashrnn_core::{Layout as Order, Options, Save, Slstm, f16};
     use flashrnn_testsuite::run::{CallOptions, ForwardPass};
     use flashrnn_testsuite::{Case, Results, Tensors};
 
     use super::*;
     use crate::testing;
 
-    /// The gates of a few steps at a time are the gates of all.
+    /// Recomputing the gates of a few steps at a time changes nothing.
     #[test]
-    fn gates_again_in_parts() {
+    fn gates_are_recomputed_in_parts() {
         let Some(wgpu) = testing::wgpu() else { return };
         for (layout, reverse) in
             [(Order::BatchMajor, false), (Order::BatchMajor, true), (Order::TimeMajor, true)]
@@ -154,7 +218,7 @@ mod tests {
                 ForwardPass::<Wgpu, f16>::forward(&wgpu, &plan, &case, CallOptions::default())
                     .unwrap();
             let mut backward = |steps| -> Results {
-                plan.engine.gates_steps = steps;
+                plan.engine.steps_at_once = steps;
                 pass.backward(&wgpu, &plan, &case, CallOptions::default()).unwrap()
             };
             let whole = backward(7);
@@ -164,7 +228,7 @@ mod tests {
         }
     }
 
-    /// A step works in memory of its plan's, so that streaming makes no buffers.
+    /// A step uses memory that its plan keeps, so streaming makes no buffers.
     #[test]
     fn steps_allocate_nothing() {
         let Some(wgpu) = testing::wgpu() else { return };
@@ -184,7 +248,7 @@ mod tests {
         assert_eq!([(); 5].map(|()| step()), [first; 5]);
     }
 
-    /// Calls with a workspace make no buffer, and those without keep theirs until they are trimmed.
+    /// Calls with a workspace make no buffer; the buffers of others are kept until they are trimmed.
     #[test]
     fn scratch_memory_is_the_callers_or_kept() {
         let Some(wgpu) = testing::wgpu() else { return };
@@ -219,11 +283,11 @@ mod tests {
                 .unwrap();
                 wgpu.device.buffers_made.load(Ordering::Relaxed)
             };
-            // The first one makes kernels' parameters.
+            // The first call makes the buffers of kernel arguments.
             let first = calls(true);
             assert_eq!(calls(true), first, "{save:?}");
             let kept = calls(false);
-            assert_eq!(kept, first + 2, "{save:?}: a piece for each pass");
+            assert_eq!(kept, first + 2, "{save:?}: one for each pass");
             assert_eq!(calls(false), kept, "{save:?}");
             wgpu.trim().unwrap();
             assert!(calls(false) >= kept + 2, "{save:?}");

@@ -1,74 +1,103 @@
-//! What a driver does that WGSL does not promise: whether it runs long loops to their end, converts
-//! f16 exactly, and fills subgroups.
+//! Tests of driver behaviour that WGSL does not guarantee: running long loops to their end, exact
+//! conversion of f16, and full subgroups.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use flashrnn_core::{Error, Result};
 
 use crate::call::Params;
-use crate::device::Device;
-use crate::kernels::{Bound, Call, Kernel};
+use crate::kernels::recorder::Recorder;
+use crate::kernels::{Kernel, Kernels};
+use crate::memory::binding::Binding;
 use crate::programs;
+use crate::programs::tensors::ProbeTensors;
 
-/// More than the 65,535 rounds after which Mesa 22.3's lavapipe ends a loop, and says nothing.
-const ROUNDS: u32 = 70_000;
+/// Iterations of the long loop: more than the 65,535 after which Mesa 22.3's lavapipe silently ends
+/// a loop.
+const LONG: u32 = 70_000;
 
-/// Whether the driver runs a loop of [`ROUNDS`] to its end.
-pub fn long_loops(device: &Device) -> Result<bool> {
-    let kernel = Kernel::get(device, &programs::probe(), "probe")?;
-    let params = Params { time: ROUNDS, ..Params::default() };
-    Ok(result(device, &kernel, &params, 1)? == [expected(ROUNDS)])
+/// The results of the probes on one device. Each runs the first time that it is asked for, and then
+/// waits for the device.
+#[derive(Default)]
+pub(crate) struct Probes {
+    long_loops: OnceLock<bool>,
+    native_f16_exact: OnceLock<bool>,
+    full_subgroups: OnceLock<bool>,
 }
 
-/// Whether the driver's own conversion of f16 gives every number as it is: it may make zeros of the
-/// smallest.
-pub fn unpacks(device: &Device) -> Result<bool> {
-    let kernel = Kernel::get(device, &programs::unpacks(), "unpacks");
-    gives(device, kernel, &Params::default(), (1 << 16) / 128, [0])
-}
+impl Probes {
+    /// Returns whether the driver runs a loop of [`LONG`] iterations to its end.
+    pub fn long_loops(&self, kernels: &Kernels) -> Result<bool> {
+        cached(&self.long_loops, || {
+            let kernel = kernels.get(&programs::long_loops(), "long_loops")?;
+            let params = Params { time: LONG, ..Params::default() };
+            Ok(result(kernels, &kernel, &params, 1)? == [xorshift(LONG)])
+        })
+    }
 
-/// Whether all subgroups have the size that the device says and shuffle as they should.
-pub fn subgroups(device: &Device) -> Result<bool> {
-    let params = Params { time: device.adapter().subgroup as u32, ..Params::default() };
-    let kernel = Kernel::get(device, &programs::subgroups(), "subgroups");
-    gives(device, kernel, &params, 1, [u32::MAX; 256 / 32])
-}
+    /// Returns whether the driver converts every f16 exactly. Some flush subnormals to zero.
+    pub fn native_f16_exact(&self, kernels: &Kernels) -> Result<bool> {
+        cached(&self.native_f16_exact, || {
+            let kernel = kernels.get(&programs::native_f16(), "native_f16");
+            returns(kernels, kernel, &Params::default(), (1 << 16) / 128, [0])
+        })
+    }
 
-/// Whether a kernel gives these words. Not every driver that has what it uses compiles it.
-fn gives<const WORDS: usize>(
-    device: &Device,
-    kernel: Result<Arc<Kernel>>,
-    params: &Params,
-    groups: usize,
-    words: [u32; WORDS],
-) -> Result<bool> {
-    match kernel {
-        Err(Error::Compile { .. }) => Ok(false),
-        kernel => Ok(result(device, &*kernel?, params, groups)? == words),
+    /// Returns whether all subgroups have the size that the device states, and shuffle correctly.
+    pub fn full_subgroups(&self, kernels: &Kernels) -> Result<bool> {
+        cached(&self.full_subgroups, || {
+            let size = kernels.device.adapter().subgroup;
+            let params = Params { time: size as u32, ..Params::default() };
+            let kernel = kernels.get(&programs::subgroups(), "subgroups");
+            returns(kernels, kernel, &params, 1, [u32::MAX; 256 / 32])
+        })
     }
 }
 
-/// The words that a kernel gives.
+fn cached(answer: &OnceLock<bool>, probe: impl FnOnce() -> Result<bool>) -> Result<bool> {
+    match answer.get() {
+        Some(&known) => Ok(known),
+        None => probe().map(|found| *answer.get_or_init(|| found)),
+    }
+}
+
+/// Returns whether a kernel computes `want`. It does not if the driver cannot compile it.
+fn returns<const WORDS: usize>(
+    kernels: &Kernels,
+    kernel: Result<Arc<Kernel>>,
+    params: &Params,
+    groups: usize,
+    want: [u32; WORDS],
+) -> Result<bool> {
+    match kernel {
+        Err(Error::Compile { .. }) => Ok(false),
+        kernel => Ok(result(kernels, &*kernel?, params, groups)? == want),
+    }
+}
+
+/// Runs a kernel and returns what it wrote.
 fn result<const WORDS: usize>(
-    device: &Device,
+    kernels: &Kernels,
     kernel: &Kernel,
     params: &Params,
     groups: usize,
 ) -> Result<[u32; WORDS]> {
+    let device = &kernels.device;
     let words = device.zeroed::<u32>(WORDS)?;
     device.scope(0, || {
-        let mut call = Call::new(device);
-        call.run(kernel, params, &[Bound::whole(&words.buffer)], groups);
-        call.submit();
+        let mut recorder = Recorder::new(kernels);
+        let tensors = ProbeTensors { result: Binding::whole(&words.buffer) };
+        recorder.run(kernel, params, tensors, groups);
+        recorder.submit();
         Ok(())
     })?;
     let words = device.download(words.view())?;
     Ok(std::array::from_fn(|i| words[i]))
 }
 
-/// What `probe.wgsl` gives after so many rounds.
-fn expected(rounds: u32) -> u32 {
-    (0..rounds).fold(1, |mut value: u32, _| {
+/// Returns what `probe/long_loops.wgsl` computes in this many iterations.
+fn xorshift(iterations: u32) -> u32 {
+    (0..iterations).fold(1, |mut value: u32, _| {
         value ^= value << 13;
         value ^= value >> 17;
         value ^ value << 5
@@ -83,26 +112,26 @@ mod tests {
     #[test]
     fn the_driver_ends_no_loop() {
         let Some(wgpu) = testing::wgpu() else { return };
-        assert!(wgpu.device.long_loops().unwrap());
-        // A driver that ended it would be found out.
-        assert_ne!(expected(ROUNDS), expected(65_535));
+        assert!(wgpu.probes.long_loops(&wgpu.kernels).unwrap());
+        // A driver that ended it early would return something else.
+        assert_ne!(xorshift(LONG), xorshift(65_535));
     }
 
-    /// So on all drivers that these tests have run on. Where they are not, sums are added up in
-    /// workgroup memory.
+    /// True of all drivers that these tests have run on. On others, sums are added in workgroup
+    /// memory.
     #[test]
     fn subgroups_are_full() {
         let Some(wgpu) = testing::wgpu() else { return };
         let size = wgpu.device.adapter().subgroup;
         println!("subgroups of {size}");
-        assert!(size == 1 || wgpu.device.subgroups().unwrap());
+        assert!(size == 1 || wgpu.probes.full_subgroups(&wgpu.kernels).unwrap());
     }
 
-    /// So on all drivers that these tests have run on. Where it is not, f16 is converted by hand,
-    /// and nothing tests the other way.
+    /// True of all drivers that these tests have run on. On others, f16 is converted by integer
+    /// operations, which no test of numbers reaches.
     #[test]
     fn the_driver_converts_f16_exactly() {
         let Some(wgpu) = testing::wgpu() else { return };
-        assert!(wgpu.device.unpacks().unwrap());
+        assert!(wgpu.probes.native_f16_exact(&wgpu.kernels).unwrap());
     }
 }

@@ -1,27 +1,27 @@
-//! What this crate's own tests do where there is no device: they say that they skip, and fail
-//! instead where `FLASHRNN_REQUIRE` names `wgpu`.
+//! Handles for this crate's own tests. Without a device a test prints that it is skipped, or fails if
+//! `FLASHRNN_REQUIRE` names `wgpu`.
 
 use crate::Wgpu;
-use crate::select::Choice;
+use crate::select::Preferences;
 
-pub use crate::select::{Adapter, Fused, Gradient};
+pub use crate::select::{Adapter, Fused, GradTile};
 
-/// The same device, with plans of these fused kernels, whatever would be chosen.
+/// Returns a handle of the same device whose plans use these fused kernels.
 #[must_use]
 pub fn with_fused(wgpu: Wgpu, fused: Fused) -> Wgpu {
-    Wgpu { choice: Choice { fused: Some(fused), ..wgpu.choice }, ..wgpu }
+    Wgpu { preferences: Preferences { fused: Some(fused), ..wgpu.preferences }, ..wgpu }
 }
 
-/// The same device, with plans of the kernels that a GPU would get.
+/// Returns a handle of the same device whose plans use the kernels of a GPU.
 #[must_use]
 pub fn as_on_gpus(wgpu: Wgpu) -> Wgpu {
-    Wgpu { choice: Choice { as_on_gpus: true, ..wgpu.choice }, ..wgpu }
+    Wgpu { preferences: Preferences { as_on_gpus: true, ..wgpu.preferences }, ..wgpu }
 }
 
-/// A device, or a line that says why the test is skipped.
+/// Opens a device; `None` if the test is to be skipped.
 ///
 /// # Panics
-/// With `FLASHRNN_REQUIRE=wgpu`, where there is no device.
+/// If there is no device and `FLASHRNN_REQUIRE` names `wgpu`.
 #[must_use]
 pub fn wgpu() -> Option<Wgpu> {
     flashrnn_gpu::or_skip(Wgpu::new(), &["wgpu"])

@@ -1,15 +1,19 @@
-//! Every shader with every cell and element type is valid WGSL within what every device has.
+//! Every shader with every cell and element type is valid WGSL within the limits of every device.
 
 use flashrnn_core::trace::print::wgsl;
 use flashrnn_core::{Cell, Dtype, Elman, Gru, Lstm, Problem, Shapes, Slstm};
 use flashrnn_testsuite::cells::{Autonomous, Leaky, Twin};
-use flashrnn_wgpu::programs::{self, Common, Program};
-use flashrnn_wgpu::testing::{Adapter, Fused, Gradient};
+use flashrnn_wgpu::programs::{self, Program, Programs};
+use flashrnn_wgpu::testing::{Adapter, Fused, GradTile};
 use naga::AddressSpace;
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
-/// The bytes of workgroup memory that a valid program takes.
+/// The limits that every device has.
+const MINIMAL: Adapter =
+    Adapter { cpu: false, invocations: 256, workgroup_bytes: 16 << 10, matrix: false, subgroup: 1 };
+
+/// Validates a program. Returns its bytes of workgroup memory.
 fn check(name: &str, program: &Program) -> usize {
     check_with(name, program, Capabilities::empty())
 }
@@ -24,7 +28,7 @@ fn check_with(name: &str, program: &Program, capabilities: Capabilities) -> usiz
     }
     assert!(
         program.tensors.len() <= 8,
-        "{name}: the fewest storage buffers a stage may have are 8"
+        "{name}: some devices have only 8 storage buffers per stage"
     );
     for entry in &module.entry_points {
         let [x, y, z] = entry.workgroup_size;
@@ -37,13 +41,16 @@ fn check_with(name: &str, program: &Program, capabilities: Capabilities) -> usiz
     of_workgroup.map(|(_, variable)| layouter[variable.ty].size as usize).sum()
 }
 
-/// Sizes, functions and shapes of a cell.
+/// Returns the printed sizes and functions of a cell, and its shapes.
 fn printed<C: Cell>(cell: &C) -> (String, String, Shapes) {
     (wgsl::sizes::<C>(), wgsl::functions(cell), Problem::new(1, 1, 1, 1).shapes::<C>().unwrap())
 }
 
 #[test]
 fn every_shader_is_valid() {
+    check("long_loops", &programs::long_loops());
+    check_with("subgroups", &programs::subgroups(), Capabilities::SUBGROUP);
+    check_with("native_f16", &programs::native_f16(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
     let cells = [
         printed(&Elman),
         printed(&Gru),
@@ -54,17 +61,6 @@ fn every_shader_is_valid() {
         printed(&Twin),
         printed(&Autonomous),
     ];
-    check("probe", &programs::probe());
-    check_with("subgroups", &programs::subgroups(), Capabilities::SUBGROUP);
-    check_with("unpacks", &programs::unpacks(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
-    // What every device has.
-    let adapter = Adapter {
-        cpu: false,
-        invocations: 256,
-        workgroup_bytes: 16 << 10,
-        matrix: false,
-        subgroup: 1,
-    };
     for (sizes, functions, shapes) in cells {
         for (element, weight) in [
             (Dtype::F32, Dtype::F32),
@@ -73,82 +69,77 @@ fn every_shader_is_valid() {
             (Dtype::Bf16, Dtype::Bf16),
         ] {
             for recompute in [false, true] {
-                let common = Common {
+                let programs = Programs {
                     sizes: sizes.clone(),
                     functions: functions.clone(),
                     element,
                     weight,
-                    unpacks: false,
-                    adapter,
+                    native_f16_exact: false,
+                    adapter: MINIMAL,
                     chunk: 32,
                     recompute,
                 };
-                for head_dim in [1, 30, 300] {
-                    let shapes = Shapes { head_dim, ..shapes.clone() };
-                    let words = head_dim % 2 == 0;
-                    let least = adapter.workgroup_bytes;
-                    for (cpu, subgroup) in
-                        [(false, 1), (false, 8), (false, 16), (false, 32), (true, 1)]
-                    {
-                        let adapter = Adapter { cpu, subgroup, ..adapter };
-                        let common = Common { adapter, ..common.clone() };
-                        let needs = if subgroup > 1 {
-                            Capabilities::SUBGROUP
-                        } else {
-                            Capabilities::empty()
-                        };
-                        let forward = common.forward_step(&shapes, words);
-                        assert!(check_with("forward_step", &forward, needs) <= least);
-                        let backward = common.backward_step(&shapes, words);
-                        assert!(check_with("backward_step", &backward, needs) <= least);
-                    }
-                }
-                check("gates_again", &common.gates_again());
-                for (cpu, head_dim) in [
-                    (true, 1),
-                    (true, 64),
-                    (false, 1),
-                    (false, 2),
-                    (false, 64),
-                    (false, 65),
-                    (false, 128),
-                ] {
-                    let gradient = Gradient::new(head_dim, Adapter { cpu, ..adapter });
-                    let gradients = common.gradients(gradient, head_dim % 2 == 0);
-                    assert!(check("gradients", &gradients) <= adapter.workgroup_bytes);
-                }
-                for width in [64, 128] {
-                    let needs = Capabilities::SHADER_FLOAT16
-                        | Capabilities::SUBGROUP
-                        | Capabilities::COOPERATIVE_MATRIX;
-                    if element == Dtype::F16 {
-                        check_with("matrix_gradient", &common.matrix_gradient(width), needs);
-                    }
-                }
-                check("reduce", &common.reduce());
-                check("pack", &common.pack());
-                for (batch, head_dim) in [(1, 1), (1, 32), (64, 33), (128, 16), (256, 64)] {
-                    let shapes = Shapes { batch, head_dim, ..shapes.clone() };
-                    let narrow = element != Dtype::F32;
-                    let fused = Fused::new(&shapes, adapter, element).unwrap();
-                    check("pack_fused", &common.pack_fused(fused, &shapes));
-                    let bytes = [
-                        check(
-                            "fused_forward",
-                            &common.fused_forward(fused, &shapes, head_dim % 2 == 0),
-                        ),
-                        check(
-                            "fused_backward",
-                            &common.fused_backward(fused, &shapes, head_dim % 2 == 0),
-                        ),
-                    ];
-                    assert_eq!(
-                        bytes,
-                        fused.workgroup_bytes(&shapes, narrow),
-                        "what select/fused.rs computes"
-                    );
-                }
+                check("recompute", &programs.recompute());
+                check("reduce", &programs.reduce());
+                check("pack", &programs.pack());
+                check_steps(&programs, &shapes);
+                check_fused(&programs, &shapes);
+                check_weight_grads(&programs);
             }
+        }
+    }
+}
+
+fn check_steps(programs: &Programs, shapes: &Shapes) {
+    for head_dim in [1, 30, 300] {
+        let shapes = Shapes { head_dim, ..shapes.clone() };
+        let word_aligned = head_dim % 2 == 0;
+        for (cpu, subgroup) in [(false, 1), (false, 8), (false, 16), (false, 32), (true, 1)] {
+            let adapter = Adapter { cpu, subgroup, ..MINIMAL };
+            let programs = Programs { adapter, ..programs.clone() };
+            let needs = if subgroup > 1 { Capabilities::SUBGROUP } else { Capabilities::empty() };
+            let forward = programs.forward_step(&shapes, word_aligned);
+            let bytes = check_with("forward_step", &forward, needs);
+            assert!(bytes <= MINIMAL.workgroup_bytes);
+            let backward = programs.backward_step(&shapes, word_aligned);
+            let bytes = check_with("backward_step", &backward, needs);
+            assert!(bytes <= MINIMAL.workgroup_bytes);
+        }
+    }
+}
+
+fn check_fused(programs: &Programs, shapes: &Shapes) {
+    for (batch, head_dim) in [(1, 1), (1, 32), (64, 33), (128, 16), (256, 64)] {
+        let shapes = Shapes { batch, head_dim, ..shapes.clone() };
+        let word_aligned = head_dim % 2 == 0;
+        let narrow = programs.element != Dtype::F32;
+        let fused = Fused::new(&shapes, MINIMAL, programs.element).unwrap();
+        check("pack_fused", &programs.pack_fused(fused, &shapes));
+        let forward = programs.fused_forward(fused, &shapes, word_aligned);
+        let backward = programs.fused_backward(fused, &shapes, word_aligned);
+        assert_eq!(
+            [check("fused_forward", &forward), check("fused_backward", &backward)],
+            fused.workgroup_bytes(&shapes, narrow),
+            "computed by select/fused.rs"
+        );
+    }
+}
+
+fn check_weight_grads(programs: &Programs) {
+    let on_cpu = [(true, 1), (true, 64)];
+    let on_gpu = [1, 2, 64, 65, 128].map(|head_dim| (false, head_dim));
+    for (cpu, head_dim) in on_cpu.into_iter().chain(on_gpu) {
+        let tile = GradTile::new(head_dim, Adapter { cpu, ..MINIMAL });
+        let program = programs.weight_grad(tile, head_dim % 2 == 0);
+        assert!(check("weight_grad", &program) <= MINIMAL.workgroup_bytes);
+    }
+    if programs.element == Dtype::F16 {
+        let needs = Capabilities::SHADER_FLOAT16
+            | Capabilities::SUBGROUP
+            | Capabilities::COOPERATIVE_MATRIX;
+        for width in [64, 128] {
+            let program = programs.weight_grad_matrices(width);
+            check_with("weight_grad_matrices", &program, needs);
         }
     }
 }

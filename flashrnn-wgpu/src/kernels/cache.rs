@@ -1,10 +1,11 @@
-//! Pipelines that the driver has compiled, kept on disk between processes, where it gives them out.
+//! Pipelines that the driver has compiled, kept on disk between processes, if the driver returns
+//! them.
 //!
-//! There is one entry for each adapter, in the folder of flashrnn-cuda's kernels: the environment's
-//! `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on Linux `~/.cache`).
-//! `FLASHRNN_CACHE=off` keeps nothing. A folder that somebody else may write is not used, and where
-//! it cannot be written, nothing is kept; neither is an error. What wgpu or the driver does not
-//! take is made again.
+//! There is one entry for each adapter, in the same folder as flashrnn-cuda's kernels: the
+//! environment's `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on Linux
+//! `~/.cache`). `FLASHRNN_CACHE=off` keeps nothing. A folder that somebody else may write is not
+//! used, and if it cannot be written, nothing is kept; neither is an error. An entry that wgpu or
+//! the driver refuses is replaced.
 
 use std::io;
 use std::path::PathBuf;
@@ -21,78 +22,78 @@ use crate::device::Device;
 /// Extension of the entries' files.
 const EXTENSION: &str = "pipelines";
 
-/// The folder where compiled pipelines are kept; none where caching is off or the user has no cache
+/// Returns the folder of the compiled pipelines; `None` if caching is off or the user has no cache
 /// folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
     flashrnn_gpu::disk_cache::folder()
 }
 
-/// Deletes all compiled pipelines in [`folder`], and nothing else there. Returns how many files
-/// there were.
+/// Deletes all compiled pipelines in [`folder`], and nothing else there. Returns the number of
+/// files.
 ///
 /// # Errors
-/// The system's, where the folder can't be read or a file can't be deleted.
+/// The system's, if the folder cannot be read or a file cannot be deleted.
 pub fn clear() -> io::Result<usize> {
     folder().map_or(Ok(0), |folder| DiskCache::new(folder, EXTENSION).clear())
 }
 
-/// An adapter's compiled pipelines.
+/// The compiled pipelines of an adapter.
 pub(crate) struct Cache {
     pipelines: wgpu::PipelineCache,
-    /// Whether pipelines may have been added.
+    /// Whether pipelines may have been added since the last `save`.
     added: AtomicBool,
     disk: DiskCache,
     key: Key,
-    /// Checksum of what the entry on disk holds, as far as this process knows.
-    kept: Mutex<Option<[u8; 32]>>,
+    /// Checksum of the entry on disk, as this process last read or wrote it.
+    on_disk: Mutex<Option<[u8; 32]>>,
 }
 
 impl Cache {
-    /// Opens what is kept for the device's adapter; `None` where its driver gives nothing out or
-    /// caching is off.
+    /// Opens the entry of the device's adapter; `None` if its driver returns no pipelines or caching
+    /// is off.
     pub fn new(device: &Device) -> Option<Self> {
         Self::new_in(DiskCache::new(folder()?, EXTENSION), device)
     }
 
     fn new_in(disk: DiskCache, device: &Device) -> Option<Self> {
-        if !device.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+        if !device.handle.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
         }
-        let adapter = wgpu::util::pipeline_cache_key(&device.device.adapter_info())?;
+        let adapter = wgpu::util::pipeline_cache_key(&device.handle.adapter_info())?;
         let key = Key::new(&[&[env!("CARGO_PKG_VERSION"), &adapter]]);
         let data = disk.read(&key);
         let pipelines = match pipelines(device, data.as_deref()) {
             Err(_) if data.is_some() => pipelines(device, None),
             pipelines => pipelines,
         };
-        let kept = data.as_deref().map(checksum);
+        let on_disk = data.as_deref().map(checksum);
         Some(Self {
             pipelines: pipelines.ok()?,
             added: AtomicBool::new(false),
             disk,
             key,
-            kept: Mutex::new(kept),
+            on_disk: Mutex::new(on_disk),
         })
     }
 
-    /// The pipelines, for one that is to be made.
+    /// Returns the pipelines, to compile another one with them.
     pub fn pipelines(&self) -> &wgpu::PipelineCache {
         self.added.store(true, Ordering::Relaxed);
         &self.pipelines
     }
 
-    /// Keeps what was compiled since.
+    /// Writes the pipelines to disk if some were added.
     pub fn save(&self) {
         if !self.added.swap(false, Ordering::Relaxed) {
             return;
         }
         let Some(data) = self.pipelines.get_data() else { return };
-        let mut kept = lock(&self.kept);
+        let mut on_disk = lock(&self.on_disk);
         // Without a cache everything works, only slower the next time.
         let checksum = Some(checksum(&data));
-        if *kept != checksum && self.disk.write(&self.key, &data).is_ok() {
-            *kept = checksum;
+        if *on_disk != checksum && self.disk.write(&self.key, &data).is_ok() {
+            *on_disk = checksum;
         }
     }
 }
@@ -101,19 +102,19 @@ fn checksum(data: &[u8]) -> [u8; 32] {
     Sha256::digest(data).into()
 }
 
-/// Makes a pipeline cache with `data` in it.
+/// Makes a pipeline cache that contains `data`.
 ///
 /// # Errors
-/// wgpu's, where the data is of another adapter.
+/// wgpu's, if the data is of another adapter.
 fn pipelines(device: &Device, data: Option<&[u8]>) -> Result<wgpu::PipelineCache> {
     device.scope(0, || {
         let descriptor =
             wgpu::PipelineCacheDescriptor { label: Some("flashrnn"), data, fallback: true };
-        // SAFETY: `data` is what `PipelineCache::get_data` gave: `Cache::save` alone writes such
-        // files, its checksum tells that one is whole, and `DiskCache` reads none that another user
+        // SAFETY: `data` was returned by `PipelineCache::get_data`: only `Cache::save` writes such
+        // files, a checksum shows that one is whole, and `DiskCache` reads none that another user
         // may have written. wgpu refuses or drops data of another adapter or driver.
         #[allow(unsafe_code)]
-        Ok(unsafe { device.device.create_pipeline_cache(&descriptor) })
+        Ok(unsafe { device.handle.create_pipeline_cache(&descriptor) })
     })
 }
 
@@ -127,13 +128,13 @@ mod tests {
     use super::*;
     use crate::{Wgpu, testing};
 
-    /// Makes a plan on a device of its own with the cache in `folder`; returns what was kept there
+    /// Makes a plan on a new device with the cache in `folder`. Returns the entry that was there
     /// before.
     fn plan(folder: &Path) -> Option<Option<Vec<u8>>> {
         let wgpu: Wgpu = testing::wgpu()?;
         let cache = Cache::new_in(DiskCache::new(folder, EXTENSION), &wgpu.device)?;
         let had = cache.disk.read(&cache.key);
-        assert!(wgpu.device.cache.set(Some(cache)).is_ok());
+        assert!(wgpu.kernels.cache.set(Some(cache)).is_ok());
         wgpu.plan::<f32, f32, _>(&Gru, &Problem::new(1, 2, 1, 3)).unwrap();
         Some(had)
     }
@@ -151,14 +152,14 @@ mod tests {
         assert!(plan(&folder).unwrap().is_some_and(|had| !had.is_empty()));
         fs::write(file, &whole[..whole.len() - 1]).unwrap();
         assert_eq!(plan(&folder), Some(None));
-        // It was made again.
+        // The damaged entry was replaced.
         assert!(plan(&folder).unwrap().is_some());
         assert_eq!(DiskCache::new(&folder, EXTENSION).clear().unwrap(), 1);
     }
 
-    /// An entry of another adapter does no harm, and the next process finds a good one.
+    /// An entry of another adapter does no harm, and the next process finds a valid one.
     #[test]
-    fn data_that_wgpu_refuses_is_made_again() {
+    fn data_that_wgpu_refuses_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let Some(_) = plan(folder.path()) else { return };
         let good = plan(folder.path()).unwrap().unwrap();
@@ -173,7 +174,7 @@ mod tests {
         let refused: Vec<_> =
             changed.filter(|data| pipelines(&wgpu.device, Some(data)).is_err()).collect();
         // The bytes that name the adapter.
-        let [first, ..] = &refused[..] else { panic!("wgpu takes data of every adapter") };
+        let [first, ..] = &refused[..] else { panic!("wgpu accepts data of every adapter") };
         disk.write(&key, first).unwrap();
         assert_eq!(plan(folder.path()).unwrap().as_ref(), Some(first));
         let after = plan(folder.path()).unwrap().unwrap();

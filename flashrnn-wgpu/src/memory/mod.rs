@@ -1,18 +1,32 @@
-//! Device memory: our own ([`Buffer`]), and parts of it or of the caller's ([`View`], [`ViewMut`]).
+//! Device memory: buffers of this crate ([`Buffer`]), and views of them or of the caller's buffers
+//! ([`View`], [`ViewMut`]).
 
+pub(crate) mod binding;
 pub(crate) mod operands;
 pub(crate) mod scratch;
+mod transfer;
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flashrnn_core::{Error, Len, Result};
 
-use crate::device::DeviceId;
+/// Identifies a device. wgpu's own comparison takes devices of different instances for equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceId(u64);
 
-/// Owned device memory for `len` elements, with room to a multiple of 16 bytes. It belongs to the
-/// [`Wgpu`](crate::Wgpu) that made it and to its clones; calls of others refuse it.
+impl DeviceId {
+    /// Returns an id that no other device has.
+    pub fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Owns device memory for `len` elements, padded to a multiple of 16 bytes. It belongs to the
+/// [`Wgpu`](crate::Wgpu) that made it and to its clones; calls on other devices refuse it.
 pub struct Buffer<P> {
     pub(crate) buffer: wgpu::Buffer,
     len: usize,
@@ -50,17 +64,19 @@ impl<P> fmt::Debug for Buffer<P> {
     }
 }
 
-/// Device memory borrowed for reading.
+/// Borrows device memory for reading.
 ///
-/// wgpu lets no kernel read one part of a buffer and write another. So in one call, what is read,
-/// what is written and the workspace must lie in different buffers, and what is written must not
-/// overlap. Calls check it ([`Error::Argument`]).
+/// wgpu does not let a kernel read one part of a buffer and write another. Within one call, the
+/// tensors that are read, the tensors that are written and the workspace must therefore be in
+/// different buffers, and tensors that are written must not overlap. Calls check both and return
+/// [`Error::Argument`].
 pub struct View<'a, P> {
     pub(crate) buffer: &'a wgpu::Buffer,
-    /// The first element.
+    /// Index of the first element in the buffer.
     pub(crate) first: usize,
     pub(crate) len: usize,
-    /// Whose the buffer is; `None` where somebody else made it, for wgpu does not tell.
+    /// Device of the buffer, or `None` for a buffer of the caller's, whose device wgpu does not
+    /// tell.
     pub(crate) device: Option<DeviceId>,
     element: PhantomData<fn() -> P>,
 }
@@ -73,20 +89,20 @@ impl<P> Clone for View<'_, P> {
 
 impl<P> Copy for View<'_, P> {}
 
-/// What a buffer that is read must allow.
+/// The usages that a buffer must have to be read.
 const READ: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC);
 
 impl<'a, P> View<'a, P> {
-    /// Views `len` elements, from element `first` on, of a buffer that somebody else made, on the
-    /// very device that calls run on: wgpu panics where a buffer of another instance is used.
+    /// Borrows `len` elements of the caller's buffer, beginning with element `first`. The buffer
+    /// must be on the device that calls run on; wgpu panics if it is of another instance.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the buffer is too small, [`Error::Argument`] where its usages lack
-    /// `STORAGE` or `COPY_SRC`, or its size is no multiple of 4 bytes.
+    /// [`Error::Shape`] if the buffer is too small; [`Error::Argument`] if its usages lack
+    /// `STORAGE` or `COPY_SRC`, or its size is not a multiple of 4 bytes.
     pub fn of(buffer: &'a wgpu::Buffer, first: usize, len: usize) -> Result<Self> {
         let wrong = |why| Err(Error::Argument { tensor: "buffer", why });
         if !buffer.usage().contains(READ) {
-            return wrong("its usages must hold STORAGE and COPY_SRC");
+            return wrong("its usages must include STORAGE and COPY_SRC");
         }
         if !buffer.size().is_multiple_of(4) {
             return wrong("its size must be a multiple of 4 bytes");
@@ -100,10 +116,10 @@ impl<'a, P> View<'a, P> {
         }
     }
 
-    /// Views the elements in `range`.
+    /// Borrows the elements in `range` of this view.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they are not all in the view.
+    /// [`Error::Shape`] if the range exceeds the view.
     pub fn slice(self, range: Range<usize>) -> Result<Self> {
         if range.start <= range.end && range.end <= self.len {
             Ok(Self { first: self.first + range.start, len: range.end - range.start, ..self })
@@ -116,7 +132,7 @@ impl<'a, P> View<'a, P> {
         }
     }
 
-    /// The bytes of the buffer that are viewed.
+    /// Returns the range of the view in its buffer, in bytes.
     pub(crate) fn bytes(&self) -> Range<u64> {
         let size = size_of::<P>() as u64;
         self.first as u64 * size..(self.first + self.len) as u64 * size
@@ -138,25 +154,28 @@ impl<P> fmt::Debug for View<'_, P> {
     }
 }
 
-/// Device memory borrowed for writing. What [`View`] says of buffers holds for it too.
+/// Borrows device memory for writing. The rules for buffers are those of [`View`].
 pub struct ViewMut<'a, P>(pub(crate) View<'a, P>);
 
 impl<'a, P> ViewMut<'a, P> {
-    /// As [`View::of`], for writing.
+    /// Borrows elements of the caller's buffer, as [`View::of`] does, for writing.
     ///
     /// # Errors
-    /// As [`View::of`], and [`Error::Argument`] where the buffer's usages lack `COPY_DST`.
+    /// Those of [`View::of`], and [`Error::Argument`] if the buffer's usages lack `COPY_DST`.
     pub fn of(buffer: &'a wgpu::Buffer, first: usize, len: usize) -> Result<Self> {
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
-            return Err(Error::Argument { tensor: "buffer", why: "its usages must hold COPY_DST" });
+            return Err(Error::Argument {
+                tensor: "buffer",
+                why: "its usages must include COPY_DST",
+            });
         }
         View::of(buffer, first, len).map(Self)
     }
 
-    /// Views the elements in `range`.
+    /// Borrows the elements in `range` of this view.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they are not all in the view.
+    /// [`Error::Shape`] if the range exceeds the view.
     pub fn slice(self, range: Range<usize>) -> Result<Self> {
         self.0.slice(range).map(Self)
     }

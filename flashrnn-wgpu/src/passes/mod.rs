@@ -1,5 +1,7 @@
-//! The passes of a plan: methods of [`Engine`](crate::engine::Engine).
+//! What a plan computes: methods of [`Engine`](crate::engine::Engine).
 
 mod backward;
 mod forward;
-pub mod pack;
+mod pack;
+mod recompute;
+mod weight_grad;

@@ -1,39 +1,44 @@
-//! Adapter properties that drive kernel selection.
+//! The properties of adapters.
 
 /// Adapter properties that drive kernel selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adapter {
-    /// The driver runs on the CPU.
+    /// Whether the driver runs on the CPU.
     pub cpu: bool,
-    /// Invocations that a workgroup may have.
+    /// Maximum number of invocations in a workgroup.
     pub invocations: usize,
-    /// Bytes of workgroup memory that a workgroup may have.
+    /// Maximum bytes of workgroup memory.
     pub workgroup_bytes: usize,
-    /// There are cooperative matrices of 16 x 16, f16 in and f32 out, in subgroups of 32.
+    /// Whether there are cooperative matrices of 16 x 16, from f16 to f32, in subgroups of 32.
     pub matrix: bool,
-    /// Threads of a subgroup where its operations may add sums up, else 1.
+    /// Threads of a subgroup if kernels may use its operations, else 1.
     pub subgroup: usize,
 }
 
-/// A CPU's drivers compile a kernel for seconds, so that they have fewer and shorter ones.
+// Drivers that run on the CPU take seconds to compile a kernel, so they get fewer and shorter ones.
 impl Adapter {
-    /// Whether the kernels of one step use subgroup operations. A CPU's drivers would take twice as
-    /// long to run them, too.
+    /// Returns whether the per-step kernels use subgroup operations. Drivers that run on the CPU
+    /// would take twice as long.
     pub fn subgroups(self) -> bool {
         self.subgroup > 1 && !self.cpu
     }
 
-    /// Whether there are kernels for heads of this size whose pairs of 16-bit units are whole
-    /// words, as they are in tensors that begin at an even element.
-    pub fn words(self, head_dim: usize) -> bool {
+    /// Returns whether heads of this size have kernels for word-aligned pairs of 16-bit units, which
+    /// serve tensors that begin at an even element.
+    pub fn word_aligned(self, head_dim: usize) -> bool {
         head_dim.is_multiple_of(2) && !self.cpu
     }
 }
 
-/// [`Adapter::subgroup`]: all subgroups must have this size and be parts of a workgroup of 256. `has`: the device has such operations, on
-/// subgroups of `least` to `most` threads.
-pub fn subgroup(has: bool, least: u32, most: u32) -> usize {
-    if has && least == most && [8, 16, 32, 64, 128].contains(&most) { most as usize } else { 1 }
+/// Maximum number of iterations of a loop. Some drivers (Mesa 22.3's lavapipe) silently end a loop
+/// after 65,535.
+pub const MAX_LOOP: usize = 32768;
+
+/// Returns [`Adapter::subgroup`] of a device with subgroups of `min` to `max` threads: kernels need
+/// subgroups of one size that divides a workgroup of 256. `has` is whether the device has subgroup
+/// operations.
+pub fn subgroup(has: bool, min: u32, max: u32) -> usize {
+    if has && min == max && [8, 16, 32, 64, 128].contains(&max) { max as usize } else { 1 }
 }
 
 #[cfg(test)]
@@ -48,8 +53,8 @@ pub mod examples {
         matrix: false,
         subgroup: 32,
     };
-    /// What every device has.
-    pub const LEAST: Adapter = Adapter {
+    /// The limits that every device has.
+    pub const MINIMAL: Adapter = Adapter {
         cpu: false,
         invocations: 256,
         workgroup_bytes: 16 << 10,
@@ -60,9 +65,9 @@ pub mod examples {
 
 #[cfg(test)]
 mod tests {
-    use super::examples::{H200, LEAST};
+    use super::examples::{H200, MINIMAL};
     use super::*;
-    use crate::select::Choice;
+    use crate::select::Preferences;
 
     #[test]
     fn subgroups_of_one_size() {
@@ -77,9 +82,11 @@ mod tests {
         );
         let cpu = Adapter { cpu: true, ..H200 };
         assert_eq!(
-            [H200, LEAST, cpu].map(|adapter| Choice::default().adapter(adapter).subgroups()),
+            [H200, MINIMAL, cpu].map(|adapter| Preferences::default().adapter(adapter).subgroups()),
             [true, false, false]
         );
-        assert!(Choice { as_on_gpus: true, ..Choice::default() }.adapter(cpu).subgroups());
+        assert!(
+            Preferences { as_on_gpus: true, ..Preferences::default() }.adapter(cpu).subgroups()
+        );
     }
 }

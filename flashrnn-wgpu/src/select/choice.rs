@@ -1,11 +1,11 @@
-//! Describes the kernels that [`crate::select`] chose, and why.
+//! Describes the kernels that [`select`](super) chose, and why.
 
 use flashrnn_core::{Dtype, Shapes};
 use flashrnn_gpu::{Family, KernelChoice};
 
-use crate::select::{self, Adapter, Fused};
+use super::{Adapter, Fused, STEP_ROWS, STEP_UNITS, step_groups};
 
-/// Describes the forward and the backward kernel of a plan. `fused` is the choice of [`select`],
+/// Describes the forward and the backward kernel of a plan. `fused` is the plan's choice,
 /// `element` is T.
 pub(crate) fn of_plan(
     shapes: &Shapes,
@@ -34,9 +34,9 @@ fn fused_choice(pass: &'static str, shapes: &Shapes, fused: Fused, narrow: bool)
         warps: fused.threads().div_ceil(32),
         blocks: fused.groups(shapes),
         cluster: 1,
-        why: match lines.kept == lines.chunks {
+        why: match lines.resident == lines.chunks {
             true => "R of a head fits the registers of a workgroup",
-            false => "R of a head is small enough to be read again at every step",
+            false => "R of a head is small enough to be re-read at every step",
         },
     }
 }
@@ -50,10 +50,10 @@ fn alternating(
     KernelChoice {
         pass,
         family: "alternating",
-        units: select::STEP_UNITS,
-        rows: select::STEP_ROWS,
+        units: STEP_UNITS,
+        rows: STEP_ROWS,
         warps: 256 / 32,
-        blocks: select::step_groups(shapes),
+        blocks: step_groups(shapes),
         cluster: 1,
         why: match family {
             Family::Alternating => "asked for",
@@ -62,10 +62,12 @@ fn alternating(
     }
 }
 
-/// Says why an adapter has no fused kernels for a problem.
+/// Returns why an adapter has no fused kernels for a problem.
 pub(crate) fn why_not_fused(adapter: Adapter) -> &'static str {
     match adapter.cpu {
-        true => "drivers of the CPU get fused kernels only in f32 and for heads of up to 8 units",
+        true => {
+            "drivers that run on the CPU have fused kernels only in f32 and for heads of up to 8 units"
+        }
         false => "R is too large for a workgroup, or a step for its memory",
     }
 }
@@ -75,12 +77,13 @@ mod tests {
     use flashrnn_core::{Lstm, Problem};
 
     use super::*;
-    use crate::select::Choice;
+    use crate::select::Preferences;
     use crate::select::examples::H200;
 
     fn kernels(heads: usize, head_dim: usize, family: Family) -> [KernelChoice; 2] {
         let shapes = Problem::new(16, 1, heads, head_dim).shapes::<Lstm>().unwrap();
-        let fused = Choice { family, ..Choice::default() }.fused(&shapes, H200, Dtype::Bf16);
+        let fused =
+            Preferences { family, ..Preferences::default() }.fused(&shapes, H200, Dtype::Bf16);
         of_plan(&shapes, Dtype::Bf16, fused, H200, family)
     }
 
@@ -88,7 +91,7 @@ mod tests {
     fn choices_say_what_and_why() {
         let [forward, backward] = kernels(12, 64, Family::Auto);
         assert_eq!((forward.family, forward.blocks, backward.warps), ("fused", 12 * 8, 8));
-        assert!(kernels(3, 256, Family::Auto)[1].why.contains("read again"));
+        assert!(kernels(3, 256, Family::Auto)[1].why.contains("re-read"));
         let large = kernels(2, 1024, Family::Auto)[0].to_string();
         let want = "forward: alternating, one launch per step, 256 blocks";
         assert!(large.starts_with(want), "{large}");

@@ -4,105 +4,108 @@ use flashrnn_core::{Dtype, Shapes};
 
 use super::Adapter;
 
-/// The most time steps of one dispatch of a fused kernel: a few milliseconds on a GPU, so that no
-/// watchdog ends it, and no loop longer than [`LONGEST_LOOP`](super::LONGEST_LOOP).
+/// Maximum number of time steps in one dispatch of a fused kernel: a few milliseconds on a GPU, so
+/// that no watchdog ends it, and no loop longer than [`MAX_LOOP`](super::MAX_LOOP).
 pub const FUSED_STEPS: usize = 2048;
 
-/// How a workgroup of a fused kernel is cut: it has one head and some rows of the batch.
+/// The shape of a fused kernel's workgroup, which computes one head of some rows of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fused {
-    /// Units of the head, D padded with zeros.
+    /// Units of the head: D padded with zeros.
     pub units: usize,
-    /// Parts of k: a workgroup has `units * split` threads.
+    /// Parts along k. A workgroup has `units * split` threads.
     pub split: usize,
     /// Rows of the batch.
     pub rows: usize,
-    /// Registers of a thread for its weights and sums: weights that find no room are read again at
-    /// every step.
+    /// Registers of a thread for its weights and sums. Weights that do not fit are re-read at every
+    /// step.
     pub registers: usize,
 }
 
-/// What a thread of a fused kernel has of R: lines along k, in chunks. The names are those of
-/// shaders/fused.wgsl.
+/// The part of R that a thread of a fused kernel multiplies: lines along k, in chunks. The names are
+/// those of shaders/fused/roles.wgsl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lines {
-    /// Lines: forward the gates of a unit, backward some units.
+    /// Lines: the gates of a unit in the forward pass, some units in the backward pass.
     pub lines: usize,
     /// Threads that have lines.
     pub threads: usize,
     /// Pieces of each line in a chunk.
     pub groups: usize,
-    /// Chunks.
+    /// Number of chunks.
     pub chunks: usize,
-    /// Chunks that stay in registers; the others are read again at every step.
-    pub kept: usize,
-    /// 16-bit weights are f32 in registers.
+    /// Chunks that stay in registers; the others are re-read at every step.
+    pub resident: usize,
+    /// Whether 16-bit weights are f32 in registers.
     pub wide: bool,
 }
 
-/// Numbers along k in a piece of weights, 4 words.
+/// Returns the number of weights along k in a piece of 4 words.
 pub fn piece(narrow: bool) -> usize {
     if narrow { 8 } else { 4 }
 }
 
-/// Registers of a multiprocessor, and the most of one thread, of which a quarter is for other
-/// things than weights and sums. No interface tells them; these are NVIDIA's. Where there are
-/// fewer, R is spilled: slow, but right.
-const REGISTERS: (usize, usize) = (65536, 255);
+/// Registers of a multiprocessor. No interface tells them; these are NVIDIA's. On a device with
+/// fewer, R is spilled, which is slow but correct.
+const REGISTERS: usize = 65536;
 
-/// Pieces of a thread in a chunk: so many are read at a time where not all are in registers.
-const PIECES_AT_ONCE: usize = 8;
+/// Maximum number of registers of a thread. A quarter is for other values than weights and sums.
+const MAX_THREAD_REGISTERS: usize = 255;
 
-/// The most bytes of R, of a head, that are read at every step; beyond, a dispatch a step is
-/// faster.
-const MOST_STREAMED: usize = 5 << 18;
+/// Maximum number of a thread's pieces in a chunk, which are read together if they are not resident.
+const MAX_CHUNK_PIECES: usize = 8;
 
-/// The most threads of a workgroup that reads R at every step, f32 and 16-bit: with more they have
-/// no registers for what is under way.
-const MOST_STREAMING: [usize; 2] = [256, 512];
+/// Maximum bytes of a head's R that are re-read at every step. For larger ones, one dispatch per
+/// step is faster.
+const MAX_STREAMED_BYTES: usize = 5 << 18;
 
-/// As many workgroups keep a GPU busy; with fewer, a workgroup has fewer rows.
-const ENOUGH_GROUPS: usize = 64;
+/// Maximum number of threads of a workgroup that re-reads R, in f32 and in 16 bits. More threads
+/// would have no registers for loads in flight.
+const MAX_STREAMING_THREADS: [usize; 2] = [256, 512];
+
+/// Number of workgroups that keep a GPU busy. If there are fewer, a workgroup gets fewer rows.
+const MIN_GROUPS: usize = 64;
 
 impl Fused {
-    /// Threads of a workgroup.
+    /// Returns the threads of a workgroup.
     pub fn threads(self) -> usize {
         self.units * self.split
     }
 
-    /// Elements of k in a part.
+    /// Returns the elements along k in a part.
     pub fn depth(self) -> usize {
         self.units / self.split
     }
 
-    /// Tensors that the threads carry at a time, each thread two units of a row.
-    pub fn turns(self) -> usize {
+    /// Returns the number of tensors that a workgroup loads or stores at a time; a thread moves two
+    /// units of a row.
+    pub fn io_tensors(self) -> usize {
         2 * self.split / self.rows
     }
 
-    /// Units that a thread of the backward product has, so that all threads hold weights, or nearly
-    /// all.
+    /// Returns the units of a thread in the backward product, chosen so that nearly all threads hold
+    /// weights.
     pub fn tile(self, shapes: &Shapes) -> usize {
         shapes.recurrent.next_power_of_two()
     }
 
-    /// Whether the forward kernel has what a step reads and what it writes apart: with whole sums,
-    /// no barrier lies between.
+    /// Returns the number of buffers for a step's operands in the forward kernel: 2 if a thread has
+    /// whole sums, since then no barrier separates a step's reads from its writes.
     pub fn buffers(self) -> usize {
         if self.split == 1 { 2 } else { 1 }
     }
 
-    /// Pieces, of so many numbers, of R of a head.
+    /// Returns the number of pieces of a head's R; a piece has `piece` weights.
     pub fn pieces(self, shapes: &Shapes, piece: usize) -> usize {
         self.units / piece * shapes.recurrent * self.units
     }
 
-    /// Of the forward kernel.
+    /// Returns the lines of the forward kernel.
     pub fn forward(self, shapes: &Shapes, narrow: bool) -> Lines {
         self.lines(shapes.recurrent, self.threads(), narrow)
     }
 
-    /// Of the backward kernel.
+    /// Returns the lines of the backward kernel.
     pub fn backward(self, shapes: &Shapes, narrow: bool) -> Lines {
         let tile = self.tile(shapes);
         self.lines(tile, shapes.recurrent * self.threads() / tile, narrow)
@@ -113,35 +116,36 @@ impl Fused {
         let groups = (1..=pieces)
             .rev()
             .find(|groups| {
-                pieces.is_multiple_of(*groups) && (groups * lines <= PIECES_AT_ONCE || *groups == 1)
+                pieces.is_multiple_of(*groups)
+                    && (groups * lines <= MAX_CHUNK_PIECES || *groups == 1)
             })
             .unwrap_or(1);
         let chunks = pieces / groups;
         let room = self.registers.saturating_sub(lines * self.rows);
         let chunk = 4 * groups * lines;
-        let (kept, wide) = if narrow && 2 * chunk * chunks <= room {
+        let (resident, wide) = if narrow && 2 * chunk * chunks <= room {
             (chunks, true)
         } else if chunk * chunks <= room {
             (chunks, false)
         } else {
-            // Beside half a chunk that was read.
+            // Half a chunk is in flight.
             (room.saturating_sub(chunk / 2) / chunk, false)
         };
-        Lines { lines, threads, groups, chunks, kept, wide }
+        Lines { lines, threads, groups, chunks, resident, wide }
     }
 
-    /// Workgroups of a dispatch.
+    /// Returns the workgroups of a dispatch.
     pub fn groups(self, shapes: &Shapes) -> usize {
         shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
-    /// Bytes of workgroup memory of the forward and of the backward kernel.
+    /// Returns the bytes of workgroup memory of the forward and of the backward kernel.
     pub fn workgroup_bytes(self, shapes: &Shapes, narrow: bool) -> [usize; 2] {
         let Shapes { recurrent, external, states, gates, .. } = *shapes;
         let shared = if self.split > 1 { self.split * recurrent } else { 0 };
         let forward = shared + self.buffers() * (external.max(1) + states + gates);
         let backward = self.split * recurrent + gates + 2 * states;
-        // BETWEEN of shaders/fused.wgsl, for each chunk.
+        // CHUNK_PAD of shaders/fused/roles.wgsl, for each chunk.
         let x = |parts, lines: Lines| parts * self.split * (self.depth() + 4 * lines.chunks);
         let x = [
             x(self.buffers(), self.forward(shapes, narrow)),
@@ -163,45 +167,46 @@ impl Fused {
                 .all(|bytes| bytes <= adapter.workgroup_bytes)
     }
 
-    /// Whether no weights are read again at every step.
+    /// Returns whether all weights stay in registers.
     fn keeps_all(self, shapes: &Shapes, narrow: bool) -> bool {
         [self.forward(shapes, narrow), self.backward(shapes, narrow)]
             .iter()
-            .all(|lines| lines.kept == lines.chunks)
+            .all(|lines| lines.resident == lines.chunks)
     }
 
-    /// The fused kernels for a problem, the same for any T; `None` where a step does not fit a
-    /// workgroup's memory, or R is too large to be read at every step. `element`: T.
+    /// Chooses the fused kernels for a problem, whatever its number of time steps; `None` if a step
+    /// does not fit workgroup memory, or R is too large to be re-read at every step. `element` is T.
     pub fn new(shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Self> {
         let narrow = element != Dtype::F32;
         let units = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
             .into_iter()
             .find(|&units| units >= shapes.head_dim)?;
-        // A CPU has no registers for R, and its drivers take seconds to compile what is written
-        // out: there the smallest heads alone are fused, in f32, all in one way.
+        // A CPU has no registers for R, and its drivers take seconds to compile unrolled loops:
+        // there only the smallest heads are fused, in f32, and all alike.
         if adapter.cpu && (units > 8 || narrow) {
             return None;
         }
         let cut = |rows, split: usize| {
             let threads = units * split;
-            let registers = (REGISTERS.0 / threads).min(REGISTERS.1) / 4 * 3;
+            let registers = (REGISTERS / threads).min(MAX_THREAD_REGISTERS) / 4 * 3;
             Self { units, split, rows, registers }
         };
         let fits = |fused: &Self| fused.fits(shapes, adapter, narrow);
         let keeps_all = |fused: &Self| fits(fused) && fused.keeps_all(shapes, narrow);
         let bytes = shapes.recurrent * units * units * if narrow { 2 } else { 4 };
-        let most = MOST_STREAMING[usize::from(narrow)];
-        let streams =
-            |fused: &Self| fits(fused) && bytes <= MOST_STREAMED && fused.threads() <= most;
-        // One row needs the least, so it decides on the parts of k, which the order of the packed
-        // weights depends on: that must be the same for every batch.
+        let max_threads = MAX_STREAMING_THREADS[usize::from(narrow)];
+        let streams = |fused: &Self| {
+            fits(fused) && bytes <= MAX_STREAMED_BYTES && fused.threads() <= max_threads
+        };
+        // A single row needs the least memory, so it determines the parts along k, and with them the
+        // order of the packed weights, which must be the same for every batch.
         let split =
             |may: &dyn Fn(&Self) -> bool| [4, 2, 1].into_iter().find(|&split| may(&cut(1, split)));
         let (split, may): (_, &dyn Fn(&Self) -> bool) = match split(&keeps_all) {
             Some(split) => (split, &keeps_all),
             None => (split(&streams)?, &streams),
         };
-        let enough = |rows| shapes.heads * shapes.batch.div_ceil(rows) >= ENOUGH_GROUPS;
+        let enough = |rows| shapes.heads * shapes.batch.div_ceil(rows) >= MIN_GROUPS;
         let several = [4, 2].into_iter().filter(|&rows| !adapter.cpu && enough(rows));
         several.map(|rows| cut(rows, split)).find(may).or(Some(cut(1, split)))
     }
@@ -210,7 +215,7 @@ impl Fused {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::select::examples::{H200, LEAST};
+    use crate::select::examples::{H200, MINIMAL};
     use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
 
     #[test]
@@ -226,7 +231,7 @@ mod tests {
                     format!(
                         "{}{}/{}",
                         if lines.wide { "wide " } else { "" },
-                        lines.kept,
+                        lines.resident,
                         lines.chunks
                     )
                 });
@@ -237,24 +242,24 @@ mod tests {
         };
         assert_eq!(fused(lstm(16, 12, 64), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(16, 12, 64), H200, true), of(64, 4, 2, ["wide 1/1", "wide 1/1"]));
-        assert_eq!(fused(lstm(16, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(16, 12, 64), MINIMAL, false), of(64, 4, 2, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(1, 1, 64), H200, false), of(64, 4, 1, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(256, 12, 64), H200, false), of(64, 4, 4, ["2/2", "2/2"]));
-        assert_eq!(fused(lstm(256, 12, 64), LEAST, false), of(64, 4, 2, ["2/2", "2/2"]));
+        assert_eq!(fused(lstm(256, 12, 64), MINIMAL, false), of(64, 4, 2, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(16, 12, 33), H200, false), of(64, 4, 2, ["2/2", "2/2"]));
         assert_eq!(fused(lstm(16, 6, 128), H200, true), of(128, 4, 1, ["2/2", "2/2"]));
-        assert_eq!(fused(lstm(16, 6, 128), LEAST, true), of(128, 2, 1, ["4/4", "4/4"]));
+        assert_eq!(fused(lstm(16, 6, 128), MINIMAL, true), of(128, 2, 1, ["4/4", "4/4"]));
         assert_eq!(fused(lstm(16, 3, 256), H200, true), of(256, 2, 1, ["2/8", "2/8"]));
         assert_eq!(fused(lstm(16, 3, 256), H200, false), of(256, 1, 1, ["5/32", "5/32"]));
-        assert_eq!(fused(lstm(16, 3, 256), LEAST, true), None);
+        assert_eq!(fused(lstm(16, 3, 256), MINIMAL, true), None);
         assert_eq!(fused(lstm(16, 3, 384), H200, true), of(384, 1, 1, ["3/24", "3/24"]));
         assert_eq!(fused(lstm(16, 3, 384), H200, false), None);
         assert_eq!(fused(lstm(16, 2, 512), H200, true), None);
         let elman = Problem::new(1, 1, 1, 128).shapes::<Elman>().unwrap();
         assert_eq!(fused(elman.clone(), H200, false), of(128, 4, 1, ["1/1", "1/1"]));
-        assert_eq!(fused(elman, LEAST, false), of(128, 2, 1, ["2/2", "2/2"]));
+        assert_eq!(fused(elman, MINIMAL, false), of(128, 2, 1, ["2/2", "2/2"]));
         let gru = Problem::new(16, 1, 12, 1).shapes::<Gru>().unwrap();
-        assert_eq!(fused(gru, LEAST, false), of(8, 1, 1, ["1/1", "1/1"]));
+        assert_eq!(fused(gru, MINIMAL, false), of(8, 1, 1, ["1/1", "1/1"]));
         let cpu = Adapter { cpu: true, ..H200 };
         assert_eq!(fused(lstm(16, 12, 8), cpu, false), of(8, 1, 1, ["1/1", "1/1"]));
         assert_eq!(fused(lstm(16, 12, 9), cpu, false), None);
@@ -265,7 +270,7 @@ mod tests {
     #[test]
     fn no_batch_changes_the_order_of_the_weights() {
         let cpu = Adapter { cpu: true, ..H200 };
-        for adapter in [H200, LEAST, cpu] {
+        for adapter in [H200, MINIMAL, cpu] {
             for head_dim in [1, 8, 16, 33, 64, 96, 128, 192, 256, 384, 512, 513] {
                 for element in [Dtype::F32, Dtype::Bf16] {
                     let order = |batch| {
@@ -285,7 +290,7 @@ mod tests {
 
     #[test]
     fn fused_kernels_fit_the_adapter() {
-        for adapter in [H200, LEAST] {
+        for adapter in [H200, MINIMAL] {
             for (batch, heads) in [(1, 1), (16, 12), (256, 12)] {
                 for head_dim in 1..=256 {
                     let problem = Problem::new(batch, 1, heads, head_dim);
@@ -305,15 +310,15 @@ mod tests {
                             );
                             let bytes = fused.workgroup_bytes(&shapes, narrow);
                             assert!(bytes.iter().all(|&bytes| bytes <= adapter.workgroup_bytes));
-                            // A turn or more; whole chunks of whole pieces.
-                            assert!(fused.turns() * fused.rows == 2 * fused.split);
+                            // At least one tensor at a time; whole chunks of whole pieces.
+                            assert!(fused.io_tensors() * fused.rows == 2 * fused.split);
                             for lines in
                                 [fused.forward(&shapes, narrow), fused.backward(&shapes, narrow)]
                             {
                                 let pieces = fused.depth() / piece(narrow);
                                 assert!(
                                     lines.chunks * lines.groups == pieces
-                                        && lines.kept <= lines.chunks
+                                        && lines.resident <= lines.chunks
                                 );
                                 let all = pieces * lines.lines * lines.threads;
                                 assert_eq!(fused.pieces(&shapes, piece(narrow)), all);

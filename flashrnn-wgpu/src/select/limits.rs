@@ -1,53 +1,63 @@
-//! What a device can't hold or run to its end, which plans refuse.
+//! Limits of a device, which plans are checked against.
 
 use flashrnn_core::{Dtype, Error, Problem, Result, Save, Shapes};
 
-use crate::memory::scratch::workspace;
-use crate::select::{self, Fused};
+use super::{self as select, Fused};
+use crate::layout::workspace;
 
-/// The error for what this backend can't do.
+/// Returns the error for a problem that this backend cannot run.
 pub fn unsupported(what: String, why: String) -> Error {
     Error::Unsupported { backend: "wgpu", what, why }
 }
 
-/// Refuses what the device's bindings can't hold.
+/// Checks that the device can bind every tensor. `max_bytes` is the maximum size of a binding.
+///
+/// # Errors
+/// [`Error::Unsupported`]
 pub fn check_limits(
-    most: u64,
+    max_bytes: u64,
     shapes: &Shapes,
     problem: &Problem,
     element: Dtype,
     fused: Option<Fused>,
 ) -> Result<()> {
     for (what, bytes) in bound_sizes(shapes, problem.options.save, element, fused) {
-        if bytes > most.into() {
+        if bytes > max_bytes.into() {
             let what = format!("{what} of {bytes} bytes");
-            return Err(unsupported(what, format!("the device binds at most {most} bytes")));
+            return Err(unsupported(what, format!("the device binds at most {max_bytes} bytes")));
         }
     }
     Ok(())
 }
 
-/// Refuses scratch memory for these regions where the device has no buffer of its size.
-pub fn check_scratch(largest_buffer: u64, regions: &[usize]) -> Result<()> {
+/// Checks that a buffer can hold these regions of scratch memory.
+///
+/// # Errors
+/// [`Error::Unsupported`]
+pub fn check_scratch(max_buffer: u64, regions: &[usize]) -> Result<()> {
     let bytes = workspace(regions).bytes;
-    if bytes as u64 <= largest_buffer {
+    if bytes as u64 <= max_buffer {
         return Ok(());
     }
     let what = format!("scratch memory of {bytes} bytes");
-    Err(unsupported(what, format!("the device's largest buffer has {largest_buffer} bytes")))
+    Err(unsupported(what, format!("the device's largest buffer has {max_buffer} bytes")))
 }
 
-/// Refuses products whose loops the driver does not run to their end, which is asked only where
-/// they are long.
+/// Checks that the driver runs the products' loops to their end. `long_loops` is called only if they
+/// are long.
+///
+/// # Errors
+/// [`Error::Unsupported`]; those of `long_loops`.
 pub fn check_loops(shapes: &Shapes, long_loops: impl FnOnce() -> Result<bool>) -> Result<()> {
-    if select::longest_loop(shapes) <= select::LONGEST_LOOP || long_loops()? {
+    if select::longest_loop(shapes) <= select::MAX_LOOP || long_loops()? {
         return Ok(());
     }
     let what = format!("head_dim {} with {} recurrent gates", shapes.head_dim, shapes.recurrent);
-    Err(unsupported(what, "this driver ends long loops before they are done".into()))
+    Err(unsupported(what, "this driver ends long loops early".into()))
 }
 
-/// The largest of what is bound, in bytes; wx, h and their gradients are no larger. `element` is T.
+/// Returns the sizes of the largest bindings, in bytes; wx, h and their gradients are no larger.
+/// `element` is T.
 fn bound_sizes(
     shapes: &Shapes,
     save: Save,
@@ -65,7 +75,7 @@ fn bound_sizes(
         Save::Gates => gates * step * bytes,
         Save::Recompute => {
             let step = gates * batch * units;
-            select::gates_steps(shapes.time, step as usize) as u128 * step * 4
+            select::recomputed_steps(shapes.time, step as usize) as u128 * step * 4
         }
     };
     let wide_gates = if save == Save::Gates { shapes.wide_gates.len() } else { 0 };
@@ -73,17 +83,16 @@ fn bound_sizes(
     let partial = |columns: usize, round| {
         (select::parts(shapes.tokens(), columns, round).0 as u128) * columns as u128
     };
-    let [weight_round, bias_round] = select::GRADIENT_ROUNDS;
     [
         ("states", states * step * bytes),
         ("gates", gates_bytes),
         ("wide states and gates", wide as u128 * step * 4),
         ("weights", 16 * (select::packed(shapes, fused, narrow).iter().sum::<usize>() as u128 + 1)),
-        ("parts of d_r", partial(shapes.r().iter().product(), weight_round) * 4),
-        ("parts of d_b", partial(shapes.b().iter().product(), bias_round) * 4),
-        ("the forward pass's working memory", (rows + 2 * state + 1) * 4),
+        ("parts of d_r", partial(shapes.r().iter().product(), select::WEIGHT_GRAD) * 4),
+        ("parts of d_b", partial(shapes.b().iter().product(), select::BIAS_GRAD) * 4),
+        ("the forward pass's scratch memory", (rows + 2 * state + 1) * 4),
         (
-            "the backward pass's working memory",
+            "the backward pass's scratch memory",
             (rows
                 + 4 * state
                 + (2 * shapes.recurrent) as u128 * batch * units
@@ -100,8 +109,7 @@ mod tests {
 
     use super::*;
 
-    /// The gates are the largest tensor here: 2^25 elements, or 2^24 in f32 where they are computed
-    /// again.
+    /// The gates are the largest tensor here: 2^25 elements, or 2^24 in f32 if they are recomputed.
     #[test]
     fn a_tensor_as_large_as_the_limit_fits() {
         let gates = Problem::new(32, 1024, 1, 256);
@@ -113,7 +121,7 @@ mod tests {
             (&recompute, Dtype::F16, 2),
         ] {
             let shapes = problem.shapes::<Lstm>().unwrap();
-            let check = |most| check_limits(most, &shapes, problem, element, None);
+            let check = |max_bytes| check_limits(max_bytes, &shapes, problem, element, None);
             assert_eq!(check(bytes << 25), Ok(()));
             assert!(
                 matches!(check((bytes << 25) - 1), Err(Error::Unsupported { what, .. }) if what.starts_with("gates of"))

@@ -1,4 +1,4 @@
-//! Which kernels run a problem, and sizes of tiles, parts and dispatches: pure functions.
+//! Chooses the kernels of a problem, and the sizes of tiles, parts and dispatches: pure functions.
 
 use std::ops::Range;
 
@@ -8,34 +8,34 @@ use flashrnn_gpu::Family;
 mod adapter;
 pub mod choice;
 mod fused;
-mod gradient;
 pub mod limits;
 mod step;
+mod weight_grad;
 
 #[cfg(test)]
 pub(crate) use adapter::examples;
-pub use adapter::{Adapter, subgroup};
+pub use adapter::{Adapter, MAX_LOOP, subgroup};
 pub use fused::{FUSED_STEPS, Fused, Lines, piece};
-pub use gradient::{GRADIENT_ROUNDS, Gradient, matrix_width, parts};
 pub use step::{STEP_ROWS, STEP_UNITS, Tile, chunk, longest_loop, step_groups};
+pub use weight_grad::{BIAS_GRAD, GradTile, Round, WEIGHT_GRAD, matrix_width, parts};
 
-/// Which kernels a [`Wgpu`](crate::Wgpu) was told to take.
+/// The kernels that a [`Wgpu`](crate::Wgpu) was asked to use.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Choice {
+pub struct Preferences {
     pub family: Family,
-    /// For tests and measurements: in place of what [`Fused::new`] chooses.
+    /// For tests and measurements: used in place of the choice of [`Fused::new`].
     pub fused: Option<Fused>,
-    /// For tests: on a CPU's drivers too, the kernels that only GPUs get otherwise.
+    /// For tests: a driver that runs on the CPU gets the kernels of a GPU.
     pub as_on_gpus: bool,
 }
 
-impl Choice {
-    /// What kernels are chosen for.
+impl Preferences {
+    /// Returns the adapter that kernels are chosen for.
     pub fn adapter(self, adapter: Adapter) -> Adapter {
         Adapter { cpu: adapter.cpu && !self.as_on_gpus, ..adapter }
     }
 
-    /// The fused kernels for a problem, or `None` for the alternating ones.
+    /// Returns the fused kernels for a problem, or `None` for the alternating ones.
     pub fn fused(self, shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Fused> {
         match self.family {
             Family::Alternating => None,
@@ -47,37 +47,35 @@ impl Choice {
     }
 }
 
-/// The most workgroups along one dimension that every device takes.
-pub const GROUPS_X: usize = 65535;
+/// Maximum number of workgroups along one dimension on every device.
+pub const MAX_GROUPS_X: usize = 65535;
 
-/// The rounds of a loop that every driver runs to their end: some (Mesa 22.3's lavapipe) end it
-/// silently after 65,535.
-pub const LONGEST_LOOP: usize = 32768;
-
-/// A dispatch of so many workgroups, in two dimensions.
+/// Returns the size of a dispatch of at least `groups` workgroups, in two dimensions.
 pub fn dispatch(groups: usize) -> [u32; 3] {
-    [groups.min(GROUPS_X) as u32, groups.div_ceil(GROUPS_X) as u32, 1]
+    [groups.min(MAX_GROUPS_X) as u32, groups.div_ceil(MAX_GROUPS_X) as u32, 1]
 }
 
-/// The pieces, of 4 words, of the packed weights: those that every plan has, and those of the fused
-/// kernels.
+/// Returns the number of pieces, of 4 words, of the packed weights: those of every plan, and those
+/// of the fused kernels.
 pub fn packed(shapes: &Shapes, fused: Option<Fused>, narrow: bool) -> [usize; 2] {
     let lines = shapes.recurrent * shapes.heads * shapes.head_dim;
-    let plain = 2 * lines * shapes.head_dim.div_ceil(4)
+    let step = 2 * lines * shapes.head_dim.div_ceil(4)
         + (shapes.gates * shapes.heads * shapes.head_dim).div_ceil(4);
-    [plain, fused.map_or(0, |fused| 2 * shapes.heads * fused.pieces(shapes, piece(narrow)))]
+    [step, fused.map_or(0, |fused| 2 * shapes.heads * fused.pieces(shapes, piece(narrow)))]
 }
 
-/// The elements that gates computed again take, unless one step takes more.
-const MOST_GATES: usize = 1 << 24;
+/// Maximum number of elements of recomputed gates, unless one step has more.
+const MAX_RECOMPUTED: usize = 1 << 24;
 
-/// The most time steps whose gates are computed again at a time. A step has `step` of them.
-pub fn gates_steps(time: usize, step: usize) -> usize {
-    (MOST_GATES / step.max(1)).clamp(1, time.max(1))
+/// Returns the maximum number of time steps whose gates are recomputed at a time; a step has
+/// `step_len` of them.
+pub fn recomputed_steps(time: usize, step_len: usize) -> usize {
+    (MAX_RECOMPUTED / step_len.max(1)).clamp(1, time.max(1))
 }
 
-/// All steps in ranges of at most `steps`, the last first; one that is empty where there are none.
-pub fn from_the_last(time: usize, steps: usize) -> impl Iterator<Item = Range<usize>> {
+/// Splits `time` steps into ranges of at most `steps`, from the last to the first. Returns one empty
+/// range if there are no steps.
+pub fn ranges_from_last(time: usize, steps: usize) -> impl Iterator<Item = Range<usize>> {
     let steps = steps.max(1);
     (0..time.div_ceil(steps).max(1)).rev().map(move |i| i * steps..time.min((i + 1) * steps))
 }
@@ -87,13 +85,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gates_of_few_steps_at_a_time() {
-        assert_eq!(gates_steps(0, 4), 1);
-        assert_eq!(gates_steps(100, 4), 100);
-        assert_eq!(gates_steps(100, 1 << 20), 16);
-        assert_eq!(gates_steps(100, 1 << 30), 1);
-        let ranges =
-            |time, steps| from_the_last(time, steps).map(|r| (r.start, r.end)).collect::<Vec<_>>();
+    fn gates_are_recomputed_for_a_few_steps_at_a_time() {
+        assert_eq!(recomputed_steps(0, 4), 1);
+        assert_eq!(recomputed_steps(100, 4), 100);
+        assert_eq!(recomputed_steps(100, 1 << 20), 16);
+        assert_eq!(recomputed_steps(100, 1 << 30), 1);
+        let ranges = |time, steps| {
+            ranges_from_last(time, steps).map(|r| (r.start, r.end)).collect::<Vec<_>>()
+        };
         assert_eq!(ranges(7, 3), [(6, 7), (3, 6), (0, 3)]);
         assert_eq!(ranges(6, 3), [(3, 6), (0, 3)]);
         assert_eq!(ranges(2, 3), [(0, 2)]);

@@ -19,7 +19,7 @@ fn pack(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) threa
                 piece[j] = rounded(load_r(((gate * params.heads + head) * params.head_dim + out) * params.head_dim + in));
             }
         }
-    } else if i < plain_pieces() {
+    } else if i < step_pieces() {
         for (var j = 0u; j < 4u; j++) {
             let of_b = (i - 2u * matrices) * 4u + j;
             if of_b < GATES * units() { piece[j] = load_b(of_b); }

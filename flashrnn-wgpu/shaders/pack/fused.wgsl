@@ -5,13 +5,13 @@
 @compute @workgroup_size(64)
 fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) invocation: u32) {
     let i = group_index(id) * 64u + invocation;
-    let of_pass = params.heads * PIECES_OF_HEAD;
+    let of_pass = params.heads * PIECES_PER_HEAD;
     if i >= 2u * of_pass { return; }
     let backward = i >= of_pass;
-    let head = i % of_pass / PIECES_OF_HEAD;
-    let of_head = i % PIECES_OF_HEAD;
+    let head = i % of_pass / PIECES_PER_HEAD;
+    let of_head = i % PIECES_PER_HEAD;
     let lines = select(RECURRENT, TILE, backward);
-    let threads = PIECES_OF_HEAD / (PIECES_OF_LINE * lines);
+    let threads = PIECES_PER_HEAD / (PIECES_PER_LINE * lines);
     let thread = of_head % threads;
     let line = of_head / threads % lines;
     let k0 = of_head / threads / lines * NUMBERS;
@@ -35,5 +35,5 @@ fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index)
     for (var j = 0u; j < 4u; j++) {
         if NUMBERS == 8u { piece[j] = numbers[j * 2u % NUMBERS] | (numbers[(j * 2u + 1u) % NUMBERS] << 16u); } else { piece[j] = numbers[j]; }
     }
-    weights[plain_pieces() + i] = piece;
+    weights[step_pieces() + i] = piece;
 }

@@ -6,16 +6,17 @@
         //@ end
         if thread < MULTIPLIERS {
             let x_first = (operand * SPLIT + part_of(thread)) * ROWS * CHUNKS;
-            //@ for $chunk in 0..KEPT
+            //@ for $chunk in 0..RESIDENT
             //@ for $group in 0..GROUPS
-            //@ for $pair in 0..PAIRS_OF_PIECE
+            //@ for $pair in 0..PAIRS_PER_PIECE
             {
-                let k = ($groupu * PAIRS_OF_PIECE + $pairu) * 2u;
+                let k = ($groupu * PAIRS_PER_PIECE + $pairu) * 2u;
                 //@ for $row in 0..ROWS
-                let x$row = vec2f(x_now[x_first + $rowu * CHUNKS + $chunku][k], x_now[x_first + $rowu * CHUNKS + $chunku][k + 1u]);
+                let x$row = vec2f(x_now[x_first + $rowu * CHUNKS + $chunku][k],
+                    x_now[x_first + $rowu * CHUNKS + $chunku][k + 1u]);
                 //@ end
                 //@ for $line in 0..LINES
-                let w$line = kept_$pair(w$chunk_$group_$line);
+                let w$line = resident_$pair(w$chunk_$group_$line);
                 //@ for $row in 0..ROWS
                 sum$line_$row += w$line.x * x$row.x;
                 sum$line_$row += w$line.y * x$row.y;
@@ -25,22 +26,23 @@
             //@ end
             //@ end
             //@ end
-            // From the first chunk to the last in one step and from the last to the first in the
-            // next, so that a cache has half of them.
+            // The order of the chunks alternates from step to step, so that the cache still has
+            // half of them.
             //@ for $i in 0..STREAMED
             {
-                let chunk = KEPT + select($iu, STREAMED - 1u - $iu, backwards);
+                let chunk = RESIDENT + select($iu, STREAMED - 1u - $iu, backwards);
                 //@ for $group in 0..GROUPS
                 //@ for $line in 0..LINES
                 let piece$group_$line = piece_at(first_piece, chunk, $groupu, $lineu);
                 //@ end
                 //@ end
                 //@ for $group in 0..GROUPS
-                //@ for $pair in 0..PAIRS_OF_PIECE
+                //@ for $pair in 0..PAIRS_PER_PIECE
                 {
-                    let k = ($groupu * PAIRS_OF_PIECE + $pairu) * 2u;
+                    let k = ($groupu * PAIRS_PER_PIECE + $pairu) * 2u;
                     //@ for $row in 0..ROWS
-                    let x$row = vec2f(x_now[x_first + $rowu * CHUNKS + chunk][k], x_now[x_first + $rowu * CHUNKS + chunk][k + 1u]);
+                    let x$row = vec2f(x_now[x_first + $rowu * CHUNKS + chunk][k],
+                        x_now[x_first + $rowu * CHUNKS + chunk][k + 1u]);
                     //@ end
                     //@ for $line in 0..LINES
                     let w$line = pair_$pair(piece$group_$line);
@@ -54,7 +56,7 @@
                 //@ end
             }
             //@ end
-            //@ for $shared in 0..SHARED
+            //@ if SHARED
             //@ for $row in 0..ROWS
             //@ for $line in 0..LINES
             set_part(thread, $lineu, $rowu, sum$line_$row);

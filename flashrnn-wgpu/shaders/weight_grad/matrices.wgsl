@@ -16,7 +16,7 @@ var<workgroup> tile_dg: array<f16, ROUND * STRIDE>;
 var<workgroup> tile_h: array<f16, ROUND * STRIDE>;
 
 @compute @workgroup_size(256)
-fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32,
+fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32,
                    @builtin(subgroup_id) subgroup: u32) {
     let tiles = params.head_dim / WIDTH;
     // Those beyond do the last one's work again: no invocation may leave before the others.

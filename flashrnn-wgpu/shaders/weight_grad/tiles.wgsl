@@ -13,13 +13,13 @@ fn in_head(bits: vec2u, unit: u32) -> vec2f {
     return select(vec2f(two.x, 0.0f), two, unit + 1u < params.head_dim);
 }
 
-fn put_partial(matrix: u32, out: u32, in: u32, sum: f32) {
+fn store_partial(matrix: u32, out: u32, in: u32, sum: f32) {
     if out < params.head_dim && in < params.head_dim { partial[(matrix * params.head_dim + out) * params.head_dim + in] = sum; }
 }
 
 // The tokens of a round, and the fours of units of a token.
 const ROUND = 16u / FOURS;
-const OF_TOKEN = 16u * FOURS;
+const FOURS_PER_TOKEN = 16u * FOURS;
 
 // Of two rounds, so that one is read while the next is written.
 var<workgroup> tile_dg: array<vec4f, 512>;
@@ -30,7 +30,7 @@ var<workgroup> tile_h: array<vec4f, 512>;
 // one token of each to workgroup memory, asked for a round ahead, and until then as they lie in
 // memory, for a conversion would wait for them.
 @compute @workgroup_size(16, 16)
-fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
+fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
                    @builtin(local_invocation_index) thread: u32) {
     let tiles = (params.head_dim + 64u * FOURS - 1u) / (64u * FOURS);
     let group = group_index(id);
@@ -44,9 +44,9 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
     let first = part * params.part_tokens;
     let end = min(first + params.part_tokens, tokens());
     let place = head * params.head_dim;
-    let line = thread / OF_TOKEN;
-    let out = out0 + thread % OF_TOKEN * 4u;
-    let in = in0 + thread % OF_TOKEN * 4u;
+    let line = thread / FOURS_PER_TOKEN;
+    let out = out0 + thread % FOURS_PER_TOKEN * 4u;
+    let in = in0 + thread % FOURS_PER_TOKEN * 4u;
 
     //@ for $a in 0..FOURS
     //@ for $b in 0..FOURS
@@ -83,8 +83,8 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
             //@ for $k in 0..AT_ONCE
             {
                 //@ for $a in 0..FOURS
-                let outs$a = tile_dg[now + (k0 + $ku) * OF_TOKEN + $au * 16u + local.y];
-                let ins$a = tile_h[now + (k0 + $ku) * OF_TOKEN + $au * 16u + local.x];
+                let outs$a = tile_dg[now + (k0 + $ku) * FOURS_PER_TOKEN + $au * 16u + local.y];
+                let ins$a = tile_h[now + (k0 + $ku) * FOURS_PER_TOKEN + $au * 16u + local.x];
                 //@ end
                 //@ for $a in 0..FOURS
                 //@ for $b in 0..FOURS
@@ -102,7 +102,7 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
     //@ for $b in 0..FOURS
     //@ for $i in 0..4
     //@ for $j in 0..4
-    put_partial(matrix, out0 + ($au * 16u + local.y) * 4u + $iu, in0 + ($bu * 16u + local.x) * 4u + $ju, sum$a$b$i[$j]);
+    store_partial(matrix, out0 + ($au * 16u + local.y) * 4u + $iu, in0 + ($bu * 16u + local.x) * 4u + $ju, sum$a$b$i[$j]);
     //@ end
     //@ end
     //@ end
@@ -111,7 +111,7 @@ fn weight_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_i
 
 // partial [parts, G, N, D]: sums of dg. An invocation has one column of one part.
 @compute @workgroup_size(64)
-fn bias_gradient(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
+fn bias_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
     let i = group_index(id) * 64u + thread;
     let part = i / (GATES * units());
     if part >= params.parts { return; }

@@ -1,19 +1,22 @@
-// One step of the backward pass, one dispatch: from dg of the step after, the gradient that reaches
-// h through R (a product with R transposed, step.wgsl), then the cell's derivative as its epilogue,
-// which gives this step's dg. One more step, -1, gives d_s0.
+// One step of the backward pass in one dispatch. The product of the next step's dg with R
+// transposed (product.wgsl) is the gradient that reaches h through R; the cell's derivative, its
+// epilogue, computes this step's dg. One more step, -1, computes d_s0.
 //
-// Groups are as in forward_step.wgsl. k goes over a head's units for one recurrent gate after
-// another. From step to step go, in `work`, dg rounded to T at `exchange_at`, [2, B, Gr, N, D] in
-// turn, and the gradient of the f32 states at `carried_at`, [S, B, N, D] in place.
+// Workgroups are those of forward.wgsl. k runs over a head's units for one recurrent gate after
+// another. A step leaves in `work` dg rounded to T at `exchange_at`, in one of the halves of
+// [2, B, Gr, N, D], and the gradient of the f32 states at `state_at`, [S, B, N, D], in place.
 
-fn half_of(round: u32) -> u32 { return params.exchange_at + round % 2u * params.batch * RECURRENT * units(); }
+fn half_of(round: u32) -> u32 {
+    return params.exchange_at + round % 2u * params.batch * RECURRENT * units();
+}
 
-// dg of a recurrent gate in a half.
+// The index of a recurrent gate's dg in a half.
 fn dg_at(row: u32, gate: u32, at: u32) -> u32 { return (row * RECURRENT + gate) * units() + at; }
 
 fn line_piece(place: Place, line: u32, piece: u32) -> vec4f {
     let unit = place.unit0 + place.lines * 4u + line;
-    return piece_of(line_of_transposed(place.head, unit), unit < params.head_dim, piece, RECURRENT * pieces());
+    return piece_of(line_of_transposed(place.head, unit), unit < params.head_dim, piece,
+        RECURRENT * pieces());
 }
 
 fn row_piece(place: Place, row: u32, piece: u32) -> vec4f {
@@ -30,17 +33,17 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     let at = place.head * params.head_dim + place.unit;
     let round = params.first_step + at_step.index;
     let before_first = round == params.time;  // step -1
-    let step = params.time - 1u - round;      // of no meaning there
+    let step = params.time - 1u - round;      // meaningless there
     let stride = tokens() * units();
-    // No gradient comes from the step after where this is the row's last, or a reset lies between.
+    // There is no gradient from the next step if this is the row's last one, or at a reset.
     let last = select(step + 1u == place.length, place.length == 0u, before_first);
     let next_step = select(step + 1u, 0u, before_first);
     let follows = !last && !is_reset(place.row, place.length, next_step);
-    let goes_on = !before_first && step < place.length;
+    let in_row = !before_first && step < place.length;
     let reset = is_reset(place.row, place.length, step);
     let token = step_token(place.row, place.length, step);
 
-    // What the cell needs beside the product is asked for before it.
+    // Loads the other inputs of the derivative before the product, which hides their latency.
     //@ for $s in 0..STATES
     var d$s = vec2f();
     var before$s = vec2f();
@@ -50,25 +53,30 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     //@ end
     if place.exists {
         //@ for $s in 0..STATES
-        if last && params.has_d_last != 0u { d$s = load2_work(params.d_last_at + state_at($su, place.row, at)); }
-        if goes_on && $su < params.d_states_count { d$s += load2_d_states($su * stride + token * units() + at); }
-        if follows { d$s += load2_work(params.carried_at + state_at($su, place.row, at)); }
+        if last && params.has_d_last != 0u {
+            d$s = load2_work(params.d_last_at + state_index($su, place.row, at));
+        }
+        if in_row && $su < params.d_states_count {
+            d$s += load2_d_states($su * stride + token * units() + at);
+        }
+        if follows { d$s += load2_work(params.state_at + state_index($su, place.row, at)); }
         //@ end
     }
-    if place.exists && goes_on {
-        let gates_row = gates_row(token, place.row, step);
+    if place.exists && in_row {
+        let row_of_gates = gates_row(token, place.row, step);
         //@ for $gate in 0..GATES
         if !RECOMPUTED && kept_wide(WIDE_GATES, $gateu) {
-            gate$gate = load2_wide((countOneBits(WIDE) + rank(WIDE_GATES, $gateu)) * stride + token * units() + at);
+            gate$gate = load2_wide(
+                (countOneBits(WIDE) + rank(WIDE_GATES, $gateu)) * stride + token * units() + at);
         } else {
-            gate$gate = load2_gates((gates_row * GATES + $gateu) * units() + at);
+            gate$gate = load2_gates((row_of_gates * GATES + $gateu) * units() + at);
         }
         //@ end
         if reset {
         } else if step == 0u {
             if params.has_s0 != 0u {
                 //@ for $s in 0..STATES
-                before$s = load2_work(params.s0_at + state_at($su, place.row, at));
+                before$s = load2_work(params.s0_at + state_index($su, place.row, at));
                 //@ end
             }
         } else {
@@ -89,21 +97,23 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
         let unit = place.unit - place.unit0;
         var dh = vec2f(added(place, unit / 4u, unit % 4u), added(place, unit / 4u, unit % 4u + 1u));
         if params.clips_gradient != 0u {
-            dh = vec2f(real_clamp(dh.x, params.recurrent_grad_clip), real_clamp(dh.y, params.recurrent_grad_clip));
+            dh = vec2f(real_clamp(dh.x, params.recurrent_grad_clip),
+                real_clamp(dh.y, params.recurrent_grad_clip));
         }
         d0 += dh;
     }
     if before_first {
         //@ for $s in 0..STATES
-        let none$s = ((CONSTANT >> $su) & 1u) != 0u || (!follows && !last);
-        store2_work(params.d_s0_at + state_at($su, place.row, at), select(d$s, vec2f(), none$s), place.both);
+        let is_zero$s = ((CONSTANT >> $su) & 1u) != 0u || (!follows && !last);
+        store2_work(params.d_s0_at + state_index($su, place.row, at),
+            select(d$s, vec2f(), is_zero$s), place.both);
         //@ end
         return;
     }
 
     var dg0: array<f32, GATES>;
     var dg1: array<f32, GATES>;
-    if goes_on {
+    if in_row {
         //@ for $u in 0..2
         var gates$u: array<f32, GATES>;
         var states$u: array<f32, STATES>;
@@ -123,16 +133,20 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
         dg$u = result$u.dg;
         //@ end
         //@ for $gate in 0..RECURRENT
-        store2_work(half_of(round + 1u) + dg_at(place.row, $gateu, at), vec2f(rounded(dg0[$gate]), rounded(dg1[$gate])), place.both);
+        store2_work(half_of(round + 1u) + dg_at(place.row, $gateu, at),
+            vec2f(rounded(dg0[$gate]), rounded(dg1[$gate])), place.both);
         //@ end
         //@ for $s in 0..STATES
-        store2_work(params.carried_at + state_at($su, place.row, at), vec2f(result0.ds[$s], result1.ds[$s]), place.both);
+        store2_work(params.state_at + state_index($su, place.row, at),
+            vec2f(result0.ds[$s], result1.ds[$s]), place.both);
         //@ end
     }
     //@ for $gate in 0..INNER
-    store2_work(params.inner_at + (token * INNER + $gateu) * units() + at, vec2f(rounded(dg0[$gate]), rounded(dg1[$gate])), place.both);
+    store2_work(params.inner_at + (token * INNER + $gateu) * units() + at,
+        vec2f(rounded(dg0[$gate]), rounded(dg1[$gate])), place.both);
     //@ end
     //@ for $gate in INNER..GATES
-    store2_d_wx((token * EXTERNAL + $gateu - INNER) * units() + at, vec2f(dg0[$gate], dg1[$gate]), place.both);
+    store2_d_wx((token * EXTERNAL + $gateu - INNER) * units() + at, vec2f(dg0[$gate], dg1[$gate]),
+        place.both);
     //@ end
 }

@@ -15,6 +15,6 @@ fn dg_bits(token: u32, gate: u32, place: u32) -> vec2u {
 fn h_bits(previous: Previous, place: u32) -> vec2u {
     if !previous.exists { return vec2u(); }
     if !previous.first { return fetch2_states(previous.at * units() + place); }
-    let h = load2_work(params.s0_at + state_at(0u, previous.at, place));
+    let h = load2_work(params.s0_at + state_index(0u, previous.at, place));
     return bits2(vec2f(saturated(h.x), saturated(h.y)));
 }

@@ -9,7 +9,7 @@
 fn gates_rows() -> u32 { return params.gates_steps * params.batch; }
 
 // The token of a row of `gates`.
-fn token_again(i: u32) -> u32 {
+fn recomputed_token(i: u32) -> u32 {
     let row = i % params.batch;
     return step_token(row, length_of(row), params.gates_step + i / params.batch);
 }
@@ -18,7 +18,7 @@ var<workgroup> tile_r: array<f32, RECURRENT * 16u * (CHUNK + 1u)>;
 var<workgroup> tile_h: array<f32, 16u * (CHUNK + 1u)>;
 
 @compute @workgroup_size(16, 16)
-fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
+fn recompute(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
                @builtin(local_invocation_index) thread: u32) {
     let unit_groups = (params.head_dim + 15u) / 16u;
     let group = group_index(id);
@@ -37,7 +37,7 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
             let unit = unit0 + line;
             var value = 0.0f;
             if k < params.head_dim && row < gates_rows() {
-                value = previous_h(previous_of(token_again(row)), head * params.head_dim + k);
+                value = previous_h(previous_of(recomputed_token(row)), head * params.head_dim + k);
             }
             tile_h[line * (CHUNK + 1u) + i % CHUNK] = value;
             for (var gate = 0u; gate < RECURRENT; gate++) {
@@ -61,7 +61,7 @@ fn gates_again(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
     let unit = unit0 + local.x;
     if row >= gates_rows() || unit >= params.head_dim { return; }
     let place = head * params.head_dim + unit;
-    let token = token_again(row);
+    let token = recomputed_token(row);
     for (var gate = 0u; gate < GATES; gate++) {
         var value = bias(gate, place);
         if gate >= INNER { value += load_wx((token * EXTERNAL + gate - INNER) * units() + place); }

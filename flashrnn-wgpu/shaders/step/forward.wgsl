@@ -1,12 +1,14 @@
-// One step of the forward pass, one dispatch: R h as a product (step.wgsl), the cell as its
+// One step of the forward pass in one dispatch: the product R h (product.wgsl) with the cell as its
 // epilogue.
 //
-// Groups: 8 units each, units innermost, then heads, then 16 rows each.
+// Workgroups: 8 units each, innermost; then heads; then 16 rows each.
 //
-// What goes from step to step lies in `work` at `carried_at`: [2, S, B, N, D], of which a step
-// reads one half and writes the other, for other workgroups read what this one would overwrite.
+// The state is in `work` at `state_at`, [2, S, B, N, D]. A step reads one half and writes the
+// other, because other workgroups still read the state that it would overwrite.
 
-fn half_of(step: u32) -> u32 { return params.carried_at + step % 2u * STATES * params.batch * units(); }
+fn half_of(step: u32) -> u32 {
+    return params.state_at + step % 2u * STATES * params.batch * units();
+}
 
 fn line_piece(place: Place, gate: u32, piece: u32) -> vec4f {
     let unit = place.unit0 + place.lines;
@@ -15,7 +17,8 @@ fn line_piece(place: Place, gate: u32, piece: u32) -> vec4f {
 
 fn row_piece(place: Place, row: u32, piece: u32) -> vec4f {
     if place.row0 + row >= params.batch { return vec4f(); }
-    let line = half_of(params.first_step + at_step.index) + state_at(0u, place.row0 + row, place.head * params.head_dim);
+    let line = half_of(params.first_step + at_step.index)
+        + state_index(0u, place.row0 + row, place.head * params.head_dim);
     let h = piece_of_work(line, piece);
     return vec4f(saturated(h.x), saturated(h.y), saturated(h.z), saturated(h.w));
 }
@@ -28,10 +31,10 @@ fn forward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     let step = params.first_step + at_step.index;
     let at = place.head * params.head_dim + place.unit;
     let token = step_token(place.row, place.length, step);
-    let goes_on = step < place.length;
+    let in_row = step < place.length;
     let reset = is_reset(place.row, place.length, step);
 
-    // What the cell needs beside the product is asked for before it.
+    // Loads the other inputs of the cell before the product, which hides their latency.
     //@ for $gate in 0..GATES
     var gate$gate = vec2f();
     //@ end
@@ -40,9 +43,9 @@ fn forward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     //@ end
     if place.exists {
         //@ for $s in 0..STATES
-        before$s = load2_work(half_of(step) + state_at($su, place.row, at));
+        before$s = load2_work(half_of(step) + state_index($su, place.row, at));
         //@ end
-        if goes_on {
+        if in_row {
             //@ for $gate in 0..GATES
             gate$gate = vec2f(bias($gateu, at), bias($gateu, at + 1u));
             //@ end
@@ -61,7 +64,7 @@ fn forward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     //@ end
     for (var first = 0u; first < RECURRENT; first += AT_ONCE) {
         add_up(place, thread, sums, first);
-        if place.exists && goes_on && !reset {
+        if place.exists && in_row && !reset {
             //@ for $gate in 0..RECURRENT
             if first <= $gateu && $gateu < first + AT_ONCE {
                 gates0[$gate] += added(place, place.unit - place.unit0, $gateu - first);
@@ -74,7 +77,7 @@ fn forward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
 
     var next0: array<f32, STATES>;
     var next1: array<f32, STATES>;
-    if goes_on {
+    if in_row {
         //@ for $u in 0..2
         var states$u: array<f32, STATES>;
         if !reset {
@@ -92,16 +95,20 @@ fn forward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     if params.has_h != 0u { store2_h(written, vec2f(next0[0], next1[0]), place.both); }
     //@ for $s in 0..STATES
     let next_$s = vec2f(next0[$s], next1[$s]);
-    store2_work(half_of(step + 1u) + state_at($su, place.row, at), select(before$s, next_$s, goes_on), place.both);
+    store2_work(half_of(step + 1u) + state_index($su, place.row, at),
+        select(before$s, next_$s, in_row), place.both);
     if params.has_states != 0u { store2_states($su * stride + written, next_$s, place.both); }
-    if params.saves_wide != 0u && kept_wide(WIDE, $su) { store2_wide(rank(WIDE, $su) * stride + written, next_$s, place.both); }
+    if params.saves_wide != 0u && kept_wide(WIDE, $su) {
+        store2_wide(rank(WIDE, $su) * stride + written, next_$s, place.both);
+    }
     //@ end
     if params.saves_gates != 0u {
         //@ for $gate in 0..GATES
         let value$gate = vec2f(gates0[$gate], gates1[$gate]);
         store2_gates((token * GATES + $gateu) * units() + at, value$gate, place.both);
         if kept_wide(WIDE_GATES, $gateu) {
-            store2_wide((countOneBits(WIDE) + rank(WIDE_GATES, $gateu)) * stride + written, value$gate, place.both);
+            store2_wide((countOneBits(WIDE) + rank(WIDE_GATES, $gateu)) * stride + written,
+                value$gate, place.both);
         }
         //@ end
     }

@@ -1,39 +1,38 @@
-// What the kernels of one step share: a product of 8 units of a head with 16 rows of the batch, by
-// 256 threads.
+// The product of a per-step kernel: 8 units of a head by 16 rows of the batch, on 256 threads.
 //
-// Numbers along k come in pieces of 4. A thread has LINES lines of weights (forward the gates of a
-// unit, backward 4 units), 4 rows of the batch, and of k every PARTS-th piece: PARTS threads share
-// a sum. A round brings ROUND pieces of the 16 rows to workgroup memory and, of each of its lines,
-// PIECES pieces to a thread's registers; both are asked for a round ahead.
+// Numbers along k come in pieces of 4. A thread has LINES lines of weights (the gates of a unit in
+// the forward pass, 4 units in the backward pass), 4 rows of the batch, and every PARTS-th piece
+// along k, so PARTS threads share a sum. A round brings ROUND pieces of the 16 rows to workgroup
+// memory and PIECES pieces of each line to a thread's registers. Both are loaded a round ahead.
 //
-// The kernel says what is multiplied, by `line_piece(place, line, piece)` and `row_piece(place,
-// row, piece)`.
+// The kernel defines the factors: `line_piece(place, line, piece)` and `row_piece(place, row,
+// piece)`.
 
 const ROUND = PARTS * PIECES;
-// The last two places keep the rows in different banks.
+// Two places of padding put the rows in different banks.
 const ROW = ROUND + 2u;
-// What is summed at a time: AT_ONCE lines of every thread, by 4 rows. Memory gets them in KEPT
-// parts; ADDERS threads share each.
+// Sums that are added at a time: AT_ONCE lines of every thread, by 4 rows. Workgroup memory holds
+// MEMORY_PARTS parts of each, which ADDERS threads add.
 const SUMS = 256u / PARTS * AT_ONCE;
-const KEPT = PARTS / TOGETHER;
+const MEMORY_PARTS = PARTS / SUBGROUP_PARTS;
 
-var<workgroup> memory: array<vec4f, max(16u * ROW, SUMS * KEPT)>;
+var<workgroup> memory: array<vec4f, max(16u * ROW, SUMS * MEMORY_PARTS)>;
 
-// Which thread does what.
+// The role of a thread.
 struct Place {
     head: u32,
     unit0: u32,  // the workgroup's first unit
     row0: u32,   // the workgroup's first row
     // In the product.
-    lines: u32,  // which of the workgroup's groups of lines
-    part: u32,   // which part of k
-    rows: u32,   // its first row; the others are 4, 8 and 12 further
-    // In the cell, two units of a row, for the first 64 threads.
+    lines: u32,  // index of its group of lines in the workgroup
+    part: u32,   // its part of k
+    rows: u32,   // its first row; the others are 4, 8 and 12 rows further
+    // In the cell, for the first 64 threads: two units of a row.
     row: u32,
-    unit: u32,   // the first of two
+    unit: u32,   // the first unit
     length: u32,
     exists: bool,
-    both: bool,  // the second exists too
+    both: bool,  // whether the second unit exists
 }
 
 fn place_of(id: vec3u, thread: u32) -> Place {
@@ -54,13 +53,13 @@ fn place_of(id: vec3u, thread: u32) -> Place {
     return place;
 }
 
-// A piece of `weights`, where it is within its line.
+// A piece of a line of `weights`, or zeros beyond the line.
 fn piece_of(line: u32, exists: bool, piece: u32, count: u32) -> vec4f {
     if !exists || piece >= count { return vec4f(); }
     return bitcast<vec4f>(weights[line + piece]);
 }
 
-// A piece of a line of `work` of D numbers.
+// A piece of a line of D numbers in `work`.
 fn piece_of_work(line: u32, piece: u32) -> vec4f {
     let k = piece * 4u;
     var x = vec4f();
@@ -70,8 +69,8 @@ fn piece_of_work(line: u32, piece: u32) -> vec4f {
     return x;
 }
 
-// This thread's part of the sums, its lines by its 4 rows.
-fn product(place: Place, thread: u32) -> array<vec4f, HELD> {
+// This thread's parts of the sums of its lines by its 4 rows.
+fn product(place: Place, thread: u32) -> array<vec4f, PADDED_LINES> {
     //@ for $line in 0..LINES
     var sum$line = vec4f();
     //@ for $i in 0..PIECES
@@ -79,12 +78,14 @@ fn product(place: Place, thread: u32) -> array<vec4f, HELD> {
     //@ end
     //@ end
     //@ for $load in 0..LOADS
-    var next_x$load = row_piece(place, (thread + $loadu * 256u) / ROUND, (thread + $loadu * 256u) % ROUND);
+    var next_x$load = row_piece(place, (thread + $loadu * 256u) / ROUND,
+        (thread + $loadu * 256u) % ROUND);
     //@ end
     for (var round = 0u; round < ROUNDS; round++) {
         workgroupBarrier();
         //@ for $load in 0..LOADS
-        memory[(thread + $loadu * 256u) / ROUND * ROW + (thread + $loadu * 256u) % ROUND] = next_x$load;
+        memory[(thread + $loadu * 256u) / ROUND * ROW + (thread + $loadu * 256u) % ROUND] =
+            next_x$load;
         //@ end
         //@ for $line in 0..LINES
         //@ for $i in 0..PIECES
@@ -100,7 +101,8 @@ fn product(place: Place, thread: u32) -> array<vec4f, HELD> {
             //@ end
             //@ end
             //@ for $load in 0..LOADS
-            next_x$load = row_piece(place, (thread + $loadu * 256u) / ROUND, first + (thread + $loadu * 256u) % ROUND);
+            next_x$load = row_piece(place, (thread + $loadu * 256u) / ROUND,
+                first + (thread + $loadu * 256u) % ROUND);
             //@ end
         }
         //@ for $i in 0..PIECES
@@ -108,43 +110,48 @@ fn product(place: Place, thread: u32) -> array<vec4f, HELD> {
         let x$row_$i = memory[(place.rows + $rowu * 4u) * ROW + place.part + $iu * PARTS];
         //@ end
         //@ for $line in 0..LINES
-        sum$line += vec4f(dot(w$line_$i, x0_$i), dot(w$line_$i, x1_$i), dot(w$line_$i, x2_$i), dot(w$line_$i, x3_$i));
+        sum$line += vec4f(dot(w$line_$i, x0_$i), dot(w$line_$i, x1_$i), dot(w$line_$i, x2_$i),
+            dot(w$line_$i, x3_$i));
         //@ end
         //@ end
     }
-    var sums: array<vec4f, HELD>;
+    var sums: array<vec4f, PADDED_LINES>;
     //@ for $line in 0..LINES
     sums[$line] = sum$line;
     //@ end
     return sums;
 }
 
-// Where a thread's sum of a line lies in memory.
+// The index in workgroup memory of a thread's sum of a line.
 fn sum_at(place: Place, line: u32) -> u32 {
-    return place.part / TOGETHER * SUMS + (place.lines * AT_ONCE + line) * 4u + place.rows;
+    return place.part / SUBGROUP_PARTS * SUMS + (place.lines * AT_ONCE + line) * 4u + place.rows;
 }
 
-// Brings the sums of lines `first` to `first + AT_ONCE - 1` of every thread to memory, in ADDERS
-// parts: `added` adds those.
-fn add_up(place: Place, thread: u32, sums: array<vec4f, HELD>, first: u32) {
+// Stores the sums of lines `first` to `first + AT_ONCE - 1` of every thread in workgroup memory and
+// adds their parts until ADDERS are left, which `added` adds.
+fn add_up(place: Place, thread: u32, sums: array<vec4f, PADDED_LINES>, first: u32) {
     workgroupBarrier();
-    keep(place, sums, first);
+    store_sums(place, sums, first);
     workgroupBarrier();
-    if KEPT == ADDERS { return; }
+    if MEMORY_PARTS == ADDERS { return; }
     if thread < SUMS * ADDERS {
-        let part = thread / SUMS * (KEPT / ADDERS);
+        let part = thread / SUMS * (MEMORY_PARTS / ADDERS);
         var sum = memory[part * SUMS + thread % SUMS];
-        for (var i = 1u; i < KEPT / ADDERS; i++) { sum += memory[(part + i) * SUMS + thread % SUMS]; }
+        for (var i = 1u; i < MEMORY_PARTS / ADDERS; i++) {
+            sum += memory[(part + i) * SUMS + thread % SUMS];
+        }
         memory[part * SUMS + thread % SUMS] = sum;
     }
     workgroupBarrier();
 }
 
-// A sum that was added up: of a group of lines, the i-th since `first`, and this thread's row.
+// The complete sum of line `first` + i of a group of lines, for this thread's row.
 fn added(place: Place, lines: u32, i: u32) -> f32 {
     let row = place.row - place.row0;
     let at = (lines * AT_ONCE + i) * 4u + row % 4u;
     var sum = 0.0f;
-    for (var part = 0u; part < KEPT; part += KEPT / ADDERS) { sum += memory[part * SUMS + at][row / 4u]; }
+    for (var part = 0u; part < MEMORY_PARTS; part += MEMORY_PARTS / ADDERS) {
+        sum += memory[part * SUMS + at][row / 4u];
+    }
     return sum;
 }

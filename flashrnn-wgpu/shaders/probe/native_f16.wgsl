@@ -1,7 +1,7 @@
 // How many of all f16 numbers the driver's own conversion gets wrong; of a NaN it may make any
 // other. An invocation two of them.
 @compute @workgroup_size(64)
-fn unpacks(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
+fn native_f16(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
     let low = (group_index(id) * 64u + thread) * 2u;
     let built_in = bitcast<vec2u>(unpack2x16float(low | ((low + 1u) << 16u)));
     for (var i = 0u; i < 2u; i++) {

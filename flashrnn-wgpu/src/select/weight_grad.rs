@@ -2,48 +2,61 @@
 
 use flashrnn_core::Dtype;
 
-use super::{Adapter, LONGEST_LOOP};
+use super::adapter::{Adapter, MAX_LOOP};
 
-/// The elements that partial sums take, unless one part takes more.
-const MOST_PARTIAL: usize = 1 << 24;
+/// Maximum number of elements of all partial sums, unless one part has more.
+const MAX_PARTIAL: usize = 1 << 24;
 
-/// A sum over tokens in parts: how many, and the tokens of each. `columns` is what one part takes,
-/// in elements, `round` the tokens that one round of the kernel's loop adds, and `least` the fewest
-/// of a part but the last.
-pub fn parts(tokens: usize, columns: usize, [round, least]: [usize; 2]) -> (usize, usize) {
-    let most = (MOST_PARTIAL / columns.max(1)).clamp(1, 64);
-    let length = tokens.div_ceil(most).clamp(least, LONGEST_LOOP * round);
+/// Maximum number of parts of a sum.
+const MAX_PARTS: usize = 64;
+
+/// How a kernel sums over tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    /// Tokens that one iteration of the loop adds.
+    pub tokens: usize,
+    /// Minimum number of tokens in a part, except the last: writing a part's sums takes time.
+    pub min_part: usize,
+}
+
+/// The loop of `weight_grad`.
+pub const WEIGHT_GRAD: Round = Round { tokens: 8, min_part: 512 };
+
+/// The loop of `bias_grad`.
+pub const BIAS_GRAD: Round = Round { tokens: 1, min_part: 256 };
+
+/// Splits a sum over tokens into parts. Returns the number of parts and the tokens of each. A part
+/// has `columns` partial sums.
+pub fn parts(tokens: usize, columns: usize, round: Round) -> (usize, usize) {
+    let max_parts = (MAX_PARTIAL / columns.max(1)).clamp(1, MAX_PARTS);
+    let length = tokens.div_ceil(max_parts).clamp(round.min_part, MAX_LOOP * round.tokens);
     (tokens.div_ceil(length), length)
 }
 
-/// Of `weight_gradient` and of `bias_gradient`: the tokens of a round, and the fewest of a part,
-/// whose sums cost memory's time.
-pub const GRADIENT_ROUNDS: [[usize; 2]; 2] = [[8, 512], [1, 256]];
-
-/// How `weight_gradient` computes its product. The names are those of shaders/gradients.wgsl.
+/// The tile of `weight_grad`. The names are those of shaders/weight_grad/tiles.wgsl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gradient {
+pub struct GradTile {
     /// Fours of units of an invocation, along each side of a tile.
     pub fours: usize,
-    /// Tokens whose products are written out.
+    /// Tokens whose products are unrolled.
     pub at_once: usize,
 }
 
-impl Gradient {
-    /// For heads of so many units. A CPU's drivers take seconds to compile what is written out.
+impl GradTile {
+    /// Chooses the tile for heads of `head_dim` units. Drivers that run on the CPU take seconds to
+    /// compile unrolled products.
     pub fn new(head_dim: usize, adapter: Adapter) -> Self {
         let fours = if !adapter.cpu && head_dim > 64 { 2 } else { 1 };
         Self { fours, at_once: if adapter.cpu { 1 } else { 16 / fours } }
     }
 
-    /// The side of a tile.
+    /// Returns the side of a tile.
     pub fn width(self) -> usize {
         64 * self.fours
     }
 }
 
-/// The side of a tile of the gradient of R by cooperative matrices, or `None` where it is not made
-/// by them.
+/// Returns the side of a tile if cooperative matrices compute the gradient of R.
 pub fn matrix_width(head_dim: usize, element: Dtype, adapter: Adapter) -> Option<usize> {
     let fits = |width: &usize| {
         let bytes = 2 * 32 * (width + 8) * size_of::<u16>();
@@ -77,12 +90,12 @@ mod tests {
     fn parts_cover_all_tokens() {
         for tokens in [0, 1, 255, 256, 257, 100_000, 10_000_000] {
             for columns in [1, 1 << 16, 1 << 26] {
-                for round in GRADIENT_ROUNDS {
+                for round in [WEIGHT_GRAD, BIAS_GRAD] {
                     let (parts, length) = parts(tokens, columns, round);
                     assert!(
                         parts * length >= tokens && (parts == 0 || (parts - 1) * length < tokens)
                     );
-                    assert!(length <= LONGEST_LOOP * round[0]);
+                    assert!(length <= MAX_LOOP * round.tokens);
                 }
             }
         }

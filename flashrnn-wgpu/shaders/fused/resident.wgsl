@@ -1,0 +1,5 @@
+// A piece of a line in registers, as it is in memory.
+fn resident(piece: vec4u) -> vec4u { return piece; }
+//@ for $pair in 0..PAIRS_PER_PIECE
+fn resident_$pair(piece: vec4u) -> vec2f { return pair_$pair(piece); }
+//@ end

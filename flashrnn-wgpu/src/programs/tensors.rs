@@ -1,0 +1,152 @@
+//! The storage buffers of the kernels, by name.
+//!
+//! [`tensors!`] defines a kernel's buffers as a struct with a field for each, in the order of their
+//! bindings. A program declares them as such a struct of [`Tensor`]s, a call binds them as the same
+//! struct of buffers. A field's name is the buffer's name in the shaders.
+
+use flashrnn_core::Dtype;
+
+/// A value for each storage buffer of a kernel.
+pub trait TensorSet<X> {
+    /// The buffers' names, in the order of their bindings.
+    const NAMES: &'static [&'static str];
+
+    /// Returns the values, in the order of their bindings.
+    fn into_vec(self) -> Vec<X>;
+}
+
+macro_rules! tensors {
+    ($($(#[$meta:meta])* $name:ident { $($field:ident),* })*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name<X> {
+            $(pub $field: X),*
+        }
+
+        impl<X> TensorSet<X> for $name<X> {
+            const NAMES: &'static [&'static str] = &[$(stringify!($field)),*];
+
+            fn into_vec(self) -> Vec<X> {
+                vec![$(self.$field),*]
+            }
+        }
+    )*};
+}
+
+tensors! {
+    /// Of the forward pass's time steps.
+    ForwardTensors { weights, wx, work, h, states, gates, wide }
+    /// Of the backward pass's time steps.
+    BackwardTensors { weights, states, gates, wide, d_states, work, d_wx }
+    /// Of the kernel that recomputes gates.
+    RecomputeTensors { weights, wx, states, work, gates }
+    /// Of the partial sums of d_r and d_b.
+    GradTensors { states, d_wx, work, partial }
+    /// Of the kernel that adds partial sums.
+    ReduceTensors { partial, out }
+    /// Of the kernels that pack weights.
+    PackTensors { r, b, weights }
+    /// Of the kernels that probe the driver.
+    ProbeTensors { result }
+}
+
+/// Declares a storage buffer: what it holds, and how the kernel uses it.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor {
+    access: Access,
+    /// Whether 16-bit elements saturate when they are stored, as states and gates do.
+    saturates: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Read,
+    /// Bound for writing because the buffer also holds what is written, but only read.
+    ReadShared,
+    Write,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Elements behind `load_` and `store_` functions.
+    Elements(Dtype),
+    /// Elements that are read or written in pairs, which are whole words if they have 16 bits.
+    Pairs(Dtype),
+    /// An array of this WGSL type.
+    Plain(&'static str),
+}
+
+impl Tensor {
+    /// A tensor that is read.
+    pub(super) fn read(dtype: Dtype) -> Self {
+        Self { access: Access::Read, saturates: false, kind: Kind::Elements(dtype) }
+    }
+
+    /// A tensor that is written.
+    pub(super) fn write(dtype: Dtype) -> Self {
+        Self { access: Access::Write, ..Self::read(dtype) }
+    }
+
+    /// An array of a WGSL type that is read.
+    pub(super) fn read_plain(ty: &'static str) -> Self {
+        Self { access: Access::Read, saturates: false, kind: Kind::Plain(ty) }
+    }
+
+    /// An array of a WGSL type that is written.
+    pub(super) fn write_plain(ty: &'static str) -> Self {
+        Self { access: Access::Write, ..Self::read_plain(ty) }
+    }
+
+    /// The same tensor, accessed two elements at a time if `word_aligned`: then D is even and the
+    /// tensor begins at an even element, so that each pair of 16-bit elements is a word.
+    pub(super) fn pairs(self, word_aligned: bool) -> Self {
+        match self.kind {
+            Kind::Elements(dtype) if word_aligned => Self { kind: Kind::Pairs(dtype), ..self },
+            _ => self,
+        }
+    }
+
+    /// The same tensor, of states or gates.
+    pub(super) fn saturating(self) -> Self {
+        Self { saturates: true, ..self }
+    }
+
+    /// The same tensor, read from a buffer that is also written.
+    pub(super) fn shared(self) -> Self {
+        Self { access: Access::ReadShared, ..self }
+    }
+
+    /// Whether the buffer is bound for writing.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.access != Access::Read
+    }
+
+    /// Prints the declaration of the buffer, with its `load_` and `store_` functions.
+    pub(super) fn declaration(&self, name: &str, binding: usize) -> String {
+        let access = if self.is_writable() { "read_write" } else { "read" };
+        let (dtype, pairs) = match self.kind {
+            Kind::Plain(ty) => {
+                let binding = format!("@group(0) @binding({binding})");
+                return format!("{binding} var<storage, {access}> {name}: array<{ty}>;\n");
+            }
+            Kind::Elements(dtype) => (dtype, false),
+            Kind::Pairs(dtype) => (dtype, true),
+        };
+        let template = match (self.access == Access::Write, dtype, pairs) {
+            (false, Dtype::F32, false) => include_str!("../../shaders/tensors/read_32.wgsl"),
+            (false, Dtype::F32, true) => include_str!("../../shaders/tensors/read_32_pairs.wgsl"),
+            (false, _, false) => include_str!("../../shaders/tensors/read_16.wgsl"),
+            (false, _, true) => include_str!("../../shaders/tensors/read_16_pairs.wgsl"),
+            (true, Dtype::F32, _) => include_str!("../../shaders/tensors/write_32.wgsl"),
+            (true, _, false) => include_str!("../../shaders/tensors/write_16.wgsl"),
+            (true, _, true) => include_str!("../../shaders/tensors/write_16_pairs.wgsl"),
+        };
+        template
+            .replace("TENSOR", name)
+            .replace("ROUND", if self.saturates { "saturate" } else { "narrow" })
+            .replace("ACCESS", access)
+            .replace("FORMAT", &dtype.to_string())
+            .replace("BINDING", &binding.to_string())
+    }
+}
