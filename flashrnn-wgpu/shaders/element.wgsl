@@ -1,12 +1,12 @@
-// The types a tensor can hold, as bits: f32 whole, 16-bit elements two in a u32. Arithmetic is f32:
-// every load widens, every store rounds to the nearest, ties to even. (The built-in pack2x16float
-// may round otherwise.) States and gates saturate: what lies beyond the range of 16 bits,
-// infinities included, becomes the largest number. Gradients and weights become infinite.
+// The element types as bits: an f32 is a u32, and two 16-bit elements share one. Arithmetic is f32.
+// A load widens; a store rounds to nearest, ties to even (the built-in pack2x16float may round
+// otherwise). States and gates saturate: values beyond the range of 16 bits, infinities included,
+// become the largest finite number. Gradients and weights become infinite.
 
 fn widen_f32(bits: u32) -> f32 { return bitcast<f32>(bits); }
 fn narrow_f32(x: f32) -> u32 { return bitcast<u32>(x); }
 
-// The same of a state or a gate. The largest number comes just before infinity.
+// For states and gates. The bits of the largest finite number precede those of infinity.
 fn saturate_f32(x: f32) -> u32 { return narrow_f32(x); }
 
 fn saturate_bf16(x: f32) -> u32 {
@@ -19,10 +19,12 @@ fn saturate_f16(x: f32) -> u32 {
     return bits - u32((bits & 0x7fffu) == 0x7c00u);
 }
 
-// Two neighbours as they lie in memory, as `fetch2_` gives them: 16-bit elements are both in the
-// first word.
+// Two adjacent elements as `fetch2_` returns them, as they are in memory: two 16-bit elements are
+// both in the first word.
 fn widen2_f32(bits: vec2u) -> vec2f { return bitcast<vec2f>(bits); }
-fn widen2_bf16(bits: vec2u) -> vec2f { return vec2f(bitcast<f32>(bits.x << 16u), bitcast<f32>(bits.x & 0xffff0000u)); }
+fn widen2_bf16(bits: vec2u) -> vec2f {
+    return vec2f(bitcast<f32>(bits.x << 16u), bitcast<f32>(bits.x & 0xffff0000u));
+}
 
 fn widen_bf16(bits: u32) -> f32 { return bitcast<f32>(bits << 16u); }
 
@@ -39,7 +41,7 @@ fn narrow_f16(x: f32) -> u32 {
     if magnitude > 0x7f800000u { return sign | 0x7e00u; }
     if magnitude >= 0x47800000u { return sign | 0x7c00u; }
     if magnitude < 0x38800000u {
-        // Below 2^-14 the numbers are 2^-24 apart, as f32 is from 0.5 on: the sum rounds.
+        // Below 2^-14 the spacing is 2^-24, which is that of f32 in [0.5, 1), so the sum rounds.
         return sign | (bitcast<u32>(bitcast<f32>(magnitude) + 0.5f) - 0x3f000000u);
     }
     return sign | (((magnitude + 0xfffu + ((magnitude >> 13u) & 1u)) >> 13u) - 0x1c000u);

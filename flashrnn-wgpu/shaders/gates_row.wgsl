@@ -1,4 +1,4 @@
-// Where the gates of a row's step lie: those computed again are of some steps only, [steps, B].
+// The index of the gates of a row's step. Recomputed gates are [steps, B], of some steps only.
 fn gates_row(token: u32, row: u32, step: u32) -> u32 {
     return select(token, (step - params.gates_step) * params.batch + row, RECOMPUTED);
 }

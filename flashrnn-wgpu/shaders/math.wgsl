@@ -1,16 +1,18 @@
-// The functions that a printed cell calls, with the meaning of Rust's trait `Real`.
+// The functions that a printed cell calls, with the semantics of Rust's trait `Real`.
 //
-// WGSL leaves its own exp, log and tanh more room than a recurrence can bear (tanh may be anything
-// for large arguments), so they are made of sums and products here:
+// WGSL's exp, log and tanh may be too inaccurate for a recurrence (tanh may return anything for
+// large arguments), so they are computed by sums and products here:
 //
-//     e^x = 2^n (1 + p)     n = round(x / ln 2), r = x - n ln 2, p = e^r - 1 = r + r^2 q(r),  |r|
-//     <= ln(2) / 2 tanh x = t / (t + 2)  t = e^(2|x|) - 1 = 2^n p + (2^n - 1): no cancellation, so
-//     small x keep their accuracy ln(1 + e) = 2 atanh(s) = s (2 + s^2 a(s^2))    s = e / (2 + e) <=
-//     1/3
+//     e^x = 2^n (1 + p)                 n = round(x / ln 2), r = x - n ln 2, |r| <= ln(2) / 2,
+//                                       p = e^r - 1 = r + r^2 q(r)
+//     tanh x = t / (t + 2)              t = e^(2|x|) - 1 = 2^n p + (2^n - 1), x > 0; nothing
+//                                       cancels, so small x keep their accuracy
+//     ln(1 + e) = 2 atanh(s)
+//               = s (2 + s^2 a(s^2))    s = e / (2 + e) <= 1/3
 //
-// q and a are Chebyshev interpolants, of relative error 8e-9 and 2e-8.
+// q and a are Chebyshev interpolants with relative errors of 8e-9 and 2e-8.
 
-// Variables, since a constant expression must not give what is not finite.
+// Variables, because a constant expression must be finite.
 var<private> inf_bits: u32 = 0x7f800000u;
 var<private> nan_bits: u32 = 0x7fc00000u;
 
@@ -20,28 +22,28 @@ fn real_nan() -> f32 { return bitcast<f32>(nan_bits); }
 fn real_abs(x: f32) -> f32 { return abs(x); }
 fn real_sqrt(x: f32) -> f32 { return sqrt(x); }
 
-// A NaN is seen by its bits: WGSL lets a compiler assume that comparisons meet none.
+// Tests the bits, because compilers of WGSL may assume that comparisons see no NaN.
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
 
-// A NaN in x stays; a NaN in bound is ignored.
+// A NaN in x is returned; a NaN in bound is ignored.
 fn real_max(x: f32, bound: f32) -> f32 { return select(x, bound, bound > x); }
 fn real_min(x: f32, bound: f32) -> f32 { return select(x, bound, x > bound); }
 
-// To -bound..bound; NaN stays.
+// Clamps x to [-bound, bound]. A NaN is returned.
 fn real_clamp(x: f32, bound: f32) -> f32 { return real_min(real_max(x, -bound), bound); }
 
-// a / b. WGSL may give anything for a b above 2^126, and GPUs give 0, whose reciprocal is too small
-// for them.
+// a / b. For b above 2^126 WGSL allows any result, and GPUs return 0, because the reciprocal is
+// subnormal.
 fn real_quotient(a: f32, b: f32) -> f32 {
     let scale = select(1.0f, 0.25f, abs(b) > 8.507059e37f);
     return (a * scale) / (b * scale);
 }
 
-// x, of which no compiler knows where it comes from: WGSL lets them add in another order, which
-// loses what cancels.
+// x, hidden from the compiler. WGSL allows compilers to reorder sums, which would change what
+// cancels.
 fn opaque(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) ^ params.zero); }
 
-// 2^n for whole n from -126 to 127.
+// 2^n for n in [-126, 127].
 fn power_of_two(n: i32) -> f32 { return bitcast<f32>(u32(n + 127) << 23u); }
 
 struct Exponential {
@@ -52,7 +54,7 @@ struct Exponential {
 // n and p of e^x = 2^n (1 + p).
 fn exp_parts(x: f32) -> Exponential {
     let n = round(x * 1.4426950408889634f);
-    // n times the first part of ln 2 is exact, and so is the difference.
+    // The product of n and the first part of ln 2 is exact, and so is the difference.
     let r = fma(n, -1.4286068203094172e-6f, opaque(fma(n, -0.693145751953125f, x)));
     var q = 0.0013926183587713495f;
     q = fma(q, r, 0.008363179052722577f);
@@ -62,17 +64,17 @@ fn exp_parts(x: f32) -> Exponential {
     return Exponential(i32(n), fma(r * r, q, r));
 }
 
-// Beyond -104 and 89 the result is 0 and infinity.
+// Below -104 the result is 0, above 89 it is infinity.
 fn real_exp(x: f32) -> f32 {
     let e = exp_parts(clamp(x, -104.0f, 89.0f));
-    // In two steps, each a number there is.
+    // In two factors, because 2^n may not be representable.
     let half = e.n / 2;
     let y = (1.0f + e.p) * power_of_two(half) * power_of_two(e.n - half);
     return select(y, x, is_nan(x));
 }
 
 fn real_tanh(x: f32) -> f32 {
-    // From 20 on the result is 1.
+    // For |x| >= 20 the result is 1.
     let e = exp_parts(min(abs(x) + abs(x), 40.0f));
     let power = power_of_two(e.n);
     let t = fma(e.p, power, opaque(power - 1.0f));
@@ -90,7 +92,7 @@ fn real_softplus_neg_abs(x: f32) -> f32 {
     a = fma(a, z, 0.2823661980531048f);
     a = fma(a, z, 0.40007560644911206f);
     a = fma(a, z, 0.6666664033669924f);
-    // Not s times the rest, for s may be too small for a device where e is not.
+    // Not s times the rest: s may be flushed to zero although e is not.
     return e * (fma(z, a, 2.0f) / (2.0f + e));
 }
 

@@ -1,4 +1,4 @@
-// What every kernel is called with.
+// The arguments of every kernel. src/call.rs prints the structs.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<uniform> at_step: Step;
@@ -6,5 +6,5 @@
 fn units() -> u32 { return params.heads * params.head_dim; }
 fn tokens() -> u32 { return params.batch * params.time; }
 
-// Of the many workgroups of a dispatch, which this is; there may be some too many.
+// The index of this workgroup. A dispatch may have more workgroups than it needs.
 fn group_index(id: vec3u) -> u32 { return id.x + id.y * MAX_GROUPS_X; }

@@ -1,8 +1,8 @@
-// What the product of a token's step read as h: 0 after a reset and beyond the row's length.
+// The h that the product of a token's step reads: 0 after a reset and beyond the row's length.
 struct Previous {
     exists: bool,
-    first: bool,  // it is the state before the first step
-    at: u32,      // the token, or for the first step the row
+    first: bool,  // whether it is s0
+    at: u32,      // its token, or for s0 the row
 }
 
 fn previous_of(token: u32) -> Previous {
@@ -20,6 +20,8 @@ fn previous_of(token: u32) -> Previous {
 
 fn previous_h(previous: Previous, place: u32) -> f32 {
     if !previous.exists { return 0.0f; }
-    if previous.first { return saturated(work_f32(params.s0_at + state_index(0u, previous.at, place))); }
+    if previous.first {
+        return saturated(work_f32(params.s0_at + state_index(0u, previous.at, place)));
+    }
     return load_states(previous.at * units() + place);
 }

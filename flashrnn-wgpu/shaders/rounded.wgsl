@@ -1,6 +1,6 @@
-// x as a tensor of T holds it, and as it holds a state.
+// x rounded to T, as a gradient or weight and as a state.
 fn rounded(x: f32) -> f32 { return widen_FORMAT(narrow_FORMAT(x)); }
 fn saturated(x: f32) -> f32 { return widen_FORMAT(saturate_FORMAT(x)); }
 fn narrow(x: f32) -> u32 { return narrow_FORMAT(x); }
-// Two neighbours in memory.
+// Two adjacent elements.
 fn widen2(bits: vec2u) -> vec2f { return widen2_FORMAT(bits); }

@@ -1,7 +1,7 @@
-// R for the fused kernels, behind the other weights: as their threads read it, so that neighbours
-// read neighbours. A piece has 4 words, 4 or 8 numbers of T along k, of one line of one thread, 0
-// beyond the head: [N, pieces of a line, LINES, threads]. An invocation a piece, first the forward
-// kernel's, then the backward kernel's.
+// Packs R for the fused kernels, behind the weights of weights.wgsl, first for the forward kernel
+// and then for the backward kernel: [N, pieces of a line, LINES, threads], so that adjacent threads
+// read adjacent pieces. A piece has 4 words: 4 or 8 numbers of T along k, of one line of one
+// thread, padded with zeros beyond the head. Each invocation writes one piece.
 @compute @workgroup_size(64)
 fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) invocation: u32) {
     let i = group_index(id) * 64u + invocation;
@@ -15,7 +15,7 @@ fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index)
     let thread = of_head % threads;
     let line = of_head / threads % lines;
     let k0 = of_head / threads / lines * NUMBERS;
-    // Which threads are those of one part of k, and of it the units or columns.
+    // A part of k belongs to `columns` threads.
     let columns = select(UNITS, UNITS / TILE, backward);
     let part = thread / columns;
     let gate = select(line, part / SPLIT, backward);
@@ -27,13 +27,18 @@ fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index)
         let in = select(first + j, unit, backward);
         var x = 0.0f;
         if out < params.head_dim && in < params.head_dim {
-            x = load_r(((gate * params.heads + head) * params.head_dim + out) * params.head_dim + in);
+            x = load_r(
+                ((gate * params.heads + head) * params.head_dim + out) * params.head_dim + in);
         }
         numbers[j] = narrow(x);
     }
     var piece: vec4u;
     for (var j = 0u; j < 4u; j++) {
-        if NUMBERS == 8u { piece[j] = numbers[j * 2u % NUMBERS] | (numbers[(j * 2u + 1u) % NUMBERS] << 16u); } else { piece[j] = numbers[j]; }
+        if NUMBERS == 8u {
+            piece[j] = numbers[j * 2u % NUMBERS] | (numbers[(j * 2u + 1u) % NUMBERS] << 16u);
+        } else {
+            piece[j] = numbers[j];
+        }
     }
     weights[step_pieces() + i] = piece;
 }

@@ -1,4 +1,4 @@
-// Packs the weights, in the form of weights.wgsl. An invocation a piece.
+// Packs the weights in the order of weights.wgsl. Each invocation writes one piece.
 @compute @workgroup_size(64)
 fn pack(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
     let i = group_index(id) * 64u + thread;
@@ -16,7 +16,8 @@ fn pack(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) threa
             let out = select(unit, k, transposed);
             let in = select(k, unit, transposed);
             if k < params.head_dim {
-                piece[j] = rounded(load_r(((gate * params.heads + head) * params.head_dim + out) * params.head_dim + in));
+                piece[j] = rounded(load_r(
+                    ((gate * params.heads + head) * params.head_dim + out) * params.head_dim + in));
             }
         }
     } else if i < step_pieces() {

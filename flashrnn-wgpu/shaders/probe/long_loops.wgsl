@@ -1,5 +1,5 @@
-// A loop of `params.time` rounds with a result that no compiler can know without them (xorshift): a
-// driver that ends long loops silently gives another one.
+// Runs a loop of `params.time` iterations whose result no compiler can predict (xorshift). A driver
+// that silently ends long loops returns something else.
 @compute @workgroup_size(1)
 fn long_loops() {
     var value = 1u;

@@ -1,5 +1,5 @@
-// Whether subgroups are as sums_subgroups.wgsl takes them, of `time` threads: 256 bits, each of a
-// thread that exists and gets from others what is theirs.
+// Tests that subgroups have `params.time` threads and shuffle as step/sums_subgroups.wgsl needs.
+// Sets a bit for each of 256 threads that exists and receives the right values.
 @compute @workgroup_size(256)
 fn subgroups(
     @builtin(subgroup_id) subgroup: u32,

@@ -1,4 +1,4 @@
-// Two threads may write the halves of one u32: each clears and sets its own.
+// Two threads may write the halves of one word, so each clears and sets its own half atomically.
 @group(0) @binding(BINDING) var<storage, read_write> TENSOR: array<atomic<u32>>;
 fn load_TENSOR(i: u32) -> f32 {
     let at = params.TENSOR_first + i;
@@ -10,7 +10,7 @@ fn store_TENSOR(i: u32, x: f32) {
     atomicAnd(&TENSOR[at / 2u], ~(0xffffu << shift));
     atomicOr(&TENSOR[at / 2u], ROUND_FORMAT(x) << shift);
 }
-// Elements i and, with `both`, i + 1.
+// Stores element i and, with `both`, element i + 1.
 fn store2_TENSOR(i: u32, x: vec2f, both: bool) {
     let at = params.TENSOR_first + i;
     if both && at % 2u == 0u {

@@ -1,4 +1,4 @@
-// The factors of the gradient of R: two units of a token, as T has them in memory.
+// The factors of the gradient of R: two units of a token as they are in memory, in T.
 
 fn bits2(x: vec2f) -> vec2u {
     if !NARROW { return bitcast<vec2u>(x); }
@@ -11,7 +11,7 @@ fn dg_bits(token: u32, gate: u32, place: u32) -> vec2u {
     return bits2(load2_work(params.inner_at + (token * INNER + gate) * units() + place));
 }
 
-// h before a token's step.
+// The h that a token's step read.
 fn h_bits(previous: Previous, place: u32) -> vec2u {
     if !previous.exists { return vec2u(); }
     if !previous.first { return fetch2_states(previous.at * units() + place); }

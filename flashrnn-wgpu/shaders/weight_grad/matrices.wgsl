@@ -1,14 +1,15 @@
-// d_r in parts, as gradients.wgsl has it, by cooperative matrices of 16 x 16, f16 in and f32 out; D
-// is a multiple of WIDTH.
+// d_r in parts, as in tiles.wgsl, by cooperative matrices of 16 x 16, from f16 to f32. D is a
+// multiple of WIDTH.
 //
-// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has WIDTH x WIDTH (out, in) of one
-// gate, head and part, a subgroup of 32 has OUTS x INS matrices of them. In a round, 8 invocations
-// bring WIDTH units of a token of each to workgroup memory, asked for a round ahead.
+// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup computes a tile of WIDTH x WIDTH
+// (out, in) of one gate, head and part; a subgroup of 32 has OUTS x INS matrices of it. In a round,
+// 8 invocations bring WIDTH units of dg and of h of a token to workgroup memory, loaded a round
+// ahead.
 
 const ROUND = 32u;
 const OUTS = WIDTH / 64u;
 const INS = WIDTH / 32u;
-// Two neighbours, PAIRS times, of an invocation.
+// Pairs of units that an invocation loads.
 const PAIRS = WIDTH / 16u;
 const STRIDE = WIDTH + 8u;
 
@@ -19,7 +20,7 @@ var<workgroup> tile_h: array<f16, ROUND * STRIDE>;
 fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32,
                    @builtin(subgroup_id) subgroup: u32) {
     let tiles = params.head_dim / WIDTH;
-    // Those beyond do the last one's work again: no invocation may leave before the others.
+    // Surplus workgroups repeat the last one's work, because no invocation may return early.
     let group = min(group_index(id), params.parts * RECURRENT * params.heads * tiles * tiles - 1u);
     let in0 = group % tiles * WIDTH;
     let out0 = group / tiles % tiles * WIDTH;
@@ -41,7 +42,7 @@ fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index
     var dg$pair = vec2u();
     var h$pair = vec2u();
     //@ end
-    // Round 0 only asks.
+    // The first round only loads.
     for (var done = 0u; done < params.part_tokens + ROUND; done += ROUND) {
         workgroupBarrier();
         //@ for $pair in 0..PAIRS
@@ -77,9 +78,10 @@ fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index
         //@ end
         //@ end
     }
-    // Where it goes has a name, for naga takes no longer expressions there.
+    // The index has a name because naga accepts only short expressions in `coopStoreT`.
     let line_of_r = params.head_dim;
-    let corner = (matrix * line_of_r + out0 + subgroup % 4u * OUTS * 16u) * line_of_r + in0 + subgroup / 4u * INS * 16u;
+    let corner = (matrix * line_of_r + out0 + subgroup % 4u * OUTS * 16u) * line_of_r
+        + in0 + subgroup / 4u * INS * 16u;
     //@ for $o in 0..OUTS
     //@ for $i in 0..INS
     let at$o_$i = corner + $ou * 16u * line_of_r + $iu * 16u;

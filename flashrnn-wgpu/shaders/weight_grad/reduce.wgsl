@@ -1,5 +1,5 @@
-// out [row_length] = the sum over parts, in their order, of partial [parts, row_length]; added to
-// what is there with `accumulate`. Four are asked for at a time.
+// out [row_length] = the sum of partial [parts, row_length] over the parts, in order, added to the
+// content of `out` with `accumulate`. Four parts are loaded at a time.
 @compute @workgroup_size(64)
 fn reduce(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
     let i = group_index(id) * 64u + thread;

@@ -1,5 +1,5 @@
-// d_r and d_b in parts: each part sums over `part_tokens` tokens, and `reduce` adds the parts in
-// their order.
+// d_r and d_b in parts. A part is the sum over `part_tokens` tokens; reduce.wgsl adds the parts in
+// order.
 
 // dg of a gate, rounded to T.
 fn load_dg(token: u32, gate: u32, place: u32) -> f32 {
@@ -7,28 +7,31 @@ fn load_dg(token: u32, gate: u32, place: u32) -> f32 {
     return load_d_wx((token * EXTERNAL + gate - INNER) * units() + place);
 }
 
-// Two units from `unit` on, or 0 beyond the head.
+// Two units, `unit` and the next one; 0 beyond the head.
 fn in_head(bits: vec2u, unit: u32) -> vec2f {
     let two = widen2(bits);
     return select(vec2f(two.x, 0.0f), two, unit + 1u < params.head_dim);
 }
 
 fn store_partial(matrix: u32, out: u32, in: u32, sum: f32) {
-    if out < params.head_dim && in < params.head_dim { partial[(matrix * params.head_dim + out) * params.head_dim + in] = sum; }
+    if out < params.head_dim && in < params.head_dim {
+        partial[(matrix * params.head_dim + out) * params.head_dim + in] = sum;
+    }
 }
 
-// The tokens of a round, and the fours of units of a token.
+// Tokens of a round.
 const ROUND = 16u / FOURS;
+// Fours of units of a token.
 const FOURS_PER_TOKEN = 16u * FOURS;
 
-// Of two rounds, so that one is read while the next is written.
+// Two rounds: one is read while the next is written.
 var<workgroup> tile_dg: array<vec4f, 512>;
 var<workgroup> tile_h: array<vec4f, 512>;
 
-// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup has (64 FOURS)^2 (out, in) of one
-// gate, head and part, an invocation FOURS^2 times 4 x 4, 64 apart. In a round it brings 4 units of
-// one token of each to workgroup memory, asked for a round ahead, and until then as they lie in
-// memory, for a conversion would wait for them.
+// partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup computes a tile of (64 FOURS)^2
+// (out, in) of one gate, head and part; an invocation FOURS^2 blocks of 4 x 4 of it, 64 apart. In a
+// round, an invocation brings 4 units of dg and of h of one token to workgroup memory. They are
+// loaded a round ahead and converted late, because a conversion waits for the load.
 @compute @workgroup_size(16, 16)
 fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
                    @builtin(local_invocation_index) thread: u32) {
@@ -60,7 +63,7 @@ fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
     var h$j = vec2u();
     //@ end
     var now = 0u;
-    // The first round only asks.
+    // The first round only loads.
     for (var token0 = first; token0 < end + ROUND; token0 += ROUND) {
         //@ for $j in 0..2
         let two_dg$j = in_head(dg$j, out + 2u * $ju);
@@ -75,7 +78,9 @@ fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
         if token < end {
             let previous = previous_of(token);
             //@ for $j in 0..2
-            if out + 2u * $ju < params.head_dim { dg$j = dg_bits(token, gate, place + out + 2u * $ju); }
+            if out + 2u * $ju < params.head_dim {
+                dg$j = dg_bits(token, gate, place + out + 2u * $ju);
+            }
             if in + 2u * $ju < params.head_dim { h$j = h_bits(previous, place + in + 2u * $ju); }
             //@ end
         }
@@ -102,14 +107,15 @@ fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) l
     //@ for $b in 0..FOURS
     //@ for $i in 0..4
     //@ for $j in 0..4
-    store_partial(matrix, out0 + ($au * 16u + local.y) * 4u + $iu, in0 + ($bu * 16u + local.x) * 4u + $ju, sum$a$b$i[$j]);
+    store_partial(matrix, out0 + ($au * 16u + local.y) * 4u + $iu,
+        in0 + ($bu * 16u + local.x) * 4u + $ju, sum$a$b$i[$j]);
     //@ end
     //@ end
     //@ end
     //@ end
 }
 
-// partial [parts, G, N, D]: sums of dg. An invocation has one column of one part.
+// partial [parts, G, N, D]: sums of dg. Each invocation computes one column of one part.
 @compute @workgroup_size(64)
 fn bias_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
     let i = group_index(id) * 64u + thread;
