@@ -1,15 +1,15 @@
 //! The properties that every backend must have, on a device that wgpu finds.
 //!
-//! WGSL lets compilers assume that there are no infinities and no NaN, ignore the sign of a zero,
-//! and flush what is below the smallest normal number. Drivers that run on the CPU do none of that,
-//! GPUs do.
+//! WGSL allows compilers to assume that there are no infinities and no NaN, to ignore the sign of a
+//! zero, and to flush subnormals. GPUs do; drivers that run on the CPU do not.
 
 use std::sync::OnceLock;
 
 use flashrnn_wgpu::{Wgpu, testing};
 
-/// One device for all tests on a GPU, so that each kernel is compiled once, and another. More would
-/// not do: where a process opens and closes dozens from many threads, NVIDIA's driver 580 may hang.
+/// Returns one of two devices for all tests on a GPU, so that each kernel is compiled once per
+/// device. NVIDIA's driver 580 may hang if a process opens and closes dozens of devices from many
+/// threads.
 fn shared<const ANOTHER: usize>() -> Option<Wgpu> {
     static DEVICES: [OnceLock<Option<Wgpu>>; 2] = [const { OnceLock::new() }; 2];
     DEVICES[ANOTHER].get_or_init(testing::wgpu).clone()
@@ -19,8 +19,8 @@ fn on_gpu() -> Option<Wgpu> {
     shared::<0>().filter(|wgpu| !wgpu.is_cpu())
 }
 
-/// On the CPU a device for each test: Mesa's keeps about 150 of our kernels and compiles those
-/// again that it dropped, but finds on disk what another device has compiled.
+/// Returns a new device for each test on the CPU. A device of Mesa's keeps about 150 of our kernels
+/// and compiles again the ones that it dropped, but finds on disk what another device compiled.
 fn on_cpu() -> Option<Wgpu> {
     shared::<0>().filter(Wgpu::is_cpu).and_then(|_| testing::wgpu())
 }
@@ -31,13 +31,13 @@ mod on_cpu {
 
 mod on_gpu {
     flashrnn_testsuite::conformance!(if_available: super::on_gpu(), same_bits_as: [super::shared::<1>()], skip: [
-        ("infinite_gates", "WGSL promises nothing of infinities"),
-        ("nan_stays_nan", "WGSL promises nothing of NaN"),
-        ("operations_on_denormals", "WGSL promises nothing of what is below the smallest normal number"),
-        ("operations_on_special_values", "WGSL promises nothing of infinities, NaN and the sign of a zero"),
+        ("infinite_gates", "WGSL does not guarantee infinities"),
+        ("nan_stays_nan", "WGSL does not guarantee NaN"),
+        ("operations_on_denormals", "WGSL does not guarantee subnormals"),
+        ("operations_on_special_values", "WGSL does not guarantee infinities, NaN and the sign of a zero"),
     ]);
 
-    /// Where no kernel is fused: what large heads get anyhow, and on the CPU all but the smallest.
+    /// Without fused kernels, as for large heads, and on the CPU for all but the smallest heads.
     mod alternating {
         use flashrnn_wgpu::{Family, Wgpu};
 
@@ -46,10 +46,10 @@ mod on_gpu {
         }
 
         flashrnn_testsuite::conformance!(if_available: alternating(), skip: [
-            ("infinite_gates", "WGSL promises nothing of infinities"),
-            ("nan_stays_nan", "WGSL promises nothing of NaN"),
-            ("operations_on_denormals", "WGSL promises nothing of what is below the smallest normal number"),
-            ("operations_on_special_values", "WGSL promises nothing of infinities, NaN and the sign of a zero"),
+            ("infinite_gates", "WGSL does not guarantee infinities"),
+            ("nan_stays_nan", "WGSL does not guarantee NaN"),
+            ("operations_on_denormals", "WGSL does not guarantee subnormals"),
+            ("operations_on_special_values", "WGSL does not guarantee infinities, NaN and the sign of a zero"),
         ]);
     }
 }

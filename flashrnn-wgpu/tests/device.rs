@@ -1,4 +1,4 @@
-//! What conformance does not reach: long sequences, views, the caller's device, and errors.
+//! Beyond conformance: long sequences, views, the caller's device, and errors.
 
 use flashrnn_core::{
     Backend, Dtype, Element, Elman, Error, Gru, Len, Lstm, Options, Plan, Problem, Save, Slstm,
@@ -9,17 +9,17 @@ use flashrnn_testsuite::{Case, Results, Tensors, compare, errors, measure, run};
 use flashrnn_wgpu::testing::{self, Fused};
 use flashrnn_wgpu::{Family, View, Wgpu};
 
-/// The largest error of a tensor against the f64 reference.
+/// Returns the maximum error of all tensors against the f64 reference.
 fn largest(got: &Results, want: &Results) -> f64 {
     errors(got, want).into_iter().map(|(_, error)| error).fold(0.0, f64::max)
 }
 
-/// f32 stays within 1e-5 of f64 over 256 steps: the bound on rounding, which grows with the steps,
-/// that users are told of.
+/// f32 stays within 1e-5 of f64 over 256 steps, as the documentation promises; the error grows with
+/// the number of steps.
 #[test]
 fn long_sequences_stay_exact() {
     let Some(wgpu) = testing::wgpu() else { return };
-    // The reference of larger heads takes long beside a driver of the CPU.
+    // For larger heads the reference takes too long while a driver uses the CPU.
     let largest_head = if wgpu.is_cpu() { 32 } else { 256 };
     macro_rules! check {
         ($($cell:expr),*) => {$(for head_dim in [32, 64, 128, 256].into_iter().filter(|&d| d <= largest_head) {
@@ -33,7 +33,7 @@ fn long_sequences_stay_exact() {
     check!(Elman, Gru, Lstm, Slstm);
 }
 
-/// More steps than one compute pass or one dispatch of a fused kernel holds, in both passes.
+/// More steps than one bind group or one dispatch of a fused kernel covers, in both passes.
 #[test]
 fn many_passes() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -51,9 +51,9 @@ fn many_passes() {
     }
 }
 
-/// Fused kernels of several rows and larger heads, with weights in registers and read at every
-/// step, which a CPU's driver does not get otherwise, against the alternating ones and the
-/// reference; and each with lengths, resets, s0 and clips.
+/// Fused kernels of several rows and larger heads, with weights in registers and re-read at every
+/// step, against the alternating ones and the reference, each with lengths, resets, s0 and clips. A
+/// driver that runs on the CPU does not get these kernels otherwise.
 #[test]
 fn fused_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -92,10 +92,9 @@ fn fused_tiles() {
     check!(Gru, bf16, 7, of(8, 1, 1, 191));
 }
 
-/// Kernels of one step that a CPU's driver does not get otherwise: with sums by subgroup
-/// operations, of one, three and four lines; pairs of 16-bit units as whole words; and tiles for
-/// heads of one size. Mesa's driver has subgroups of 8, and with `LP_NATIVE_VECTOR_WIDTH=512` of
-/// 16.
+/// Per-step kernels that a driver on the CPU does not get otherwise: sums by subgroup operations, of
+/// one, three and four lines; pairs of 16-bit units as whole words; and tiles for heads of one size.
+/// Mesa's driver has subgroups of 8, and of 16 with `LP_NATIVE_VECTOR_WIDTH=512`.
 #[test]
 fn kernels_of_gpus() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -122,8 +121,8 @@ fn kernels_of_gpus() {
     check!(Slstm, bf16, 34, Save::Recompute);
 }
 
-/// Heads whose gradient of R cooperative matrices give where there are some; in several parts and
-/// rounds.
+/// Heads whose gradient of R is computed by cooperative matrices on adapters that have them, in
+/// several parts and rounds.
 #[test]
 fn gradients_of_whole_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -181,7 +180,7 @@ fn the_callers_device_and_buffers() {
 }
 
 #[test]
-fn what_does_not_fit_is_an_error() {
+fn problems_that_do_not_fit_are_errors() {
     let Some(wgpu) = testing::wgpu() else { return };
     assert!(matches!(wgpu.alloc::<f32>(usize::MAX / 2), Err(Error::OutOfMemory { .. })));
     assert!(matches!(wgpu.alloc::<f32>(1 << 50), Err(Error::OutOfMemory { .. })));
@@ -203,14 +202,14 @@ fn a_lost_device_is_an_error() {
     let pass =
         ForwardPass::<Wgpu, f32>::forward(&wgpu, &plan, &case, CallOptions::default()).unwrap();
     let buffer = wgpu.upload(&[1.0f32]).unwrap();
-    // Another of the user's, who is told of nothing.
+    // A second handle, which wgpu does not tell about the loss.
     let theirs = Wgpu::from_device(wgpu.device().clone(), wgpu.queue().clone());
     wgpu.device().destroy();
     fn lost<R>(what: Result<R, Error>) -> bool {
         matches!(what, Err(Error::Device(why)) if why.to_string().contains("lost"))
     }
-    // The loss is told of when the device is waited for; what uses memory that was not there to be
-    // had fails before that too.
+    // wgpu reports the loss when somebody waits for the device. A run fails earlier, since it cannot
+    // allocate.
     assert!(run::<_, _, f32, f32>(&wgpu, &Gru, &case).is_err());
     assert!(lost(wgpu.synchronize()));
     for _ in 0..2 {

@@ -1,5 +1,5 @@
-//! Memory that callers own: views into their buffers, workspaces, other devices, and buffers used
-//! in several ways.
+//! Memory of the caller: views of buffers, workspaces, other devices, and buffers used in several
+//! ways.
 
 use bytemuck::Pod;
 use flashrnn_core::{
@@ -18,15 +18,15 @@ fn buffer(wgpu: &Wgpu, size: usize, usage: Usages) -> wgpu::Buffer {
     wgpu.device().create_buffer(&descriptor)
 }
 
-/// Tensors in one buffer of the caller's, one after another, 16-bit ones from an odd element on.
-/// The last one ends where the buffer does.
+/// Collects tensors for one buffer, one after another. 16-bit tensors begin at an odd element. The
+/// last tensor ends at the end of the buffer.
 #[derive(Default)]
 struct Arena {
     bytes: Vec<u8>,
 }
 
 impl Arena {
-    /// Adds a tensor; returns its first element and how many there are.
+    /// Adds a tensor. Returns the index of its first element, and its length.
     fn put<P: Pod>(&mut self, data: &[P]) -> [usize; 2] {
         let odd = if size_of::<P>() == 2 { 2 } else { 0 };
         self.bytes.resize(self.bytes.len().next_multiple_of(4) + odd, 0xff);
@@ -40,7 +40,7 @@ impl Arena {
         self.put(&values.iter().map(|&v| T::from_f64(v)).collect::<Vec<_>>())
     }
 
-    /// Adds room for what is to be written, full of NaN.
+    /// Adds an output, filled with NaN.
     fn room<T: Element>(&mut self, len: usize) -> [usize; 2] {
         self.numbers::<T>(&vec![f64::NAN; len])
     }
@@ -61,8 +61,8 @@ fn view_mut<P>(buffer: &wgpu::Buffer, [first, len]: [usize; 2]) -> ViewMut<'_, P
     ViewMut::of(buffer, first, len).unwrap()
 }
 
-/// Forward and backward pass with all tensors in three buffers, by what is done with them, and the
-/// workspace in a fourth.
+/// Runs a forward and a backward pass with all tensors in three buffers, according to their use, and
+/// the workspace in a fourth.
 fn in_arenas<T: Element>(wgpu: &Wgpu, case: &Case) -> Results {
     let plan = wgpu.plan::<T, T, _>(&Slstm, &case.problem).unwrap();
     let shapes = plan.shapes();
@@ -141,8 +141,8 @@ fn in_arenas<T: Element>(wgpu: &Wgpu, case: &Case) -> Results {
     results
 }
 
-/// Compares parts of buffers with whole ones. 16-bit tensors that begin at an odd element get
-/// kernels of their own, which a GPU's compiler may round otherwise.
+/// Compares the results in parts of buffers with those in whole ones. 16-bit tensors that begin at an
+/// odd element use other kernels, which a GPU's compiler may round differently.
 fn check<T: Element>(wgpu: &Wgpu, problem: &Problem, what: &str) {
     let case = Case::random::<_, T, T>(&Slstm, problem, Tensors::ALL, 9).unwrap();
     let (got, want) =
@@ -155,7 +155,7 @@ fn check<T: Element>(wgpu: &Wgpu, problem: &Problem, what: &str) {
     }
 }
 
-/// Parts of buffers give what whole buffers give, wherever they begin and end.
+/// Results do not depend on the position of a tensor in its buffer.
 #[test]
 fn tensors_may_be_parts_of_buffers() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -174,11 +174,11 @@ fn tensors_may_be_parts_of_buffers() {
     }
 }
 
-/// The `why` of an [`Error::Argument`] for this tensor.
+/// Returns the `why` of an [`Error::Argument`] for this tensor.
 fn refused<R: std::fmt::Debug>(tensor: &str, result: Result<R, Error>) -> &'static str {
     match result {
         Err(Error::Argument { tensor: got, why }) if got == tensor => why,
-        other => panic!("{other:?}, wanted an argument's error for {tensor}"),
+        other => panic!("{other:?}, wanted Error::Argument for {tensor}"),
     }
 }
 
@@ -294,8 +294,8 @@ fn buffers_must_allow_what_calls_do() {
     refused("buffer", ViewMut::<f32>::of(&read_only, 0, 1));
 }
 
-/// One packing serves plans of other batches, times and options; the kernels' family is part of the
-/// layout.
+/// Packed weights serve plans of other batch sizes, times and options. The family of the kernels is
+/// part of the layout.
 #[test]
 fn weights_belong_to_a_layout() {
     let Some(wgpu) = testing::wgpu() else { return };
