@@ -2,9 +2,9 @@
 // structs are those of tensor_cores.cuh, and so is who gets what; the four lanes that share lane /
 // 4 split k, 4 elements each in turn.
 #pragma once
-#include "fused/io_warps.cuh"
+#include "fused/block.cuh"
 
-constexpr int ROWS_OF_LANE = ROWS / 4;  // of a computing thread: from lane % 4 * ROWS_OF_LANE
+constexpr int ROWS_PER_LANE = ROWS / 4;  // of a computing thread: from lane % 4 * ROWS_PER_LANE
 
 // Lane q of four gets element q of the sums over the four, in an order that is the same for all.
 template <int N> __device__ __forceinline__ void scatter_sums(const float (&v)[4][N], float (&out)[N]) {
@@ -24,22 +24,22 @@ __device__ __forceinline__ float dot(float sum, const float4& a, const float4& b
 }
 
 template <int COUNT>
-__device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROWS_OF_LANE], const T* first, int tensor_stride, int row_stride) {
+__device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], const T* first, int tensor_stride, int row_stride) {
     const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
 #pragma unroll
-        for (int j = 0; j < ROWS_OF_LANE; ++j) v[i][j] = first[i * tensor_stride + (q * ROWS_OF_LANE + j) * row_stride + r];
+        for (int j = 0; j < ROWS_PER_LANE; ++j) v[i][j] = first[i * tensor_stride + (q * ROWS_PER_LANE + j) * row_stride + r];
     }
 }
 
 template <int COUNT>
-__device__ __forceinline__ void store_tensors(const float (&v)[at_least_one(COUNT)][ROWS_OF_LANE], T* first, int tensor_stride, int row_stride) {
+__device__ __forceinline__ void store_tensors(const float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], T* first, int tensor_stride, int row_stride) {
     const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
 #pragma unroll
-        for (int j = 0; j < ROWS_OF_LANE; ++j) first[i * tensor_stride + (q * ROWS_OF_LANE + j) * row_stride + r] = v[i][j];
+        for (int j = 0; j < ROWS_PER_LANE; ++j) first[i * tensor_stride + (q * ROWS_PER_LANE + j) * row_stride + r] = v[i][j];
     }
 }
 
@@ -60,8 +60,8 @@ template <int STEPS> struct ForwardProduct {
         }
     }
 
-    __device__ __forceinline__ void run(const T* h, int row_stride, float (&out)[ROWS_OF_LANE][at_least_one(Cell::RECURRENT)]) const {
-        constexpr int N = ROWS_OF_LANE * Cell::RECURRENT;
+    __device__ __forceinline__ void run(const T* h, int row_stride, float (&out)[ROWS_PER_LANE][at_least_one(Cell::RECURRENT)]) const {
+        constexpr int N = ROWS_PER_LANE * Cell::RECURRENT;
         float sums[4][at_least_one(N)] = {}, own[at_least_one(N)];
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
@@ -70,7 +70,7 @@ template <int STEPS> struct ForwardProduct {
                 const float4 k = *reinterpret_cast<const float4*>(h + row * row_stride + first + step * 16);
 #pragma unroll
                 for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
-                    float& sum = sums[row / ROWS_OF_LANE][row % ROWS_OF_LANE * Cell::RECURRENT + gate];
+                    float& sum = sums[row / ROWS_PER_LANE][row % ROWS_PER_LANE * Cell::RECURRENT + gate];
                     sum = dot(sum, weights[gate][step], k);
                 }
             }

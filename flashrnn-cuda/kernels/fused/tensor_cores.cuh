@@ -3,10 +3,11 @@
 // A computing thread has row lane / 4 of a matrix of 8, and of its columns 2 (lane % 4) and the
 // next. Of 4 rows of the batch, each is two columns, and nobody looks at the second.
 #pragma once
-#include "fused/io_warps.cuh"
+#include "fused/async_copy.cuh"
+#include "fused/block.cuh"
 
 constexpr bool IS_BF16 = T_IS_BF16;
-constexpr int ROWS_OF_LANE = ROWS / 4;  // of a computing thread: from lane % 4 * ROWS_OF_LANE
+constexpr int ROWS_PER_LANE = ROWS / 4;  // of a computing thread: from lane % 4 * ROWS_PER_LANE
 
 // Two states or gates rounded to T and saturated, the first in the lower half.
 __device__ __forceinline__ unsigned pack(float low, float high) {
@@ -90,7 +91,7 @@ template <int COUNT, class RowOf> __device__ __forceinline__ void store_transpos
 // Of COUNT tensors this lane's unit and rows. `first` is tensor 0's first row at the warp's first
 // unit.
 template <int COUNT>
-__device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROWS_OF_LANE], const T* first, int tensor_stride, int row_stride) {
+__device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], const T* first, int tensor_stride, int row_stride) {
     const int lane = threadIdx.x % 32;
     const unsigned address = shared_address(first + lane % 8 * ROWS / 8 * row_stride);
 #pragma unroll
@@ -101,15 +102,15 @@ __device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROW
 #pragma unroll
         for (int i = 0; i < 4 && begin + i < COUNT; ++i) {
 #pragma unroll
-            for (int j = 0; j < ROWS_OF_LANE; ++j) v[begin + i][j] = j == 0 ? low(matrices[i]) : high(matrices[i]);
+            for (int j = 0; j < ROWS_PER_LANE; ++j) v[begin + i][j] = j == 0 ? low(matrices[i]) : high(matrices[i]);
         }
     }
 }
 
 // The reverse.
 template <int COUNT>
-__device__ __forceinline__ void store_tensors(const float (&v)[at_least_one(COUNT)][ROWS_OF_LANE], T* first, int tensor_stride, int row_stride) {
-    if constexpr (COUNT == 1 && ROWS_OF_LANE == 1) {
+__device__ __forceinline__ void store_tensors(const float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], T* first, int tensor_stride, int row_stride) {
+    if constexpr (COUNT == 1 && ROWS_PER_LANE == 1) {
         first[threadIdx.x % 4 * row_stride + threadIdx.x % 32 / 4] = saturated<T>(v[0][0]);
     } else if constexpr (COUNT > 0) {
         // A matrix holds 8 rows: all of a tensor, or the 4 of each of two.
@@ -121,7 +122,7 @@ __device__ __forceinline__ void store_tensors(const float (&v)[at_least_one(COUN
 #pragma unroll
             for (int i = 0; i < AT_ONCE; ++i) {
                 const int tensor = ::min(begin + i, MATRICES - 1) * OF_MATRIX;
-                const float second = ROWS_OF_LANE == 2 ? v[tensor][ROWS_OF_LANE - 1] : v[::min(tensor + 1, COUNT - 1)][0];
+                const float second = ROWS_PER_LANE == 2 ? v[tensor][ROWS_PER_LANE - 1] : v[::min(tensor + 1, COUNT - 1)][0];
                 matrices[i] = pack(v[tensor][0], second);
             }
             store_transposed<AT_ONCE>(matrices, [&](int i, int row) {
@@ -163,7 +164,7 @@ template <int STEPS> struct ForwardProduct {
     }
 
     // Of this lane's unit and rows, from `h` [ROWS][row_stride].
-    __device__ __forceinline__ void run(const T* h, int row_stride, float (&out)[ROWS_OF_LANE][at_least_one(Cell::RECURRENT)]) const {
+    __device__ __forceinline__ void run(const T* h, int row_stride, float (&out)[ROWS_PER_LANE][at_least_one(Cell::RECURRENT)]) const {
         // Where k is long, two sums a tile, so that the tensor cores need not wait for one of them.
         constexpr int CHAINS = STEPS > 8 ? 2 : 1;
         const int lane = threadIdx.x % 32;
@@ -182,7 +183,7 @@ template <int STEPS> struct ForwardProduct {
 #pragma unroll
         for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
 #pragma unroll
-            for (int j = 0; j < ROWS_OF_LANE; ++j) {
+            for (int j = 0; j < ROWS_PER_LANE; ++j) {
                 out[j][gate] = sums[gate / 2][0][gate % 2 * 2 + j];
                 if (CHAINS == 2) out[j][gate] += sums[gate / 2][CHAINS - 1][gate % 2 * 2 + j];
             }

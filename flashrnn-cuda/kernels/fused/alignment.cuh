@@ -1,0 +1,49 @@
+// Rows of 16-bit elements that begin in the middle of a 4-byte word (SPLIT_ROWS).
+//
+// IO warps copy whole words, so such a row keeps its position within the word: in shared memory it
+// is shifted up by one element. Compute threads look the shift up here when they read it.
+#pragma once
+#include "fused/block.cuh"
+
+// One bit per tensor, set where the row of a token is shifted.
+struct RowShifts {
+    // Lower half: the bits at token 0. Upper half: those that flip from each token to the next.
+    unsigned bits = 0;
+
+    RowShifts() = default;
+
+    // `tensor_of(i)` is tensor i of `tensors`, at most 16.
+    template <class TensorOf>
+    __device__ __forceinline__ RowShifts(int tensors, TensorOf tensor_of) {
+        if (!SPLIT_ROWS) return;
+#pragma unroll
+        for (int i = 0; i < tensors; ++i) {
+            const auto tensor = tensor_of(i);
+            bits |= unsigned(reinterpret_cast<size_t>(tensor.first) / sizeof(T) & 1) << i;
+            bits |= unsigned(tensor.token_stride & 1) << (16 + i);
+        }
+    }
+
+    // Returns the bits for a token, of which only the lowest bit matters.
+    __device__ __forceinline__ unsigned at(unsigned token_bit) const {
+        return SPLIT_ROWS ? bits ^ (bits >> 16 & -token_bit) : 0;
+    }
+};
+
+static_assert(Cell::GATES <= 16 && Cell::STATES <= 16, "bits of RowShifts");
+
+// The lowest bit of the token of each step of a batch row.
+struct TokenBit {
+    unsigned first, per_step;  // of step 0's token; the change from step to step
+
+    TokenBit() = default;
+    __device__ __forceinline__ TokenBit(const Sizes& sizes, int row)
+        : first(unsigned(token_of(sizes, row, sizes.time, 0))),
+          per_step(sizes.time_major ? sizes.batch : 1) {}
+
+    __device__ __forceinline__ unsigned at(const Sizes& sizes, int row, int length,
+                                           int step) const {
+        if constexpr (RAGGED) return unsigned(token_of(sizes, row, length, step)) & 1;
+        return (first ^ (per_step & unsigned(step))) & 1;
+    }
+};

@@ -1,0 +1,9 @@
+// The arithmetic of the fused kernels: the tensor cores for 16-bit tensors, multiply-adds for f32.
+// Both headers define the same functions and structs, with the same assignment of units and rows
+// to lanes.
+#pragma once
+#if TENSOR_CORES
+#include "fused/tensor_cores.cuh"
+#else
+#include "fused/multiply_add.cuh"
+#endif
