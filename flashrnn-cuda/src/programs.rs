@@ -30,6 +30,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("fused/tensor_cores.cuh", include_str!("../kernels/fused/tensor_cores.cuh")),
     ("step/overlap.cuh", include_str!("../kernels/step/overlap.cuh")),
     ("step/product.cuh", include_str!("../kernels/step/product.cuh")),
+    ("step/tile.cuh", include_str!("../kernels/step/tile.cuh")),
 ];
 
 /// Holds a cell's functions as CUDA C++, which are the file `cell.cuh` of its kernels.

@@ -1,44 +1,48 @@
-// One step of the backward pass, one kernel: from dg of the step after, the gradient that reaches h
-// through R (a product with R transposed), then the cell's derivative as its epilogue, which gives
-// this step's dg. One more step, -1, gives d_s0.
+// One step of the backward pass in one kernel: the gradient that reaches h through R, a product of
+// R transposed with dg of the next step, and with the cell's derivative as its epilogue dg of this
+// step. One more step, -1, computes d_s0.
 //
-// Grid, shared memory and registers are as in forward_step.cu, with PER_UNIT = 1 and k over the
-// recurrent gates and the head's units. From step to step go dg rounded to T, in two buffers in
-// turn, and the gradient of the f32 states, in place.
+// Blocks, registers and buffers are as in step/forward.cu, with k over the recurrent gates and the
+// head's units. Steps hand each other dg, rounded to T, in two buffers, and the gradient of the f32
+// states in place. Round r processes step T - 1 - r.
 #include "call.cuh"
 #include "step/overlap.cuh"
 #include "step/product.cuh"
+#include "step/tile.cuh"
 
-constexpr int PAIRS = (UNITS * ROWS + THREADS - 1) / THREADS;
-
-// Writes the arguments where the graph reads them, and zeros into `exchange`.
+// Writes the arguments to the table that the graph reads, and zeros to `exchange`.
 extern "C" __global__ void backward_begin(BackwardCall call, BackwardCall* table) {
     const Offset thread = Offset(blockIdx.x) * blockDim.x + threadIdx.x;
     if (thread == 0) *table = call;
     const Sizes& sizes = call.sizes;
-    const Offset half = Offset(sizes.batch) * sizes.heads * Cell::RECURRENT * sizes.depth;
-    if (thread >= half) return;
-    call.exchange[thread] = call.exchange[half + thread] = rounded<T>(0.0f);
+    const Offset buffer = Offset(sizes.batch) * sizes.heads * Cell::RECURRENT * sizes.depth;
+    if (thread >= buffer) return;
+    call.exchange[thread] = call.exchange[buffer + thread] = rounded<T>(0.0f);
 }
 
-// The graph's last kernel: the next launch goes on where this one ends.
-extern "C" __global__ void backward_advance(BackwardCall* table, int steps) { table->first_step += steps; }
+// Advances the table past a graph's steps; the last kernel of a graph.
+extern "C" __global__ void backward_advance(BackwardCall* table, int steps) {
+    table->first_step += steps;
+}
 
-// What a pair needs that does not depend on the step after.
+// What a (unit, row) pair needs that does not depend on the next step.
 struct Inputs {
     Row row;
     Offset token;
-    Offset state;       // of this unit and row in [B, N, D]
-    bool exists;        // the thread has such a pair
-    bool active;        // step < length
-    bool from_outside;  // no gradient comes from the step after: this is the row's last, or a reset lies between
-    bool clipped;       // h was clipped: it has no gradient
+    Offset state;       // of the unit and row in [B, N, D]
+    bool exists;        // the thread has this pair
+    bool active;        // 0 <= step < length
+    bool from_outside;  // the next step has no gradient for this one: it is the row's last step, or
+                        // the state is reset after it
+    bool clipped;       // h was clipped, so its gradient is 0
     float residuals[Cell::RESIDUALS], d[Cell::STATES];
 
-    __device__ __forceinline__ Inputs(const BackwardCall& call, int step, bool exists, int row_index, Offset place)
+    __device__ __forceinline__ Inputs(const BackwardCall& call, int step, bool exists,
+                                      int row_index, Offset place)
         : row(call.sizes, call.lengths, exists ? row_index : 0), exists(exists) {
         const Sizes& sizes = call.sizes;
-        const Offset state_stride = sizes.batch * sizes.units(), stride = sizes.tokens() * sizes.units();
+        const Offset state_stride = sizes.batch * sizes.units();
+        const Offset stride = sizes.tokens() * sizes.units();
         state = Offset(row_index) * sizes.units() + place;
         token = exists && step >= 0 ? row.token(sizes, step) : 0;
         active = exists && step >= 0 && row.active(step);
@@ -48,7 +52,8 @@ struct Inputs {
         for (int s = 0; s < Cell::STATES; ++s) {
             d[s] = 0.0f;
             if (exists && last && call.d_last) d[s] = call.d_last[s * state_stride + state];
-            if (active && s < call.d_states_count) d[s] += widen(call.d_states[s * stride + token * sizes.units() + place]);
+            if (active && s < call.d_states_count)
+                d[s] += widen(call.d_states[s * stride + token * sizes.units() + place]);
         }
         clipped = false;
         if (!active) return;
@@ -56,7 +61,8 @@ struct Inputs {
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate)
             gates[gate] = kept_wide(Cell::WIDE_GATES, gate)
-                              ? call.wide_gates[rank(Cell::WIDE_GATES, gate) * stride + token * sizes.units() + place]
+                              ? call.wide_gates[rank(Cell::WIDE_GATES, gate) * stride +
+                                                token * sizes.units() + place]
                               : widen(call.gates.at(sizes, token, gate, place));
         const bool reset = row.reset(sizes, call.resets, step);
 #pragma unroll
@@ -66,8 +72,9 @@ struct Inputs {
                 continue;
             }
             const Offset previous = row.token(sizes, step - 1) * sizes.units() + place;
-            before[s] = kept_wide(Cell::WIDE, s) ? call.wide_states[rank(Cell::WIDE, s) * stride + previous]
-                                                 : widen(call.states[s * stride + previous]);
+            before[s] = kept_wide(Cell::WIDE, s)
+                            ? call.wide_states[rank(Cell::WIDE, s) * stride + previous]
+                            : widen(call.states[s * stride + previous]);
         }
         Cell::linearize(before, gates, residuals);
         if (call.forward_clip != real::inf()) {
@@ -78,67 +85,75 @@ struct Inputs {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 1 : RESIDENT) backward_step(const BackwardCall* __restrict__ table, int offset) {
+// Writes the gradient `d` of the state before the first step.
+__device__ __forceinline__ void store_d_s0(const BackwardCall& call, const Sizes& sizes,
+                                           const Inputs& in, Offset state_stride,
+                                           const float (&d)[Cell::STATES]) {
+#pragma unroll
+    for (int s = 0; s < Cell::STATES; ++s) {
+        const bool none = (Cell::CONSTANT >> s & 1) || in.row.reset(sizes, call.resets, 0);
+        call.d_s0[s * state_stride + in.state] = none ? 0.0f : d[s];
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    backward_step(const BackwardCall* __restrict__ table, int offset) {
     let_next_start();
-    const BackwardCall call = *table;  // a copy: what is read later would come from memory again after the wait
+    const BackwardCall call = *table;  // copied: after the wait, a field would be loaded again
     const Sizes sizes = call.sizes;
     const int round = call.first_step + offset;
     const int step = sizes.time - 1 - round;
     const bool live = step >= 0 || (step == -1 && call.d_s0);
-
-    const unsigned unit_blocks = (sizes.head_dim + UNITS - 1) / UNITS;
-    const int head = blockIdx.x / unit_blocks % sizes.heads;
-    const int unit0 = blockIdx.x % unit_blocks * UNITS;
-    const int row0 = int(blockIdx.x / unit_blocks / sizes.heads) * ROWS;
-    const int units = ::min(UNITS, sizes.head_dim - unit0), rows = ::min(ROWS, sizes.batch - row0);
+    const Tile tile(sizes);
 
     const int depth = Cell::RECURRENT * sizes.depth;
-    const Offset half = Offset(sizes.batch) * sizes.heads * depth;
-    const T* after = call.exchange + (round % 2) * half;
-    T* here = call.exchange + ((round + 1) % 2) * half;
+    const Offset buffer = Offset(sizes.batch) * sizes.heads * depth;
+    const T* after = call.exchange + (round % 2) * buffer;
+    T* here = call.exchange + ((round + 1) % 2) * buffer;
 
     __shared__ Product<1>::Sums sums;
     Product<1> product(
-        depth, units, rows,
-        [&](int, int unit) { return call.r + (Offset(head) * sizes.head_dim + unit0 + unit) * depth; },
-        [&](int row) { return after + (Offset(row0 + row) * sizes.heads + head) * depth; });
+        depth, tile.units, tile.rows,
+        [&](int, int unit) { return call.r + (tile.place(sizes) + unit) * depth; },
+        [&](int row) {
+            return after + (Offset(tile.row0 + row) * sizes.heads + tile.head) * depth;
+        });
     product.fetch();
 
     const auto unit_of = [&](int pair) { return int(threadIdx.x + pair * THREADS) % UNITS; };
     const auto row_of = [&](int pair) { return int(threadIdx.x + pair * THREADS) / UNITS; };
     const auto inputs_of = [&](int pair) {
-        const bool exists = live && unit_of(pair) < units && row_of(pair) < rows;
-        return Inputs(call, step, exists, row0 + row_of(pair), Offset(head) * sizes.head_dim + unit0 + unit_of(pair));
+        const bool exists = live && unit_of(pair) < tile.units && row_of(pair) < tile.rows;
+        return Inputs(call, step, exists, tile.row0 + row_of(pair),
+                      tile.place(sizes) + unit_of(pair));
     };
     const auto finish = [&](int pair, const Inputs& in) {
         if (!in.exists) return;
-        const Offset place = Offset(head) * sizes.head_dim + unit0 + unit_of(pair);
+        const Offset place = tile.place(sizes) + unit_of(pair);
         const Offset state_stride = sizes.batch * sizes.units();
         float d[Cell::STATES];
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s)
-            d[s] = in.d[s] + (in.from_outside ? 0.0f : load_exchanged(call.carried + s * state_stride + in.state));
+            d[s] = in.d[s] + (in.from_outside
+                                  ? 0.0f
+                                  : load_exchanged(call.carried + s * state_stride + in.state));
         if (!in.from_outside && !call.cut_recurrent_grad)
-            d[0] += real::clamp(product.sum(sums, 0, unit_of(pair), row_of(pair)), call.recurrent_grad_clip);
-        if (step < 0) {
-#pragma unroll
-            for (int s = 0; s < Cell::STATES; ++s) {
-                const bool none = (Cell::CONSTANT >> s & 1) || in.row.reset(sizes, call.resets, 0);
-                call.d_s0[s * state_stride + in.state] = none ? 0.0f : d[s];
-            }
-            return;
-        }
+            d[0] += real::clamp(product.sum(sums, 0, unit_of(pair), row_of(pair)),
+                                call.recurrent_grad_clip);
+        if (step < 0) return store_d_s0(call, sizes, in, state_stride, d);
         float d_before[Cell::STATES] = {}, d_gates[Cell::GATES] = {};
         if (in.active) {
             if (in.clipped) d[0] = 0.0f;
             Cell::backward(in.residuals, d, d_before, d_gates);
 #pragma unroll
             for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
-                const Offset row = (Offset(row0 + row_of(pair)) * sizes.heads + head) * Cell::RECURRENT + gate;
-                narrow(d_gates[gate], here[row * sizes.depth + unit0 + unit_of(pair)]);
+                const Offset head_row = Offset(tile.row0 + row_of(pair)) * sizes.heads + tile.head;
+                const Offset row = head_row * Cell::RECURRENT + gate;
+                narrow(d_gates[gate], here[row * sizes.depth + tile.unit0 + unit_of(pair)]);
             }
 #pragma unroll
-            for (int s = 0; s < Cell::STATES; ++s) call.carried[s * state_stride + in.state] = d_before[s];
+            for (int s = 0; s < Cell::STATES; ++s)
+                call.carried[s * state_stride + in.state] = d_before[s];
         }
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate)
@@ -153,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 1 : RESID
         __syncthreads();
         finish(0, in);
     } else {
-        // Too many registers to hold every pair's inputs ahead.
+        // The inputs of several pairs do not fit the registers.
         wait_for_previous();
         if (!live) return;
         product.run(sums);

@@ -1,25 +1,25 @@
-// Programmatic dependent launch (sm_90 and later): the next kernel of the stream starts while this
-// one runs, and fetches what does not depend on it, until it waits. Elsewhere the kernels simply
-// follow each other.
+// Programmatic dependent launch (sm_90 and later): the stream's next kernel starts while this one
+// runs, and loads what does not depend on this one before it waits. On older devices kernels run
+// one after the other.
 #pragma once
 
-// Lets the next kernel start. What this kernel writes is visible to it after its own wait.
+// Allows the next kernel to start. It sees what this kernel writes only after its own wait.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Waits until every kernel before has ended. Every block calls this: otherwise a kernel could end
-// before the one before it.
+// Waits for the end of all kernels before this one. Every block must call it, otherwise a kernel
+// could end before its predecessor.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Reads past the first-level cache, which may hold what an earlier kernel left there: for all that
-// goes from step to step.
+// Loads from L2, past the L1 cache, which may hold a line from before an earlier kernel wrote it.
+// For everything that one step hands to the next.
 __device__ __forceinline__ float load_exchanged(const float* p) {
     float v;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");

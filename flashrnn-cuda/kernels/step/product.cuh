@@ -1,25 +1,23 @@
-// The product of a step: for UNITS units of a head and ROWS rows of the batch,
+// The product of a step, for the block's units and batch rows:
 //
 //     out[g][unit][row] = sum over k of weights[g][unit][k] x[row][k]        g < PER_UNIT
 //
-// Forward, PER_UNIT is Gr and x is h (k over the head's units); backward, PER_UNIT is 1 and x is dg
-// (k over gates and units). Both operands lie in memory with k innermost, in chunks of 64 bytes
-// padded with zeros.
+// Forward, PER_UNIT is Gr and x is h, with k over the head's units. Backward, PER_UNIT is 1 and x
+// is dg, with k over gates and units. Both operands are in memory with k innermost, in chunks of 64
+// bytes padded with zeros.
 //
-// The warps split k: warp w takes chunks w, w + WARPS, ... of all outputs, and the sums meet in
-// shared memory. The weights of the first chunks are fetched into registers before the previous
-// step has ended (`fetch`).
+// The warps split k: warp w multiplies chunks w, w + WARPS, ... of all outputs, and the partial
+// sums meet in shared memory. The weights of the first chunks are loaded into registers before the
+// previous step has ended (`fetch`).
 //
-// Work of a lane, q = lane % 4, r = lane / 4, as the tensor cores' m16n8 accumulators want it:
-// outputs (r, 2q), (r, 2q + 1), (r + 8, 2q), (r + 8, 2q + 1) of every tile of 16 weight rows and 8
-// batch rows. The order of k inside a chunk is free as long as both operands share it, so lane q
-// reads 16 contiguous bytes, elements q V to q V + V - 1 of the chunk.
+// With q = lane % 4 and r = lane / 4, a lane has the outputs of the tensor cores' m16n8
+// accumulators: (r, 2q), (r, 2q + 1), (r + 8, 2q) and (r + 8, 2q + 1) of each tile of 16 weight
+// rows and 8 batch rows. The order of k within a chunk is arbitrary if both operands share it, so
+// lane q loads 16 contiguous bytes: elements q V to q V + V - 1 of the chunk.
 #pragma once
+#include "step/overlap.cuh"
+#include "step/tile.cuh"
 
-constexpr int THREADS = 32 * WARPS;
-// Blocks that a multiprocessor shall hold, so that the next step's are there while this one's run:
-// 16 warps of 128 registers (f32 factors take more).
-constexpr int RESIDENT = 16 / WARPS;
 constexpr int CHUNK = 64 / sizeof(T);   // elements of k in a chunk
 constexpr int VECTOR = 16 / sizeof(T);  // elements in a 16-byte load
 
@@ -31,8 +29,8 @@ template <class P> __device__ __forceinline__ uint4 load_x(const P* p) {
     return load_exchanged(reinterpret_cast<const uint4*>(p));
 }
 
-// What multiplies: `-DMULTIPLY=` BF16 or F16 (tensor cores), TF32 (tensor cores, f32 rounded) or
-// F32 (plain multiply-adds).
+// The arithmetic, `-DMULTIPLY=`: tensor cores for BF16, F16 and TF32 (f32 rounded to TF32),
+// multiply-adds for F32.
 enum Multiply { BF16, F16, TF32, F32 };
 
 // Rounds f32 bits to the nearest TF32.
@@ -42,12 +40,14 @@ __device__ __forceinline__ unsigned to_tf32(unsigned bits) {
     return v;
 }
 
-// d += a b: the tensor cores' smallest product.
+// Adds a b to d: one instruction of the tensor cores.
 template <Multiply HOW>
-__device__ __forceinline__ void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-#define FLASHRNN_MMA(shape_and_types)                                                                          \
-    asm volatile("mma.sync.aligned." shape_and_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                              \
+__device__ __forceinline__ void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2,
+                                    unsigned a3, unsigned b0, unsigned b1) {
+#define FLASHRNN_MMA(shape_and_types)                                                 \
+    asm volatile("mma.sync.aligned." shape_and_types                                  \
+                 " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"             \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                     \
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
     if constexpr (HOW == BF16) FLASHRNN_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
     if constexpr (HOW == F16) FLASHRNN_MMA("m16n8k16.row.col.f32.f16.f16.f32");
@@ -59,11 +59,13 @@ __device__ __forceinline__ void mma(float (&d)[4], unsigned a0, unsigned a1, uns
 template <Multiply HOW> struct Accumulator {
     float d[4] = {};
 
-    // Adds a chunk: a0, a1 are 16 bytes of weight rows r and r + 8, x of batch row r.
+    // Adds a chunk: `a0` and `a1` are 16 bytes of weight rows r and r + 8, `x` of batch row r.
     __device__ __forceinline__ void add(const uint4& a0, const uint4& a1, const uint4& x) {
         if constexpr (HOW == TF32) {
-            mma<HOW>(d, to_tf32(a0.x), to_tf32(a1.x), to_tf32(a0.y), to_tf32(a1.y), to_tf32(x.x), to_tf32(x.y));
-            mma<HOW>(d, to_tf32(a0.z), to_tf32(a1.z), to_tf32(a0.w), to_tf32(a1.w), to_tf32(x.z), to_tf32(x.w));
+            mma<HOW>(d, to_tf32(a0.x), to_tf32(a1.x), to_tf32(a0.y), to_tf32(a1.y),
+                     to_tf32(x.x), to_tf32(x.y));
+            mma<HOW>(d, to_tf32(a0.z), to_tf32(a1.z), to_tf32(a0.w), to_tf32(a1.w),
+                     to_tf32(x.z), to_tf32(x.w));
         } else {
             mma<HOW>(d, a0.x, a1.x, a0.y, a1.y, x.x, x.y);
             mma<HOW>(d, a0.z, a1.z, a0.w, a1.w, x.z, x.w);
@@ -77,7 +79,7 @@ template <Multiply HOW> struct Accumulator {
 };
 
 // Without tensor cores a lane sums its part of k for weight rows r and r + 8 and all 8 batch rows,
-// whose x it gets from the other lanes; at the end the four lanes that share r are added.
+// whose x it receives from the other lanes. `finish` adds the four lanes that share r.
 template <> struct Accumulator<F32> {
     float d[2][8] = {};
 
@@ -95,7 +97,8 @@ template <> struct Accumulator<F32> {
             const unsigned bits[4] = {x.x, x.y, x.z, x.w};
             float part[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) part[i] = __uint_as_float(__shfl_sync(~0u, bits[i], row * 4 + q));
+            for (int i = 0; i < 4; ++i)
+                part[i] = __uint_as_float(__shfl_sync(~0u, bits[i], row * 4 + q));
             d[0][row] = dot(d[0][row], a0, part);
             d[1][row] = dot(d[1][row], a1, part);
         }
@@ -119,12 +122,13 @@ template <> struct Accumulator<F32> {
 template <int PER_UNIT> struct Product {
     static constexpr int TILES = (PER_UNIT * UNITS + 15) / 16;  // of 16 weight rows
     static constexpr int COLUMNS = ROWS / 8;                    // tiles of 8 batch rows
-    // Chunks fetched ahead: as many as about 96 registers hold beside the accumulators, weights and
+    // Chunks fetched ahead: as many as fit about 96 registers beside the accumulators, weights and
     // x.
-    static constexpr int FIT = (96 - TILES * COLUMNS * int(sizeof(Accumulator<MULTIPLY>) / sizeof(float))) / (TILES * 8 + COLUMNS * 4);
+    static constexpr int SUM_REGISTERS =
+        TILES * COLUMNS * int(sizeof(Accumulator<MULTIPLY>) / sizeof(float));
+    static constexpr int FIT = (96 - SUM_REGISTERS) / (TILES * 8 + COLUMNS * 4);
     static constexpr int AHEAD = FIT < 1 ? 1 : FIT > 4 ? 4 : FIT;
-    // Floats in a row of `sums`: 8 more than ROWS, so that the lanes of a store lie in different
-    // banks.
+    // Floats per row of `Sums`, padded so that the lanes of a store use different banks.
     static constexpr int STRIDE = ROWS == 8 ? 8 : ROWS + 8;
 
     struct Sums {
@@ -132,15 +136,18 @@ template <int PER_UNIT> struct Product {
     };
 
     int chunks, warp, r, q;
-    const T* weights[TILES][2];  // rows r and r + 8 of each tile at this lane's part of chunk 0; null where there is no such row
+    // At this lane's part of chunk 0; null if there is no such row.
+    const T* weights[TILES][2];  // rows r and r + 8 of each tile
     const T* x[COLUMNS];         // batch row r of each tile
     uint4 ahead[AHEAD][TILES][2];
 
-    // `weights_of(gate, unit)` is the start of a row of weights, `x_of(row)` that of a row of x,
-    // for units and rows of the block below `units` and `rows`.
+    // `weights_of(gate, unit)` and `x_of(row)` are the starts of rows, for units and rows of the
+    // block below `units` and `rows`.
     template <class WeightsOf, class XOf>
-    __device__ __forceinline__ Product(int depth, int units, int rows, WeightsOf weights_of, XOf x_of)
-        : chunks(depth / CHUNK), warp(threadIdx.x / 32), r(threadIdx.x % 32 / 4), q(threadIdx.x % 4) {
+    __device__ __forceinline__ Product(int depth, int units, int rows, WeightsOf weights_of,
+                                       XOf x_of)
+        : chunks(depth / CHUNK), warp(threadIdx.x / 32), r(threadIdx.x % 32 / 4),
+          q(threadIdx.x % 4) {
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
@@ -158,22 +165,7 @@ template <int PER_UNIT> struct Product {
         }
     }
 
-    __device__ __forceinline__ void fetch(int first) {
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
-            const int chunk = first + i * WARPS;
-#pragma unroll
-            for (int tile = 0; tile < TILES; ++tile) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const T* row = weights[tile][half];
-                    ahead[i][tile][half] = row && chunk < chunks ? load_weights(row + chunk * CHUNK) : uint4{0, 0, 0, 0};
-                }
-            }
-        }
-    }
-
-    // What doesn't depend on the previous step.
+    // Loads the weights of the first chunks, which do not depend on the previous step.
     __device__ __forceinline__ void fetch() { fetch(warp); }
 
     // Multiplies, and leaves the sums of each warp in shared memory. The caller synchronises.
@@ -187,8 +179,9 @@ template <int PER_UNIT> struct Product {
                 const int chunk = first + i * WARPS;
 #pragma unroll
                 for (int column = 0; column < COLUMNS; ++column)
-                    vectors[i][column] =
-                        x[column] && chunk < chunks ? load_x(x[column] + chunk * CHUNK) : uint4{0, 0, 0, 0};
+                    vectors[i][column] = x[column] && chunk < chunks
+                                             ? load_x(x[column] + chunk * CHUNK)
+                                             : uint4{0, 0, 0, 0};
             }
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i) {
@@ -197,7 +190,8 @@ template <int PER_UNIT> struct Product {
                 for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
                     for (int column = 0; column < COLUMNS; ++column)
-                        accumulator[tile][column].add(ahead[i][tile][0], ahead[i][tile][1], vectors[i][column]);
+                        accumulator[tile][column].add(ahead[i][tile][0], ahead[i][tile][1],
+                                                      vectors[i][column]);
                 }
             }
         }
@@ -214,11 +208,31 @@ template <int PER_UNIT> struct Product {
         }
     }
 
-    // One output. The warps are added in their order, whatever their number of chunks.
+    // Returns one output: the sum over the warps in their order, which does not depend on their
+    // number of chunks.
     static __device__ __forceinline__ float sum(const Sums& sums, int gate, int unit, int row) {
         float total = 0.0f;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) total += sums.of[w][gate * UNITS + unit][row];
         return total;
+    }
+
+private:
+    // Loads the weights of this warp's AHEAD chunks from `first` on.
+    __device__ __forceinline__ void fetch(int first) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            const int chunk = first + i * WARPS;
+#pragma unroll
+            for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const T* row = weights[tile][half];
+                    ahead[i][tile][half] = row && chunk < chunks
+                                               ? load_weights(row + chunk * CHUNK)
+                                               : uint4{0, 0, 0, 0};
+                }
+            }
+        }
     }
 };
