@@ -1,7 +1,9 @@
-// The types a tensor can hold. `-DELEMENT=` and `-DWEIGHT=` choose T, the element of wx and states,
-// and W, that of R and b. Arithmetic is f32: every load widens, every store rounds to the nearest,
-// ties to even. States and gates saturate: what lies beyond the range of a 16-bit T, infinities
-// included, becomes its largest number. Gradients and weights become infinite.
+// The element types of tensors. `-DELEMENT=` is T, the type of wx and states; `-DWEIGHT=` is W,
+// that of R and b.
+//
+// Arithmetic is in f32: loads widen, stores round to nearest, ties to even. States and gates
+// saturate: a value beyond the range of a 16-bit T, infinities included, becomes the largest finite
+// number. Gradients and weights become infinite instead.
 #pragma once
 
 struct f16 {
@@ -22,6 +24,7 @@ __device__ __forceinline__ float widen(f16 v) {
 
 __device__ __forceinline__ float widen(bf16 v) { return __uint_as_float(unsigned(v.bits) << 16); }
 
+// Rounds `wide` to `v`.
 __device__ __forceinline__ void narrow(float wide, float& v) { v = wide; }
 
 __device__ __forceinline__ void narrow(float wide, f16& v) {
@@ -32,7 +35,7 @@ __device__ __forceinline__ void narrow(float wide, bf16& v) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(v.bits) : "f"(wide));
 }
 
-// The same of a state or a gate. One instruction, like the one above.
+// Rounds a state or gate to `v` and saturates, in one instruction like `narrow`.
 __device__ __forceinline__ void saturate(float wide, float& v) { v = wide; }
 
 __device__ __forceinline__ void saturate(float wide, f16& v) {
@@ -57,5 +60,5 @@ template <class Out> __device__ __forceinline__ Out saturated(float wide) {
     return v;
 }
 
-// 64-bit offsets: a tensor may hold more than 2^31 elements.
+// Offsets are 64-bit: a tensor may have more than 2^31 elements.
 using Offset = long long;

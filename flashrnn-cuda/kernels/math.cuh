@@ -1,13 +1,13 @@
-// The functions that a printed cell calls, with the meaning of Rust's trait `Real`.
+// The functions that a printed cell calls, with the meaning of the Rust trait `Real`.
 //
-// Those of CUDA's library without fast-math: within 2 units in the last place, with denormals,
-// infinities and NaN. With `-DMATH=` the fused kernels of 16-bit tensors take the hardware's:
-// `HARDWARE_F16`, errors near 1e-6; `HARDWARE_BF16`, tanh within 5e-4, a tenth of bf16's roundoff,
-// at half the cost.
+// By default they are CUDA's own without fast-math: within 2 units in the last place, with
+// subnormals, infinities and NaN. With `-DMATH=`, which the fused kernels of 16-bit tensors set,
+// they use the hardware's approximations: HARDWARE_F16 has errors near 1e-6; HARDWARE_BF16 has a
+// tanh within 5e-4, a tenth of bf16's rounding error, at half the cost.
 //
-// The slopes of tanh and sigmoid keep their relative accuracy in both tails: a few units in the
-// last place, HARDWARE_F16 1e-5. HARDWARE_BF16 takes them from tanh, to an absolute 1e-3 and
-// 2.5e-4; in the tails they are noise of that size, then 0.
+// The slopes of tanh and sigmoid keep their relative accuracy in both tails, to a few units in the
+// last place (HARDWARE_F16: 1e-5). HARDWARE_BF16 derives them from tanh, with absolute errors of
+// 1e-3 and 2.5e-4: in the tails they are noise of that size, then 0.
 #pragma once
 
 namespace real {
@@ -24,7 +24,9 @@ __device__ __forceinline__ float abs(float x) { return fabsf(x); }
 enum Math { HARDWARE_F16, HARDWARE_BF16 };
 
 __device__ __forceinline__ float exp(float x) { return __expf(x); }
-__device__ __forceinline__ float softplus_neg_abs(float x) { return __logf(1.0f + __expf(-fabsf(x))); }
+__device__ __forceinline__ float softplus_neg_abs(float x) {
+    return __logf(1.0f + __expf(-fabsf(x)));
+}
 
 __device__ __forceinline__ float reciprocal(float x) {
     float v;
@@ -76,23 +78,23 @@ __device__ __forceinline__ float softplus_neg_abs(float x) { return log1pf(expf(
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// sigmoid(x) (1 - sigmoid(x)) = e / (1 + e)^2, e = exp(-|x|), accurate where sigmoid(x) is near 1.
+// sigmoid(x) (1 - sigmoid(x)) as e / (1 + e)^2, e = exp(-|x|): accurate if sigmoid(x) is near 1.
 __device__ __forceinline__ float sigmoid_slope(float x) {
     const float e = expf(-fabsf(x));
     const float r = 1.0f / (1.0f + e);
     return e * r * r;
 }
 
-// 1 - tanh(x)^2, accurate where tanh(x) is near 1.
+// 1 - tanh(x)^2, accurate if tanh(x) is near 1.
 __device__ __forceinline__ float tanh_slope(float x) { return 4.0f * sigmoid_slope(x + x); }
 
 #endif
 
-// A NaN in x stays; a NaN in bound is ignored (CUDA's fmaxf and fminf would lose the first).
+// max and min return NaN if x is NaN, unlike fmaxf and fminf, and x if `bound` is NaN.
 __device__ __forceinline__ float max(float x, float bound) { return bound > x ? bound : x; }
 __device__ __forceinline__ float min(float x, float bound) { return x > bound ? bound : x; }
 
-// To -bound..bound; NaN stays.
+// Clamps to -bound..bound; NaN stays NaN.
 __device__ __forceinline__ float clamp(float x, float bound) { return min(max(x, -bound), bound); }
 
 }  // namespace real

@@ -1,14 +1,17 @@
-// The operator's sizes and options, and where each step of each row lies in memory.
+// The operator's sizes and options, and the place of each step of each row in memory.
 //
 //     g_t = R s0_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
 //
-// A *step* counts in processing order, a *position* is the place in time that it reads and writes;
-// a *token* is a position of a row among the B*T of the caller's layout.
+// A *step* counts in processing order. A *position* is the place in time that a step reads and
+// writes. A *token* is a position of a row, an index into the B T of the caller's layout.
 #pragma once
+#include "cell.cuh"
+#include "element.cuh"
 
+// Declared in Rust too, in call.rs.
 struct Sizes {
     int batch, time, heads, head_dim;
-    int depth;       // D rounded up to whole chunks: the length of a row of packed weights and of the exchanged h
+    int depth;       // D rounded up to whole chunks: the row length of packed R and exchanged h
     int time_major;  // tokens are [T, B] instead of [B, T]
     int reverse;     // time runs backwards, each row from its own end
 
@@ -19,7 +22,7 @@ struct Sizes {
     }
 };
 
-// The token of a step of a row of this length.
+// Returns the token of a step of a row of this length.
 __device__ __forceinline__ Offset token_of(const Sizes& sizes, int row, int length, int step) {
     return sizes.token(row, sizes.reverse && step < length ? length - 1 - step : step);
 }
@@ -28,7 +31,9 @@ __device__ __forceinline__ Offset token_of(const Sizes& sizes, int row, int leng
 struct Row {
     int index, length;
 
-    __device__ __forceinline__ Row(const Sizes& sizes, const int* lengths, int row) : index(row), length(sizes.time) {
+    // `lengths` [B] may be null. It is on the device, so it is clamped here and not checked.
+    __device__ __forceinline__ Row(const Sizes& sizes, const int* lengths, int row)
+        : index(row), length(sizes.time) {
         if (lengths) length = ::min(::max(lengths[row], 0), sizes.time);
     }
 
@@ -38,36 +43,45 @@ struct Row {
         return token_of(sizes, index, length, step);
     }
 
-    // Whether the state is zeroed before this step.
-    __device__ __forceinline__ bool reset(const Sizes& sizes, const unsigned char* resets, int step) const {
+    // Returns whether the state is zeroed before the step. `resets` [tokens] may be null.
+    __device__ __forceinline__ bool reset(const Sizes& sizes, const unsigned char* resets,
+                                          int step) const {
         return resets && step < length && resets[token(sizes, step)] != 0;
     }
 };
 
-// How many bits are set. (Without a loop, so that it becomes a number wherever the set is known: a
-// loop stayed one.)
+// Returns the number of bits in `set`. Without a loop, which the compiler would not fold to a
+// constant.
 __host__ __device__ constexpr int count(unsigned set) {
     set -= set >> 1 & 0x55555555;
     set = (set & 0x33333333) + (set >> 2 & 0x33333333);
     return ((set + (set >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24;
 }
 
-// How many bits of `set` lie below bit k, of 0 to 31.
-__host__ __device__ constexpr int rank(unsigned set, int k) { return count(set & ((1u << k) - 1)); }
+// Returns the number of bits of `set` below bit k, 0 <= k < 32.
+__host__ __device__ constexpr int rank(unsigned set, int k) {
+    return count(set & ((1u << k) - 1));
+}
 
-// Whether a state or a gate is kept in f32 beside the 16-bit tensors.
-__host__ __device__ constexpr bool kept_wide(unsigned set, int k) { return sizeof(T) < sizeof(float) && (set >> k & 1); }
+// Returns whether state or gate k is wide, that is, saved in f32 beside 16-bit tensors. `set` is
+// Cell::WIDE or Cell::WIDE_GATES.
+__host__ __device__ constexpr bool kept_wide(unsigned set, int k) {
+    return sizeof(T) < sizeof(float) && (set >> k & 1);
+}
 
-// The gates that take no external input come first.
+// The gates without external input, which are the first.
 constexpr int INNER = Cell::GATES - Cell::EXTERNAL;
 
-// Where a gate of one unit and token lies in the pair of tensors [tokens, Gx, N, D] and [tokens, G
-// - Gx, N, D].
+// A tensor of all gates, in two parts: [tokens, Gx, N, D] and [tokens, G - Gx, N, D]. Declared in
+// Rust too, in call.rs.
 template <class P> struct Gates {
     P *external, *inner;
 
-    __device__ __forceinline__ P& at(const Sizes& sizes, Offset token, int gate, Offset unit) const {
-        return gate < INNER ? inner[(token * INNER + gate) * sizes.units() + unit]
-                            : external[(token * Cell::EXTERNAL + gate - INNER) * sizes.units() + unit];
+    // `unit` is an index into N D.
+    __device__ __forceinline__ P& at(const Sizes& sizes, Offset token, int gate,
+                                     Offset unit) const {
+        return gate < INNER
+                   ? inner[(token * INNER + gate) * sizes.units() + unit]
+                   : external[(token * Cell::EXTERNAL + gate - INNER) * sizes.units() + unit];
     }
 };

@@ -1,6 +1,5 @@
-// What is computed for all tokens at once, before and after the time loop of the backward pass.
-#include "cell.cuh"
-#include "element.cuh"
+// What the backward pass computes for all tokens at once, before and after its time loop: h before
+// each step, the gates if they were not saved, and the operands of the weight gradients.
 #include "operator.cuh"
 
 // 16 bytes of a row.
@@ -9,15 +8,17 @@ struct alignas(16) Vector {
     T of[LENGTH];
 };
 
-// Up to LENGTH elements from `from` on, as wide as its address allows; zeros after the first
-// `count`.
+// Loads a vector at any alignment, with the widest loads that its address allows. Only the first
+// `count` elements are read; the others are 0.
 __device__ __forceinline__ Vector load_vector(const T* from, int count) {
     const size_t address = reinterpret_cast<size_t>(from);
-    if (count >= Vector::LENGTH && address % sizeof(Vector) == 0) return *reinterpret_cast<const Vector*>(from);
+    if (count >= Vector::LENGTH && address % sizeof(Vector) == 0)
+        return *reinterpret_cast<const Vector*>(from);
     Vector v;
     if (count >= Vector::LENGTH && address % sizeof(unsigned) == 0) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) reinterpret_cast<unsigned*>(&v)[i] = reinterpret_cast<const unsigned*>(from)[i];
+        for (int i = 0; i < 4; ++i)
+            reinterpret_cast<unsigned*>(&v)[i] = reinterpret_cast<const unsigned*>(from)[i];
         return v;
     }
 #pragma unroll
@@ -25,26 +26,30 @@ __device__ __forceinline__ Vector load_vector(const T* from, int count) {
     return v;
 }
 
-// h before every step, as the product read it: out [tokens, N, depth], 0 after a reset, beyond a
-// row's length, and where k pads D. A warp a token; a lane writes 16 bytes at a time.
+// Gathers h before every step as the forward product read it: out [tokens, N, depth], with zeros
+// after a reset, beyond a row's length, and where k pads D. `s0` may be null. One warp per token,
+// 16 bytes per lane.
 extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, const int* lengths,
                                       const unsigned char* resets, T* out) {
-    // 32 bits count the vectors of a token: 2^32 of them would be 64 GiB.
-    const unsigned a_head = sizes.depth / Vector::LENGTH, a_token = sizes.heads * a_head;
+    // 32 bits suffice for the vectors of a token: 2^32 are 64 GiB.
+    const unsigned head_vectors = sizes.depth / Vector::LENGTH;
+    const unsigned token_vectors = sizes.heads * head_vectors;
     const int warps = blockDim.x / 32;
     for (Offset token = Offset(blockIdx.x) * warps + threadIdx.x / 32; token < sizes.tokens();
          token += Offset(gridDim.x) * warps) {
         const int row_index = int(sizes.time_major ? token % sizes.batch : token / sizes.time);
         const int position = int(sizes.time_major ? token / sizes.batch : token % sizes.time);
         const Row row(sizes, lengths, row_index);
-        const int step = sizes.reverse && position < row.length ? row.length - 1 - position : position;
+        const int step =
+            sizes.reverse && position < row.length ? row.length - 1 - position : position;
         const bool kept = row.active(step) && !row.reset(sizes, resets, step);
-        const T* before = kept && step > 0 ? h + row.token(sizes, step - 1) * sizes.units() : nullptr;
+        const T* before =
+            kept && step > 0 ? h + row.token(sizes, step - 1) * sizes.units() : nullptr;
         const float* first = kept && step == 0 && s0 ? s0 + row_index * sizes.units() : nullptr;
-        Vector* to = reinterpret_cast<Vector*>(out) + token * a_token;
-        for (unsigned i = threadIdx.x % 32; i < a_token; i += 32) {
-            const int k = i % a_head * Vector::LENGTH;
-            const Offset unit = Offset(i / a_head) * sizes.head_dim + k;
+        Vector* to = reinterpret_cast<Vector*>(out) + token * token_vectors;
+        for (unsigned i = threadIdx.x % 32; i < token_vectors; i += 32) {
+            const int k = i % head_vectors * Vector::LENGTH;
+            const Offset unit = Offset(i / head_vectors) * sizes.head_dim + k;
             if (before) {
                 to[i] = load_vector(before + unit, sizes.head_dim - k);
                 continue;
@@ -58,13 +63,14 @@ extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, 
     }
 }
 
-// Rows of D elements, each padded with zeros to `depth`: so that their addresses are multiples of
-// 16. A power of 2 of lanes, up to 32, has a row, and a lane writes 16 bytes at a time.
+// Pads `count` rows of D elements with zeros to `depth`, so that each is aligned to 16 bytes. A
+// power of 2 of lanes, up to 32, has a row, and a lane writes 16 bytes at a time.
 extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int depth, T* out) {
     const int vectors = depth / Vector::LENGTH;
     int log_lanes = 0;
     while (log_lanes < 5 && 1 << log_lanes < vectors) ++log_lanes;
-    const Offset thread = Offset(blockIdx.x) * blockDim.x + threadIdx.x, threads = Offset(gridDim.x) * blockDim.x;
+    const Offset thread = Offset(blockIdx.x) * blockDim.x + threadIdx.x;
+    const Offset threads = Offset(gridDim.x) * blockDim.x;
     for (Offset row = thread >> log_lanes; row < count; row += threads >> log_lanes) {
         const T* from = rows + row * head_dim;
         Vector* to = reinterpret_cast<Vector*>(out + row * depth);
@@ -73,36 +79,43 @@ extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int de
     }
 }
 
-// The gates of some tokens, from products [count, Gr, N, depth] of R with the h before: g = x_t + b
-// + R h, as the forward pass adds. They go to `gates`, those marked wide to `wide_gates` too. A
-// thread for each unit of a token.
-extern "C" __global__ void recompute_gates(Sizes sizes, Offset first_token, Offset count, const float* products, const T* wx,
-                                       const float* b, Gates<T> gates, float* wide_gates) {
+// Recomputes the gates of `count` tokens from products [count, Gr, N, depth] of R with the h before
+// them: g = x_t + b + R h, added in the order of the forward pass. Wide gates are also written to
+// `wide_gates`. One thread per unit of a token.
+extern "C" __global__ void recompute_gates(Sizes sizes, Offset first_token, Offset count,
+                                           const float* products, const T* wx, const float* b,
+                                           Gates<T> gates, float* wide_gates) {
     const Offset units = sizes.units(), len = count * units;
-    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < len; i += Offset(gridDim.x) * blockDim.x) {
+    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < len;
+         i += Offset(gridDim.x) * blockDim.x) {
         const Offset token = first_token + i / units, unit = i % units;
         const Offset head = unit / sizes.head_dim, k = unit % sizes.head_dim;
-        const float* product = products + (i / units * Cell::RECURRENT * sizes.heads + head) * sizes.depth + k;
+        const float* product =
+            products + (i / units * Cell::RECURRENT * sizes.heads + head) * sizes.depth + k;
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate) {
             float value = b[gate * units + unit];
-            if (gate >= INNER) value += widen(wx[(token * Cell::EXTERNAL + gate - INNER) * units + unit]);
+            if (gate >= INNER)
+                value += widen(wx[(token * Cell::EXTERNAL + gate - INNER) * units + unit]);
             if (gate < Cell::RECURRENT) value += product[Offset(gate) * sizes.heads * sizes.depth];
             saturate(value, gates.at(sizes, token, gate, unit));
-            if (kept_wide(Cell::WIDE_GATES, gate))
-                wide_gates[(rank(Cell::WIDE_GATES, gate) * sizes.tokens() + token) * units + unit] = value;
+            if (kept_wide(Cell::WIDE_GATES, gate)) {
+                const Offset tensor = rank(Cell::WIDE_GATES, gate) * sizes.tokens();
+                wide_gates[(tensor + token) * units + unit] = value;
+            }
         }
     }
 }
 
-// Partial sums of the columns of d_gates over the tokens: partial [parts, columns]. A thread a
-// column and part.
-extern "C" __global__ void column_sums(const T* rows, Offset count, Offset columns, Offset rows_a_part, float* partial,
+// Sums the columns of `rows` [count, columns] in parts of `rows_per_part` rows, which become
+// d_b: partial [parts, partial_stride]. One thread per column and part.
+extern "C" __global__ void column_sums(const T* rows, Offset count, Offset columns,
+                                       Offset rows_per_part, float* partial,
                                        Offset partial_stride) {
     const Offset column = Offset(blockIdx.x) * blockDim.x + threadIdx.x;
     if (column >= columns) return;
-    const Offset first = blockIdx.y * rows_a_part;
-    const Offset end = ::min(first + rows_a_part, count);
+    const Offset first = blockIdx.y * rows_per_part;
+    const Offset end = ::min(first + rows_per_part, count);
     float sum = 0.0f;
     for (Offset row = first; row < end; ++row) sum += widen(rows[row * columns + column]);
     partial[blockIdx.y * partial_stride + column] = sum;

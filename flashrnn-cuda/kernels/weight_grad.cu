@@ -1,16 +1,19 @@
-// Weights before and after the time loop: packing R and b, and summing their gradients.
+// Weights: packing R and b before the time loops, and adding up their gradients after them.
 #include "element.cuh"
 
 using W = WEIGHT;
 
-// From r [Gr, N, D_out, D_in] the forward pass's [Gr, N, D_out, depth], the backward pass's [N,
-// D_in, Gr, depth], both padded with zeros; from b [G, N, D] its f32 copy. Grid: tiles of 32 x 32
-// of (k, m) for each gate and head, so that both are written in whole lines; 256 threads.
-extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward, float* bias, int recurrent, int heads,
-                                int head_dim, int depth, Offset bias_len) {
+// Packs r [Gr, N, D_out, D_in] for the forward pass, [Gr, N, D_out, depth], and transposed for the
+// backward pass, [N, D_in, Gr, depth], both padded with zeros; and copies b [G, N, D] to f32. A
+// block has 256 threads and transposes tiles of 32 x 32 of (k, m) in shared memory, so that reads
+// and both writes are contiguous.
+extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward, float* bias,
+                                int recurrent, int heads, int head_dim, int depth,
+                                Offset bias_len) {
     __shared__ float tile[32][33];
     const int column = threadIdx.x % 32, line = threadIdx.x / 32;
-    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < bias_len; i += Offset(gridDim.x) * blockDim.x)
+    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < bias_len;
+         i += Offset(gridDim.x) * blockDim.x)
         bias[i] = widen(b[i]);
 
     const Offset tiles = (depth + 31) / 32;
@@ -25,23 +28,25 @@ extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward,
             const bool exists = m < head_dim && k < head_dim;
             const float value = exists ? widen(r[(matrix * head_dim + m) * head_dim + k]) : 0.0f;
             tile[y][column] = value;
-            if (m < head_dim && k < depth) narrow(value, forward[(matrix * head_dim + m) * depth + k]);
+            if (m < head_dim && k < depth)
+                narrow(value, forward[(matrix * head_dim + m) * depth + k]);
         }
         __syncthreads();
         for (int y = line; y < 32; y += 8) {
             const int d_in = k0 + y, d_out = m0 + column;
             if (d_in < head_dim && d_out < depth)
-                narrow(tile[column][y],
-                       backward[((Offset(head) * head_dim + d_in) * recurrent + gate) * depth + d_out]);
+                narrow(tile[column][y], backward[((Offset(head) * head_dim + d_in) * recurrent +
+                                                  gate) * depth + d_out]);
         }
     }
 }
 
-// out [rows, length] = sum over parts, in their order, of partial [parts, rows, stride]; added to
-// what is there with `accumulate`.
-extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, Offset length, Offset stride, W* out,
-                                  int accumulate) {
-    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * length; i += Offset(gridDim.x) * blockDim.x) {
+// Sums partial [parts, rows, stride] over its parts, in their order: out [rows, length], added to
+// what is there if `accumulate`.
+extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, Offset length,
+                                  Offset stride, W* out, int accumulate) {
+    for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * length;
+         i += Offset(gridDim.x) * blockDim.x) {
         const Offset at = i / length * stride + i % length;
         float sum = accumulate ? widen(out[i]) : 0.0f;
         for (int part = 0; part < parts; ++part) sum += partial[part * rows * stride + at];
@@ -49,20 +54,23 @@ extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, 
     }
 }
 
-// Where the matrices of one operand of a batched product lie: the first, and in bytes from a part,
-// gate or head to the next.
+// One operand of a batched product: its first matrix, and the bytes between parts, gates and heads.
 struct Operand {
     char* first;
     Offset part, gate, head;
 };
 
-// The addresses of the matrices of a batched product, out [3, parts, gates, heads]. A thread for
-// each triple of them.
-extern "C" __global__ void addresses(Operand a, Operand b, Operand c, int parts, int gates, int heads, char** out) {
-    const Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x, batch = Offset(parts) * gates * heads;
+// Computes the addresses of the matrices of a batched product, out [3, parts, gates, heads]. One
+// thread per product.
+extern "C" __global__ void addresses(Operand a, Operand b, Operand c, int parts, int gates,
+                                     int heads, char** out) {
+    const Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x;
+    const Offset batch = Offset(parts) * gates * heads;
     if (i >= batch) return;
     const Offset head = i % heads, gate = i / heads % gates, part = i / heads / gates;
-    const auto at = [=](const Operand& of) { return of.first + part * of.part + gate * of.gate + head * of.head; };
+    const auto at = [=](const Operand& of) {
+        return of.first + part * of.part + gate * of.gate + head * of.head;
+    };
     out[i] = at(a);
     out[batch + i] = at(b);
     out[2 * batch + i] = at(c);

@@ -132,7 +132,8 @@ struct ComputeThread {
 #pragma unroll
         for (int i = 0; i < PARTIALS; ++i)
             sum += shared.partials[unsigned(round) % 2][i][unit_of(j)][b];
-        if (CLIPS) sum = call.cut_recurrent_grad ? 0.0f : real::clamp(sum, call.recurrent_grad_clip);
+        if (CLIPS)
+            sum = call.cut_recurrent_grad ? 0.0f : real::clamp(sum, call.recurrent_grad_clip);
         return sum;
     }
 
@@ -164,7 +165,8 @@ struct ComputeThread {
 
     // Sends two rows of partial sums of a unit of tile i to the block that owns the unit: unit
     // r, or r + 8 for `half` 1 and for lanes that have no rows of their own.
-    __device__ __forceinline__ void reduce_scatter(int i, int half, unsigned round, float2 v) const {
+    __device__ __forceinline__ void reduce_scatter(int i, int half, unsigned round,
+                                                   float2 v) const {
         if (GROUPS * TILES_PER_WARP > TILES && group + i * GROUPS >= TILES) return;
         const unsigned to = partial_to[i] + round % 2 * BUFFER_BYTES + half * HALF_BYTES;
         if (BLOCKS == 1)

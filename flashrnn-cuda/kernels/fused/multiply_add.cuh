@@ -1,20 +1,24 @@
-// What the fused kernels compute with where tensors are f32: multiply-adds. The functions and
-// structs are those of tensor_cores.cuh, and so is who gets what; the four lanes that share lane /
-// 4 split k, 4 elements each in turn.
+// The arithmetic of the fused kernels for f32 tensors: multiply-adds. It has the functions and
+// structs of tensor_cores.cuh, with the same results in the same lanes. The four lanes that share
+// lane / 4 split k, 4 elements in turn.
 #pragma once
 #include "fused/block.cuh"
 
-constexpr int ROWS_PER_LANE = ROWS / 4;  // of a computing thread: from lane % 4 * ROWS_PER_LANE
+// Batch rows per compute thread, from lane % 4 * ROWS_PER_LANE.
+constexpr int ROWS_PER_LANE = ROWS / 4;
 
-// Lane q of four gets element q of the sums over the four, in an order that is the same for all.
-template <int N> __device__ __forceinline__ void scatter_sums(const float (&v)[4][N], float (&out)[N]) {
+// Reduce-scatters four sets of N sums over groups of four lanes: lane q receives the totals of
+// v[q], added in the same order in every lane.
+template <int N>
+__device__ __forceinline__ void scatter_sums(const float (&v)[4][N], float (&out)[N]) {
     const bool upper = threadIdx.x & 2, odd = threadIdx.x & 1;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
         float two[2];
 #pragma unroll
         for (int j = 0; j < 2; ++j)
-            two[j] = (upper ? v[2 + j][i] : v[j][i]) + __shfl_xor_sync(~0u, upper ? v[j][i] : v[2 + j][i], 2);
+            two[j] = (upper ? v[2 + j][i] : v[j][i]) +
+                     __shfl_xor_sync(~0u, upper ? v[j][i] : v[2 + j][i], 2);
         out[i] = (odd ? two[1] : two[0]) + __shfl_xor_sync(~0u, odd ? two[0] : two[1], 1);
     }
 }
@@ -24,22 +28,27 @@ __device__ __forceinline__ float dot(float sum, const float4& a, const float4& b
 }
 
 template <int COUNT>
-__device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], const T* first, int tensor_stride, int row_stride) {
+__device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROWS_PER_LANE],
+                                             const T* first, int tensor_stride, int row_stride) {
     const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
 #pragma unroll
-        for (int j = 0; j < ROWS_PER_LANE; ++j) v[i][j] = first[i * tensor_stride + (q * ROWS_PER_LANE + j) * row_stride + r];
+        for (int j = 0; j < ROWS_PER_LANE; ++j)
+            v[i][j] = first[i * tensor_stride + (q * ROWS_PER_LANE + j) * row_stride + r];
     }
 }
 
 template <int COUNT>
-__device__ __forceinline__ void store_tensors(const float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], T* first, int tensor_stride, int row_stride) {
+__device__ __forceinline__ void store_tensors(
+    const float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], T* first, int tensor_stride,
+    int row_stride) {
     const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
 #pragma unroll
-        for (int j = 0; j < ROWS_PER_LANE; ++j) first[i * tensor_stride + (q * ROWS_PER_LANE + j) * row_stride + r] = v[i][j];
+        for (int j = 0; j < ROWS_PER_LANE; ++j)
+            first[i * tensor_stride + (q * ROWS_PER_LANE + j) * row_stride + r] = v[i][j];
     }
 }
 
@@ -55,22 +64,27 @@ template <int STEPS> struct ForwardProduct {
             for (int step = 0; step < STEPS; ++step) {
                 const int k = first + step * 16;
                 weights[gate][step] =
-                    r && k < DEPTH ? *reinterpret_cast<const float4*>(r + gate * gate_stride + k) : float4{0, 0, 0, 0};
+                    r && k < DEPTH ? *reinterpret_cast<const float4*>(r + gate * gate_stride + k)
+                                   : float4{0, 0, 0, 0};
             }
         }
     }
 
-    __device__ __forceinline__ void run(const T* h, int row_stride, float (&out)[ROWS_PER_LANE][at_least_one(Cell::RECURRENT)]) const {
+    __device__ __forceinline__ void run(
+        const T* h, int row_stride,
+        float (&out)[ROWS_PER_LANE][at_least_one(Cell::RECURRENT)]) const {
         constexpr int N = ROWS_PER_LANE * Cell::RECURRENT;
         float sums[4][at_least_one(N)] = {}, own[at_least_one(N)];
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
 #pragma unroll
             for (int row = 0; row < ROWS; ++row) {
-                const float4 k = *reinterpret_cast<const float4*>(h + row * row_stride + first + step * 16);
+                const float4 k =
+                    *reinterpret_cast<const float4*>(h + row * row_stride + first + step * 16);
 #pragma unroll
                 for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
-                    float& sum = sums[row / ROWS_PER_LANE][row % ROWS_PER_LANE * Cell::RECURRENT + gate];
+                    float& sum = sums[row / ROWS_PER_LANE]
+                                     [row % ROWS_PER_LANE * Cell::RECURRENT + gate];
                     sum = dot(sum, weights[gate][step], k);
                 }
             }
@@ -82,7 +96,7 @@ template <int STEPS> struct ForwardProduct {
 };
 
 template <int TILES, int STEPS> struct BackwardProduct {
-    static constexpr int OF_LANE = ROWS / 4;
+    static constexpr int LANE_UNITS = ROWS / 4;  // per tile
     float4 weights[TILES][STEPS * 2][2];
     int first;
 
@@ -96,27 +110,31 @@ template <int TILES, int STEPS> struct BackwardProduct {
 #pragma unroll
                 for (int step = 0; step < STEPS * 2; ++step) {
                     const T* p = at(tile, half * 8 + r, first + step * 16);
-                    weights[tile][step][half] = p ? *reinterpret_cast<const float4*>(p) : float4{0, 0, 0, 0};
+                    weights[tile][step][half] =
+                        p ? *reinterpret_cast<const float4*>(p) : float4{0, 0, 0, 0};
                 }
             }
         }
     }
 
-    __device__ __forceinline__ void run(const T* dg, int row_stride, float2 (&out)[TILES][OF_LANE]) const {
-        constexpr int N = TILES * OF_LANE * 2;
-        // For each of the four lanes its unit or units of each tile, and two rows.
+    __device__ __forceinline__ void run(const T* dg, int row_stride,
+                                        float2 (&out)[TILES][LANE_UNITS]) const {
+        constexpr int N = TILES * LANE_UNITS * 2;
+        // For each of the four lanes: its units of each tile, and two rows.
         float sums[4][N] = {}, own[N];
 #pragma unroll
         for (int step = 0; step < STEPS * 2; ++step) {
 #pragma unroll
             for (int row = 0; row < ROWS; ++row) {
-                const float4 k = *reinterpret_cast<const float4*>(dg + row * row_stride + first + step * 16);
+                const float4 k =
+                    *reinterpret_cast<const float4*>(dg + row * row_stride + first + step * 16);
 #pragma unroll
                 for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
-                        const int lane = OF_LANE == 2 ? row / 2 : half * 2 + row / 2;
-                        float& sum = sums[lane][(tile * OF_LANE + half % OF_LANE) * 2 + row % 2];
+                        const int lane = LANE_UNITS == 2 ? row / 2 : half * 2 + row / 2;
+                        const int unit = tile * LANE_UNITS + half % LANE_UNITS;
+                        float& sum = sums[lane][unit * 2 + row % 2];
                         sum = dot(sum, weights[tile][step][half], k);
                     }
                 }
@@ -124,6 +142,7 @@ template <int TILES, int STEPS> struct BackwardProduct {
         }
         scatter_sums(sums, own);
 #pragma unroll
-        for (int i = 0; i < N / 2; ++i) out[i / OF_LANE][i % OF_LANE] = {own[i * 2], own[i * 2 + 1]};
+        for (int i = 0; i < N / 2; ++i)
+            out[i / LANE_UNITS][i % LANE_UNITS] = {own[i * 2], own[i * 2 + 1]};
     }
 };
