@@ -133,8 +133,3 @@ pub mod prelude {
     pub use crate::{AnyBackend, BackendName};
     pub use flashrnn_core::prelude::*;
 }
-
-/// Tests the examples in the README.
-#[cfg(all(doctest, feature = "cpu"))]
-#[doc = include_str!("../README.md")]
-struct Readme;

@@ -136,3 +136,8 @@ pub use layer::{LayerSize, RnnLayer, Weights};
 pub use rnn::Rnn;
 pub use sequence::{Output, SequenceOptions};
 pub use torch::{FromTorch, TorchGate};
+
+/// Holds the examples of the workspace's README, which run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
