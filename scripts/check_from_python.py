@@ -4,11 +4,12 @@
     cargo build --release -p flashrnn-cli
     python scripts/check_from_python.py target/release/flashrnn
 
-The operator below is written from its equations, with no code in common with the Rust crates. Every cell runs with
-every option, alone and together, and every element type; inputs are exact in the element type. Each tensor's error is
-the norm of the difference over the norm of what is wanted, and must not exceed the bar of its element type. The exit
-status is 1 where one does.
+The operator below is written from its equations and shares no code with the Rust crates. Every cell
+runs with every option, alone and together, and every element type; inputs are exact in the element
+type. The error of a tensor is the norm of the difference over the norm of the expected value. It
+must not exceed the bar of the element type, else the exit status is 1.
 """
+
 import argparse
 import os
 import subprocess
@@ -53,7 +54,7 @@ class ClampGradient(torch.autograd.Function):
 
 
 def guard(x, bounded):
-    """The value of `bounded` with the gradient of x."""
+    """Returns the value of `bounded` with the gradient of x."""
     return x + (bounded - x).detach()
 
 
@@ -86,7 +87,7 @@ def slstm(s, g):
 
 
 def slstm_all_gradients(s, g):
-    """The same with the gradient of everything, m too. The max never bites where n is 0 or at least 1."""
+    """The same with the gradient of m too. The max has no effect where n is 0 or at least 1."""
     (_, c, n, m), (i, f, z, o) = s, g
     l = F.logsigmoid(f) + m
     m = torch.where(n == 0, i, torch.maximum(i, l))
@@ -97,7 +98,7 @@ def slstm_all_gradients(s, g):
 
 
 def slstm_plain(s, g):
-    """Without the stabiliser: c and n in full size, which m only rescales. m stays what it was, unused."""
+    """Without the stabilizer: c and n at full size, which m only rescales. m is unused."""
     (_, c, n, m), (i, f, z, o) = s, g
     c = torch.sigmoid(f) * c + torch.exp(i) * torch.tanh(z)
     n = torch.sigmoid(f) * n + torch.exp(i)
@@ -108,7 +109,7 @@ POINTWISE = {"elman": elman, "gru": gru, "lstm": lstm, "slstm": slstm}
 
 
 def operator(cell, x, o, pointwise=None):
-    """states [S,B,T,N,D], last [S,B,N,D], and h' before the clip at every step of every row, all batch-major."""
+    """Returns states [S,B,T,N,D], last [S,B,N,D] and h' before the clip, for every step and row."""
     S, G, Gr, Gx = CELLS[cell]
     pointwise = pointwise or POINTWISE[cell]
     wx, r, b = x["Wx"], x["R"], x["b"]
@@ -156,13 +157,19 @@ def operator(cell, x, o, pointwise=None):
 
 
 def wanted(cell, x, o, pointwise=None):
-    """Every tensor that the command has to write, from float64 inputs."""
-    leaves = {n: v.clone().requires_grad_() for n, v in x.items() if n in ("Wx", "R", "b", "states")}
+    """Returns every tensor that the command must write, from float64 inputs."""
+    leaves = {
+        n: v.clone().requires_grad_() for n, v in x.items() if n in ("Wx", "R", "b", "states")
+    }
     if "states" not in leaves:
         B, _, _, N, D = x["Wx"].shape
-        leaves["states"] = torch.zeros(CELLS[cell][0], B, N, D, dtype=torch.float64, requires_grad=True)
+        leaves["states"] = torch.zeros(
+            CELLS[cell][0], B, N, D, dtype=torch.float64, requires_grad=True
+        )
     states, last, _ = operator(cell, {**x, **leaves}, o, pointwise)
-    loss = (states * x.get("d_states", torch.zeros(()))).sum() + (last * x.get("d_last_states", torch.zeros(()))).sum()
+    loss = (states * x.get("d_states", torch.zeros(()))).sum() + (
+        last * x.get("d_last_states", torch.zeros(()))
+    ).sum()
     names = list(leaves)
     grads = torch.autograd.grad(loss, [leaves[n] for n in names], allow_unused=True)
     grads = {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(names, grads)}
@@ -177,13 +184,17 @@ def wanted(cell, x, o, pointwise=None):
 
 
 def make(cell, dtype, sizes, o, seed):
-    """Random inputs in float64, each exact in `dtype`."""
+    """Makes random inputs in float64, each exact in `dtype`."""
     S, G, Gr, Gx = CELLS[cell]
     B, T, N, D = sizes
     gen = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64)
     exact = lambda v: v.to(DTYPES[dtype]).double()
-    x = {"Wx": exact(normal(B, T, Gx, N, D)), "R": exact(normal(Gr, N, D, D) / D**0.5), "b": exact(normal(G, N, D))}
+    x = {
+        "Wx": exact(normal(B, T, Gx, N, D)),
+        "R": exact(normal(Gr, N, D, D) / D**0.5),
+        "b": exact(normal(G, N, D)),
+    }
     if o.get("initial"):  # the state that an earlier run ends in
         earlier = {**x, "Wx": normal(B, 3, Gx, N, D)}
         x["states"] = exact(operator(cell, earlier, {})[1])
@@ -205,7 +216,10 @@ def make(cell, dtype, sizes, o, seed):
 
 
 def away_from_the_edge(cell, x, o):
-    """A forward clip near 0.4 that no |h'| comes close to: the gradient jumps there, and a rounding would decide."""
+    """Returns a forward clip near 0.4 to which no |h'| is close.
+
+    The gradient jumps there, so rounding would decide.
+    """
     best, widest = 0.4, -1.0
     for v in (0.3 + 0.2 * k / 63 for k in range(64)):
         v = float(torch.tensor(v, dtype=torch.bfloat16))
@@ -221,7 +235,10 @@ def swap(v, first):
 
 
 def run(binary, folder, cell, dtype, x, o, stored):
-    """What the command writes for x, batch-major in float64. `stored` is the type of the floats in the file."""
+    """Returns what the command writes for x, batch-major in float64.
+
+    `stored` is the type of the floats in the file.
+    """
     tensors = {n: v.to(stored) if v.is_floating_point() else v for n, v in x.items()}
     outer = {"Wx": 0, "resets": 0, "d_states": 1}
     if o.get("time_major"):
@@ -246,7 +263,10 @@ def run(binary, folder, cell, dtype, x, o, stored):
         want = wide if n in ("last_states", "d_states_initial") else DTYPES[dtype]
         assert v.dtype == want, f"{n} is {v.dtype}, wanted {want}"
     if o.get("time_major"):
-        got = {n: swap(v, {"states": 1, "d_Wx": 0}[n]) if n in ("states", "d_Wx") else v for n, v in got.items()}
+        got = {
+            n: swap(v, {"states": 1, "d_Wx": 0}[n]) if n in ("states", "d_Wx") else v
+            for n, v in got.items()
+        }
     return {n: v.double() for n, v in got.items()}
 
 
@@ -254,7 +274,11 @@ def error(got, want):
     if got.shape != want.shape or got.isnan().any():
         return float("inf")
     difference = (got - want).norm().item()
-    return difference / want.norm().item() if difference and want.norm() else (float("inf") if difference else 0.0)
+    return (
+        difference / want.norm().item()
+        if difference and want.norm()
+        else (float("inf") if difference else 0.0)
+    )
 
 
 SMALL, ODD = (3, 7, 2, 5), (2, 5, 3, 33)
@@ -279,25 +303,42 @@ ALONE = [
     ("long", (2, 65, 2, 31), {"save": "recompute"}),
 ]
 ROWS = {"lengths": True, "resets": True, "narrow_lengths": True}
-ALL = {**ROWS, "reverse": True, "initial": True, "recurrent_grad_clip": 0.25, "forward_clip": True, "extreme": True}
+ALL = {
+    **ROWS,
+    "reverse": True,
+    "initial": True,
+    "recurrent_grad_clip": 0.25,
+    "forward_clip": True,
+    "extreme": True,
+}
 TOGETHER = [
     ("lengths + resets + reverse", (4, 9, 2, 5), {**ROWS, "reverse": True}),
     ("lengths + resets + initial, odd", (5, 9, 3, 31), {**ROWS, "initial": True}),
-    ("reverse + both clips", SMALL, {"reverse": True, "forward_clip": True, "recurrent_grad_clip": 0.25}),
+    (
+        "reverse + both clips",
+        SMALL,
+        {"reverse": True, "forward_clip": True, "recurrent_grad_clip": 0.25},
+    ),
     ("cut + clip (cut wins)", SMALL, {"cut_recurrent_grad": True, "recurrent_grad_clip": 0.01}),
     ("-90 + resets + recompute", ODD, {"extreme": True, "resets": True, "save": "recompute"}),
     ("all", (4, 7, 2, 5), ALL),
     ("all, recompute", (4, 7, 2, 5), {**ALL, "save": "recompute"}),
     ("all, time-major", (4, 7, 2, 5), {**ALL, "time_major": True}),
-    ("all, time-major, recompute, cut", (4, 7, 2, 5),
-     {**ALL, "time_major": True, "save": "recompute", "cut_recurrent_grad": True}),
+    (
+        "all, time-major, recompute, cut",
+        (4, 7, 2, 5),
+        {**ALL, "time_major": True, "save": "recompute", "cut_recurrent_grad": True},
+    ),
 ]
 # A loss on h: the gradients with m held constant are those of the whole function.
 EXACT = [
     ("exact gradient, s0 = 0", ODD, {"loss_on_h": True}),
     ("exact gradient, s0 = earlier last", ODD, {"loss_on_h": True, "initial": True}),
-    ("exact gradient, lengths + resets + reverse", (4, 9, 2, 5),
-     {**ROWS, "loss_on_h": True, "initial": True, "reverse": True}),
+    (
+        "exact gradient, lengths + resets + reverse",
+        (4, 9, 2, 5),
+        {**ROWS, "loss_on_h": True, "initial": True, "reverse": True},
+    ),
 ]
 
 
@@ -313,8 +354,9 @@ def main():
         want = wanted(cell, x, o, pointwise)
         got = run(args.binary, folder, cell, dtype, x, o, stored)
         if pointwise:
-            # The states besides h are scaled in another way, and m has no gradient. Without the stabiliser c and n
-            # have another gradient at n = 0 too: a fresh unit takes i for m, which is a jump of the other form.
+            # The states besides h are scaled differently, and m has no gradient. Without the
+            # stabilizer, c and n have another gradient at n = 0 too: a fresh unit takes i for m,
+            # where the stabilized form jumps.
             initial = 1 if pointwise is slstm_plain and "states" not in x else 3
             for n, first in ("states", 1), ("last_states", 1), ("d_states_initial", initial):
                 want[n], got[n] = want[n][:first], got[n][:first]
@@ -325,7 +367,10 @@ def main():
             worst[n, dtype] = max(worst.get((n, dtype), 0.0), e)
             largest = max(largest, e)
             if not e <= BARS[dtype]:
-                failures.append(f"{cell} {dtype}, {name}, {sizes}: {n} is off by {e:.1e}, the bar is {BARS[dtype]:.1e}")
+                failures.append(
+                    f"{cell} {dtype}, {name}, {sizes}: {n} is off by {e:.1e}, "
+                    f"the bar is {BARS[dtype]:.1e}"
+                )
         return largest
 
     with tempfile.TemporaryDirectory() as folder:
@@ -338,11 +383,14 @@ def main():
                     x = make(cell, dtype, sizes, o, 1000 * args.seed + number)
                     if "forward_clip" in o:
                         o["forward_clip"] = away_from_the_edge(cell, x, o)
-                    # Any float type in the file will do: here its own, and wider ones.
+                    # The file may hold any float type: here its own and float64 take turns.
                     stored = [DTYPES[dtype], torch.float64][number % 2]
                     errors.append(check(folder, cell, dtype, name, sizes, o, x, stored))
                     total += 1
-                print(f"| {cell} | {name} | " + " | ".join(f"{e:.1e}" for e in errors) + " |", flush=True)
+                print(
+                    f"| {cell} | {name} | " + " | ".join(f"{e:.1e}" for e in errors) + " |",
+                    flush=True,
+                )
         for pointwise in (slstm_all_gradients, slstm_plain):
             for number, (name, sizes, o) in enumerate(EXACT):
                 x = make("slstm", "f64", sizes, o, 1000 * args.seed + number)

@@ -1,21 +1,23 @@
-"""Times this project's CPU backend beside others in one run, and prints a Markdown table.
+"""Times the CPU backend beside others in one run, and prints a Markdown table.
 
     pip install torch onnx onnxruntime flashrnn
     cargo build --release -p flashrnn-cli
     python scripts/compare_cpu.py target/release/flashrnn --threads 2
 
-The peers are PyTorch's nn.LSTM, nn.GRU and nn.RNN, the same modules in ONNX Runtime (forward only), and the PyTorch
-backend ("vanilla") of the package flashrnn. A peer that is not installed is left out, with a line on stderr.
+The peers are PyTorch's nn.LSTM, nn.GRU and nn.RNN, the same modules in ONNX Runtime (forward only),
+and the PyTorch backend ("vanilla") of the package flashrnn. A peer that is not installed is left
+out, with a message on stderr.
 
-- All take turns on each workload, several rounds, and the median over the rounds counts: a machine that gets slower
-  gets slower for all.
-- nn modules read an input of width 8, so that their time is nearly the recurrence alone, which is all that
-  `flashrnn bench` computes.
-- forward is without gradients. forward+backward is forward, the sum of h as the loss, and the gradients of the input
-  weights (the pre-activations for vanilla and for us), R and b.
+- All take turns on each workload for several rounds, and the median over the rounds is reported, so
+  a machine that slows down does so for all.
+- The nn modules read an input of width 8, so their time is nearly that of the recurrence alone,
+  which is all that `flashrnn bench` computes.
+- forward runs without gradients. forward+backward is forward, the sum of h as the loss, and the
+  gradients of the input weights (of the pre-activations for vanilla and for us), R and b.
 
-"ours / best" is our time over that of the fastest peer that has the pass: below 1 we are faster.
+"ours / best" is our time over that of the fastest peer that has the pass; below 1 we are faster.
 """
+
 import argparse
 import importlib.util
 import io
@@ -60,7 +62,7 @@ def found(package):
 
 
 def repeat(call, budget):
-    """The median in milliseconds: two calls to warm up, then calls until the time is spent, at least five."""
+    """Returns the median in milliseconds of at least five calls, after two to warm up."""
     for _ in range(2):
         call()
     times, start = [], time.perf_counter()
@@ -72,7 +74,7 @@ def repeat(call, budget):
 
 
 def modules(cell, B, T, D):
-    """PyTorch's module: one call for each pass."""
+    """Returns PyTorch's module, its input, and a call for each pass."""
     module, x = MODULES[cell](8, D), torch.randn(T, B, 8)
 
     def forward():
@@ -87,7 +89,7 @@ def modules(cell, B, T, D):
 
 
 def onnx(module, x, threads):
-    """The same module in ONNX Runtime."""
+    """Returns a call of the same module in ONNX Runtime."""
     import onnxruntime
 
     file = io.BytesIO()
@@ -96,13 +98,15 @@ def onnx(module, x, threads):
         torch.onnx.export(module, (x,), file, input_names=["x"], dynamo=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        file.getvalue(), options, providers=["CPUExecutionProvider"]
+    )
     feed = {"x": x.numpy()}
     return {"fwd": lambda: session.run(None, feed)}
 
 
 def vanilla(cell, B, T, N, D):
-    """FlashRNN's PyTorch backend, on pre-activations."""
+    """Returns calls of FlashRNN's PyTorch backend, on pre-activations."""
     from flashrnn import flashrnn
 
     wx = torch.randn(B, T, EXTERNAL[cell], N, D, requires_grad=True)
@@ -122,11 +126,14 @@ def vanilla(cell, B, T, N, D):
 
 
 def ours(binary, workload, threads, budget):
-    """Both passes by the command: milliseconds by pass."""
+    """Returns the milliseconds of each pass by the command."""
     options = zip(("--cell", "--batch", "--seq-len", "--heads", "--head-dim"), map(str, workload))
     command = [binary, "bench", "--json", "--threads", str(threads), "--budget", str(budget)]
     lines = subprocess.run(
-        command + [word for option in options for word in option], check=True, capture_output=True, text=True
+        command + [word for option in options for word in option],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     return {row["pass"]: row["ms"] for row in map(json.loads, lines.splitlines())}
 
@@ -135,15 +142,24 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("binary", help="the flashrnn command, built with --release")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=3, help="how often all take turns on a workload")
-    parser.add_argument("--budget", type=float, default=0.5, help="seconds for one measurement in a round")
-    parser.add_argument("--only", type=int, nargs="*", help="the workloads to run, by number from 0")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="turns that each takes on a workload"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=0.5, help="seconds for one measurement in a round"
+    )
+    parser.add_argument(
+        "--only", type=int, nargs="*", help="the workloads to run, by number from 0"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     has_onnx = found("onnxruntime") and found("onnx")
     has_vanilla = found("flashrnn")
     print(f"{args.threads} threads, float32, PyTorch {torch.__version__}, milliseconds\n")
-    print("| cell | B | T | N | D | pass | ours | PyTorch | ONNX Runtime | FlashRNN vanilla | ours / best |")
+    print(
+        "| cell | B | T | N | D | pass "
+        "| ours | PyTorch | ONNX Runtime | FlashRNN vanilla | ours / best |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     worst = {}
     for number in range(len(WORKLOADS)) if args.only is None else args.only:
@@ -154,7 +170,7 @@ def main():
             module, x, peers["torch"] = modules(cell, B, T, D)
             if has_onnx:
                 peers["onnx"] = onnx(module, x, args.threads)
-        # Slow, and of interest where there are heads or no nn module.
+        # Slow, and informative only with several heads or without an nn module.
         if has_vanilla and (N > 1 or D == 512):
             peers["vanilla"] = vanilla(*workload)
         times = {}
@@ -166,14 +182,21 @@ def main():
                     times.setdefault((peer, what), []).append(repeat(call, args.budget))
         median = {key: statistics.median(values) for key, values in times.items()}
         for what, name in PASSES.items():
-            best = min((ms for (peer, w), ms in median.items() if w == what and peer != "ours"), default=None)
+            best = min(
+                (ms for (peer, w), ms in median.items() if w == what and peer != "ours"),
+                default=None,
+            )
             ratio = median["ours", what] / best if best else None
             if ratio:
                 group = "PyTorch or ONNX Runtime" if "torch" in peers else "FlashRNN vanilla"
                 worst[group] = max(worst.get(group, 0.0), ratio)
             cells = [median.get((peer, what)) for peer in ("ours", "torch", "onnx", "vanilla")]
             shown = " | ".join("" if ms is None else f"{ms:.2f}" for ms in cells)
-            print(f"| {cell} | {B} | {T} | {N} | {D} | {name} | {shown} | {f'{ratio:.2f}' if ratio else ''} |", flush=True)
+            print(
+                f"| {cell} | {B} | {T} | {N} | {D} | {name} "
+                f"| {shown} | {f'{ratio:.2f}' if ratio else ''} |",
+                flush=True,
+            )
     print()
     for group, ratio in worst.items():
         print(f"largest ours / best against {group}: {ratio:.2f}")

@@ -1,21 +1,26 @@
-"""Measures how fast this project's CUDA backend is beside the package flashrnn (FlashRNN's CUDA kernels) and cuDNN.
+r"""Times the CUDA backend beside the package flashrnn (FlashRNN's CUDA kernels) and cuDNN.
 
     pip install torch safetensors matplotlib flashrnn
     cargo build --release -p flashrnn-cli --features cuda
     python scripts/compare_gpu_speed.py --peers cuda_fused,cuda,cudnn --compile 8
-    python scripts/compare_gpu_speed.py target/release/flashrnn --peers cuda_fused,cuda,cudnn --json speed.json
+    python scripts/compare_gpu_speed.py target/release/flashrnn --peers cuda_fused,cuda,cudnn \
+        --json speed.json
     python scripts/compare_gpu_speed.py --from speed.json --plot speed_gpu.svg
 
-Whole calls on tensors that lie on the device, T = 1024, in milliseconds, medians, as a Markdown table. Forward is inference: h of
-every step and the last states. Forward+backward: from the gradient of h to those of Wx, R, b and, ours alone, the initial state.
-Our times are by the command's clock until the device is done, the peers' by CUDA events.
+Prints a Markdown table of medians in milliseconds of whole calls on tensors in device memory, with
+T = 1024. Forward is inference: h of every step and the last states. Forward+backward computes the
+gradients of Wx, R, b and, for us alone, the initial state from that of h. Our times are taken by
+the command's clock until the device is done, the peers' by CUDA events.
 
-cuDNN is PyTorch's nn.LSTM, in bfloat16 and in float16, for which it has a faster kernel. It multiplies its input too, as wide as
-the state: with a narrow one it does not take that kernel and is several times slower.
+cuDNN is PyTorch's nn.LSTM, in bfloat16 and in float16, for which it has a faster kernel. It
+multiplies its input too, which is as wide as the state: with a narrow input it does not choose that
+kernel and is several times slower.
 
-The package flashrnn compiles its kernels for each shape, a minute or more each: all before anything is measured, several at once.
-The first command does only that. How exact everything is: compare_gpu.py.
+The package flashrnn compiles its kernels for each shape, which takes a minute or more each. That
+happens before anything is measured, several at once; the first command does nothing else. For
+accuracy, see compare_gpu.py.
 """
+
 import argparse
 import glob
 import io
@@ -28,25 +33,34 @@ from concurrent.futures import ThreadPoolExecutor
 import whole_file
 
 T = 1024
-LIMIT = 600  # seconds until a peer's process is given up
+LIMIT = 600  # seconds after which a peer's process is stopped
 # cell, dtype, B, N, D: 768 units in all, for the plot, and others.
 OVER_HEAD_DIM = [("lstm", "bfloat16", 16, n, 768 // n) for n in (48, 24, 12, 6, 3, 1)]
 OTHERS = [("lstm", "bfloat16", 16, 2, 512)]
 OTHERS += [("lstm", "bfloat16", batch, 12, 64) for batch in (1, 64, 256)]
 OTHERS += [(cell, "bfloat16", 16, n, 768 // n) for cell in ("slstm", "gru") for n in (12, 6, 3)]
 OTHERS += [("lstm", "float32", 16, 12, 64)]
-OURS, STEPWISE = "ours", "ours, a kernel a step"
-# What each is called on the command line, and in the table.
-PEERS = {"cuda_fused": ["FlashRNN cuda_fused"], "cuda": ["FlashRNN cuda"], "cudnn": ["cuDNN, bf16", "cuDNN, f16"]}
+OURS, STEPWISE = "ours", "ours, per-step kernels"
+# Names on the command line and in the table.
+PEERS = {
+    "cuda_fused": ["FlashRNN cuda_fused"],
+    "cuda": ["FlashRNN cuda"],
+    "cudnn": ["cuDNN, bf16", "cuDNN, f16"],
+}
 NAMES = [OURS, STEPWISE, *sum(PEERS.values(), [])]
 PASSES = {"fwd": "forward", "fwdbwd": "forward+backward"}
 SHORT = {"bfloat16": "bf16", "float32": "f32"}
 
 
 def label(workload):
-    """12x64, and what is not LSTM, B = 16, bf16: slstm-12x64, 12x64-B64, 12x64-f32."""
+    """Returns the sizes and what differs from LSTM, B = 16, bf16: slstm-12x64, 12x64-B64."""
     cell, dtype, B, N, D = workload
-    words = (cell, cell != "lstm"), (f"{N}x{D}", True), (f"B{B}", B != 16), ("f32", dtype == "float32")
+    words = (
+        (cell, cell != "lstm"),
+        (f"{N}x{D}", True),
+        (f"B{B}", B != 16),
+        ("f32", dtype == "float32"),
+    )
     return "-".join(word for word, shown in words if shown)
 
 
@@ -54,13 +68,21 @@ WORKLOADS = {label(workload): workload for workload in OVER_HEAD_DIM + OTHERS}
 
 
 def ours(binary, kernel, workload, budget):
-    """By the command: times by pass, and the device."""
+    """Returns the times of each pass by the command, and the device."""
     cell, dtype, B, N, D = workload
-    sizes = {"cell": cell, "dtype": SHORT[dtype], "batch": B, "heads": N, "head-dim": D, "seq-len": T, "kernel": kernel}
+    sizes = {
+        "cell": cell,
+        "dtype": SHORT[dtype],
+        "batch": B,
+        "heads": N,
+        "head-dim": D,
+        "seq-len": T,
+        "kernel": kernel,
+    }
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     command = [binary, "bench", "--backend", "cuda", *options, "--json", "--budget", str(budget)]
     lines = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    times = {}  # fewer than two where the command fails; it says why
+    times = {}  # incomplete if the command fails, which then says why
     for row in map(json.loads, lines):
         times |= {row["pass"]: row["ms"], "device": row["device"]}
     return times
@@ -84,7 +106,7 @@ def median_ms(call, budget):
 
 
 def passes(forward, inputs, budget):
-    """Times of `forward` without gradients, and with the call of its result's backward."""
+    """Times `forward` without gradients, and with the backward pass of its result."""
     import torch
 
     d_h = torch.ones_like(forward())
@@ -107,7 +129,9 @@ def flashrnn_times(backend, workload, budget):
     from compare_gpu import flashrnn
 
     function = flashrnn() or sys.exit(1)
-    random.random = lambda: 0.0  # it sleeps up to 10 s before it compiles or loads, against a race that can't be here
+    random.random = (
+        lambda: 0.0
+    )  # it sleeps up to 10 s before it compiles or loads, against a race that can't be here
     cell, dtype, B, N, D = workload
     G = 3 if cell == "gru" else 4
     normal = lambda *shape: torch.randn(*shape, device="cuda")
@@ -130,22 +154,35 @@ def cudnn_times(workload, budget):
 
 
 def can(peer, workload):
-    """Asked for a fused GRU, FlashRNN takes the backend cuda. cuDNN has one head."""
+    """Tells whether a peer computes a workload. FlashRNN has no fused GRU, cuDNN one head."""
     cell, dtype, _, N, _ = workload
-    return {"cuda_fused": cell != "gru", "cuda": True, "cudnn": (cell, dtype, N) == ("lstm", "bfloat16", 1)}[peer]
+    return {
+        "cuda_fused": cell != "gru",
+        "cuda": True,
+        "cudnn": (cell, dtype, N) == ("lstm", "bfloat16", 1),
+    }[peer]
 
 
 def elsewhere(extensions, peer, workload, budget):
-    """A peer in a process with a folder of extensions of its own: its times by column, none where it fails."""
+    """Runs a peer in a process of its own, with its own folder of extensions.
+
+    Returns its times by column, none if it fails.
+    """
     folder = os.path.join(os.path.abspath(extensions), f"{peer}-{label(workload)}")
     os.makedirs(folder, exist_ok=True)
     for path in glob.glob(f"{folder}/**/lock", recursive=True):
-        os.remove(path)  # of a run that was killed: PyTorch can wait for it forever
+        os.remove(path)  # left by a killed run: PyTorch would wait for it forever
     command = [sys.executable, __file__, "--one", peer, label(workload), str(budget)]
-    options = {"env": {"MAX_JOBS": "3"} | os.environ | {"TORCH_EXTENSIONS_DIR": folder}, "text": True, "errors": "replace"}
+    options = {
+        "env": {"MAX_JOBS": "3"} | os.environ | {"TORCH_EXTENSIONS_DIR": folder},
+        "text": True,
+        "errors": "replace",
+    }
     with open(f"{folder}/log", "w+") as log:
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, timeout=LIMIT, check=True, **options)
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=log, timeout=LIMIT, check=True, **options
+            )
             if not budget:
                 print(f"{peer} {label(workload)} is ready", file=sys.stderr, flush=True)
             return json.loads(done.stdout.splitlines()[-1])  # after what the compiler says
@@ -153,12 +190,16 @@ def elsewhere(extensions, peer, workload, budget):
             log.seek(0)
             last = (log.read().strip().splitlines() or [""])[-1][:200]
             status = getattr(error, "returncode", f"longer than {LIMIT} s")
-            print(f"{peer} {label(workload)} is left out ({status}): {last} (more in {folder}/log)", file=sys.stderr, flush=True)
+            print(
+                f"{peer} {label(workload)} is left out ({status}): {last} (more in {folder}/log)",
+                file=sys.stderr,
+                flush=True,
+            )
             return {}
 
 
 def measure(args, jobs):
-    """[by, workload, times by pass], one after the other: first our own, since all else takes long."""
+    """Yields [by, workload, times by pass], our own first, because the peers take long."""
     with ThreadPoolExecutor(args.compile or os.cpu_count()) as pool:
         done = list(pool.map(lambda job: elsewhere(args.extensions, *job, 0), jobs))
     if args.compile:
@@ -174,13 +215,21 @@ def measure(args, jobs):
 
 def table(rows):
     names = [name for name in NAMES if any(by == name for by, *_ in rows)]
-    print(f"| cell | | B | N × D | pass | {' | '.join(names)} |\n|---|---|---|---|---|{'---|' * len(names)}")
+    print(
+        f"| cell | | B | N × D | pass | {' | '.join(names)} |\n"
+        f"|---|---|---|---|---|{'---|' * len(names)}"
+    )
     for workload in dict.fromkeys(tuple(workload) for _, workload, _ in rows):
         cell, dtype, B, N, D = workload
         for key, what in PASSES.items():
-            found = {by: times[key] for by, other, times in rows if tuple(other) == workload and key in times}
+            found = {
+                by: times[key]
+                for by, other, times in rows
+                if tuple(other) == workload and key in times
+            }
             columns = (f"{found[name]:#.3g}".rstrip(".") if name in found else "" for name in names)
-            print(f"| {cell} | {SHORT[dtype]} | {B} | {N} × {D} | {what} | {' | '.join(columns)} |")
+            sizes = f"{cell} | {SHORT[dtype]} | {B} | {N} × {D}"
+            print(f"| {sizes} | {what} | {' | '.join(columns)} |")
 
 
 def plot(rows, path):
@@ -190,7 +239,7 @@ def plot(rows, path):
         print(f"matplotlib is not installed: {path} is not drawn", file=sys.stderr)
         return
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "flashrnn"  # the same numbers, the same file
+    matplotlib.rcParams["svg.hashsalt"] = "flashrnn"  # equal numbers make equal files
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.3), sharey=True, layout="constrained")
@@ -198,10 +247,16 @@ def plot(rows, path):
     for panel, (key, what) in zip(panels, PASSES.items()):
         for number, name in enumerate(NAMES):
             own = [(tuple(workload), times) for by, workload, times in rows if by == name]
-            points = sorted((workload[-1], times[key]) for workload, times in own if workload in OVER_HEAD_DIM and key in times)
+            points = sorted(
+                (workload[-1], times[key])
+                for workload, times in own
+                if workload in OVER_HEAD_DIM and key in times
+            )
             if points:
-                lines[name], = panel.plot(*zip(*points), marker="o", color=f"C{number}")
-        panel.set(title=what, xlabel="head dimension (768 units in all)", xscale="log", yscale="log")
+                (lines[name],) = panel.plot(*zip(*points), marker="o", color=f"C{number}")
+        panel.set(
+            title=what, xlabel="head dimension (768 units in all)", xscale="log", yscale="log"
+        )
         panel.set_xticks(ticks, map(str, ticks))
         panel.minorticks_off()
         panel.grid(alpha=0.3)
@@ -215,7 +270,7 @@ def plot(rows, path):
 
 
 def words(parser, option, given, known):
-    """Names with commas or spaces between."""
+    """Splits names at commas or spaces."""
     found = [word for word in ",".join(given).split(",") if word]
     for word in found:
         if word not in known:
@@ -225,20 +280,48 @@ def words(parser, option, given, known):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("binary", nargs="?", help="the flashrnn command, built with --release --features cuda")
+    parser.add_argument(
+        "binary", nargs="?", help="the flashrnn command, built with --release --features cuda"
+    )
     parser.add_argument("--budget", type=float, default=0.2, help="seconds for each time")
-    parser.add_argument("--peers", nargs="+", default=[], help=f"whom to measure too: {', '.join(PEERS)}")
-    parser.add_argument("--peer-workloads", nargs="+", default=["12x64,6x128,3x256,1x768"], help=", ".join(WORKLOADS))
-    parser.add_argument("--compile", type=int, nargs="?", const=os.cpu_count(), metavar="N", help="only that, N at once")
-    parser.add_argument("--extensions", default="/tmp/flashrnn_extensions", help="the folder of what the peers compile")
-    parser.add_argument("--json", help="the file that keeps the times, also of a run that is stopped")
-    parser.add_argument("--from", dest="source", help="such a file, instead of measuring")
+    parser.add_argument(
+        "--peers", nargs="+", default=[], help=f"peers to measure: {', '.join(PEERS)}"
+    )
+    parser.add_argument(
+        "--peer-workloads",
+        nargs="+",
+        default=["12x64,6x128,3x256,1x768"],
+        help=", ".join(WORKLOADS),
+    )
+    parser.add_argument(
+        "--compile",
+        type=int,
+        nargs="?",
+        const=os.cpu_count(),
+        metavar="N",
+        help="only compile the peers' kernels, N at once",
+    )
+    parser.add_argument(
+        "--extensions",
+        default="/tmp/flashrnn_extensions",
+        help="the folder for what the peers compile",
+    )
+    parser.add_argument(
+        "--json", help="a file for the times, kept if the run is interrupted"
+    )
+    parser.add_argument("--from", dest="source", help="read the times from such a file")
     parser.add_argument("--plot", help="the SVG file to draw")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         peer, workload, budget = args.one[0], WORKLOADS[args.one[1]], float(args.one[2])
-        print(json.dumps(cudnn_times(workload, budget) if peer == "cudnn" else flashrnn_times(peer, workload, budget)))
+        print(
+            json.dumps(
+                cudnn_times(workload, budget)
+                if peer == "cudnn"
+                else flashrnn_times(peer, workload, budget)
+            )
+        )
         return
     if args.source:
         with open(args.source) as file:
@@ -246,7 +329,12 @@ def main():
     else:
         args.peers = words(parser, "--peers", args.peers, PEERS)
         asked = words(parser, "--peer-workloads", args.peer_workloads, WORKLOADS)
-        jobs = [(peer, WORKLOADS[name]) for name in asked for peer in args.peers if can(peer, WORKLOADS[name])]
+        jobs = [
+            (peer, WORKLOADS[name])
+            for name in asked
+            for peer in args.peers
+            if can(peer, WORKLOADS[name])
+        ]
         if not (args.binary or args.compile):
             parser.error("the flashrnn command is missing")
         if args.compile and not jobs:
@@ -254,14 +342,16 @@ def main():
         rows = []
         for row in measure(args, jobs):
             rows.append(row)
-            if args.json:  # at once, so that nothing measured is lost
+            if args.json:  # after each row, so that an interrupted run keeps its times
                 whole_file.write(args.json, json.dumps(rows).encode())
     if args.compile:
         return
     table(rows)
     if args.plot:
         plot(rows, args.plot)
-    if not args.source and any(by in (OURS, STEPWISE) and not times.keys() >= PASSES.keys() for by, _, times in rows):
+    if not args.source and any(
+        by in (OURS, STEPWISE) and not times.keys() >= PASSES.keys() for by, _, times in rows
+    ):
         sys.exit("the command failed on a workload")
 
 

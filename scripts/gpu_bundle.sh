@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds what is to be run on a machine that has a GPU and no Rust, and puts it into one folder,
-# stripped:
+# Builds the tests and the command for a machine that has a GPU but no Rust, and puts the stripped
+# binaries into one folder:
 #
 #     scripts/gpu_bundle.sh FOLDER [cargo's options, such as --release]
 #
-# FOLDER/tests, FOLDER/benches and FOLDER/bin hold the binaries. Take the folder there and start its
-# gpu_test.sh.
+# The binaries are in FOLDER/tests, FOLDER/benches and FOLDER/bin. Copy the folder to that machine
+# and run its gpu_test.sh.
 set -euo pipefail
 
 folder=$(mkdir -p "${1:?the folder to fill}" && cd "$1" && pwd)
@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 tests=(-p flashrnn-cuda -p flashrnn-wgpu)
 candle_tests=(-p flashrnn-candle --features cuda --test cuda)
 command=(-p flashrnn-cli --features cuda,wgpu)
-# Needs NVRTC and no GPU: the continuous integration runs it.
+# Left out, because it needs NVRTC and no GPU; .ci/run runs it.
 left_out=(kernels_compile)
 
 rm -rf "$folder"/{tests,benches,bin}

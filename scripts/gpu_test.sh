@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Runs the tests that gpu_bundle.sh put into this folder, on a machine with a GPU, and fails if one
-# fails or was skipped:
+# Runs the tests that gpu_bundle.sh put into this folder, on a machine with a GPU. Fails if a test
+# fails or is skipped:
 #
 #     gpu_test.sh [--sanitize] [names of tests, such as flashrnn-cuda.conformance; all by default]
 #
-# --sanitize runs every kernel on small problems under compute-sanitizer instead, with memcheck and
-# with racecheck.
+# --sanitize instead runs every kernel on small problems under compute-sanitizer's memcheck and
+# racecheck.
 set -uo pipefail
 cd "$(dirname "$0")"
 export FLASHRNN_REQUIRE=cuda,wgpu
-# Kernels compiled before must not hide that one no longer compiles.
+# Cached kernels could hide that a kernel no longer compiles.
 FLASHRNN_CACHE=$(mktemp -d)
 export FLASHRNN_CACHE
 log=$(mktemp)
@@ -22,12 +22,13 @@ if [ "${1-}" = --sanitize ]; then
 fi
 failures=()
 
-# Runs a test binary: what it prints is shown and searched.
+# Runs a test binary, shows what it prints, and searches that for skips.
 run() {
     echo "== $*"
     if ! "$@" 2>&1 | tee "$log"; then
         failures+=("failed: $*")
-    elif grep -E 'skipped: |; [1-9][0-9]* ignored;' "$log" | grep -qv 'skipped: WGSL promises nothing'; then
+    elif grep -E 'skipped: |; [1-9][0-9]* ignored;' "$log" |
+        grep -qv 'skipped: WGSL '; then
         failures+=("skipped something: $*")
     elif ! grep -qE 'test result: ok\. [1-9]' "$log"; then
         failures+=("ran no test: $*")
@@ -36,21 +37,23 @@ run() {
 
 if [ "$sanitize" ]; then
     for tool in memcheck racecheck; do
-        # It takes what clusters order by mbarriers for races: there blocks have a barrier beside
-        # each.
+        # racecheck does not know mbarriers between the blocks of a cluster, so each gets a block
+        # barrier beside it.
         [ "$tool" = memcheck ] || export FLASHRNN_BLOCK_BARRIERS=1
-        # One test at a time: what it does on one stream spoils a recording on another.
+        # One test at a time, because the tool disturbs the recording of graphs on other streams.
         checked=(compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9)
         run "${checked[@]}" tests/flashrnn-cuda.flashrnn_cuda --test-threads 1 --nocapture \
             tests::launch::kernels tests::launch::a_kernel tests::blas tests::recompute
-        run "${checked[@]}" tests/flashrnn-cuda.device --nocapture --exact every_kernel_on_a_small_problem
+        run "${checked[@]}" tests/flashrnn-cuda.device --nocapture \
+            --exact every_kernel_on_a_small_problem
     done
 else
     [ $# -gt 0 ] || set -- $(ls tests)
     for test in "$@"; do
         run "tests/$test" --nocapture
-        # Where there are cooperative matrices, with them too.
-        [ "$test" != flashrnn-wgpu.device ] || run env FLASHRNN_WGPU_MATRIX=1 "tests/$test" --nocapture
+        if [ "$test" = flashrnn-wgpu.device ]; then # with cooperative matrices too
+            run env FLASHRNN_WGPU_MATRIX=1 "tests/$test" --nocapture
+        fi
     done
 fi
 

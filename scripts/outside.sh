@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds a crate outside this workspace that depends on flashrnn-cuda, as a user's would: with none
-# of our .cargo/config.toml and nothing of CUDA in the environment. Then runs it: it opens the first
-# device, or says in words what is missing.
+# Builds and runs a crate outside this workspace that depends on flashrnn-cuda, as a user's would:
+# without our .cargo/config.toml and without CUDA in the environment. The crate opens the first
+# device, or reports what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}/outside
@@ -28,7 +28,7 @@ fn main() {
     }
 }
 EOF
-# The versions of our own lock file, so that nothing new is fetched.
+# Our lock file's versions, so that nothing new is fetched.
 cp Cargo.lock "$outside"
 
 cd "$outside"

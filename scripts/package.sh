@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What would be published: every crate packs, with its licences and a README, and the command links
-# no proptest.
+# Checks what would be published: every crate can be packaged, with its licences and a README, and
+# the command does not depend on proptest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}/packages

@@ -1,13 +1,16 @@
-"""Finds head dimensions that are slower than they need be: cliffs between D and D rounded up to a multiple of 8.
+r"""Finds head dimensions that are slower than their neighbours: D beside the next multiple of 8.
 
     python scripts/sweep_head_dims.py target/release/flashrnn
-    python scripts/sweep_head_dims.py target/release/flashrnn --random 200 --seed 7 --json sweep.jsonl
+    python scripts/sweep_head_dims.py target/release/flashrnn --random 200 --seed 7 \
+        --json sweep.jsonl
 
-Times whole calls with `flashrnn bench`, T = 1024, forward and forward+backward, of each shape and of its neighbour, D rounded up to
-a multiple of 8: a fixed list, and shapes drawn by a seed, which is printed. A shape may take 1.15 times its neighbour's time, for
-odd D 1.4, since there rows begin in the middle of a word. One that takes longer is measured again, with its neighbour, before it
-counts. Exit status: 1 if there is a cliff.
+Times whole calls of `flashrnn bench` with T = 1024, forward and forward+backward, for a fixed list
+of shapes and for random ones; the seed is printed. A shape may take 1.15 times as long as its
+neighbour, D rounded up to a multiple of 8. Odd D may take 1.4 times as long, because its rows begin
+in the middle of a word. A shape that takes longer is measured again, with its neighbour, before it
+counts as a cliff. The exit status is 1 if there is a cliff.
 """
+
 import argparse
 import json
 import os
@@ -19,11 +22,17 @@ from concurrent.futures import ThreadPoolExecutor
 T = 1024
 CELLS, DTYPES = ("lstm", "slstm", "gru", "elman"), ("bf16", "f16")
 BATCHES, HEADS = (1, 2, 7, 8, 9, 16, 17, 24, 33, 48, 64), (1, 2, 3, 8)
-# Batch, heads, head dimension: rows of 8, 4 and 2 bytes' alignment, in one block and in clusters of up to 16.
-FIXED = [(16, 1, D) for D in (20, 50, 60, 90, 100, 101, 150, 180, 250, 257, 300, 333, 350, 450, 500, 511)]
-FIXED += [(B, N, D) for B in (1, 64) for N, D in ((1, 100), (1, 257), (1, 300), (3, 150), (3, 151), (8, 50), (8, 51))]
+# Batch, heads, head dimension: rows aligned to 8, 4 and 2 bytes, in clusters of 1 to 16 blocks.
+FIXED = [
+    (16, 1, D) for D in (20, 50, 60, 90, 100, 101, 150, 180, 250, 257, 300, 333, 350, 450, 500, 511)
+]
+FIXED += [
+    (B, N, D)
+    for B in (1, 64)
+    for N, D in ((1, 100), (1, 257), (1, 300), (3, 150), (3, 151), (8, 50), (8, 51))
+]
 LIMIT, ODD_LIMIT = 1.15, 1.4
-# Shapes that may be slower, with the reason: {(cell, dtype, B, N, D): (limit, why)}
+# Shapes that may be slower, with their reasons: {(cell, dtype, B, N, D): (limit, reason)}
 EXCEPTIONS = {}
 PASSES = ("fwd", "fwdbwd")
 
@@ -40,7 +49,7 @@ def limit(shape):
 
 
 def times(binary, shape, budget):
-    """Milliseconds by pass, medians; None where the command fails, which then says why."""
+    """Returns the median milliseconds of each pass; None if the command fails, which says why."""
     cell, dtype, B, N, D = shape
     sizes = {"cell": cell, "dtype": dtype, "batch": B, "heads": N, "head-dim": D, "seq-len": T}
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
@@ -53,35 +62,44 @@ def times(binary, shape, budget):
 
 
 def drawn(seed, count):
-    """Shapes by a seed: a quarter of them with odd D."""
+    """Draws shapes from a seed, a quarter of them with odd D."""
     draw = random.Random(seed)
     shapes = []
     while len(shapes) < count:
         D = draw.randint(9, 512)
         if D % 2 and draw.random() < 0.5 or D % 8 == 0:
             continue
-        shapes.append((draw.choice(CELLS), draw.choice(DTYPES), draw.choice(BATCHES), draw.choice(HEADS), D))
+        shapes.append(
+            (draw.choice(CELLS), draw.choice(DTYPES), draw.choice(BATCHES), draw.choice(HEADS), D)
+        )
     return shapes
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("binary")
-    parser.add_argument("--cells", default=",".join(CELLS), help="of the fixed list")
-    parser.add_argument("--dtypes", default="bf16", help="of the fixed list")
-    parser.add_argument("--random", type=int, default=40, help="how many shapes to draw beside it")
+    parser.add_argument("--cells", default=",".join(CELLS), help="for the fixed list")
+    parser.add_argument("--dtypes", default="bf16", help="for the fixed list")
+    parser.add_argument("--random", type=int, default=40, help="the number of random shapes")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--budget", type=float, default=0.05, help="seconds for each pass of each shape")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at once")
-    parser.add_argument("--json", help="file to append one object a shape to")
+    parser.add_argument(
+        "--budget", type=float, default=0.05, help="seconds for each pass of each shape"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at once")
+    parser.add_argument("--json", help="a file to which one object per shape is appended")
     args = parser.parse_args()
     seed = args.seed if args.seed is not None else random.randrange(1 << 32)
     print(f"seed {seed}")
     shapes = [
-        (cell, dtype, *sizes) for sizes in FIXED for dtype in args.dtypes.split(",") for cell in args.cells.split(",")
+        (cell, dtype, *sizes)
+        for sizes in FIXED
+        for dtype in args.dtypes.split(",")
+        for cell in args.cells.split(",")
     ] + drawn(seed, args.random)
 
-    # Kernels are compiled first, several at once, and found on disk when they are timed.
+    # Compiles kernels first, several at once; the timed runs find them on disk.
     everything = sorted(set(shapes) | set(map(neighbour, shapes)))
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda shape: times(args.binary, shape, 0), everything))
@@ -104,7 +122,11 @@ def main():
         cell, dtype, B, N, D = shape
         row = {"cell": cell, "dtype": dtype, "B": B, "N": N, "D": D, "T": T}
         for p in PASSES:
-            row |= {p: round(known[shape][p], 4), f"{p}_beside": round(known[beside][p], 4), f"{p}_ratio": round(ratios[p], 3)}
+            row |= {
+                p: round(known[shape][p], 4),
+                f"{p}_beside": round(known[beside][p], 4),
+                f"{p}_ratio": round(ratios[p], 3),
+            }
         cliff = max(ratios.values()) > limit(shape)
         if cliff:
             cliffs.append(shape)

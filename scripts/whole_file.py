@@ -1,4 +1,4 @@
-"""Writes files as the command does (flashrnn-cli/src/output.rs). Run as a script, it checks itself."""
+"""Writes files as the command does (flashrnn-cli/src/output.rs). As a script, checks itself."""
 
 import os
 import stat
@@ -8,8 +8,9 @@ import tempfile
 def write(path, data):
     """Writes the bytes `data` to `path`.
 
-    A new or an ordinary file is whole or as it was before, and keeps its mode and owner. A link is followed, and what is no
-    ordinary file, or has several names, is written through. A file that is read-only is an error.
+    A regular file, new or old, ends up complete or unchanged, and keeps its mode and owner. Links
+    are followed. Anything else, and a file with several names, is written through. A read-only file
+    is an error.
     """
     path = os.path.realpath(path)
     old = os.stat(path) if os.path.exists(path) else None
@@ -18,7 +19,7 @@ def write(path, data):
             file.write(data)
         return
     if old:
-        open(path, "ab").close()  # renaming asks the folder for permission, so ask the file first
+        open(path, "ab").close()  # renaming needs no permission of the file, so check it first
     handle, name = tempfile.mkstemp(prefix=".flashrnn-", dir=os.path.dirname(path))
     try:
         with os.fdopen(handle, "wb") as file:
@@ -36,7 +37,7 @@ def write(path, data):
 
 
 def umask():
-    """The mode bits that new files do not get. It can only be read by setting it."""
+    """Returns the mode bits that new files do not get. Reading them takes setting them."""
     bits = os.umask(0)
     os.umask(bits)
     return bits
@@ -51,7 +52,11 @@ def check():
         os.chmod(at("new"), 0o600)
         os.symlink("new", at("link"))
         write(at("link"), b"2")
-        assert read("new") == b"2" and os.path.islink(at("link")) and stat.S_IMODE(os.stat(at("new")).st_mode) == 0o600
+        assert (
+            read("new") == b"2"
+            and os.path.islink(at("link"))
+            and stat.S_IMODE(os.stat(at("new")).st_mode) == 0o600
+        )
         os.link(at("new"), at("other"))
         write(at("new"), b"3")
         assert read("other") == b"3"

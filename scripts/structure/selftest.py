@@ -65,7 +65,7 @@ def tests_are_left_out():
     for text in (
         "#[cfg(test)]\nmod tests { use crate::b::B; }",
         "#[cfg(test)]\nuse crate::{b::B, b};\nfn f() {}",
-        "#[cfg(all(test, feature = \"x\"))]\n#[allow(unused)]\nfn f() { crate::b::g() }",
+        '#[cfg(all(test, feature = "x"))]\n#[allow(unused)]\nfn f() { crate::b::g() }',
         "#[test]\nfn f() -> [u8; 2] { crate::b::g() }",
         "struct S { #[cfg(test)] b: crate::b::B, c: u8 }",
         "struct S { c: u8, #[cfg(test)] b: crate::b::B }",
@@ -113,7 +113,9 @@ def nested_modules_are_resolved():
     }
     edges_are(
         {**files, "a.rs": "mod x { use super::super::b::c; fn f() { c::g() } }"},
-        ("a", "b/c"), ("lib", "b/c"), ("b/c", "lib"),
+        ("a", "b/c"),
+        ("lib", "b/c"),
+        ("b/c", "lib"),
     )
     edges_are(
         {
