@@ -56,7 +56,7 @@ arguments! {
         /// `[2, B, N, depth]`: h, padded with zeros.
         exchange: Address as "T*",
         /// `[S, B, N, D]`: the states; after the last step, those that each row ends in.
-        carried: Address as "float*",
+        state: Address as "float*",
         /// `[tokens, N, D]` or null.
         h: Address as "T*",
         /// `[S, tokens, N, D]` or null.
@@ -105,7 +105,7 @@ arguments! {
         /// `[2, B, N, Gr, depth]`: dg of the recurrent gates, padded with zeros.
         exchange: Address as "T*",
         /// `[S, B, N, D]`: the gradient of the states.
-        carried: Address as "float*",
+        d_state: Address as "float*",
         /// d_wx, and dg of the gates that take no external input.
         d_gates: Gates as "Gates<T>",
         /// `[S, B, N, D]` or null.

@@ -220,7 +220,7 @@ struct ComputeThread {
             if (row >= block.rows || !unit_exists) continue;
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s)
-                call.carried[state_index(row, s)] = states[j][s];
+                call.state[state_index(row, s)] = states[j][s];
         }
     }
 };
@@ -271,5 +271,5 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
     arrive_for_step(shared, 0);
     for (unsigned step = 0; step < unsigned(sizes.time); ++step) thread.step(step);
     wait_for_step(shared, sizes.time);
-    if (call.carried && split == 0) thread.finish();
+    if (call.state && split == 0) thread.finish();
 }

@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         for (int s = 0; s < Cell::STATES; ++s)
             d[s] = in.d[s] + (in.from_outside
                                   ? 0.0f
-                                  : load_exchanged(call.carried + s * state_stride + in.state));
+                                  : load_exchanged(call.d_state + s * state_stride + in.state));
         if (!in.from_outside && !call.cut_recurrent_grad)
             d[0] += real::clamp(product.sum(sums, 0, unit_of(pair), row_of(pair)),
                                 call.recurrent_grad_clip);
@@ -153,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             }
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s)
-                call.carried[s * state_stride + in.state] = d_before[s];
+                call.d_state[s * state_stride + in.state] = d_before[s];
         }
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate)

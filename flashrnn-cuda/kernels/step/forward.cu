@@ -28,7 +28,7 @@ extern "C" __global__ void forward_begin(ForwardCall call, ForwardCall* table) {
     if (!exists) return;
 #pragma unroll
     for (int s = 0; s < Cell::STATES; ++s)
-        call.carried[s * stride + state] = call.s0 ? call.s0[s * stride + state] : 0.0f;
+        call.state[s * stride + state] = call.s0 ? call.s0[s * stride + state] : 0.0f;
 }
 
 // Advances the table past a graph's steps; the last kernel of a graph.
@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s)
             states[pair][s] = active[pair] && !reset[pair]
-                                  ? load_exchanged(call.carried + s * state_stride + state)
+                                  ? load_exchanged(call.state + s * state_stride + state)
                                   : 0.0f;
     }
     product.run(sums);
@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             saturate(next[0], after[head_row * sizes.depth + tile.unit0 + unit]);
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s)
-                call.carried[s * state_stride + head_row * sizes.head_dim + tile.unit0 + unit] =
+                call.state[s * state_stride + head_row * sizes.head_dim + tile.unit0 + unit] =
                     next[s];
         }
         store(call, sizes, tokens[pair], tile.place(sizes) + unit, active[pair], next, gates[pair]);

@@ -155,7 +155,7 @@ fn arguments<T: Element, W: Element>(
         d_states,
         d_last: address(&call.d_last),
         exchange: scratch.exchange,
-        carried: scratch.carried,
+        d_state: scratch.d_state,
         d_gates,
         d_s0: address_mut(&call.d_s0),
         ..BackwardCall::zeroed()
@@ -185,7 +185,7 @@ struct BackwardNeeds {
 }
 
 /// The buffers of a backward pass. The first three are in use until it ends. Three groups follow
-/// one another in time and share memory: `recompute`; `exchange` and `carried`; `bias` and `d_r`.
+/// one another in time and share memory: `recompute`; `exchange` and `d_state`; `bias` and `d_r`.
 struct BackwardScratch {
     /// `[tokens, G - Gx, N, D]`: dg of the gates that `d_wx` does not hold.
     d_inner: Address,
@@ -197,7 +197,7 @@ struct BackwardScratch {
     /// `[2, B, N, Gr, depth]`
     exchange: Address,
     /// `[S, B, N, D]`
-    carried: Address,
+    d_state: Address,
     /// `[parts, G, N, D]`
     bias: Address,
     d_r: Option<WeightGradScratch>,
@@ -216,14 +216,14 @@ impl BackwardScratch {
         let previous_h = bump.take::<u8>(previous_h * bytes);
         let wide_gates = bump.take::<f32>(wide_gates);
         let recompute = bump.phase(|bump| again.then(|| RecomputeScratch::cut(common, bump)));
-        let [exchange, carried] = bump.phase(|bump| {
+        let [exchange, d_state] = bump.phase(|bump| {
             let exchange = if_needed(needs.exchange, 2 * exchanged_dg(common) * bytes);
-            let carried = if_needed(needs.exchange, shapes.state().iter().product());
-            [bump.take::<u8>(exchange), bump.take::<f32>(carried)]
+            let d_state = if_needed(needs.exchange, shapes.state().iter().product());
+            [bump.take::<u8>(exchange), bump.take::<f32>(d_state)]
         });
         // d_b is summed while d_r is multiplied, so both are in the last phase.
         let bias = bump.take::<f32>(if_needed(needs.d_b, bias_partial_len(common)));
         let d_r = needs.d_r.then(|| WeightGradScratch::cut(common, bump, needs.misaligned));
-        Self { d_inner, previous_h, wide_gates, recompute, exchange, carried, bias, d_r }
+        Self { d_inner, previous_h, wide_gates, recompute, exchange, d_state, bias, d_r }
     }
 }

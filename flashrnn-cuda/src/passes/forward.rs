@@ -38,7 +38,7 @@ impl ForwardPass {
             s0: address(&s0),
             lengths: address(&lengths),
             resets: address(&resets),
-            carried: address_mut(&last),
+            state: address_mut(&last),
             h: address_mut(&h),
             states: address_mut(&states),
             gates: common.gates_at(gates),
@@ -47,15 +47,15 @@ impl ForwardPass {
             ..with_weights(common, weights)
         };
         let needs = ForwardNeeds {
-            state: arguments.carried == 0,
+            state: arguments.state == 0,
             exchange: matches!(self, Self::Alternating(_)),
         };
         let scratch = Scratch::new(&common.device, workspace.as_ref(), |bump| {
             ForwardScratch::cut(common, bump, needs)
         })?;
         let ForwardScratch { state, exchange } = scratch.buffers;
-        let carried = if needs.state { state } else { arguments.carried };
-        let arguments = ForwardCall { carried, ..arguments };
+        let state = if needs.state { state } else { arguments.state };
+        let arguments = ForwardCall { state, ..arguments };
         match self {
             Self::Fused(fused) => fused.run(arguments),
             Self::Alternating(time_loop) => run_steps(common, time_loop, arguments, exchange),
@@ -70,7 +70,7 @@ impl ForwardPass {
             sizes: Sizes { time: 1, reverse: 0, ..common.sizes },
             wx: wx.ptr(),
             s0: state.ptr(),
-            carried: state.ptr(),
+            state: state.ptr(),
             h: address_mut(&h),
             ..with_weights(common, weights)
         };
