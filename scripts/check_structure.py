@@ -64,7 +64,7 @@ def main():
     files = sorted({f for f in listed.split("\0") if os.path.isfile(f)})
 
     circles = report_circles(files)
-    print(f"{circles} circles")
+    print(f"import circles: {circles}")
     if args.circles:
         sys.exit(circles > 0)
 
