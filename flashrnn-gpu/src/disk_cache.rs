@@ -1,14 +1,14 @@
-//! Keeps compiled programs on disk between processes, for flashrnn's GPU backends.
+//! Keeps compiled programs on disk between processes.
 //!
-//! An entry is one file. Its name is a hash of everything that decides its content ([`Key`]); the
-//! file holds a checksum of key and content, then the content. An entry is written to a new file of
-//! a random name and then renamed, so that processes can share the folder; a damaged entry is
-//! noticed by its checksum and made again.
+//! An entry is one file, named by a hash of everything that determines its content ([`Key`]). The
+//! file has a checksum of key and content, then the content. An entry is written to a new file with
+//! a random name and then renamed, so several processes can share the folder. The checksum detects a
+//! damaged entry, which is then replaced.
 //!
 //! The folder is the environment's `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on
-//! Linux `~/.cache`). `FLASHRNN_CACHE=off` keeps nothing. Machine code from a stranger must not
-//! run: on Unix a folder or a file is used only if it belongs to this user (or root) and nobody
-//! else may write it. Where the folder cannot be used, nothing is kept, and that is no error.
+//! Linux `~/.cache`). `FLASHRNN_CACHE=off` keeps nothing. Machine code that another user wrote must
+//! not run: on Unix, a folder or file is used only if it belongs to this user (or root) and nobody
+//! else may write it. If the folder cannot be used, nothing is kept, which is not an error.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, Metadata, OpenOptions};
@@ -18,20 +18,20 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Bytes of the checksum before the content.
+/// Bytes of the checksum.
 const CHECKSUM: usize = 32;
 /// Entries larger than this are not read.
 const MAX_BYTES: u64 = 256 << 20;
 /// Extension of files that are being written.
 const PART: &str = "part";
 
-/// Identifies an entry: a hash of everything that decides its content.
+/// Identifies an entry by a hash of everything that determines its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// Hashes lists of texts. The length of every list and text is part of the hash, so that moving
-    /// a boundary changes it.
+    /// Hashes lists of texts, with the length of every list and text, so that moving a boundary
+    /// changes the hash.
     #[must_use]
     pub fn new(lists: &[&[&str]]) -> Self {
         let mut hash = Sha256::new();
@@ -55,31 +55,37 @@ impl Key {
     }
 }
 
-/// Returns the folder that the environment chooses; none where caching is off or the user has no
-/// cache folder.
+/// Returns the folder of the cache; `None` if caching is off or the user has no cache folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
     folder_for(std::env::var_os("FLASHRNN_CACHE"))
 }
 
-fn folder_for(wish: Option<OsString>) -> Option<PathBuf> {
-    match wish {
+fn folder_for(variable: Option<OsString>) -> Option<PathBuf> {
+    match variable {
         Some(folder) if folder == "off" => None,
         Some(folder) if !folder.is_empty() => Some(folder.into()),
         _ => dirs::cache_dir().map(|folder| folder.join("flashrnn")),
     }
 }
 
-/// The entries of one kind in a folder.
+/// The entries with one extension in a folder.
 #[derive(Clone, Debug)]
 pub struct DiskCache {
     folder: PathBuf,
-    /// Extension of the entries' files.
     extension: &'static str,
 }
 
 impl DiskCache {
-    /// The entries with this extension in `folder`, which is made when the first entry is written.
+    /// Opens the entries with this extension in the folder that the environment chooses
+    /// ([`folder`]); `None` if there is no folder.
+    #[must_use]
+    pub fn open(extension: &'static str) -> Option<Self> {
+        folder().map(|folder| Self::new(folder, extension))
+    }
+
+    /// Opens the entries with this extension in `folder`, which is created when the first entry is
+    /// written.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>, extension: &'static str) -> Self {
         Self { folder: folder.into(), extension }
@@ -89,7 +95,7 @@ impl DiskCache {
         self.folder.join(key.name()).with_extension(self.extension)
     }
 
-    /// Reads an entry's content. Returns none where there is no entry, it is damaged, or a stranger
+    /// Reads an entry's content. Returns `None` if there is no entry, it is damaged, or another user
     /// may have written it.
     #[must_use]
     pub fn read(&self, key: &Key) -> Option<Vec<u8>> {
@@ -97,7 +103,7 @@ impl DiskCache {
         if !is_private(&fs::metadata(&self.folder).ok()?) {
             return None;
         }
-        // In a private folder no stranger can replace the file between this check and the reading.
+        // In a private folder no other user can replace the file between this check and the read.
         let file = fs::symlink_metadata(&path).ok()?;
         if !file.is_file() || !is_private(&file) || file.len() > MAX_BYTES {
             return None;
@@ -111,10 +117,10 @@ impl DiskCache {
         Some(content)
     }
 
-    /// Writes an entry, in place of the one there was. Makes the folder where there is none.
+    /// Writes or replaces an entry. Creates the folder if necessary.
     ///
     /// # Errors
-    /// The system's; [`io::ErrorKind::PermissionDenied`] where somebody else may write the folder.
+    /// The system's; [`io::ErrorKind::PermissionDenied`] if another user may write the folder.
     pub fn write(&self, key: &Key, content: &[u8]) -> io::Result<()> {
         make_private(&self.folder)?;
         if !is_private(&fs::metadata(&self.folder)?) {
@@ -130,11 +136,11 @@ impl DiskCache {
         written
     }
 
-    /// Deletes every entry of this kind and what interrupted writes left behind, and nothing else
-    /// in the folder. Returns how many files there were.
+    /// Deletes all entries with this extension and the remains of interrupted writes, and nothing
+    /// else in the folder. Returns the number of files.
     ///
     /// # Errors
-    /// The system's, where the folder cannot be read or a file cannot be deleted.
+    /// The system's, if the folder cannot be read or a file cannot be deleted.
     pub fn clear(&self) -> io::Result<usize> {
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -147,7 +153,7 @@ impl DiskCache {
                 continue;
             }
             match fs::remove_file(entry.path()) {
-                // Another process may have been faster.
+                // Another process may have deleted it.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => deleted += 1,
             }
@@ -155,7 +161,7 @@ impl DiskCache {
         Ok(deleted)
     }
 
-    /// Whether a file is named like an entry, or like one that is being written.
+    /// Returns whether a file has the name of an entry, or of one that is being written.
     fn is_ours(&self, path: &Path) -> bool {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let (stem, extension) = name.split_once('.').unwrap_or_default();
@@ -165,8 +171,7 @@ impl DiskCache {
     }
 }
 
-/// Writes `parts` to a file that does not exist yet, which only this user can read. Never follows a
-/// link.
+/// Writes `parts` to a new file that only this user can read. Does not follow links.
 fn write_new(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -176,7 +181,7 @@ fn write_new(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     parts.iter().try_for_each(|part| file.write_all(part))
 }
 
-/// Makes `folder`, and those above it that are missing, for this user alone.
+/// Creates `folder` and its missing parents, for this user only.
 fn make_private(folder: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
@@ -185,7 +190,7 @@ fn make_private(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
-/// Whether only this user (or root) can have written a file or a folder's entries.
+/// Returns whether only this user or root can have written a file, or the files of a folder.
 #[cfg(unix)]
 fn is_private(metadata: &Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -193,7 +198,7 @@ fn is_private(metadata: &Metadata) -> bool {
     ours && metadata.mode() & 0o022 == 0
 }
 
-/// The folders that are used belong to the user's profile, which is private by default.
+/// Returns `true`: the folder is in the user's profile, which is private by default.
 #[cfg(not(unix))]
 fn is_private(_: &Metadata) -> bool {
     true

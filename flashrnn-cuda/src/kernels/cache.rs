@@ -7,9 +7,9 @@
 //! used, and a folder that cannot be written keeps nothing; neither is an error.
 
 use std::io;
-use std::path::PathBuf;
 
 use flashrnn_core::Result;
+pub use flashrnn_gpu::disk_cache::folder;
 use flashrnn_gpu::disk_cache::{DiskCache, Key};
 
 use crate::kernels::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
@@ -17,20 +17,13 @@ use crate::kernels::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
 /// Extension of the entries' files.
 const EXTENSION: &str = "cubin";
 
-/// Returns the folder of compiled kernels, or `None` if the cache is off or the user has no cache
-/// folder.
-#[must_use]
-pub fn folder() -> Option<PathBuf> {
-    flashrnn_gpu::disk_cache::folder()
-}
-
 /// Deletes every compiled kernel in [`folder`], and nothing else there. Returns how many there
 /// were.
 ///
 /// # Errors
 /// The system's error if the folder can't be read or a file can't be deleted.
 pub fn clear() -> io::Result<usize> {
-    folder().map_or(Ok(0), |folder| DiskCache::new(folder, EXTENSION).clear())
+    DiskCache::open(EXTENSION).map_or(Ok(0), |cache| cache.clear())
 }
 
 /// Returns the key of the machine code of `program` for `arch`, made by `nvrtc`.
@@ -51,7 +44,7 @@ pub(crate) fn key(program: &Program, arch: Arch, nvrtc: &Nvrtc) -> Key {
 /// As [`compile()`].
 pub fn cubin(program: &Program, arch: Arch) -> Result<Vec<u8>> {
     let key = key(program, arch, Nvrtc::get()?);
-    let cache = folder().map(|folder| DiskCache::new(folder, EXTENSION));
+    let cache = DiskCache::open(EXTENSION);
     if let Some(cubin) = cache.as_ref().and_then(|cache| cache.read(&key)) {
         return Ok(cubin);
     }

@@ -8,7 +8,7 @@ fn cache(folder: impl Into<PathBuf>) -> DiskCache {
     DiskCache::new(folder, "entry")
 }
 
-/// A folder's file names.
+/// Returns the names of a folder's files.
 fn names(folder: &Path) -> Vec<String> {
     fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }
@@ -35,7 +35,7 @@ fn what_is_written_is_read_and_damage_is_noticed() {
         fs::write(cache.path(&key()), bytes).unwrap();
         assert_eq!(cache.read(&key()), None);
     }
-    // An entry under another's name is not taken for it.
+    // An entry that was renamed is not accepted.
     cache.write(&key(), b"content").unwrap();
     let other = Key::new(&[&["other"]]);
     fs::copy(cache.path(&key()), cache.path(&other)).unwrap();
@@ -138,7 +138,7 @@ mod strangers {
         let cache = cache(folder.path());
         cache.write(&key(), b"content").unwrap();
         if std::os::unix::fs::chown(folder.path(), Some(65534), None).is_err() {
-            println!("skipped: only root can give a folder away");
+            println!("skipped: only root can change a folder's owner");
             return;
         }
         assert_eq!(cache.read(&key()), None);

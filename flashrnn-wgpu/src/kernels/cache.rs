@@ -8,11 +8,11 @@
 //! the driver refuses is replaced.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use flashrnn_core::Result;
+pub use flashrnn_gpu::disk_cache::folder;
 use flashrnn_gpu::disk_cache::{DiskCache, Key};
 use flashrnn_gpu::lock;
 use sha2::{Digest, Sha256};
@@ -22,20 +22,13 @@ use crate::device::Device;
 /// Extension of the entries' files.
 const EXTENSION: &str = "pipelines";
 
-/// Returns the folder of the compiled pipelines; `None` if caching is off or the user has no cache
-/// folder.
-#[must_use]
-pub fn folder() -> Option<PathBuf> {
-    flashrnn_gpu::disk_cache::folder()
-}
-
 /// Deletes all compiled pipelines in [`folder`], and nothing else there. Returns the number of
 /// files.
 ///
 /// # Errors
 /// The system's, if the folder cannot be read or a file cannot be deleted.
 pub fn clear() -> io::Result<usize> {
-    folder().map_or(Ok(0), |folder| DiskCache::new(folder, EXTENSION).clear())
+    DiskCache::open(EXTENSION).map_or(Ok(0), |cache| cache.clear())
 }
 
 /// The compiled pipelines of an adapter.
@@ -53,10 +46,10 @@ impl Cache {
     /// Opens the entry of the device's adapter; `None` if its driver returns no pipelines or caching
     /// is off.
     pub fn new(device: &Device) -> Option<Self> {
-        Self::new_in(DiskCache::new(folder()?, EXTENSION), device)
+        Self::open(DiskCache::open(EXTENSION)?, device)
     }
 
-    fn new_in(disk: DiskCache, device: &Device) -> Option<Self> {
+    fn open(disk: DiskCache, device: &Device) -> Option<Self> {
         if !device.handle.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
         }
@@ -132,7 +125,7 @@ mod tests {
     /// before.
     fn plan(folder: &Path) -> Option<Option<Vec<u8>>> {
         let wgpu: Wgpu = testing::wgpu()?;
-        let cache = Cache::new_in(DiskCache::new(folder, EXTENSION), &wgpu.device)?;
+        let cache = Cache::open(DiskCache::new(folder, EXTENSION), &wgpu.device)?;
         let had = cache.disk.read(&cache.key);
         assert!(wgpu.kernels.cache.set(Some(cache)).is_ok());
         wgpu.plan::<f32, f32, _>(&Gru, &Problem::new(1, 2, 1, 3)).unwrap();
@@ -165,7 +158,7 @@ mod tests {
         let good = plan(folder.path()).unwrap().unwrap();
         let wgpu = testing::wgpu().unwrap();
         let Cache { disk, key, .. } =
-            Cache::new_in(DiskCache::new(folder.path(), EXTENSION), &wgpu.device).unwrap();
+            Cache::open(DiskCache::new(folder.path(), EXTENSION), &wgpu.device).unwrap();
         let changed = (0..64).map(|at| {
             let mut other = good.clone();
             other[at] ^= 0x55;

@@ -6,7 +6,7 @@
 
 use flashrnn_core::Dtype;
 
-/// A value for each storage buffer of a kernel.
+/// Holds a value for each storage buffer of a kernel.
 pub trait TensorSet<X> {
     /// The buffers' names, in the order of their bindings.
     const NAMES: &'static [&'static str];
@@ -78,28 +78,28 @@ enum Kind {
 }
 
 impl Tensor {
-    /// A tensor that is read.
+    /// Declares a tensor that is read.
     pub(super) fn read(dtype: Dtype) -> Self {
         Self { access: Access::Read, saturates: false, kind: Kind::Elements(dtype) }
     }
 
-    /// A tensor that is written.
+    /// Declares a tensor that is written.
     pub(super) fn write(dtype: Dtype) -> Self {
         Self { access: Access::Write, ..Self::read(dtype) }
     }
 
-    /// An array of a WGSL type that is read.
+    /// Declares an array of a WGSL type that is read.
     pub(super) fn read_plain(ty: &'static str) -> Self {
         Self { access: Access::Read, saturates: false, kind: Kind::Plain(ty) }
     }
 
-    /// An array of a WGSL type that is written.
+    /// Declares an array of a WGSL type that is written.
     pub(super) fn write_plain(ty: &'static str) -> Self {
         Self { access: Access::Write, ..Self::read_plain(ty) }
     }
 
-    /// The same tensor, accessed two elements at a time if `word_aligned`: then D is even and the
-    /// tensor begins at an even element, so that each pair of 16-bit elements is a word.
+    /// Accesses the tensor in pairs of elements if `word_aligned`: D is even and the tensor begins at
+    /// an even element, so that a pair of 16-bit elements is a word.
     pub(super) fn pairs(self, word_aligned: bool) -> Self {
         match self.kind {
             Kind::Elements(dtype) if word_aligned => Self { kind: Kind::Pairs(dtype), ..self },
@@ -107,17 +107,17 @@ impl Tensor {
         }
     }
 
-    /// The same tensor, of states or gates.
+    /// Saturates elements when they are stored, as states and gates need.
     pub(super) fn saturating(self) -> Self {
         Self { saturates: true, ..self }
     }
 
-    /// The same tensor, read from a buffer that is also written.
+    /// Binds the tensor for writing, because its buffer also holds tensors that are written.
     pub(super) fn shared(self) -> Self {
         Self { access: Access::ReadShared, ..self }
     }
 
-    /// Whether the buffer is bound for writing.
+    /// Returns whether the buffer is bound for writing.
     pub(crate) fn is_writable(&self) -> bool {
         self.access != Access::Read
     }
