@@ -10,17 +10,16 @@ struct RowShifts {
     // Lower half: the bits at token 0. Upper half: those that flip from each token to the next.
     unsigned bits = 0;
 
-    RowShifts() = default;
-
     // `tensor_of(i)` is tensor i of `tensors`, at most 16.
     template <class TensorOf>
     __device__ __forceinline__ RowShifts(int tensors, TensorOf tensor_of) {
-        if (!SPLIT_ROWS) return;
+        if constexpr (SPLIT_ROWS) {
 #pragma unroll
-        for (int i = 0; i < tensors; ++i) {
-            const auto tensor = tensor_of(i);
-            bits |= unsigned(reinterpret_cast<size_t>(tensor.first) / sizeof(T) & 1) << i;
-            bits |= unsigned(tensor.token_stride & 1) << (16 + i);
+            for (int i = 0; i < tensors; ++i) {
+                const auto tensor = tensor_of(i);
+                bits |= unsigned(reinterpret_cast<size_t>(tensor.first) / sizeof(T) & 1) << i;
+                bits |= unsigned(tensor.token_stride & 1) << (16 + i);
+            }
         }
     }
 
@@ -36,7 +35,6 @@ static_assert(Cell::GATES <= 16 && Cell::STATES <= 16, "bits of RowShifts");
 struct TokenBit {
     unsigned first, per_step;  // of step 0's token; the change from step to step
 
-    TokenBit() = default;
     __device__ __forceinline__ TokenBit(const Sizes& sizes, int row)
         : first(unsigned(token_of(sizes, row, sizes.time, 0))),
           per_step(sizes.time_major ? sizes.batch : 1) {}

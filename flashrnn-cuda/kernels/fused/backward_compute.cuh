@@ -16,7 +16,7 @@ struct ComputeThread {
     const BackwardProduct<TILES_PER_WARP, K_STEPS>& product;
     const Row& row;
 
-    // The gradient of the states after the step, without what reaches h through R.
+    // The gradient of the states after the step, except for what reaches h through R.
     float (&d_state)[UNITS_PER_THREAD][Cell::STATES];
     // What `linearize` prepares of a step before its dh is here.
     float (&residuals)[UNITS_PER_THREAD][Cell::RESIDUALS];
@@ -29,17 +29,17 @@ struct ComputeThread {
     const unsigned (&partial_to)[TILES_PER_WARP];
     const unsigned (&barrier_to)[TILES_PER_WARP];
 
-    int group;           // of the warp, with the product's tiles group, group + GROUPS, ...
-    int b;               // this thread's row in the block
+    int group;            // of the warp; it has the tiles group, group + GROUPS, ...
+    int b;                // this thread's row in the block
     bool row_exists;
-    int length;          // of the row; -1 if it does not exist
-    Offset state;        // of the row and the block's first unit in [B, N, D]
-    Offset state_stride; // elements from each state to the next in [S, B, N, D]
+    int length;           // of the row; -1 if it does not exist
+    Offset state;         // the row and the block's first unit in [B, N, D]
+    Offset state_stride;  // elements from each state to the next in [S, B, N, D]
 
     static constexpr unsigned BUFFER_BYTES = sizeof(Shared::partials[0]);
     static constexpr unsigned HALF_BYTES = 8 * sizeof(Shared::partials[0][0][0]);
 
-    // This thread's units in the block: `unit_of(j)`, if `has(j)`.
+    // This thread's units in the block are `unit_of(j)` for every j with `has(j)`.
     static __device__ __forceinline__ int unit_of(int j) {
         return int(threadIdx.x + j * COMPUTE_THREADS) / ROWS;
     }
@@ -90,7 +90,7 @@ struct ComputeThread {
             return token_bit.at(sizes, row.index, row.length, step);
         };
         const unsigned gate_shift = gate_shifts.at(bit(step)), d_shift = d_shifts.at(bit(step));
-        // The state before the first step is written by compute instructions, never shifted.
+        // The state before the first step is not copied by words (`load_s0`), so never shifted.
         const unsigned before_shift = step > 0 ? state_shifts.at(bit(step - 1)) : 0;
 #pragma unroll
         for (int j = 0; j < UNITS_PER_THREAD; ++j) {
@@ -220,8 +220,9 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         const int unit = (group + i * GROUPS) * 16 + unit_of_tile;
         const int gate = k / UNITS, from = block.unit0 + k % UNITS;
         const bool exists = unit < HEAD_DIM && gate < Cell::RECURRENT && from < DEPTH;
-        const Offset row = Offset(block.head) * HEAD_DIM + unit;
-        return exists ? call.r + (row * Cell::RECURRENT + gate) * DEPTH + from : nullptr;
+        return exists ? call.r + ((Offset(block.head) * HEAD_DIM + unit) * Cell::RECURRENT + gate) *
+                                     DEPTH + from
+                      : nullptr;
     };
     product.load(weight, split * K_STEPS * 32);
 
@@ -264,10 +265,9 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
         }
     }
 
-    ComputeThread thread{call,      sizes,       block,     shared,       product,    row,
-                         d_state,   residuals,   d_given,   clipped,      gate_shifts, d_shifts,
-                         state_shifts, token_bit, partial_to, barrier_to, group,      b,
-                         row_exists, length,     state,     state_stride};
+    ComputeThread thread{call, sizes, block, shared, product, row, d_state, residuals, d_given,
+                         clipped, gate_shifts, d_shifts, state_shifts, token_bit, partial_to,
+                         barrier_to, group, b, row_exists, length, state, state_stride};
     arrive_for_step(shared, 0);
     for (int round = 0; round < sizes.time; ++round) thread.step(round);
     wait_for_step(shared, sizes.time);

@@ -121,10 +121,8 @@ __device__ __forceinline__ void load_store(const BackwardCall& call, const Block
     const Row reset_row(sizes, call.lengths,
                         block.row0 + ::min(io_thread() % 8, block.rows - 1));
     const SharedAddresses address(&shared);
-    IoThread thread{call,       block,       shared,       gates,       gate_vectors,
-                    d,          before,      wide_gates,   wide_before, recurrent_dg,
-                    external_dg, row,        reset_row,    address,     row_exists,
-                    units,      place};
+    IoThread thread{call, block, shared, gates, gate_vectors, d, before, wide_gates, wide_before,
+                    recurrent_dg, external_dg, row, reset_row, address, row_exists, units, place};
 
     for (int round = 0; round < STAGES - 1; ++round) thread.load(round);
     for (int round = 0; round <= sizes.time; ++round) {

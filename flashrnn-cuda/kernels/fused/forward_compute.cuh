@@ -20,19 +20,16 @@ struct ComputeThread {
     const TokenBit (&token_bits)[2];
     const RowShifts& x_shifts;
 
-    int lane, group, split;   // of the warp: its 8 units, and its part of k
-    int lane_unit, lane_row;  // among the group's units; the first of the block's rows
+    int lane, group, split;   // `group` is the warp's 8 units, `split` its part of k
+    int lane_unit, lane_row;  // this thread's unit in the group, and its first row in the block
     int group_unit;           // the group's first unit in the block
-    bool unit_exists;
+    bool unit_exists;         // in the head
     Offset place;             // of the unit in [N, D]
     Offset state_stride;      // elements from each state to the next in [S, B, N, D]
     unsigned block_rank;      // in the cluster
 
     __device__ __forceinline__ int batch_row(int j) const { return block.row0 + lane_row + j; }
     __device__ __forceinline__ int length(int j) const { return RAGGED ? lengths[j] : sizes.time; }
-    __device__ __forceinline__ Offset state_index(int row, int s) const {
-        return s * state_stride + (block.row0 + row) * sizes.units() + place;
-    }
 
     __device__ __forceinline__ void step(unsigned step) {
         wait_for_step(shared, step);
@@ -220,7 +217,8 @@ struct ComputeThread {
             if (row >= block.rows || !unit_exists) continue;
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s)
-                call.state[state_index(row, s)] = states[j][s];
+                call.state[s * state_stride + (block.row0 + row) * sizes.units() + place] =
+                    states[j][s];
         }
     }
 };
@@ -264,10 +262,9 @@ __device__ __forceinline__ void compute(const ForwardCall& call, const Block& bl
     const TokenBit token_bits[2] = {{sizes, block.row0 + lane_row},
                                     {sizes, block.row0 + lane_row + ROWS_PER_LANE - 1}};
 
-    ComputeThread thread{call,      sizes,     block,      shared,      product,      bias,
-                         states,    lengths,   token_bits, x_shifts,    lane,         group,
-                         split,     lane_unit, lane_row,   group_unit,  unit_exists,  place,
-                         state_stride, block_rank};
+    ComputeThread thread{call, sizes, block, shared, product, bias, states, lengths, token_bits,
+                         x_shifts, lane, group, split, lane_unit, lane_row, group_unit,
+                         unit_exists, place, state_stride, block_rank};
     arrive_for_step(shared, 0);
     for (unsigned step = 0; step < unsigned(sizes.time); ++step) thread.step(step);
     wait_for_step(shared, sizes.time);
