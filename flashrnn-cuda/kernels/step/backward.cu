@@ -115,9 +115,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     Product<1> product(
         depth, tile.units, tile.rows,
         [&](int, int unit) { return call.r + (tile.place(sizes) + unit) * depth; },
-        [&](int row) {
-            return after + (Offset(tile.row0 + row) * sizes.heads + tile.head) * depth;
-        });
+        [&](int row) { return after + tile.head_row(sizes, row) * depth; });
     product.fetch();
 
     const auto unit_of = [&](int pair) { return int(threadIdx.x + pair * THREADS) % UNITS; };
@@ -147,8 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             Cell::backward(in.residuals, d, d_before, d_gates);
 #pragma unroll
             for (int gate = 0; gate < Cell::RECURRENT; ++gate) {
-                const Offset head_row = Offset(tile.row0 + row_of(pair)) * sizes.heads + tile.head;
-                const Offset row = head_row * Cell::RECURRENT + gate;
+                const Offset row = tile.head_row(sizes, row_of(pair)) * Cell::RECURRENT + gate;
                 narrow(d_gates[gate], here[row * sizes.depth + tile.unit0 + unit_of(pair)]);
             }
 #pragma unroll

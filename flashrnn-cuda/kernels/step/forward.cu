@@ -98,9 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             const Offset row = Offset(gate) * sizes.heads + tile.head;
             return call.r + (row * sizes.head_dim + tile.unit0 + unit) * sizes.depth;
         },
-        [&](int row) {
-            return before + (Offset(tile.row0 + row) * sizes.heads + tile.head) * sizes.depth;
-        });
+        [&](int row) { return before + tile.head_row(sizes, row) * sizes.depth; });
     product.fetch();
 
     // Of each (unit, row) pair what does not depend on the previous step.
@@ -152,12 +150,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 gates[pair][gate] += reset[pair] ? 0.0f : product.sum(sums, gate, unit, row);
             Cell::forward(states[pair], gates[pair], next);
             next[0] = real::clamp(next[0], call.forward_clip);
-            const Offset head_row = Offset(tile.row0 + row) * sizes.heads + tile.head;
-            saturate(next[0], after[head_row * sizes.depth + tile.unit0 + unit]);
+            saturate(next[0], after[tile.head_row(sizes, row) * sizes.depth + tile.unit0 + unit]);
 #pragma unroll
             for (int s = 0; s < Cell::STATES; ++s)
-                call.state[s * state_stride + head_row * sizes.head_dim + tile.unit0 + unit] =
-                    next[s];
+                call.state[s * state_stride + tile.state(sizes, row, unit)] = next[s];
         }
         store(call, sizes, tokens[pair], tile.place(sizes) + unit, active[pair], next, gates[pair]);
     }

@@ -36,8 +36,13 @@ struct Tile {
         return Offset(head) * sizes.head_dim + unit0;
     }
 
+    // Returns the index of a row of the tile in [B, N].
+    __device__ __forceinline__ Offset head_row(const Sizes& sizes, int row) const {
+        return Offset(row0 + row) * sizes.heads + head;
+    }
+
     // Returns the index of a unit and row of the tile in [B, N, D].
     __device__ __forceinline__ Offset state(const Sizes& sizes, int row, int unit) const {
-        return (Offset(row0 + row) * sizes.heads + head) * sizes.head_dim + unit0 + unit;
+        return head_row(sizes, row) * sizes.head_dim + unit0 + unit;
     }
 };

@@ -158,7 +158,7 @@ impl Fused {
     }
 
     /// Returns the bytes of shared memory of the forward kernel: the size of the struct `Shared` in
-    /// kernels/fused/forward.cu.
+    /// kernels/fused/forward_shared.cuh.
     pub fn forward_shared(&self, shapes: &Shapes, element_bytes: usize, saves: bool) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let k = forward_steps(shapes, self.split_k).next_multiple_of(2) * 16 * self.split_k;
@@ -179,7 +179,7 @@ impl Fused {
     }
 
     /// Returns the bytes of shared memory of the backward kernel: the size of the struct `Shared`
-    /// in kernels/fused/backward.cu.
+    /// in kernels/fused/backward_shared.cuh.
     pub fn backward_shared(&self, shapes: &Shapes, element_bytes: usize) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let dg = 2 * rows * (self.split_k * self.backward_steps(shapes) * 32 + 8);
