@@ -211,9 +211,11 @@ impl Panels {
                 for (i, place) in sources[..terms].iter_mut().enumerate() {
                     *place = source(kind, unit, k0 + i);
                 }
+                let tile = &mut packed[start + k0 * step..];
                 for lane in 0..n {
-                    for (i, &(first, stride)) in sources[..terms].iter().enumerate() {
-                        packed[start + (k0 + i) * step + lane] = from[first + lane * stride];
+                    let lanes = tile[lane..].iter_mut().step_by(step);
+                    for (packed, &(first, stride)) in lanes.zip(&sources[..terms]) {
+                        *packed = from[first + lane * stride];
                     }
                 }
             }
