@@ -12,9 +12,8 @@ fn cell<C: Cell>(c: &mut Criterion, cell: &C) {
     let mut group = c.benchmark_group(C::NAME);
     group.throughput(Throughput::Elements((batch * time * heads * head_dim) as u64));
     for level in Level::available() {
-        let cpu = Cpu::with_threads(1)
-            .and_then(|cpu| cpu.with_level(level))
-            .expect("a supported level");
+        let cpu =
+            Cpu::with_threads(1).and_then(|cpu| cpu.with_level(level)).expect("a supported level");
         let problem = Problem::new(batch, time, heads, head_dim);
         let plan = cpu.plan(cell, &problem).expect("a valid problem");
         let shapes = plan.shapes();
