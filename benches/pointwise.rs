@@ -1,7 +1,8 @@
 //! Benchmarks of the pointwise stage on one CPU thread in f32. Heads have 16 units, so that matrix
 //! products take little of the time.
 //!
-//! Run them with `cargo bench --bench pointwise`. Throughput is in units (elements of h) per second.
+//! Run them with `cargo bench --bench pointwise`. Throughput is in units (elements of h) per
+//! second.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flashrnn::cpu::Level;

@@ -7,8 +7,9 @@
 //! f = σ(g_f)    n = tanh(n_x + f n_h)    h' = (1 - f) h + f n
 //! ```
 //!
-//! The task is to sum a sequence of noise, which requires a memory that does not decay. The operator
-//! computes the gradients of the weights and inputs; the read-out is the mean of h over the units.
+//! The task is to sum a sequence of noise, which requires a memory that does not decay. The
+//! operator computes the gradients of the weights and inputs; the read-out is the mean of h over
+//! the units.
 //!
 //! Run it with `cargo run --release --example custom_cell`.
 

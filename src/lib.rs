@@ -10,7 +10,7 @@
 //! | feature | backend | default |
 //! |---|---|---|
 //! | `cpu` | [`Cpu`]: SIMD and threads | yes |
-//! | `ndarray` | calls of [`Cpu`]'s plans on arrays of the crate `ndarray`, re-exported as `cpu::ndarray` | no |
+//! | `ndarray` | [`Cpu`] with arrays of the crate `ndarray`, re-exported as `cpu::ndarray` | no |
 //! | `cuda` | `Cuda`: NVIDIA GPUs, with kernels compiled when a plan is made | no |
 //! | `wgpu` | `Wgpu`: any GPU, with WGSL shaders on Vulkan, Metal or DirectX 12 | no |
 //!
@@ -21,7 +21,8 @@
 //! let (batch, time, heads, head_dim) = (2, 100, 4, 32);
 //! let units = heads * head_dim;
 //! let plan = Cpu::new().plan(&Lstm, &Problem::new(batch, time, heads, head_dim))?;
-//! let weights = plan.pack(&vec![0.1_f32; 4 * units * head_dim], &vec![0.0; 4 * units])?; // r [Gr, N, D, D], b [G, N, D]
+//! let (r, b) = (vec![0.1_f32; 4 * units * head_dim], vec![0.0; 4 * units]);
+//! let weights = plan.pack(&r, &b)?; // r [Gr, N, D_out, D_in], b [G, N, D]
 //!
 //! // The forward pass of training keeps the states and what the backward pass needs.
 //! let wx = vec![0.5_f32; batch * time * 4 * units]; // [B, T, Gx, N, D]

@@ -26,13 +26,15 @@ use crate::sequence::{Output, Sequence, SequenceOptions};
 ///
 /// # fn main() -> candle_core::Result<()> {
 /// let (heads, head_dim) = (2, 16);
-/// let r = Tensor::randn(0f32, 0.2, (4, heads, head_dim, head_dim), &Device::Cpu)?; // [Gr, N, D_out, D_in]
-/// let b = Tensor::zeros((4, heads, head_dim), DType::F32, &Device::Cpu)?; // [G, N, D]
+/// // r: [Gr, N, D_out, D_in], b: [G, N, D]
+/// let r = Tensor::randn(0f32, 0.2, (4, heads, head_dim, head_dim), &Device::Cpu)?;
+/// let b = Tensor::zeros((4, heads, head_dim), DType::F32, &Device::Cpu)?;
 ///
 /// let frozen = Rnn::new(Lstm).freeze(&r, &b, DType::F32)?;
 /// let mut state = frozen.state(1)?;
 /// for _ in 0..3 {
-///     let wx = Tensor::randn(0f32, 1.0, (1, 4, heads, head_dim), &Device::Cpu)?; // [B, Gx, N, D]
+///     // [B, Gx, N, D]
+///     let wx = Tensor::randn(0f32, 1.0, (1, 4, heads, head_dim), &Device::Cpu)?;
 ///     let h = frozen.step(&wx, &mut state)?;
 ///     assert_eq!(h.dims(), [1, heads, head_dim]); // [B, N, D]
 /// }
@@ -49,7 +51,8 @@ impl Frozen {
     /// Runs the recurrence over `wx [B, T, Gx, N, D]` (or time-major), for any B and T.
     ///
     /// # Errors
-    /// Those of [`Rnn::forward`], and an error if the weights were frozen for another type of `wx`.
+    /// The same as [`Rnn::forward`], and an error if the weights were frozen for another type of
+    /// `wx`.
     pub fn forward(&self, wx: &Tensor, options: &SequenceOptions) -> Result<Output> {
         self.check_type(wx)?;
         self.calls.forward(wx, options)
@@ -99,7 +102,7 @@ impl<C: Cell> Rnn<C> {
     /// Later changes of the tensors do not affect the result.
     ///
     /// # Errors
-    /// Those of [`Rnn::forward`].
+    /// The same as [`Rnn::forward`].
     pub fn freeze(&self, r: &Tensor, b: &Tensor, dtype: DType) -> Result<Frozen> {
         let &[_, heads, head_dim, _] = r.dims() else {
             return Err(Error::msg(format!(

@@ -53,7 +53,7 @@ impl FrozenLayer {
     /// Runs the layer over `x [B, T, I]` (or time-major), for any B and T.
     ///
     /// # Errors
-    /// Those of [`RnnLayer::forward`](crate::RnnLayer::forward).
+    /// The same as [`RnnLayer::forward`](crate::RnnLayer::forward).
     pub fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
         self.frozen.forward(&self.product(x, 3)?, options)
     }
@@ -77,7 +77,7 @@ impl FrozenLayer {
     /// Advances `state` by one time step with `x [B, I]`, and returns h `[B, N, D]`.
     ///
     /// # Errors
-    /// Those of [`Frozen::step`].
+    /// The same as [`Frozen::step`].
     pub fn step(&self, x: &Tensor, state: &mut State) -> Result<Tensor> {
         self.frozen.step(&self.product(x, 2)?, state)
     }

@@ -112,7 +112,8 @@ impl CustomOp1 for Gradient {
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
         Err(Error::msg(
-            "flashrnn has no second derivatives; detach() a gradient before computing a loss from it",
+            "flashrnn has no second derivatives; detach() a gradient before computing a loss \
+             from it",
         ))
     }
 }

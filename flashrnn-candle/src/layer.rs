@@ -110,7 +110,8 @@ fn flat(tensors: &[Tensor]) -> Result<Tensor> {
 }
 
 impl<C: Cell> RnnLayer<C> {
-    /// Gets the parameters from `vb`, which creates them if it is backed by a `VarMap` without them.
+    /// Gets the parameters from `vb`, which creates them if it is backed by a `VarMap` without
+    /// them.
     ///
     /// # Errors
     /// If a size is 0, or a parameter is missing or has the wrong shape.
@@ -166,7 +167,7 @@ impl<C: Cell> RnnLayer<C> {
     /// it to `[B, T, N·D]`.
     ///
     /// # Errors
-    /// Those of [`Rnn::forward`].
+    /// The same as [`Rnn::forward`].
     pub fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
         let shapes = self.shapes_of(x)?;
         let sequence = Sequence::read(options, &shapes)?;

@@ -14,14 +14,17 @@
 //! # fn main() -> candle_core::Result<()> {
 //! let vars = VarMap::new();
 //! let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-//! let layer = RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 1, heads: 2, head_dim: 8 }, vb.pp("rnn"))?;
+//! let size = LayerSize { input: 1, heads: 2, head_dim: 8 };
+//! let layer = RnnLayer::new(Rnn::new(Lstm), size, vb.pp("rnn"))?;
 //! let head = candle_nn::linear(16, 1, vb.pp("head"))?;
 //!
 //! // Predicts the next value of a sine, in rows of 24 and 12 steps.
 //! let wave = |i: u32| (i as f32 * 0.5).sin();
-//! let x = Tensor::from_iter((0..48).map(wave), &Device::Cpu)?.reshape((2, 24, 1))?; // [B, T, I]
-//! let next = Tensor::from_iter((1..49).map(wave), &Device::Cpu)?.reshape((2, 24, 1))?;
-//! let inside = Tensor::from_iter((0..48).map(|i| f32::from(i < 36)), &Device::Cpu)?.reshape((2, 24, 1))?;
+//! let shape = (2, 24, 1); // [B, T, I]
+//! let x = Tensor::from_iter((0..48).map(wave), &Device::Cpu)?.reshape(shape)?;
+//! let next = Tensor::from_iter((1..49).map(wave), &Device::Cpu)?.reshape(shape)?;
+//! let mask = (0..48).map(|i| f32::from(i < 36));
+//! let mask = Tensor::from_iter(mask, &Device::Cpu)?.reshape(shape)?;
 //! let lengths = Tensor::new(&[24u32, 12], &Device::Cpu)?;
 //! let options = SequenceOptions { lengths: Some(&lengths), ..Default::default() };
 //!
@@ -29,7 +32,7 @@
 //! let mut losses = vec![];
 //! for _ in 0..30 {
 //!     let h = layer.forward(&x, &options)?.h; // [B, T, N, D]
-//!     let error = ((head.forward(&h.flatten_from(2)?)? - &next)? * &inside)?;
+//!     let error = ((head.forward(&h.flatten_from(2)?)? - &next)? * &mask)?;
 //!     let loss = error.sqr()?.mean_all()?;
 //!     optimiser.backward_step(&loss)?;
 //!     losses.push(loss.to_scalar::<f32>()?);
@@ -48,9 +51,10 @@
 //!
 //! # fn main() -> candle_core::Result<()> {
 //! let (batch, time, heads, head_dim) = (2, 7, 3, 4);
-//! let wx = Var::randn(0f32, 1.0, (batch, time, 4, heads, head_dim), &Device::Cpu)?; // [B, T, Gx, N, D]
-//! let r = Var::randn(0f32, 0.3, (4, heads, head_dim, head_dim), &Device::Cpu)?; // [Gr, N, D_out, D_in]
-//! let b = Var::zeros((4, heads, head_dim), DType::F32, &Device::Cpu)?; // [G, N, D]
+//! // wx: [B, T, Gx, N, D], r: [Gr, N, D_out, D_in], b: [G, N, D]
+//! let wx = Var::randn(0f32, 1.0, (batch, time, 4, heads, head_dim), &Device::Cpu)?;
+//! let r = Var::randn(0f32, 0.3, (4, heads, head_dim, head_dim), &Device::Cpu)?;
+//! let b = Var::zeros((4, heads, head_dim), DType::F32, &Device::Cpu)?;
 //!
 //! let rnn = Rnn::new(Slstm).with(Options { forward_clip: Some(0.9), ..Options::default() });
 //! let out = rnn.forward(&wx, &r, &b, &SequenceOptions::default())?;

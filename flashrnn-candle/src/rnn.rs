@@ -21,7 +21,8 @@ use crate::{Output, SequenceOptions};
 /// use flashrnn::{Options, Save, Slstm};
 /// use flashrnn_candle::Rnn;
 ///
-/// let rnn = Rnn::new(Slstm).with(Options { reverse: true, save: Save::Recompute, ..Options::default() });
+/// let options = Options { reverse: true, save: Save::Recompute, ..Options::default() };
+/// let rnn = Rnn::new(Slstm).with(options);
 /// assert!(rnn.options().reverse);
 /// ```
 #[derive(Clone, Debug)]

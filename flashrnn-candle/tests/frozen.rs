@@ -76,7 +76,7 @@ fn single_steps_agree_with_one_pass() -> Result<()> {
         let x = Tensor::randn(0.0f64, 1.0, (2, 7, 3), &Device::Cpu)?.to_dtype(dtype)?;
         let whole = frozen.forward(&x, &SequenceOptions::default())?;
         let (h, last) = steps(&frozen, &x)?;
-        // W x is a product of another size, which may sum in another order.
+        // W x is a product of a different size, which may sum in a different order.
         let near = |a: &Tensor, b: &Tensor| -> Result<bool> {
             Ok(values(a)?
                 .iter()

@@ -36,7 +36,7 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> Result<f64> {
     (a - b)?.abs()?.max_all()?.to_scalar()
 }
 
-/// Allows for f64 sums of eight terms in another order.
+/// Allows for f64 sums of eight terms in a different order.
 const TOLERANCE: f64 = 1e-14;
 
 #[test]

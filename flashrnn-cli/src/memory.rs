@@ -8,8 +8,8 @@ use std::process;
 use anyhow::{Result, bail};
 
 /// The global allocator of the command: the system allocator, except that the process reports a
-/// failed allocation and exits with status 1 instead of aborting. Most code that allocates, here and
-/// in other crates, cannot return an error.
+/// failed allocation and exits with status 1 instead of aborting. Most code that allocates, here
+/// and in other crates, cannot return an error.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory;
 

@@ -17,8 +17,8 @@ const READER_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// New and regular files are written atomically: the bytes go to a temporary file in the same
 /// folder, which is renamed once it is on disk, with the mode and owner of the file it replaces.
-/// Symbolic links are followed. Devices, pipes, files with several hard links, and files whose owner
-/// or folder does not allow replacing them are overwritten in place.
+/// Symbolic links are followed. Devices, pipes, files with several hard links, and files whose
+/// owner or folder does not allow replacing them are overwritten in place.
 ///
 /// # Errors
 /// If `path` is read-only (even if its folder would allow replacing it), a dangling link, a folder,

@@ -41,12 +41,13 @@ const KNOWN: [&str; 8] =
 /// The arguments of `flashrnn run`.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
-Input tensors: Wx [B,T,Gx,N,D], R [Gr,N,D,D], b [G,N,D], and optionally states [S,B,N,D] (the initial state),
-lengths [B], resets [B,T], d_states [S,B,T,N,D], d_last_states [S,B,N,D] (the incoming gradients of --backward;
-zeros if absent, and unused without --backward).
-Output tensors: states [S,B,T,N,D], last_states [S,B,N,D], and with --backward d_Wx, d_R, d_b, d_states_initial.
-With --time-major, T comes before B in Wx, resets, states, d_states and d_Wx, but not in the initial and final
-states.")]
+Input tensors: Wx [B,T,Gx,N,D], R [Gr,N,D,D], b [G,N,D], and optionally states [S,B,N,D] (the
+initial state), lengths [B], resets [B,T], d_states [S,B,T,N,D], d_last_states [S,B,N,D] (the
+incoming gradients of --backward; zeros if absent, and unused without --backward).
+Output tensors: states [S,B,T,N,D], last_states [S,B,N,D], and with --backward d_Wx, d_R, d_b,
+d_states_initial.
+With --time-major, T comes before B in Wx, resets, states, d_states and d_Wx, but not in the
+initial and final states.")]
 pub struct Args {
     /// The safetensors file that contains the problem.
     input: PathBuf,

@@ -44,8 +44,8 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Reads a floating-point tensor of dimensions `want`, converted to `P`. Returns `None` if it is
-    /// absent.
+    /// Reads a floating-point tensor of dimensions `want`, converted to `P`. Returns `None` if it
+    /// is absent.
     pub fn floats<P: Element>(&self, name: &str, want: &[usize]) -> Result<Option<Vec<P>>> {
         let Some((dtype, data)) = self.take(name, want)? else { return Ok(None) };
         Ok(Some(match dtype {

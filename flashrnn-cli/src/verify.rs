@@ -1,5 +1,5 @@
-//! `flashrnn verify`: compares random problems with every option with the f64 reference, on this
-//! machine.
+//! `flashrnn verify`: compares the results of this machine with the f64 reference, for random
+//! problems that cover every option.
 
 use std::io::Write;
 

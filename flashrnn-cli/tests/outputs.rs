@@ -1,4 +1,4 @@
-//! Writing an output preserves the kind of file it replaces, and an interrupted training leaves
+//! Writing an output preserves the kind of file it replaces, and an interrupted training run leaves
 //! complete files of a single run.
 
 #![cfg(unix)]
@@ -131,7 +131,7 @@ fn read_only_files_are_rejected_or_keep_their_mode() {
     assert_eq!(fs::metadata(&path).expect("it exists").mode() & 0o777, 0o444);
 }
 
-/// Starts a training with small sizes that writes to `out` in `folder`.
+/// Starts a training run with small sizes that writes to `out` in `folder`.
 fn train(folder: &Folder, steps: &str, cell: &str) -> Child {
     let text = folder.path().join("text.txt");
     fs::write(&text, "ara mara tara. bella puella salve. ".repeat(60)).expect("a writable folder");
@@ -176,7 +176,7 @@ fn wait_until(done: impl Fn() -> bool) {
 }
 
 #[test]
-fn an_interrupted_training_leaves_files_of_one_run() {
+fn interrupted_training_leaves_files_of_one_run() {
     let folder = Folder::new();
     let first = train(&folder, "12", "lstm").wait().expect("it ends");
     assert!(first.success());
@@ -197,7 +197,7 @@ fn an_interrupted_training_leaves_files_of_one_run() {
 }
 
 #[test]
-fn a_killed_training_leaves_complete_files() {
+fn killed_training_leaves_complete_files() {
     let folder = Folder::new();
     for run in 0..12 {
         let mut training = train(&folder, "400", "slstm");

@@ -153,13 +153,13 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
     /// Computes the gradients by backpropagation through time.
     ///
     /// # Errors
-    /// Those of [`Plan::forward`], and [`Error::Argument`] if a tensor is missing.
+    /// The same as [`Plan::forward`], and [`Error::Argument`] if a tensor is missing.
     fn backward(&self, call: Backward<'_, Self::Backend, T, W>) -> Result<()>;
 
     /// Advances a state by one time step without allocating. Ignores the problem's T and direction.
     ///
     /// # Errors
-    /// Those of [`Plan::forward`].
+    /// The same as [`Plan::forward`].
     fn step(&self, call: Step<'_, Self::Backend, T>) -> Result<()>;
 }
 

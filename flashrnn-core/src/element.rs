@@ -78,7 +78,10 @@ pub trait Element: Pod + Default + PartialEq + fmt::Debug + Send + Sync + sealed
 }
 
 macro_rules! element {
-    ($t:ty, $wide:ty, $dtype:ident, $roundoff:expr, $max:expr, $to_wide:expr, $from_wide:expr, $to_f64:expr, $from_f64:expr) => {
+    (
+        $t:ty, $wide:ty, $dtype:ident, $roundoff:expr, $max:expr,
+        $to_wide:expr, $from_wide:expr, $to_f64:expr, $from_f64:expr
+    ) => {
         impl sealed::Sealed for $t {}
         impl Element for $t {
             type Wide = $wide;

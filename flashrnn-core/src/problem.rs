@@ -54,7 +54,8 @@ pub struct Options {
 /// ```
 /// use flashrnn_core::{Options, Problem};
 ///
-/// let problem = Problem::new(16, 256, 4, 64).with(Options { reverse: true, ..Options::default() });
+/// let options = Options { reverse: true, ..Options::default() };
+/// let problem = Problem::new(16, 256, 4, 64).with(options);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {

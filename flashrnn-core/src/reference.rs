@@ -171,7 +171,7 @@ pub fn forward<C: Cell>(cell: &C, problem: &Problem, x: &Inputs) -> Result<Outpu
 /// [`forward`] returned for `x`.
 ///
 /// # Errors
-/// Those of [`forward`].
+/// The same as [`forward`].
 pub fn backward<C: Cell>(
     cell: &C,
     problem: &Problem,

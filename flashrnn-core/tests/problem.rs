@@ -122,11 +122,7 @@ fn elements_round() {
     fn check<T: Element>() {
         let next = 1.0 + 2.0 * T::ROUNDOFF;
         assert_eq!(T::from_f64(next).to_f64(), next);
-        assert_eq!(
-            T::from_f64(1.0 + T::ROUNDOFF).to_f64(),
-            1.0,
-            "a tie goes to the even neighbour"
-        );
+        assert_eq!(T::from_f64(1.0 + T::ROUNDOFF).to_f64(), 1.0, "ties round to even");
         assert_eq!(T::from_f64(1.0 + 1.5 * T::ROUNDOFF).to_f64(), next);
         assert_eq!(T::from_f64(1.0 + 3.0 * T::ROUNDOFF).to_f64(), 1.0 + 4.0 * T::ROUNDOFF);
         assert!(T::from_f64(f64::NAN).to_f64().is_nan());

@@ -61,9 +61,9 @@ impl Case {
     /// yield equal cases.
     ///
     /// `wx`, `b` and the gradients are drawn from N(0, 1), and `r` from N(0, 1)/√D. `s0` is the
-    /// final state of another random run, or zero in about one row of four, because every cell
-    /// admits such initial states and no others. `wx` and `d_states` are rounded to `T`, `r` and
-    /// `b` to `W`, and `s0` and `d_last` to `T::Wide`.
+    /// final state of another random run, or zero in about one row of four, because only such
+    /// initial states are valid for every cell. `wx` and `d_states` are rounded to `T`, `r` and `b`
+    /// to `W`, and `s0` and `d_last` to `T::Wide`.
     ///
     /// # Errors
     /// [`Error::InvalidProblem`](flashrnn_core::Error::InvalidProblem) if the problem is invalid.

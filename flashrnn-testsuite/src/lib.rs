@@ -3,7 +3,11 @@
 //!
 //! ```text
 //! // tests/conformance.rs of a backend
-//! flashrnn_testsuite::conformance!(Cpu::new(), same_bits_as: [Cpu::with_threads(1).unwrap()], skip: []);
+//! flashrnn_testsuite::conformance!(
+//!     Cpu::new(),
+//!     same_bits_as: [Cpu::with_threads(1).unwrap()],
+//!     skip: []
+//! );
 //! ```
 //!
 //! A failure prints the shrunk case as Rust code to paste into a test:
@@ -144,7 +148,9 @@ macro_rules! conformance {
         , skip: [$(($skip:literal, $reason:literal)),* $(,)?] $(,)?
     ) => {
         $crate::conformance! {
-            if_available: Some($backend), same_bits_as: [$($(Some($other)),*)?], skip: [$(($skip, $reason)),*]
+            if_available: Some($backend),
+            same_bits_as: [$($(Some($other)),*)?],
+            skip: [$(($skip, $reason)),*]
         }
     };
 }

@@ -16,7 +16,7 @@ pub struct Map<'a> {
     pub rows: Vec<usize>,
     /// The old head of each new head.
     pub heads: Vec<usize>,
-    /// Returns the old step of a new row and new step.
+    /// Maps a new row and step to the old step.
     pub step: &'a dyn Fn(usize, usize) -> usize,
 }
 

@@ -58,7 +58,7 @@ impl Results {
     /// Runs the f64 reference on `case`. Returns the same tensors as [`run`](crate::run()).
     ///
     /// # Errors
-    /// Those of [`reference::forward`].
+    /// The same as [`reference::forward`].
     pub fn reference<C: Cell>(cell: &C, case: &Case) -> Result<Self> {
         let out = reference::forward(cell, &case.problem, &case.inputs)?;
         let grads = reference::backward(cell, &case.problem, &case.inputs, &out, &case.d)?;
@@ -121,7 +121,7 @@ pub fn tolerance(dtype: Dtype) -> f64 {
 /// Measures the error of each tensor of `got`, with elements of `dtype`, against the f64 reference.
 ///
 /// # Errors
-/// Those of [`reference::forward`].
+/// The same as [`reference::forward`].
 pub fn measure<C: Cell>(
     cell: &C,
     case: &Case,
@@ -139,7 +139,7 @@ pub fn measure<C: Cell>(
 /// cancel. It also grows by the loss to underflow.
 ///
 /// # Errors
-/// Those of [`reference::forward`].
+/// The same as [`reference::forward`].
 pub fn compare<C: Cell>(
     cell: &C,
     case: &Case,

@@ -15,7 +15,7 @@ use crate::results::Results;
 /// beforehand to expose elements it does not write.
 ///
 /// # Errors
-/// Whatever the backend reports.
+/// Any error of the backend.
 pub fn run<B: Backend, C: Cell, T: Element, W: Element>(
     backend: &B,
     cell: &C,
@@ -59,7 +59,7 @@ impl<B: Backend, T: Element> ForwardPass<B, T> {
     /// Uploads the inputs of `case`, packs its weights, and runs the forward pass.
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     pub fn forward<W: Element>(
         backend: &B,
         plan: &B::Plan<T, W>,
@@ -103,7 +103,7 @@ impl<B: Backend, T: Element> ForwardPass<B, T> {
     /// Downloads `h`, `states` and `last`.
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     pub fn outputs(&self, backend: &B) -> Result<Results> {
         let mut results = Results::default();
         results.push("h", download(backend, &self.h)?);
@@ -115,7 +115,7 @@ impl<B: Backend, T: Element> ForwardPass<B, T> {
     /// Runs the backward pass and returns `d_wx`, `d_r`, `d_b` and `d_s0`.
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     pub fn backward<W: Element>(
         &self,
         backend: &B,
@@ -186,7 +186,7 @@ fn workspace<B: Backend>(
 /// Allocates a buffer and fills it with `values` rounded to `P`.
 ///
 /// # Errors
-/// Whatever the backend reports.
+/// Any error of the backend.
 pub fn upload<B: Backend, P: Element>(backend: &B, values: &[f64]) -> Result<B::Buffer<P>> {
     backend.upload(&values.iter().map(|&v| P::from_f64(v)).collect::<Vec<_>>())
 }
@@ -194,7 +194,7 @@ pub fn upload<B: Backend, P: Element>(backend: &B, values: &[f64]) -> Result<B::
 /// Allocates a buffer of `len` elements and fills it with NaN.
 ///
 /// # Errors
-/// Whatever the backend reports.
+/// Any error of the backend.
 pub fn poison<B: Backend, P: Element>(backend: &B, len: usize) -> Result<B::Buffer<P>> {
     backend.upload(&vec![P::from_f64(f64::NAN); len])
 }
@@ -202,7 +202,7 @@ pub fn poison<B: Backend, P: Element>(backend: &B, len: usize) -> Result<B::Buff
 /// Downloads a buffer as f64.
 ///
 /// # Errors
-/// Whatever the backend reports.
+/// Any error of the backend.
 pub fn download<B: Backend, P: Element>(backend: &B, buffer: &B::Buffer<P>) -> Result<Vec<f64>> {
     Ok(backend.download(backend.view(buffer))?.into_iter().map(P::to_f64).collect())
 }

@@ -56,7 +56,8 @@ const HEAD_DIM: &[usize] = &[1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 
 /// multiplications per gate.
 pub fn any_setup(work: usize) -> impl Strategy<Value = Setup> {
     let sizes = (select(BATCH), select(TIME), select(HEADS), select(HEAD_DIM));
-    let clip = || prop_oneof![3 => Just(None), 1 => select(&[0.5, 0.1, 1.0, f64::INFINITY][..]).prop_map(Some)];
+    let bounds = &[0.5, 0.1, 1.0, f64::INFINITY][..];
+    let clip = || prop_oneof![3 => Just(None), 1 => select(bounds).prop_map(Some)];
     let options = (
         any::<bool>(),
         any::<bool>(),
@@ -85,13 +86,13 @@ pub fn any_setup(work: usize) -> impl Strategy<Value = Setup> {
             };
             *shrunk = *shrunk * 2 / 3;
         }
-        let (time_major, reverse, forward_clip, recurrent_grad_clip, cut_recurrent_grad, recompute) = options;
+        let (time_major, reverse, forward_clip, recurrent_grad_clip, cut, recompute) = options;
         let problem = Problem::new(batch, time, heads, head_dim).with(Options {
             layout: if time_major { Layout::TimeMajor } else { Layout::BatchMajor },
             reverse,
             forward_clip,
             recurrent_grad_clip,
-            cut_recurrent_grad,
+            cut_recurrent_grad: cut,
             save: if recompute { Save::Recompute } else { Save::Gates },
             ..Options::default()
         });

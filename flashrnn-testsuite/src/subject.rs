@@ -22,53 +22,53 @@ pub trait Subject<B: Backend> {
     /// Returns the shapes of a problem with this cell.
     ///
     /// # Errors
-    /// Those of [`Problem::shapes`].
+    /// The same as [`Problem::shapes`].
     fn shapes(&self, problem: &Problem) -> Result<Shapes>;
     /// Calls [`Case::random`].
     ///
     /// # Errors
-    /// Those of [`Case::random`].
+    /// The same as [`Case::random`].
     fn case(&self, problem: &Problem, tensors: Tensors, seed: u64) -> Result<Case>;
     /// Calls [`Results::reference`].
     ///
     /// # Errors
-    /// Those of [`Results::reference`].
+    /// The same as [`Results::reference`].
     fn reference(&self, case: &Case) -> Result<Results>;
     /// Calls [`compare`].
     ///
     /// # Errors
-    /// Those of [`compare`].
+    /// The same as [`compare`].
     fn compare(&self, case: &Case, got: &Results, want: &Results) -> Result<Vec<Measured>>;
     /// Calls [`run`].
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     fn run(&self, backend: &B, case: &Case) -> Result<Results>;
     /// Does what [`run`] does, with optional arguments of the passes.
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     fn run_with(&self, backend: &B, case: &Case, options: CallOptions<'_>) -> Result<Results>;
     /// Runs all forward passes with one plan, then all backward passes in the same order.
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     fn interleaved(&self, backend: &B, cases: &[Case]) -> Result<Vec<Results>>;
     /// Runs all cases concurrently with one plan, each on its own thread.
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     fn in_threads(&self, backend: &B, cases: &[Case]) -> Result<Vec<Results>>;
     /// Computes `h` and `last` by calling [`Plan::step`] for every time step.
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     fn stream(&self, backend: &B, case: &Case) -> Result<Results>;
     /// Computes `h`, `states` and `last` by three inference passes, each of which returns one of
     /// them.
     ///
     /// # Errors
-    /// Whatever the backend reports.
+    /// Any error of the backend.
     fn inference(&self, backend: &B, case: &Case) -> Result<Results>;
 }
 

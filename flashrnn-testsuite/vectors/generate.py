@@ -68,7 +68,9 @@ def vector(cell, B, T, N, D, lengths=None, initial=False, reverse=False):
             state = tuple(full) if cell == "lstm" else full[0]
         given = x
         if lengths is not None:
-            given = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            given = torch.nn.utils.rnn.pack_padded_sequence(
+                x, lengths, batch_first=True, enforce_sorted=False
+            )
         h, last = module(given, state)
         if lengths is not None:
             h, _ = torch.nn.utils.rnn.pad_packed_sequence(h, batch_first=True, total_length=T)
@@ -79,7 +81,9 @@ def vector(cell, B, T, N, D, lengths=None, initial=False, reverse=False):
         gates = lambda v, order: torch.stack([v.view(G, D, *v.shape[1:])[k] for k in order])
         if cell == "gru":
             # n_h, r, z, n_x
-            bias = lambda ih, hh, both: torch.stack([hh[2 * D :], both[:D], both[D : 2 * D], ih[2 * D :]])
+            bias = lambda ih, hh, both: torch.stack(
+                [hh[2 * D :], both[:D], both[D : 2 * D], ih[2 * D :]]
+            )
             heads["b"].append(bias(b_ih, b_hh, b_ih + b_hh).detach())
             heads["d_b"].append(bias(b_ih.grad, b_hh.grad, b_ih.grad))
         else:
@@ -112,14 +116,16 @@ def slstm(B, T, N, D):
     h = c = n = torch.zeros(B, N, D, dtype=torch.float64)
     hs = []
     for t in range(T):
-        i, f, z, o = (torch.einsum("gnij,bnj->gbni", r, h) + wx[:, t].transpose(0, 1) + b[:, None]).unbind(0)
+        recurrent = torch.einsum("gnij,bnj->gbni", r, h)
+        i, f, z, o = (recurrent + wx[:, t].transpose(0, 1) + b[:, None]).unbind(0)
         c = f.sigmoid() * c + i.exp() * z.tanh()
         n = f.sigmoid() * n + i.exp()
         h = o.sigmoid() * c / n
         hs.append(h)
     h = torch.stack(hs, 1)
     (h * d_h).sum().backward()
-    out = {"wx": wx, "r": r, "b": b, "h": h, "d_h": d_h, "d_wx": wx.grad, "d_r": r.grad, "d_b": b.grad}
+    out = {"wx": wx, "r": r, "b": b, "h": h, "d_h": d_h}
+    out |= {"d_wx": wx.grad, "d_r": r.grad, "d_b": b.grad}
     return {name: value.detach().contiguous() for name, value in out.items()}
 
 
@@ -128,7 +134,10 @@ def main():
     # The order matters, since all draw from one generator.
     for name, make in [
         ("lstm", lambda: vector("lstm", 2, 5, 2, 5)),
-        ("lstm_reverse", lambda: vector("lstm", 3, 6, 1, 7, lengths=[4, 6, 1], initial=True, reverse=True)),
+        (
+            "lstm_reverse",
+            lambda: vector("lstm", 3, 6, 1, 7, lengths=[4, 6, 1], initial=True, reverse=True),
+        ),
         ("gru", lambda: vector("gru", 3, 4, 2, 3, lengths=[2, 4, 3], initial=True)),
         ("gru_reverse", lambda: vector("gru", 2, 6, 1, 9, initial=True, reverse=True)),
         ("elman", lambda: vector("elman", 3, 7, 3, 5, initial=True)),

@@ -67,7 +67,8 @@ impl FromStr for BackendName {
 /// let weights = plan.pack(backend.view(&r), backend.view(&b))?;
 /// let wx = backend.upload(&vec![0.5; 2 * 100 * 4 * 4 * 32])?;
 /// let mut h = backend.alloc(2 * 100 * 4 * 32)?;
-/// plan.forward(Forward { h: Some(backend.view_mut(&mut h)), ..Forward::new(&weights, backend.view(&wx)) })?;
+/// let call = Forward::new(&weights, backend.view(&wx));
+/// plan.forward(Forward { h: Some(backend.view_mut(&mut h)), ..call })?;
 /// let h: Vec<f32> = backend.download(backend.view(&h))?;
 /// # Ok(())
 /// # }
@@ -143,8 +144,8 @@ impl AnyBackend {
         }
     }
 
-    /// Makes the backend of a GPU that supports `dtype`, preferring CUDA to wgpu, or that of the CPU
-    /// if there is none. A software driver that runs on the CPU does not count as a GPU.
+    /// Makes the backend of a GPU that supports `dtype`, preferring CUDA to wgpu, or that of the
+    /// CPU if there is none. A software driver that runs on the CPU does not count as a GPU.
     ///
     /// # Errors
     /// If there is no such GPU and this program was built without the feature `cpu`, the error of

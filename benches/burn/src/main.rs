@@ -6,8 +6,8 @@
 //! ```
 //!
 //! burn's LSTM includes the product of its input with W, and ours does not. Therefore that product,
-//! computed by burn for all tokens at once, is timed separately and added to ours. Both use the same
-//! weights, and nothing is timed unless h and the gradients agree.
+//! computed by burn for all tokens at once, is timed separately and added to ours. Both use the
+//! same weights, and nothing is timed unless h and the gradients agree.
 
 use std::error::Error;
 use std::time::Instant;
@@ -224,7 +224,8 @@ fn main() -> Result<()> {
     ours.forward()?;
     ours.both()?;
     let (h, gradients) = burns_both()?;
-    let gates = [&graded_lstm.input_gate, graded_lstm.forget_gate.as_ref().ok_or("no forget gate")?];
+    let forget_gate = graded_lstm.forget_gate.as_ref().ok_or("no forget gate")?;
+    let gates = [&graded_lstm.input_gate, forget_gate];
     let gates = gates.into_iter().chain([&graded_lstm.cell_gate, &graded_lstm.output_gate]);
     let d_r = gates.map(|gate| gate.hidden_transform.weight.grad(&gradients).map(Tensor::transpose));
     let d_r = d_r.collect::<Option<Vec<_>>>().ok_or("no gradient of R")?;

@@ -23,7 +23,7 @@ impl Variables {
             Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
         };
         let (gates, states) = (C::GATES.len(), C::S);
-        // sLSTM does not admit random initial states.
+        // A random initial state is not valid for sLSTM.
         let deviation = if C::NAME == "slstm" { 0.0 } else { 1.0 };
         Ok(Self([
             make(1.0, &[batch, time, external, heads, head_dim], dtype)?,

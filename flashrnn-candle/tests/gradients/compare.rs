@@ -41,8 +41,8 @@ pub struct Types {
     pub tolerance: f64,
 }
 
-/// Sums are computed in another order than in the reference: about ten roundings of 1e-16, hardly
-/// amplified.
+/// Sums are computed in a different order than in the reference: about ten roundings of 1e-16,
+/// hardly amplified.
 pub const F64: Types = Types { wx: DType::F64, weights: DType::F64, tolerance: 1e-11 };
 /// Backpropagation over a dozen steps of a small network amplifies f32's rounding error of 6e-8
 /// less than a hundredfold.
@@ -69,7 +69,8 @@ impl Variables {
         let wx = make(&shapes.wx(), 1, 1.5, types.wx)?;
         let r = make(&shapes.r(), 2, 0.7, types.weights)?;
         let b = make(&shapes.b(), 3, 0.5, types.weights)?;
-        // The initial state is the final state of another run, since sLSTM does not admit any state.
+        // The initial state is the final state of another run, as arbitrary ones are not valid for
+        // sLSTM.
         let earlier_dims = [problem.batch, 3, shapes.external, problem.heads, problem.head_dim];
         let earlier_wx = make(&earlier_dims, 4, 1.0, types.wx)?;
         let earlier =

@@ -157,7 +157,7 @@ fn chunks_joined_by_last_agree_with_one_pass() -> Result<()> {
         let (Some(whole), Some(chunks)) = (d_whole.get(x), d_chunks.get(x)) else {
             panic!("no gradient")
         };
-        // The weight gradient is summed in two parts, so in another order.
+        // The weight gradient is summed in two parts, so in a different order.
         assert!(relative_error(&values(chunks)?, &values(whole)?) < 1e-13);
     }
     Ok(())

@@ -66,7 +66,8 @@ pub struct Args {
     /// The random seed. The same seed reproduces the same result on the same machine.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The sampling temperature of the text printed at the end; 0 selects the most likely character.
+    /// The sampling temperature of the text printed at the end; 0 selects the most likely
+    /// character.
     #[arg(long, default_value_t = 0.7)]
     temperature: f64,
     /// The backend that runs the recurrence.
@@ -294,8 +295,8 @@ mod tests {
             for again in ["a", "b"] {
                 let out = folder.path().join(format!("{cell}-{again}"));
                 let flags = format!(
-                    "--text {} --out {} --cell {cell} --layers 2 --heads 2 --head-dim 8 --seq-len 12 --batch 4 \
-                     --steps 60 --lr 0.02 --dropout 0.1",
+                    "--text {} --out {} --cell {cell} --layers 2 --heads 2 --head-dim 8 \
+                     --seq-len 12 --batch 4 --steps 60 --lr 0.02 --dropout 0.1",
                     text.display(),
                     out.display()
                 );

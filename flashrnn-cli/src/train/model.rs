@@ -52,8 +52,8 @@ impl<C: Cell> Recurrent for RnnLayer<C> {
     }
 }
 
-/// The state that the network carries between calls: `[S, B, N, D]` for each layer, or `None` before
-/// the first call.
+/// The state that the network carries between calls: `[S, B, N, D]` for each layer, or `None`
+/// before the first call.
 pub type State = Vec<Option<Tensor>>;
 
 pub struct LanguageModel {
@@ -299,7 +299,8 @@ mod tests {
         let (second, _) = model_frozen.forward(&tokens.narrow(1, 2, 3)?, &state, None, off)?;
         let apart =
             (whole - Tensor::cat(&[first, second], 0)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
-        // Matrix products of another size may sum in another order. Logits are of the order of 1.
+        // Matrix products of a different size may sum in a different order. Logits are of the order
+        // of 1.
         assert!(apart < 1e-5, "{apart}");
         Ok(())
     }

@@ -7,9 +7,9 @@ use rand::{Rng, SeedableRng};
 
 use super::model::{Dropout, LanguageModel};
 
-/// Samples `len` characters that continue `prompt`, which must not be empty. With a `temperature` of
-/// 1, characters are drawn from the network's distribution; lower values favour likely characters,
-/// and 0 selects the most likely one.
+/// Samples `len` characters that continue `prompt`, which must not be empty. With a `temperature`
+/// of 1, characters are drawn from the network's distribution; lower values favour likely
+/// characters, and 0 selects the most likely one.
 pub fn sample(
     model: &LanguageModel,
     prompt: &[u32],

@@ -88,7 +88,8 @@ pub fn train(
         let bits = f64::from(loss.to_scalar::<f32>()?) / std::f64::consts::LN_2;
         if !bits.is_finite() {
             bail!(
-                "the loss became {bits} at step {step}, wanted a finite number; try an --lr below {}",
+                "the loss became {bits} at step {step}, wanted a finite number; \
+                 try an --lr below {}",
                 recipe.lr
             );
         }
@@ -118,8 +119,8 @@ pub fn train(
     })
 }
 
-/// Returns the learning rate of a step: a linear warm-up to the peak over the first twentieth of the
-/// steps, then a cosine decay to a twentieth of the peak.
+/// Returns the learning rate of a step: a linear warm-up to the peak over the first twentieth of
+/// the steps, then a cosine decay to a twentieth of the peak.
 fn learning_rate(recipe: &Recipe, step: usize) -> f64 {
     let warm_up = recipe.steps.div_ceil(20);
     if step <= warm_up {

@@ -1,4 +1,5 @@
-//! Compares each operation of [`Real`](flashrnn_core::Real), compiled by the backend as part of a cell, with f64.
+//! Compares each operation of [`Real`](flashrnn_core::Real), compiled by the backend as part of a
+//! cell, with f64.
 
 use flashrnn_core::{Backend, Dtype, Element, Error, Result, reference};
 

@@ -22,23 +22,24 @@ pub fn cell<C: Cell>(cell: &C) -> String {
         "\
 // Cell `{name}`, printed from its Rust definition.
 struct Cell {{
-    static constexpr int STATES = {states}, GATES = {gates}, RECURRENT = {recurrent}, EXTERNAL = {external};
+    static constexpr int STATES = {states}, GATES = {gates}, RECURRENT = {recurrent}, \
+         EXTERNAL = {external};
     // states: {state_names}; gates: {gate_names}
     static_assert(STATES <= 32 && GATES <= 32, \"a bit set holds 32\");
     // Bit sets of states, gates and states.
     static constexpr unsigned WIDE = {wide}, WIDE_GATES = {wide_gates}, CONSTANT = {constant};
     // s_t = P(s_(t-1), g_t)
-    static __device__ __forceinline__ void forward(const float (&s)[{states}], const float (&g)[{gates}], \
-         float (&next)[{states}]) {{
+    static __device__ __forceinline__ void forward(const float (&s)[{states}], \
+         const float (&g)[{gates}], float (&next)[{states}]) {{
 {forward}    }}
     // What backward needs of s_(t-1) and g_t.
     static constexpr int RESIDUALS = {residuals};
-    static __device__ __forceinline__ void linearize(const float (&s)[{states}], const float (&g)[{gates}], \
-         float (&residuals)[{residuals}]) {{
+    static __device__ __forceinline__ void linearize(const float (&s)[{states}], \
+         const float (&g)[{gates}], float (&residuals)[{residuals}]) {{
 {linearize}    }}
     // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-    static __device__ __forceinline__ void backward(const float (&residuals)[{residuals}], const float (&d)[{states}], \
-         float (&ds)[{states}], float (&dg)[{gates}]) {{
+    static __device__ __forceinline__ void backward(const float (&residuals)[{residuals}], \
+         const float (&d)[{states}], float (&ds)[{states}], float (&dg)[{gates}]) {{
 {backward}    }}
 }};
 ",
@@ -50,7 +51,11 @@ struct Cell {{
         wide = bit_set(C::WIDE),
         wide_gates = bit_set(C::WIDE_GATES),
         constant = bit_set(C::CONSTANT),
-        forward = body::<Cuda>(&forward(cell), &[s.clone(), g.clone()], &[Parameter::states::<C>("next")]),
+        forward = body::<Cuda>(
+            &forward(cell),
+            &[s.clone(), g.clone()],
+            &[Parameter::states::<C>("next")],
+        ),
         linearize = body::<Cuda>(&linearize, &[s, g], std::slice::from_ref(&residual_array)),
         backward = body::<Cuda>(
             &transposed,

@@ -56,7 +56,8 @@ struct CellGradients {{
 }}
 
 // The gradients ds of s_(t-1) and dg of g_t, from the gradient d of s_t.
-fn cell_backward(s: array<f32, {states}>, g: array<f32, {gates}>, d: array<f32, {states}>) -> CellGradients {{
+fn cell_backward(s: array<f32, {states}>, g: array<f32, {gates}>, d: array<f32, {states}>) \
+         -> CellGradients {{
     var ds: array<f32, {states}>;
     var dg: array<f32, {gates}>;
 {backward}    return CellGradients(ds, dg);
