@@ -23,17 +23,17 @@ pub(crate) struct Call<T: Number, W: Number> {
 }
 
 /// The outputs of a forward pass.
-pub(crate) struct Written<T: Number> {
+pub(crate) struct ForwardOutput<T: Number> {
     /// h `[B, T, N, D]`, or with `all_states` the states `[S, B, T, N, D]`
     pub head: Vec<T>,
     /// `[S, B, N, D]`
     pub last: Vec<T::Wide>,
     /// Present if a backward pass may follow.
-    pub kept: Option<Kept<T>>,
+    pub activations: Option<Activations<T>>,
 }
 
 /// The memory that a forward pass keeps for its backward passes.
-pub(crate) struct Kept<T: Number> {
+pub(crate) struct Activations<T: Number> {
     /// `[S, B, T, N, D]`
     pub states: AnyBuffer<T>,
     pub saved: Saved<AnyBackend, T>,
@@ -100,20 +100,20 @@ impl<T: Number, W: Number> Call<T, W> {
         self.plan.pack(r.view(), b.view()).map_err(Error::wrap)
     }
 
-    /// Runs the forward pass. With `keep`, keeps what a backward pass needs.
+    /// Runs the forward pass. With `save`, keeps what a backward pass needs.
     pub fn forward(
         &self,
         weights: &Weights<AnyBackend, T>,
         wx: &[T],
         s0: Option<&AnyBuffer<T::Wide>>,
-        keep: bool,
-    ) -> Result<Written<T>> {
+        save: bool,
+    ) -> Result<ForwardOutput<T>> {
         let shapes = self.shapes();
-        let mut saved = if keep { Some(self.plan.saved().map_err(Error::wrap)?) } else { None };
+        let mut saved = if save { Some(self.plan.saved().map_err(Error::wrap)?) } else { None };
         let buffer = |wanted: bool, shape: &[usize]| {
             wanted.then(|| self.alloc::<T>(shape.iter().product())).transpose()
         };
-        let mut states = buffer(keep || self.all_states, &shapes.states())?;
+        let mut states = buffer(save || self.all_states, &shapes.states())?;
         let mut h = buffer(!self.all_states, &shapes.h())?;
         let mut last = self.alloc(shapes.state().iter().product())?;
         let wx = self.stage(wx)?;
@@ -133,13 +133,13 @@ impl<T: Number, W: Number> Call<T, W> {
         let last = self.read(last)?;
         let (head, states) = match (h, states) {
             (Some(h), states) => (self.read(h)?, states),
-            (None, Some(states)) if keep => {
+            (None, Some(states)) if save => {
                 (self.backend.download(states.view()).map_err(Error::wrap)?, Some(states))
             }
             (None, Some(states)) => (self.read(states)?, None),
             (None, None) => return Err(Error::msg("flashrnn: a call without outputs")),
         };
-        let kept = states.zip(saved).map(|(states, saved)| Kept { states, saved });
-        Ok(Written { head, last, kept })
+        let activations = states.zip(saved).map(|(states, saved)| Activations { states, saved });
+        Ok(ForwardOutput { head, last, activations })
     }
 }

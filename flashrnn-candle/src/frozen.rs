@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Error, Result, Tensor, WithDType};
 use flashrnn::any::AnyBuffer;
 use flashrnn::{AnyBackend, Backend, Cell, Plan, Shapes, Step, Weights};
 
-use crate::call::Written;
+use crate::call::ForwardOutput;
 use crate::host::{Number, check, cpu, on_host, slice};
 use crate::rnn::{Rnn, by_types, same_type};
 use crate::sequence::{Output, Sequence, SequenceOptions};
@@ -234,7 +234,7 @@ impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
         let wx = wx.contiguous()?;
         let (storage, layout) = wx.storage_and_layout();
         let call = self.rnn.call::<T, W>(&shapes, sequence)?;
-        let Written { head, last, .. } =
+        let ForwardOutput { head, last, .. } =
             call.forward(&self.weights, slice(cpu(&storage)?, layout)?, s0.as_ref(), false)?;
         let last = Tensor::from_vec(last, shapes.state().as_slice(), &Device::Cpu)?;
         if call.all_states {

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor, W
 use flashrnn::any::AnyBuffer;
 use flashrnn::{AnyBackend, Backend, Backward, Element, Plan, Save, Weights};
 
-use crate::call::{Call, Kept, Written};
+use crate::call::{Activations, Call, ForwardOutput};
 use crate::host::{Number, check_unchanged, cpu, fingerprint, gradient, narrow, slice, widen};
 use crate::staging::Staged;
 
@@ -28,13 +28,13 @@ struct Context<T: Number> {
     weights: Weights<AnyBackend, T>,
     /// `[S, B, N, D]`, a copy, since stateful models overwrite s0 before the backward pass.
     s0: Option<AnyBuffer<T::Wide>>,
-    kept: Kept<T>,
+    activations: Activations<T>,
     /// The fingerprint of wx, if the backward pass reads it again.
     wx_fingerprint: Option<u64>,
 }
 
 /// The contents of the third input: b, and s0 in the backend's memory.
-type Rest<T, W> = (Vec<W>, Option<AnyBuffer<<T as Element>::Wide>>);
+type BiasAndState<T, W> = (Vec<W>, Option<AnyBuffer<<T as Element>::Wide>>);
 
 impl<T: Number, W: Number> Op<T, W> {
     pub fn new(call: Call<T, W>, initial: bool, differentiable: bool) -> Self {
@@ -51,7 +51,7 @@ impl<T: Number, W: Number> Op<T, W> {
     }
 
     /// Splits the third input into b and s0.
-    fn split(&self, storage: &CpuStorage, layout: &Layout) -> Result<Rest<T, W>> {
+    fn split(&self, storage: &CpuStorage, layout: &Layout) -> Result<BiasAndState<T, W>> {
         if !self.initial {
             return Ok((slice::<W>(storage, layout)?.to_vec(), None));
         }
@@ -84,11 +84,11 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         let call = &self.call;
         let (b, s0) = self.split(rest, rest_layout)?;
         let weights = call.pack(slice(r, r_layout)?, &b)?;
-        let Written { head, mut last, kept } =
+        let ForwardOutput { head, mut last, activations } =
             call.forward(&weights, slice(wx, wx_layout)?, s0.as_ref(), self.differentiable)?;
-        if let Some(kept) = kept {
+        if let Some(activations) = activations {
             let wx_fingerprint = if self.recomputes() { fingerprint(wx, wx_layout) } else { None };
-            if self.context.set(Context { weights, s0, kept, wx_fingerprint }).is_err() {
+            if self.context.set(Context { weights, s0, activations, wx_fingerprint }).is_err() {
                 return Err(Error::msg("flashrnn: one operation object ran forward twice"));
             }
         }
@@ -107,7 +107,7 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
         _out: &Tensor,
         d_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(Context { weights, s0, kept, wx_fingerprint }) = self.context.get() else {
+        let Some(Context { weights, s0, activations, wx_fingerprint }) = self.context.get() else {
             return Err(Error::msg("flashrnn: no forward pass saved anything for this backward"));
         };
         let call = &self.call;
@@ -146,7 +146,12 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
                 d_r: Some(d_r.view_mut()),
                 d_b: Some(d_b.view_mut()),
                 d_s0: d_s0.as_mut().map(AnyBuffer::view_mut),
-                ..Backward::new(weights, kept.states.view(), kept.saved.view(), d_wx.view_mut())
+                ..Backward::new(
+                    weights,
+                    activations.states.view(),
+                    activations.saved.view(),
+                    d_wx.view_mut(),
+                )
             })
             .map_err(Error::wrap)?;
         // candle would keep a gradient for a tensor that depends on no variable in its store.

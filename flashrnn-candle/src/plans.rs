@@ -15,7 +15,7 @@ const CAPACITY: usize = 32;
 #[derive(Default)]
 pub(crate) struct Plans {
     /// Ordered from least to most recently used.
-    kept: Mutex<Vec<(Problem, Arc<dyn Any + Send + Sync>)>>,
+    entries: Mutex<Vec<(Problem, Arc<dyn Any + Send + Sync>)>>,
 }
 
 impl Plans {
@@ -32,31 +32,31 @@ impl Plans {
             return Ok(plan);
         }
         let plan = Arc::new(make()?);
-        let mut kept = self.lock();
-        if kept.len() >= CAPACITY {
-            kept.remove(0);
+        let mut entries = self.lock();
+        if entries.len() >= CAPACITY {
+            entries.remove(0);
         }
-        kept.push((problem.clone(), plan.clone()));
+        entries.push((problem.clone(), plan.clone()));
         Ok(plan)
     }
 
     fn find<P: Any + Send + Sync>(&self, problem: &Problem) -> Option<Arc<P>> {
-        let mut kept = self.lock();
-        let i = kept.iter().rposition(|(key, plan)| key == problem && plan.is::<P>())?;
-        kept[i..].rotate_left(1);
-        kept.last().and_then(|(_, plan)| plan.clone().downcast().ok())
+        let mut entries = self.lock();
+        let i = entries.iter().rposition(|(key, plan)| key == problem && plan.is::<P>())?;
+        entries[i..].rotate_left(1);
+        entries.last().and_then(|(_, plan)| plan.clone().downcast().ok())
     }
 
     /// Locks the plans. A poisoned lock is safe to use, since every change is a single operation of
     /// the vector.
     fn lock(&self) -> MutexGuard<'_, Vec<(Problem, Arc<dyn Any + Send + Sync>)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Plans {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Plans").field("kept", &self.lock().len()).finish_non_exhaustive()
+        f.debug_struct("Plans").field("entries", &self.lock().len()).finish_non_exhaustive()
     }
 }
 

@@ -9,9 +9,12 @@ use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
 /// Asserts that a penalty on the gradient of `var` is an error unless the gradient is detached.
 fn assert_no_second_derivative(name: &str, grads: &GradStore, var: &Tensor) -> Result<()> {
     let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
-    let said =
+    let message =
         grad.sqr()?.sum_all()?.backward().err().map(|error| error.to_string()).unwrap_or_default();
-    assert!(said.contains("no second derivatives") && said.contains("detach"), "{name}: {said:?}");
+    assert!(
+        message.contains("no second derivatives") && message.contains("detach"),
+        "{name}: {message:?}"
+    );
     grad.detach().sqr()?.sum_all()?.backward()?;
     Ok(())
 }

@@ -113,20 +113,23 @@ fn errors_name_the_tensor() -> Result<()> {
     let other = layer(Rnn::new(Gru), DType::F32)?.freeze()?;
     let wide = layer(Rnn::new(Lstm), DType::F64)?.freeze()?;
     let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
-    let said = |result: Result<Tensor>, wanted: &str| {
+    let fails = |result: Result<Tensor>, wanted: &str| {
         let text = result.err().map(|e| e.to_string()).unwrap_or_default();
         assert!(text.contains(wanted), "{text:?} does not contain {wanted:?}");
     };
-    said(frozen.step(&x, &mut other.state(2)?), "state: belongs to another recurrence");
-    said(frozen.step(&x, &mut wide.state(2)?), "state: belongs to another recurrence");
-    said(frozen.step(&x, &mut frozen.state(3)?), "wx: got shape [2, 4, 2, 5], wanted [3, 4, 2, 5]");
-    said(
+    fails(frozen.step(&x, &mut other.state(2)?), "state: belongs to another recurrence");
+    fails(frozen.step(&x, &mut wide.state(2)?), "state: belongs to another recurrence");
+    fails(
+        frozen.step(&x, &mut frozen.state(3)?),
+        "wx: got shape [2, 4, 2, 5], wanted [3, 4, 2, 5]",
+    );
+    fails(
         frozen.step(&x.unsqueeze(1)?, &mut frozen.state(2)?),
         "x: got shape [2, 1, 3], wanted [B, I]",
     );
-    said(frozen.step(&x.to_dtype(DType::F64)?, &mut frozen.state(2)?), "dtype mismatch");
+    fails(frozen.step(&x.to_dtype(DType::F64)?, &mut frozen.state(2)?), "dtype mismatch");
     let state = |s0: &Tensor| frozen.state_from(s0).and_then(|state| state.to_tensor());
-    said(
+    fails(
         state(&Tensor::zeros((1, 2, 2, 5), DType::F32, &Device::Cpu)?),
         "s0: got shape [1, 2, 2, 5]",
     );
@@ -134,11 +137,11 @@ fn errors_name_the_tensor() -> Result<()> {
     let r = Tensor::zeros((4, 2, 5, 5), DType::F32, &Device::Cpu)?;
     let frozen = |r: &Tensor, dtype| rnn.freeze(r, &r.narrow(3, 0, 1)?.squeeze(3)?, dtype);
     let wx = Tensor::zeros((2, 3, 4, 2, 5), DType::F64, &Device::Cpu)?;
-    said(
+    fails(
         frozen(&r, DType::F32)?.forward(&wx, &SequenceOptions::default()).map(|out| out.h),
         "frozen for F32",
     );
-    said(frozen(&r, DType::F64).map(|_| r.clone()), "r is F32, wanted F64");
-    said(frozen(&r.narrow(0, 0, 3)?, DType::F32).map(|_| r.clone()), "r: got shape [3, 2, 5, 5]");
+    fails(frozen(&r, DType::F64).map(|_| r.clone()), "r is F32, wanted F64");
+    fails(frozen(&r.narrow(0, 0, 3)?, DType::F32).map(|_| r.clone()), "r: got shape [3, 2, 5, 5]");
     Ok(())
 }

@@ -195,9 +195,9 @@ fn a_missing_bias_is_named() -> Result<()> {
             weights.into_iter().map(|(name, tensor)| (format!("rnn.{name}"), tensor)).collect(),
         );
         let layer = RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", vb.pp("rnn"));
-        let said = layer.err().map(|error| error.to_string()).unwrap_or_default();
-        assert!(said.contains(&format!("rnn.{missing} is missing")), "{said}");
-        assert!(said.contains(&format!("rnn.{present} is present")), "{said}");
+        let message = layer.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(message.contains(&format!("rnn.{missing} is missing")), "{message}");
+        assert!(message.contains(&format!("rnn.{present} is present")), "{message}");
     }
     Ok(())
 }
@@ -207,8 +207,8 @@ fn weights_of_the_reverse_direction_need_a_reverse_recurrence() -> Result<()> {
     let weights = torch_weights(4, "l0_reverse")?;
     let forwards =
         RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0_reverse", builder(weights.clone()));
-    let said = forwards.err().map(|error| error.to_string()).unwrap_or_default();
-    assert!(said.contains("l0_reverse") && said.contains("reverse: true"), "{said}");
+    let message = forwards.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(message.contains("l0_reverse") && message.contains("reverse: true"), "{message}");
     let rnn = Rnn::new(Lstm).with(reverse());
     assert!(
         RnnLayer::from_torch(rnn.clone(), INPUT, HIDDEN, "l0_reverse", builder(weights)).is_ok()

@@ -147,8 +147,8 @@ fn changed_inputs_that_backward_reads_are_an_error() -> Result<()> {
         };
         let before = var.copy()?.detach();
         var.set(&var.affine(1.0, 0.01)?.detach())?;
-        let said = error(loss.backward());
-        assert!(said.contains(says), "{said}");
+        let message = error(loss.backward());
+        assert!(message.contains(says), "{message}");
         var.set(&before)?;
         loss.backward()?;
     }
@@ -161,8 +161,8 @@ fn changed_inputs_that_backward_reads_are_an_error() -> Result<()> {
         let rnn = Rnn::new(Elman).with(Options { save, ..Options::default() });
         let loss = rnn.forward(&wx, &r, &b, &SequenceOptions::default())?.h.sum_all()?;
         wx.set(&wx.affine(1.0, 1.0)?.detach())?;
-        let said = error(loss.backward());
-        assert!(said.contains(says) && said.is_empty() == says.is_empty(), "{said}");
+        let message = error(loss.backward());
+        assert!(message.contains(says) && message.is_empty() == says.is_empty(), "{message}");
     }
     Ok(())
 }

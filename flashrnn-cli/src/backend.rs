@@ -99,11 +99,11 @@ mod tests {
     #[test]
     fn the_cpu_has_no_kernels_to_choose_from() {
         for kernel in [Family::Fused, Family::Alternating] {
-            let said = find(BackendName::Cpu, None, kernel)
+            let message = find(BackendName::Cpu, None, kernel)
                 .err()
                 .map(|e| e.to_string())
                 .unwrap_or_default();
-            assert!(said.contains("needs a GPU"), "{said}");
+            assert!(message.contains("needs a GPU"), "{message}");
         }
     }
 }

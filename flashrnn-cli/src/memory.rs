@@ -78,8 +78,9 @@ mod tests {
     fn more_than_the_available_memory_is_rejected() {
         assert!(check(1, "nothing").is_ok());
         if cfg!(target_os = "linux") {
-            let said = check(1 << 70, "too much").err().map(|e| e.to_string()).unwrap_or_default();
-            assert!(said.contains("too much needs at least 1180591620717.4 GB"), "{said}");
+            let message =
+                check(1 << 70, "too much").err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(message.contains("too much needs at least 1180591620717.4 GB"), "{message}");
         }
     }
 }

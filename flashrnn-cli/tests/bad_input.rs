@@ -18,13 +18,13 @@ fn with(tensor: Tensor) -> Vec<u8> {
 }
 
 /// Asserts that the command, run on `bytes` with further arguments, exits with `status`, prints an
-/// error that contains every one of `says`, and writes nothing.
-fn rejects(bytes: &[u8], args: &[&str], status: i32, says: &[&str]) {
+/// error that contains every one of `words`, and writes nothing.
+fn rejects(bytes: &[u8], args: &[&str], status: i32, words: &[&str]) {
     let folder = Folder::new();
     let run = folder.run(bytes, &[&["--cell", "lstm"], args].concat());
     let error = stderr(&run);
     assert_eq!(run.status.code(), Some(status), "{args:?}: {error}");
-    for word in says {
+    for word in words {
         assert!(error.contains(word), "{args:?}: no {word:?} in: {error}");
     }
     assert!(!error.contains("panicked"), "{error}");
@@ -156,18 +156,18 @@ mod limits {
         Command::new("sh").args(["-c", &line]).output().expect("there is a shell")
     }
 
-    fn says(before: &str, args: &str, says: &str) {
+    fn fails(before: &str, args: &str, message: &str) {
         let run = limited(before, args);
         let text = stderr(&run);
         assert_eq!(run.status.code(), Some(1), "{before}; {args}: {text}");
-        assert!(text.contains(says) && !text.contains("panicked"), "{before}; {args}: {text}");
+        assert!(text.contains(message) && !text.contains("panicked"), "{before}; {args}: {text}");
     }
 
     #[test]
     fn too_many_threads() {
-        says("export RAYON_NUM_THREADS=40000", "info", "RAYON_NUM_THREADS is 40000");
+        fails("export RAYON_NUM_THREADS=40000", "info", "RAYON_NUM_THREADS is 40000");
         // The threads' stacks exceed the limit.
-        says(
+        fails(
             "export RAYON_NUM_THREADS=900; ulimit -v 1000000",
             "info",
             "can't start the worker threads",
@@ -182,12 +182,12 @@ mod limits {
             format!("train --backend cpu --layers 1 --steps 1 --out {} {sizes}", out.display())
         };
         let limit = "ulimit -c 0; ulimit -v 1500000; export RAYON_NUM_THREADS=2";
-        says(limit, &train("--heads 1 --head-dim 4096 --batch 1 --seq-len 4"), "memory");
-        says(limit, &train("--heads 1 --head-dim 1 --seq-len 1 --batch 134217728"), "memory");
-        says(limit, &train("--text /dev/zero"), "memory");
+        fails(limit, &train("--heads 1 --head-dim 4096 --batch 1 --seq-len 4"), "memory");
+        fails(limit, &train("--heads 1 --head-dim 1 --seq-len 1 --batch 134217728"), "memory");
+        fails(limit, &train("--text /dev/zero"), "memory");
         let layers = train("--heads 1 --head-dim 1 --seq-len 4 --layers 268435456")
             .replace("--layers 1 ", "");
-        says(limit, &layers, "memory");
+        fails(limit, &layers, "memory");
     }
 }
 
@@ -312,7 +312,7 @@ fn usage() {
         let run = flashrnn(args);
         assert_eq!(run.status.code(), Some(2), "{args:?}: {}", stderr(&run));
     }
-    for (args, says) in [
+    for (args, message) in [
         (&["bench", "--head-dim", "0"][..], "at least 1"),
         (&["bench", "--seq-len", "99999999999"], "time"),
         (&["bench", "--batch", "2000000", "--head-dim", "4096"], "GB of memory"),
@@ -323,6 +323,6 @@ fn usage() {
     ] {
         let run = flashrnn(args);
         assert_eq!(run.status.code(), Some(1), "{args:?}: {}", stderr(&run));
-        assert!(stderr(&run).contains(says), "{args:?}: {}", stderr(&run));
+        assert!(stderr(&run).contains(message), "{args:?}: {}", stderr(&run));
     }
 }

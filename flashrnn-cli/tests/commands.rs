@@ -124,11 +124,14 @@ fn without_a_gpu_the_command_names_what_is_missing() {
 #[test]
 fn a_gpu_rejects_what_it_does_not_support() {
     for backend in GPUS {
-        let rejected = |more: &[&str], says: &[&str]| {
+        let rejected = |more: &[&str], messages: &[&str]| {
             let run = flashrnn(&[&SMALL[..], &["--backend", backend], more].concat());
             let text = stderr(&run);
             assert_eq!(run.status.code(), Some(1), "{backend} {more:?}: {text}");
-            assert!(says.iter().any(|says| text.contains(says)), "{backend} {more:?}: {text}");
+            assert!(
+                messages.iter().any(|message| text.contains(message)),
+                "{backend} {more:?}: {text}"
+            );
         };
         rejected(&["--threads", "2"], &["backend cpu"]);
         rejected(&["--dtype", "f64"], &["does not support tensors of f64", &missing(backend)]);

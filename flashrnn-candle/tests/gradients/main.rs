@@ -205,41 +205,44 @@ fn errors_name_the_tensor() -> Result<()> {
     let (r, b) = (zeros(&[4, 1, 5, 5], DType::F32)?, zeros(&[4, 1, 5], DType::F32)?);
     let none = SequenceOptions::default();
     let rnn = Rnn::new(Lstm);
-    let said = |result: Result<flashrnn_candle::Output>, wanted: &str| {
+    let fails = |result: Result<flashrnn_candle::Output>, wanted: &str| {
         let text = result.err().map(|e| e.to_string()).unwrap_or_default();
         assert!(text.contains(wanted), "{text:?} does not contain {wanted:?}");
     };
-    said(rnn.forward(&zeros(&[2, 3, 20], DType::F32)?, &r, &b, &none), "wx: got shape [2, 3, 20]");
-    said(
+    fails(rnn.forward(&zeros(&[2, 3, 20], DType::F32)?, &r, &b, &none), "wx: got shape [2, 3, 20]");
+    fails(
         rnn.forward(&zeros(&[2, 3, 3, 1, 5], DType::F32)?, &r, &b, &none),
         "wx: got shape [2, 3, 3, 1, 5]",
     );
-    said(rnn.forward(&wx.to_dtype(DType::U8)?, &r, &b, &none), "wx is U8");
-    said(rnn.forward(&wx, &r.to_dtype(DType::F64)?, &b, &none), "r is F64");
-    said(rnn.forward(&wx, &r, &b.to_dtype(DType::BF16)?, &none), "b is BF16");
-    said(rnn.forward(&wx, &r.narrow(0, 0, 3)?, &b, &none), "r: got shape [3, 1, 5, 5]");
-    said(rnn.forward(&zeros(&[2, 3, 4, 0, 5], DType::F32)?, &r, &b, &none), "heads");
+    fails(rnn.forward(&wx.to_dtype(DType::U8)?, &r, &b, &none), "wx is U8");
+    fails(rnn.forward(&wx, &r.to_dtype(DType::F64)?, &b, &none), "r is F64");
+    fails(rnn.forward(&wx, &r, &b.to_dtype(DType::BF16)?, &none), "b is BF16");
+    fails(rnn.forward(&wx, &r.narrow(0, 0, 3)?, &b, &none), "r: got shape [3, 1, 5, 5]");
+    fails(rnn.forward(&zeros(&[2, 3, 4, 0, 5], DType::F32)?, &r, &b, &none), "heads");
     let lengths = Tensor::new(&[1i64, 4], device)?;
-    said(
+    fails(
         rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }),
         "lengths[1] is 4",
     );
     let lengths = Tensor::new(&[-1i64, 3], device)?;
-    said(
+    fails(
         rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }),
         "lengths[0] is -1",
     );
     let lengths = Tensor::new(&[1f32, 3.0], device)?;
-    said(rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }), "integer");
+    fails(
+        rnn.forward(&wx, &r, &b, &SequenceOptions { lengths: Some(&lengths), ..none }),
+        "integer",
+    );
     let resets = zeros(&[3, 2], DType::U8)?;
-    said(
+    fails(
         rnn.forward(&wx, &r, &b, &SequenceOptions { resets: Some(&resets), ..none }),
         "resets: got shape [3, 2]",
     );
     let s0 = zeros(&[1, 2, 1, 5], DType::F32)?;
-    said(rnn.forward(&wx, &r, &b, &SequenceOptions { s0: Some(&s0), ..none }), "s0: got shape");
+    fails(rnn.forward(&wx, &r, &b, &SequenceOptions { s0: Some(&s0), ..none }), "s0: got shape");
     let clipped =
         Rnn::new(Lstm).with(Options { forward_clip: Some(f64::NAN), ..Options::default() });
-    said(clipped.forward(&wx, &r, &b, &none), "forward_clip");
+    fails(clipped.forward(&wx, &r, &b, &none), "forward_clip");
     Ok(())
 }

@@ -245,7 +245,7 @@ mod tests {
         Ok(Line::try_parse_from(["train"].into_iter().chain(flags.split_whitespace()))?.args)
     }
 
-    fn said(result: Result<()>) -> String {
+    fn message(result: Result<()>) -> String {
         result.err().map(|error| format!("{error:#}")).unwrap_or_default()
     }
 
@@ -266,7 +266,7 @@ mod tests {
             ("--head-dim 100000000", "too large"),
             ("--heads 18446744073709551615", "too large"),
         ] {
-            let text = said(args(flags)?.check());
+            let text = message(args(flags)?.check());
             assert!(text.contains(wanted), "{flags}: {text:?}");
         }
         args("")?.check()
@@ -279,7 +279,7 @@ mod tests {
         std::fs::write(&text, "salve")?;
         let out = folder.path().join("out");
         let flags = format!("--text {} --out {} --seq-len 10", text.display(), out.display());
-        let text = said(main(args(&flags)?, &mut Vec::new()));
+        let text = message(main(args(&flags)?, &mut Vec::new()));
         assert!(text.contains("5 characters") && text.contains("--seq-len 10"), "{text}");
         assert!(!out.exists());
         Ok(())
@@ -300,10 +300,10 @@ mod tests {
                     text.display(),
                     out.display()
                 );
-                let mut said = Vec::new();
-                main(args(&flags)?, &mut said)?;
-                let said = String::from_utf8(said)?;
-                assert!(said.contains("validation") && said.contains("Markov"), "{said}");
+                let mut output = Vec::new();
+                main(args(&flags)?, &mut output)?;
+                let output = String::from_utf8(output)?;
+                assert!(output.contains("validation") && output.contains("Markov"), "{output}");
                 let lines = std::fs::read_to_string(out.join("metrics.jsonl"))?;
                 let lines: Vec<serde_json::Value> =
                     lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;

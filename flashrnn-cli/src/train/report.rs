@@ -247,9 +247,9 @@ mod tests {
     #[test]
     fn out_must_be_a_folder() -> Result<()> {
         let file = tempfile::NamedTempFile::new()?;
-        let said =
+        let message =
             Report::new(file.path(), 3.0).err().map(|e| format!("{e:#}")).unwrap_or_default();
-        assert!(said.contains("--out"), "{said}");
+        assert!(message.contains("--out"), "{message}");
         assert!(Report::new(&file.path().join("below"), 3.0).is_err());
         Ok(())
     }

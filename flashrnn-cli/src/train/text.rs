@@ -232,10 +232,10 @@ mod tests {
         let missing = folder.path().join("missing.txt");
         let broken = folder.path().join("broken.txt");
         std::fs::write(&broken, b"ab\xffcd")?;
-        let said =
+        let message =
             |path: &Path| read(Some(path)).err().map(|e| format!("{e:#}")).unwrap_or_default();
-        assert!(said(&missing).contains("missing.txt"));
-        assert!(said(&broken).contains("byte 2"));
+        assert!(message(&missing).contains("missing.txt"));
+        assert!(message(&broken).contains("byte 2"));
         assert!(read(None)?.len() > 40_000);
         Ok(())
     }
