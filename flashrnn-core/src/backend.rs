@@ -197,7 +197,8 @@ pub struct Backward<'a, B: Backend, T: Element, W: Element> {
     pub states: B::View<'a, T>,
     /// What the forward pass saved.
     pub saved: SavedRef<'a, B, T>,
-    /// The `wx` of the forward pass; required with [`Save::Recompute`] and otherwise unused.
+    /// The `wx` of the forward pass; required with [`Save::Recompute`](crate::Save::Recompute) and
+    /// otherwise unused.
     pub wx: Option<B::View<'a, T>>,
     /// The `s0` of the forward pass.
     pub s0: Option<B::View<'a, T::Wide>>,
@@ -238,9 +239,9 @@ pub struct Step<'a, B: Backend, T: Element> {
     pub h: Option<B::ViewMut<'a, T>>,
 }
 
-/// Owns the memory of what a forward pass saves for its backward pass. Made by
-/// [`Plan::saved`](crate::Plan::saved). Callers with their own allocator pass views of two buffers
-/// of the sizes given by [`Shapes::saved`] instead.
+/// Owns the memory of what a forward pass saves for its backward pass. Made by [`Plan::saved`].
+/// Callers with their own allocator pass views of two buffers of the sizes given by
+/// [`Shapes::saved`] instead.
 ///
 /// The order of the elements is private to the backend. Only a plan for the same cell, sizes and
 /// options, on the same backend and device, reads back what the forward pass wrote. Another plan of
@@ -253,7 +254,8 @@ pub struct Saved<B: Backend, T: Element> {
 
 /// Borrows what a forward pass saved, for reading. See [`Saved`].
 pub struct SavedRef<'a, B: Backend, T: Element> {
-    /// `B·T·G·N·D` gates with [`Save::Gates`], none with [`Save::Recompute`].
+    /// `B·T·G·N·D` gates with [`Save::Gates`](crate::Save::Gates), none with
+    /// [`Save::Recompute`](crate::Save::Recompute).
     pub gates: B::View<'a, T>,
     /// The cell's [`WIDE`](crate::Cell::WIDE) states and [`WIDE_GATES`](crate::Cell::WIDE_GATES) in
     /// full precision, if `T` is 16 bits.
@@ -268,8 +270,8 @@ pub struct SavedMut<'a, B: Backend, T: Element> {
     pub wide: B::ViewMut<'a, T::Wide>,
 }
 
-/// Holds R and b, packed by [`Plan::pack`](crate::Plan::pack). Every plan with an equal layout
-/// accepts them, whatever its batch, time, options and number of threads.
+/// Holds R and b, packed by [`Plan::pack`]. Every plan with an equal layout accepts them, whatever
+/// its batch, time, options and number of threads.
 pub struct Weights<B: Backend, T: Element> {
     pub(crate) layout: Arc<WeightsLayout<B::PackedOrder>>,
     pub(crate) packed: B::Packed<T>,
