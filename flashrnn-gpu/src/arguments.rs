@@ -105,7 +105,7 @@ impl Struct {
 ///
 /// A field's type is `i32`, `u32`, `f32`, another such struct, or any Rust type together with its
 /// spelling in the kernel's language: `h: u64 as "const float*"`. The struct must have no padding,
-/// which bytemuck's derived `Pod` checks.
+/// which the derived `Pod` checks. The calling crate needs bytemuck with its feature `derive`.
 #[macro_export]
 macro_rules! arguments {
     (
