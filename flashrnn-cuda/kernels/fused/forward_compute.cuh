@@ -6,8 +6,9 @@
 // A thread of the compute warps: one unit of ROWS_PER_LANE batch rows. The part of R and the f32
 // states stay in its registers from the first to the last step.
 //
-// The arrays are locals of `compute`: as members they would keep all other members in memory until
-// every loop is unrolled, and the compiler would optimise less.
+// The arrays are locals of `compute`. The compiler keeps a struct in registers only if all indices
+// into it are constants, so as members they would keep the scalars in memory until every loop is
+// unrolled.
 struct ComputeThread {
     const ForwardCall& call;
     const Sizes& sizes;
