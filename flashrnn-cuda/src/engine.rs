@@ -8,11 +8,11 @@ use crate::backend::Cuda;
 use crate::kernels::compile::Program;
 use crate::kernels::launch::Kernel;
 use crate::kernels::threads::{join, spawn};
+use crate::packed::{self, PackedOrder};
 use crate::passes::Common;
 use crate::passes::backward::{BackwardPass, TimeSteps};
 use crate::passes::forward::ForwardPass;
 use crate::passes::fused::{FusedBackward, FusedForward, FusedProblem};
-use crate::passes::pack::{self, PackedOrder};
 use crate::programs::{self, CellSource, Features};
 use crate::select::alignment;
 use crate::select::choice::fused_layouts;
@@ -90,7 +90,7 @@ impl Engine {
         });
         let (recompute, weight_grad) = (recompute?, weight_grad?);
         Ok(Self {
-            layout: pack::layout(&common),
+            layout: packed::layout(&common),
             common,
             forward: forward?,
             backward: BackwardPass::new(backward?, &recompute, &weight_grad)?,

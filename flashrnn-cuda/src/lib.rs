@@ -36,7 +36,7 @@
 //!    element types and a layout.
 //! 8. `passes/`: the forward and the backward pass, fused (`fused.rs`) or with one launch per step
 //!    in graphs (`time_loop.rs`); what the backward pass does for all tokens at once
-//!    (`recompute.rs`, `weight_grad.rs`); packed weights (`pack.rs`).
+//!    (`recompute.rs`, `weight_grad.rs`); packing the weights (`pack.rs`).
 //! 9. `backend.rs`: [`Cuda`]; `engine.rs`: the kernels of a plan; `plan.rs`: the public interface,
 //!    with the checks of every call.
 
@@ -48,6 +48,7 @@ mod driver;
 mod engine;
 mod kernels;
 mod memory;
+mod packed;
 
 mod passes;
 mod plan;
@@ -68,7 +69,7 @@ pub use flashrnn_gpu::{Family, KernelChoice};
 pub use kernels::{cache, compile};
 pub use memory::borrowed::{Borrowed, BorrowedMut};
 pub use memory::{Buffer, View, ViewMut};
-pub use passes::pack::{Packed, PackedOrder};
+pub use packed::{Packed, PackedOrder};
 pub use plan::CudaPlan;
 #[doc(hidden)]
 pub use programs::Waits;

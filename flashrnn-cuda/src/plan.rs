@@ -14,8 +14,8 @@ use flashrnn_gpu::{DTYPES, KernelChoice, check_dtypes};
 use crate::backend::Cuda;
 use crate::engine::Engine;
 use crate::memory::{Buffer, View, ViewMut};
-use crate::passes::pack::{self, Packed, PackedOrder};
-use crate::passes::{Common, backward, forward};
+use crate::packed::{Packed, PackedOrder};
+use crate::passes::{Common, backward, forward, pack};
 use crate::programs::CellSource;
 use crate::select::choice;
 

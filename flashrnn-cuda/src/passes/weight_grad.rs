@@ -12,7 +12,7 @@ use crate::kernels::launch::{Kernel, Launch, Module, argument, grid};
 use crate::memory::scratch::Bump;
 use crate::passes::Common;
 use crate::passes::address_table::{AddressTable, Operand};
-use crate::select::gradient::{Parts, parts};
+use crate::select::weight_grad::{Parts, parts};
 
 /// The kernels of the weights' gradients.
 pub(crate) struct WeightGrad {

@@ -4,8 +4,8 @@
 pub mod alignment;
 pub(crate) mod choice;
 pub mod fused;
-pub(crate) mod gradient;
 pub mod step;
+pub(crate) mod weight_grad;
 
 /// Holds the GPU properties that drive kernel selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
