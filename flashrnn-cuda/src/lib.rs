@@ -49,7 +49,6 @@ mod engine;
 mod kernels;
 mod memory;
 mod packed;
-
 mod passes;
 mod plan;
 #[doc(hidden)]
