@@ -1,8 +1,8 @@
 //! Kernel arguments, declared once in Rust and printed in the language of the kernels.
 //!
-//! [`arguments!`](crate::arguments!) defines a struct that is copied to the device byte by byte,
-//! and records its fields in a [`Struct`], which prints the same struct as CUDA C++ or WGSL. The
-//! order of the fields is written nowhere else.
+//! [`arguments!`](crate::arguments!) defines a struct that is copied to the device byte by byte. A
+//! [`Struct`] records its fields and prints the same struct as CUDA C++ or WGSL, so the order of
+//! the fields is written only once.
 //!
 //! ```
 //! flashrnn_gpu::arguments! {
@@ -11,7 +11,7 @@
 //!         /// Number of steps.
 //!         steps: i32,
 //!         clip: f32,
-//!         /// `[B, N, D]`, or 0 for none.
+//!         /// `[B, N, D]`, or 0 if there is none.
 //!         h: u64 as "const float*",
 //!     }
 //! }
@@ -30,25 +30,25 @@
 
 use std::fmt::Write;
 
-/// A field of an argument struct.
+/// Describes a field of an argument struct.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
-    /// Its name, in Rust and in the kernels.
+    /// The field's name, in Rust and in the kernels.
     pub name: &'static str,
-    /// Its type: a Rust type's name, or the type in the kernel's language.
+    /// The field's type: the name of a Rust type, or the type in the language of the kernels.
     pub ty: &'static str,
-    /// Bytes from the beginning of the struct.
+    /// Offset from the start of the struct in bytes.
     pub offset: usize,
 }
 
-/// The layout of an argument struct.
+/// Describes the layout of an argument struct.
 #[derive(Clone, Copy, Debug)]
 pub struct Struct {
-    /// Its name, in Rust and in the kernels.
+    /// The struct's name, in Rust and in the kernels.
     pub name: &'static str,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: usize,
-    /// Its fields, in memory order.
+    /// The fields, in memory order.
     pub fields: &'static [Field],
 }
 
@@ -73,22 +73,22 @@ impl Struct {
         text
     }
 
-    /// Prints checks, in CUDA C++, of the size and of each field's offset in a struct that the
-    /// kernels define themselves. `ty` is its C++ type.
+    /// Prints checks in CUDA C++ for a struct that the kernels define themselves, as the C++ type
+    /// `ty`. They check its size and the offset of each field.
     #[must_use]
     pub fn cuda_checks(&self, ty: &str) -> String {
         let Self { name, bytes, fields } = self;
         let message = format!("\"{name} differs from its Rust struct\"");
         let mut text = format!("static_assert(sizeof({ty}) == {bytes}, {message});\n");
         for Field { name, offset, .. } in *fields {
-            // NVRTC has no `offsetof`; this is what the compilers of CUDA define it as.
+            // NVRTC has no `offsetof`. This is how CUDA's compilers define it.
             let check = format!("__INTADDR__(&(({ty}*)0)->{name}) == {offset}");
             let _ = writeln!(text, "static_assert({check}, {message});");
         }
         text
     }
 
-    /// Prints the struct as WGSL, whose `i32`, `u32` and `f32` are Rust's.
+    /// Prints the struct as WGSL, which has the same names `i32`, `u32` and `f32`.
     #[must_use]
     pub fn wgsl(&self) -> String {
         let mut text = format!("struct {} {{\n", self.name);
@@ -100,12 +100,13 @@ impl Struct {
     }
 }
 
-/// Defines a `#[repr(C)]` struct of kernel arguments with a constant `STRUCT`, its
+/// Defines a `#[repr(C)]` struct of kernel arguments with a constant `STRUCT` of type
 /// [`Struct`](crate::arguments::Struct).
 ///
-/// A field's type is `i32`, `u32`, `f32`, another such struct, or any Rust type together with its
-/// spelling in the kernel's language: `h: u64 as "const float*"`. The struct must have no padding,
-/// which the derived `Pod` checks. The calling crate needs bytemuck with its feature `derive`.
+/// The type of a field is `i32`, `u32`, `f32`, another such struct, or any Rust type followed by
+/// its name in the language of the kernels: `h: u64 as "const float*"`. The struct must have no
+/// padding, which the derived `Pod` checks. The calling crate must depend on bytemuck with the
+/// feature `derive`.
 #[macro_export]
 macro_rules! arguments {
     (

@@ -1,15 +1,14 @@
-//! What both implementations of `Backend` do alike.
+//! The parts of `Backend` that both GPU backends share.
 
 use flashrnn_core::{Dtype, Element, Error, Result};
 
-/// The element types that GPU backends compute in.
+/// The element types that GPU backends support.
 pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
 
-/// Checks the element types of a plan: tensors of `T` are of one of [`DTYPES`], weights `W` have
-/// the same type or f32.
+/// Checks the element types of a plan. `T` must be one of [`DTYPES`], and `W` must be `T` or f32.
 ///
 /// # Errors
-/// [`Error::Unsupported`]
+/// [`Error::Unsupported`] if one of them is not supported.
 pub fn check_dtypes<T: Element, W: Element>(backend: &'static str) -> Result<()> {
     if !DTYPES.contains(&T::DTYPE) {
         let what = format!("tensors of {}", T::DTYPE);
@@ -23,9 +22,9 @@ pub fn check_dtypes<T: Element, W: Element>(backend: &'static str) -> Result<()>
     Ok(())
 }
 
-/// Expands, inside an `impl Backend`, to the methods that forward to the field `device` and to the
-/// buffers. `device` has `zeroed`, `upload`, `download` and `synchronize`. Kernels clamp lengths, so
-/// `checks_lengths` returns `false`.
+/// Expands to the methods of `Backend` that forward to the field `device` or to the buffers. Used
+/// inside an `impl Backend`. `device` must have `zeroed`, `upload`, `download` and `synchronize`.
+/// `checks_lengths` returns `false`, because kernels clamp lengths.
 #[macro_export]
 macro_rules! device_methods {
     () => {

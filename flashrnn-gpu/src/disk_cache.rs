@@ -1,14 +1,15 @@
 //! Keeps compiled programs on disk between processes.
 //!
-//! An entry is one file, named by a hash of everything that determines its content ([`Key`]). The
-//! file has a checksum of key and content, then the content. An entry is written to a new file with
-//! a random name and then renamed, so several processes can share the folder. The checksum detects a
-//! damaged entry, which is then replaced.
+//! An entry is a file, named by a hash of everything that determines its content ([`Key`]). The
+//! file holds a checksum of the key and the content, followed by the content. Entries are written
+//! to a new file with a random name, which is then renamed, so several processes can share the
+//! folder. A damaged entry fails its checksum and is replaced.
 //!
-//! The folder is the environment's `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on
-//! Linux `~/.cache`). `FLASHRNN_CACHE=off` keeps nothing. Machine code that another user wrote must
-//! not run: on Unix, a folder or file is used only if it belongs to this user (or root) and nobody
-//! else may write it. If the folder cannot be used, nothing is kept, which is not an error.
+//! The folder is named by the environment variable `FLASHRNN_CACHE`. Its default is `flashrnn` in
+//! the user's cache folder (`~/.cache` on Linux). `FLASHRNN_CACHE=off` turns the cache off. Machine
+//! code written by another user must not run, so on Unix a folder or file is used only if it
+//! belongs to this user or root and no other user can write it. If the folder cannot be used,
+//! nothing is cached, which is not an error.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, Metadata, OpenOptions};
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Bytes of the checksum.
+/// Size of the checksum in bytes.
 const CHECKSUM: usize = 32;
 /// Entries larger than this are not read.
 const MAX_BYTES: u64 = 256 << 20;
@@ -30,8 +31,8 @@ const PART: &str = "part";
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// Hashes lists of texts, with the length of every list and text, so that moving a boundary
-    /// changes the hash.
+    /// Hashes lists of strings. The length of every list and string is hashed too, so moving a
+    /// boundary changes the hash.
     #[must_use]
     pub fn new(lists: &[&[&str]]) -> Self {
         let mut hash = Sha256::new();
@@ -49,13 +50,13 @@ impl Key {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Returns the checksum of the entry with this key and `content`.
+    /// Returns the checksum of the entry that has this key and `content`.
     fn checksum(&self, content: &[u8]) -> [u8; CHECKSUM] {
         Sha256::new().chain_update(self.0).chain_update(content).finalize().into()
     }
 }
 
-/// Returns the folder of the cache; `None` if caching is off or the user has no cache folder.
+/// Returns the folder of the cache, or `None` if caching is off or the user has no cache folder.
 #[must_use]
 pub fn folder() -> Option<PathBuf> {
     folder_for(std::env::var_os("FLASHRNN_CACHE"))
@@ -69,7 +70,7 @@ fn folder_for(variable: Option<OsString>) -> Option<PathBuf> {
     }
 }
 
-/// The entries with one extension in a folder.
+/// The entries of a folder that have one extension.
 #[derive(Clone, Debug)]
 pub struct DiskCache {
     folder: PathBuf,
@@ -77,15 +78,15 @@ pub struct DiskCache {
 }
 
 impl DiskCache {
-    /// Opens the entries with this extension in the folder that the environment chooses
-    /// ([`folder`]); `None` if there is no folder.
+    /// Opens the entries with this extension in the folder that the environment selects
+    /// ([`folder`]). Returns `None` if there is none.
     #[must_use]
     pub fn open(extension: &'static str) -> Option<Self> {
         folder().map(|folder| Self::new(folder, extension))
     }
 
-    /// Opens the entries with this extension in `folder`, which is created when the first entry is
-    /// written.
+    /// Opens the entries with this extension in `folder`. Writing the first entry creates the
+    /// folder.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>, extension: &'static str) -> Self {
         Self { folder: folder.into(), extension }
@@ -95,15 +96,15 @@ impl DiskCache {
         self.folder.join(key.name()).with_extension(self.extension)
     }
 
-    /// Reads an entry's content. Returns `None` if there is no entry, it is damaged, or another user
-    /// may have written it.
+    /// Reads the content of an entry. Returns `None` if there is no entry, it is damaged, or
+    /// another user may have written it.
     #[must_use]
     pub fn read(&self, key: &Key) -> Option<Vec<u8>> {
         let path = self.path(key);
         if !is_private(&fs::metadata(&self.folder).ok()?) {
             return None;
         }
-        // In a private folder no other user can replace the file between this check and the read.
+        // In a private folder, no other user can replace the file between this check and the read.
         let file = fs::symlink_metadata(&path).ok()?;
         if !file.is_file() || !is_private(&file) || file.len() > MAX_BYTES {
             return None;
@@ -117,10 +118,11 @@ impl DiskCache {
         Some(content)
     }
 
-    /// Writes or replaces an entry. Creates the folder if necessary.
+    /// Writes or replaces an entry, and creates the folder if necessary.
     ///
     /// # Errors
-    /// The system's; [`io::ErrorKind::PermissionDenied`] if another user may write the folder.
+    /// [`io::ErrorKind::PermissionDenied`] if another user can write the folder; any error of the
+    /// operating system.
     pub fn write(&self, key: &Key, content: &[u8]) -> io::Result<()> {
         make_private(&self.folder)?;
         if !is_private(&fs::metadata(&self.folder)?) {
@@ -136,11 +138,11 @@ impl DiskCache {
         written
     }
 
-    /// Deletes all entries with this extension and the remains of interrupted writes, and nothing
-    /// else in the folder. Returns the number of files.
+    /// Deletes all entries with this extension and what interrupted writes left behind, and nothing
+    /// else in the folder. Returns the number of deleted files.
     ///
     /// # Errors
-    /// The system's, if the folder cannot be read or a file cannot be deleted.
+    /// The error of the operating system if the folder cannot be read or a file cannot be deleted.
     pub fn clear(&self) -> io::Result<usize> {
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -153,7 +155,7 @@ impl DiskCache {
                 continue;
             }
             match fs::remove_file(entry.path()) {
-                // Another process may have deleted it.
+                // Another process may have deleted the file.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => deleted += 1,
             }
@@ -161,7 +163,7 @@ impl DiskCache {
         Ok(deleted)
     }
 
-    /// Returns whether a file has the name of an entry, or of one that is being written.
+    /// Returns whether a file has the name of an entry, or of an entry that is being written.
     fn is_ours(&self, path: &Path) -> bool {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let (stem, extension) = name.split_once('.').unwrap_or_default();
@@ -181,7 +183,7 @@ fn write_new(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     parts.iter().try_for_each(|part| file.write_all(part))
 }
 
-/// Creates `folder` and its missing parents, for this user only.
+/// Creates `folder` and its missing parents, accessible only to this user.
 fn make_private(folder: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
@@ -198,7 +200,7 @@ fn is_private(metadata: &Metadata) -> bool {
     ours && metadata.mode() & 0o022 == 0
 }
 
-/// Returns `true`: the folder is in the user's profile, which is private by default.
+/// Returns `true`, because the folder is in the user's profile, which is private by default.
 #[cfg(not(unix))]
 fn is_private(_: &Metadata) -> bool {
     true

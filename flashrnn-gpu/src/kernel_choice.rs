@@ -1,27 +1,27 @@
-//! Which kernels run the time steps: what the user asks for, and what a plan chose.
+//! The kernels that run the time steps: those that the user asks for, and those that a plan chose.
 
 use std::fmt;
 use std::str::FromStr;
 
 use flashrnn_core::{Error, Result};
 
-/// The kernels that a plan is asked to use.
+/// The kernels that a plan should use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// Fused kernels where the problem fits them, else alternating ones.
+    /// Fused kernels if the problem fits them, otherwise alternating ones.
     #[default]
     Auto,
-    /// Many time steps per launch. A plan for a problem that does not fit is an error.
+    /// Many time steps per launch. Planning fails if the problem does not fit.
     Fused,
     /// One launch per time step.
     Alternating,
 }
 
 impl Family {
-    /// Every family.
+    /// All families.
     pub const ALL: [Self; 3] = [Self::Auto, Self::Fused, Self::Alternating];
 
-    /// Returns the name in lower case.
+    /// Returns the lower-case name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,24 +51,24 @@ impl FromStr for Family {
     }
 }
 
-/// Describes the kernel that a plan runs for the time steps of one pass.
+/// Describes the kernel that runs the time steps of one pass.
 ///
-/// The words are CUDA's. In WGSL a block is a workgroup and a launch is a dispatch.
+/// The terms are CUDA's. In WGSL a block is a workgroup, and a launch is a dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelChoice {
     /// `forward` or `backward`.
     pub pass: &'static str,
-    /// `fused`: many time steps per launch; `alternating`: one launch per time step.
+    /// `fused` (many time steps per launch) or `alternating` (one launch per time step).
     pub family: &'static str,
-    /// Units of a head that a block computes, padding included.
+    /// Units of a head per block, including padding.
     pub units: usize,
-    /// Rows of the batch that a block computes.
+    /// Batch rows per block.
     pub rows: usize,
-    /// Warps of 32 threads in a block.
+    /// Warps of 32 threads per block.
     pub warps: usize,
-    /// Blocks of a launch.
+    /// Blocks per launch.
     pub blocks: usize,
-    /// Blocks of a cluster, which share a head; 1 where there are no clusters.
+    /// Blocks per cluster, which share a head; 1 if there are no clusters.
     pub cluster: usize,
     /// The reason for the choice.
     pub why: &'static str,

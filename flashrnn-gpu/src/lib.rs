@@ -1,11 +1,11 @@
 //! The host code that flashrnn's CUDA and wgpu backends share.
 //!
-//! - [`Family`] and [`KernelChoice`]: which kernels a plan is asked for, and which it runs.
-//! - [`check_dtypes`]: the element types that a GPU computes in.
-//! - [`arguments!`]: kernel arguments, declared once in Rust and printed as CUDA C++ and WGSL.
-//! - [`disk_cache`]: compiled programs, kept between processes.
+//! - [`Family`] and [`KernelChoice`]: the kernels that a plan should use, and those that it uses.
+//! - [`check_dtypes`]: the element types that GPU backends support.
+//! - [`arguments!`]: kernel arguments, declared once in Rust and printed as CUDA C++ or WGSL.
+//! - [`disk_cache`]: compiled programs, kept on disk between processes.
 //! - [`device_methods!`]: the methods of `Backend` that only forward to the device.
-//! - [`lock()`], and [`or_skip`] for tests that need a device.
+//! - [`lock()`] for mutexes, and [`or_skip`] for tests that need a device.
 
 pub mod arguments;
 mod backend;

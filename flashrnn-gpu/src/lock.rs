@@ -1,7 +1,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks a mutex whose content is valid at every moment, so that a panic while it was held does no
-/// harm: the poison is ignored.
+/// Locks a mutex and ignores poisoning. The content must be valid at all times, so that a panic
+/// while it is locked does no harm.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

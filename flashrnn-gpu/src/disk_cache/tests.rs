@@ -8,7 +8,7 @@ fn cache(folder: impl Into<PathBuf>) -> DiskCache {
     DiskCache::new(folder, "entry")
 }
 
-/// Returns the names of a folder's files.
+/// Returns the names of the files in a folder.
 fn names(folder: &Path) -> Vec<String> {
     fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }
@@ -35,7 +35,7 @@ fn what_is_written_is_read_and_damage_is_noticed() {
         fs::write(cache.path(&key()), bytes).unwrap();
         assert_eq!(cache.read(&key()), None);
     }
-    // An entry that was renamed is not accepted.
+    // A renamed entry is not accepted.
     cache.write(&key(), b"content").unwrap();
     let other = Key::new(&[&["other"]]);
     fs::copy(cache.path(&key()), cache.path(&other)).unwrap();
@@ -126,12 +126,12 @@ mod strangers {
         assert!(cache.read(&key()).is_some());
         set_mode(&cache.path(&key()), 0o666);
         assert_eq!(cache.read(&key()), None);
-        // It is replaced by one that is.
+        // A private entry replaces it.
         cache.write(&key(), b"content").unwrap();
         assert!(cache.read(&key()).is_some());
     }
 
-    /// Needs root, as containers often run tests.
+    /// Needs root, which tests often have in containers.
     #[test]
     fn what_belongs_to_another_user_is_not_trusted() {
         let folder = tempfile::tempdir().unwrap();
@@ -160,7 +160,7 @@ mod strangers {
         fs::remove_file(&entry).unwrap();
         symlink("/dev/zero", &entry).unwrap();
         assert_eq!(cache.read(&key()), None, "a device");
-        // Writing replaces the link, not what it leads to.
+        // Writing replaces the link, not its target.
         fs::remove_file(&entry).unwrap();
         symlink(&elsewhere, &entry).unwrap();
         cache.write(&key(), b"new").unwrap();
