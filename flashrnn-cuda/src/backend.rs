@@ -1,4 +1,4 @@
-//! The backend: a handle of a GPU and a stream on it.
+//! The backend handle: a GPU and a stream on it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use crate::kernels::compile::Arch;
 use crate::passes::time_loop::TimeLoops;
 use crate::programs::Waits;
 
-/// Runs recurrent networks on an NVIDIA GPU, on one stream. Clones share GPU and stream;
-/// [`Cuda::with_stream`] shares the GPU alone.
+/// Runs recurrent networks on one stream of an NVIDIA GPU. Clones share the GPU and the stream;
+/// [`Cuda::with_stream`] shares only the GPU.
 ///
-/// Calls enqueue on the stream and return; only `synchronize`, `download` and `trim` wait. A
-/// failure on the GPU may therefore be reported by a later call than the one that caused it. Every
-/// call restores the CUDA context that was current on the caller's thread.
+/// Calls enqueue work on the stream and return; only `synchronize`, `download` and `trim` wait for
+/// it. A failure on the GPU may therefore be reported by a later call than the one that caused it.
+/// Every call restores the CUDA context that was current on the caller's thread.
 #[derive(Clone)]
 pub struct Cuda {
     pub(crate) device: Arc<Device>,
@@ -33,19 +33,19 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens the first GPU, with a stream of its own.
+    /// Opens the first GPU, with a new stream.
     ///
     /// # Errors
-    /// [`Error::Device`] if the driver or a GPU is missing or too old. Its text says which, and
-    /// what to do.
+    /// [`Error::Device`] if the driver or a GPU is missing or too old. The message says which, and
+    /// what to do about it.
     pub fn new() -> Result<Self> {
         Self::with_device(0)
     }
 
-    /// Opens the GPU that the driver numbers `ordinal`, with a stream of its own.
+    /// Opens the GPU with the driver's number `ordinal`, with a new stream.
     ///
     /// # Errors
-    /// As [`Cuda::new`].
+    /// Same as [`Cuda::new`].
     pub fn with_device(ordinal: usize) -> Result<Self> {
         let count = device_count()?;
         if ordinal >= count {
@@ -61,11 +61,12 @@ impl Cuda {
         Self::on_stream(new_stream(&context)?)
     }
 
-    /// Uses the caller's stream. Everything is enqueued there, in order with the caller's own work.
+    /// Opens the GPU of `stream` and uses that stream. All work is enqueued there, in order with
+    /// the caller's own.
     ///
     /// # Errors
-    /// As [`Cuda::new`]; [`Error::Argument`] for CUDA's per-thread stream, which is another one on
-    /// every thread.
+    /// Same as [`Cuda::new`], and [`Error::Argument`] if `stream` is CUDA's per-thread stream,
+    /// which is a different stream on every thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         library::driver()?;
         let context = Arc::new(Context::new(stream.context())?);
@@ -79,13 +80,13 @@ impl Cuda {
         })
     }
 
-    /// Makes a handle of the same GPU on another stream of the same context. Both handles share the
-    /// context, the loaded kernels and the memory pool, so that one compiles and loads nothing that
-    /// the other already has. Buffers and packed weights stay with the stream they were made on.
+    /// Returns a handle of the same GPU on another stream of the same context. The handles share
+    /// the context, the loaded kernels and the memory pool, so a kernel is compiled and loaded once
+    /// for all of them. Buffers and packed weights belong to the stream they were made on.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the stream belongs to another context, or is CUDA's per-thread
-    /// stream; [`Error::Device`].
+    /// [`Error::Argument`] if `stream` belongs to another context or is CUDA's per-thread stream,
+    /// [`Error::Device`] if the driver fails.
     pub fn with_stream(&self, stream: Arc<CudaStream>) -> Result<Self> {
         let context = &self.device.context;
         if stream.context().cu_ctx() != context.cuda.cu_ctx() {
@@ -102,10 +103,10 @@ impl Cuda {
         })
     }
 
-    /// Makes a handle as [`Cuda::with_stream`], on a new stream.
+    /// Returns a handle of the same GPU on a new stream, as [`Cuda::with_stream`] does.
     ///
     /// # Errors
-    /// [`Error::Device`]
+    /// [`Error::Device`] if the driver fails.
     pub fn with_new_stream(&self) -> Result<Self> {
         let _kept = keep()?;
         self.with_stream(new_stream(self.device.stream.context())?)
@@ -117,14 +118,14 @@ impl Cuda {
         Self { family, ..self }
     }
 
-    /// Returns a handle of the same GPU and stream whose fused kernels wait as `waits` says.
+    /// Returns a handle of the same GPU and stream whose fused kernels synchronise as `waits` says.
     #[doc(hidden)]
     #[must_use]
     pub fn with_waits(self, waits: Waits) -> Self {
         Self { waits, ..self }
     }
 
-    /// Returns the stream that everything is enqueued on.
+    /// Returns the stream that all work is enqueued on.
     #[must_use]
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.device.stream
@@ -142,17 +143,18 @@ impl Cuda {
         self.device.context.arch
     }
 
-    /// Returns the newest CUDA that the driver supports, such as `13.0`.
+    /// Returns the latest CUDA version that the driver supports, such as `13.0`.
     #[must_use]
     pub fn driver_version(&self) -> &str {
         &self.device.context.driver
     }
 
-    /// Returns how much device memory is in buffers: those of this `Cuda`, of its clones, and of
-    /// the handles of other streams made from it.
+    /// Returns how much device memory the buffers of this context use: those of this handle, of its
+    /// clones, and of the handles made from it for other streams.
     ///
     /// # Errors
-    /// [`Error::Device`]; [`Error::Unsupported`] if the GPU has no memory pools.
+    /// [`Error::Device`] if the driver fails, [`Error::Unsupported`] if the GPU has no memory
+    /// pools.
     pub fn memory(&self) -> Result<MemoryUse> {
         let _entered = self.device.enter()?;
         let pool = self.device.context.pool.as_ref().ok_or_else(|| Error::Unsupported {

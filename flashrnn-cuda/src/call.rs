@@ -1,29 +1,30 @@
-//! The arguments of the time loops. Each struct is copied to the kernels as it is; [`header`]
-//! prints them as the file `call.cuh` that the kernels include.
+//! The arguments of the time loops. Each struct is copied to the kernels byte by byte; [`header`]
+//! prints them as `call.cuh`, which the kernels include.
 
 use flashrnn_gpu::arguments;
 
-/// An address in device memory, 0 for none.
+/// An address in device memory; 0 means none.
 pub type Address = u64;
 
 arguments! {
-    /// Sizes and options; in kernels/operator.cuh, with methods.
+    /// Sizes and options. kernels/operator.cuh defines this struct too, with methods.
     pub struct Sizes {
         batch: i32,
         time: i32,
         heads: i32,
         head_dim: i32,
-        /// D rounded up to whole chunks: the length of a row of packed weights and exchanged h.
+        /// D rounded up to whole chunks: the row length of packed weights and exchanged h.
         depth: i32,
         /// 1 if tokens are `[T, B]`, 0 if they are `[B, T]`.
         time_major: i32,
-        /// 1 if time runs backwards, each row from its own end.
+        /// 1 if time runs backwards, from each row's own end.
         reverse: i32,
     }
 }
 
 arguments! {
-    /// A tensor of all gates, in two parts; in kernels/operator.cuh, with methods.
+    /// A tensor of all gates, in two parts. kernels/operator.cuh defines this struct too, with
+    /// methods.
     pub struct Gates {
         /// `[tokens, Gx, N, D]`; with `-DINTERLEAVED=1` all gates, `[tokens, N, D, G]`.
         external: Address,
@@ -36,10 +37,10 @@ arguments! {
     /// The arguments of a forward pass.
     pub struct ForwardCall {
         sizes: Sizes,
-        /// Step of the graph's first kernel.
+        /// The time step of the graph's first kernel.
         first_step: i32,
         save_gates: i32,
-        /// Infinity for none.
+        /// Infinity if there is none.
         forward_clip: f32,
         /// `[Gr, N, D, depth]`
         r: Address as "const T*",
@@ -55,7 +56,8 @@ arguments! {
         resets: Address as "const unsigned char*",
         /// `[2, B, N, depth]`: h, padded with zeros.
         exchange: Address as "T*",
-        /// `[S, B, N, D]`: the states; after the last step, those that each row ends in.
+        /// `[S, B, N, D]`: the states, updated in place. After the last step they are the final
+        /// states.
         state: Address as "float*",
         /// `[tokens, N, D]` or null.
         h: Address as "T*",
@@ -74,14 +76,14 @@ arguments! {
     /// The arguments of a backward pass.
     pub struct BackwardCall {
         sizes: Sizes,
-        /// T - 1 - the step of the graph's first kernel.
+        /// T - 1 minus the time step of the graph's first kernel.
         first_step: i32,
-        /// Number of states in `d_states`: 0, 1 (`d_h` alone) or S.
+        /// The number of states in `d_states`: 0, 1 (`d_h` alone) or S.
         d_states_count: i32,
         cut_recurrent_grad: i32,
-        /// Infinity for none.
+        /// Infinity if there is none.
         forward_clip: f32,
-        /// Infinity for none.
+        /// Infinity if there is none.
         recurrent_grad_clip: f32,
         /// `[N, D_in, Gr, depth]`: R transposed.
         r: Address as "const T*",
@@ -104,17 +106,17 @@ arguments! {
         d_last: Address as "const float*",
         /// `[2, B, N, Gr, depth]`: dg of the recurrent gates, padded with zeros.
         exchange: Address as "T*",
-        /// `[S, B, N, D]`: the gradient of the states.
+        /// `[S, B, N, D]`: the gradient of the states, updated in place.
         d_state: Address as "float*",
-        /// d_wx, and dg of the gates that take no external input.
+        /// d_wx, and dg of the gates without external input.
         d_gates: Gates as "Gates<T>",
         /// `[S, B, N, D]` or null.
         d_s0: Address as "float*",
     }
 }
 
-/// Returns the text of `call.cuh`. It has the structs of both calls and checks the layout of the
-/// two that the kernels define themselves.
+/// Returns the text of `call.cuh`: the structs of both calls, and checks of the two structs that
+/// the kernels define themselves.
 pub(crate) fn header() -> String {
     [
         "#pragma once\n".into(),

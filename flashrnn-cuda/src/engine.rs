@@ -18,7 +18,7 @@ use crate::select::alignment;
 use crate::select::choice::fused_layouts;
 use crate::select::step::{self, Multiply, Tile};
 
-/// The sizes and kernels of a plan.
+/// Holds the sizes and kernels of a plan.
 pub(crate) struct Engine {
     pub common: Common,
     /// The layout of the weights that this plan packs and accepts.
@@ -29,11 +29,12 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Chooses the kernels of a problem and compiles those that no cache has, all at the same time.
+    /// Chooses the kernels of a problem and compiles, in parallel, those that are not cached.
     ///
     /// # Errors
-    /// [`Error::Unsupported`](flashrnn_core::Error::Unsupported) for sizes that the kernels cannot
-    /// count, or if fused kernels are asked for and do not fit; those of compiling and loading.
+    /// [`Error::Unsupported`](flashrnn_core::Error::Unsupported) if the kernels cannot represent
+    /// the sizes, or if fused kernels are required and do not fit; any error of compiling or
+    /// loading a kernel.
     pub(crate) fn new<T: Element, W: Element>(
         cuda: &Cuda,
         cell: &CellSource,
@@ -99,7 +100,7 @@ impl Engine {
     }
 }
 
-/// Returns the features that the fused kernels of a problem need in every call.
+/// Returns the features that every call of a problem's fused kernels needs.
 fn features(cuda: &Cuda, common: &Common, both_fused: bool) -> Features {
     let options = &common.problem.options;
     Features {
@@ -107,7 +108,7 @@ fn features(cuda: &Cuda, common: &Common, both_fused: bool) -> Features {
             || options.recurrent_grad_clip.is_some()
             || options.cut_recurrent_grad,
         waits: cuda.waits,
-        // The kernels per step neither write nor read interleaved gates.
+        // Per-step kernels neither write nor read interleaved gates.
         interleaved: both_fused
             && !common.recomputes()
             && alignment::interleaves(&common.shapes, common.bytes),

@@ -9,7 +9,7 @@ use crate::device::StreamId;
 use crate::memory::Buffer;
 use crate::passes::Common;
 
-/// Holds packed weights: R rounded to `T` in the orders of both passes, and b in f32.
+/// Holds R rounded to `T`, in the orders of both passes, and b in f32.
 pub struct Packed<T: Element> {
     /// `[Gr, N, D_out, depth]`
     pub(crate) forward: Buffer<T>,
@@ -19,8 +19,8 @@ pub struct Packed<T: Element> {
     pub(crate) b: Buffer<f32>,
 }
 
-/// Identifies what packed weights depend on besides the sizes of the cell and the problem: the
-/// padding of rows, and the stream that their memory belongs to.
+/// Identifies the order of packed weights, which depends on the padding of rows, and the stream
+/// that their memory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedOrder {
     depth: usize,

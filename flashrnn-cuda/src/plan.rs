@@ -1,4 +1,4 @@
-//! The traits of the public interface, and the checks of every call.
+//! Implements the traits of the public interface, and checks the tensors of every call.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -51,7 +51,7 @@ impl Backend for Cuda {
     }
 }
 
-/// Checks that the device may use each optional tensor of a call, if it is there.
+/// Checks that the device may use each of these optional tensors of a call.
 macro_rules! check_device {
     ($device:expr, $call:expr, $($tensor:ident),*) => {
         $(if let Some(view) = &$call.$tensor {
@@ -60,7 +60,7 @@ macro_rules! check_device {
     };
 }
 
-/// Runs one problem on a GPU, with the kernels that were chosen and compiled for it.
+/// Runs one problem on a GPU, with the kernels chosen and compiled for it.
 pub struct CudaPlan<T: Element, W: Element> {
     cuda: Cuda,
     engine: Engine,

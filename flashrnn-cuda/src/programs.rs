@@ -1,4 +1,5 @@
-//! The programs of this crate: the kernel files, each with a cell, element types and a layout.
+//! The programs of this crate: the kernel sources, each combined with a cell, element types and a
+//! layout.
 
 use flashrnn_core::{Cell, Dtype, Problem, Shapes, trace};
 
@@ -9,7 +10,7 @@ use crate::select::alignment::{copy_bytes, interleaves};
 use crate::select::fused::{self as layouts, Fused};
 use crate::select::step::{self, Multiply, Tile};
 
-/// The files that the kernels include.
+/// The headers of the kernel sources.
 const HEADERS: &[(&str, &str)] = &[
     ("element.cuh", include_str!("../kernels/element.cuh")),
     ("math.cuh", include_str!("../kernels/math.cuh")),
@@ -33,7 +34,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("step/tile.cuh", include_str!("../kernels/step/tile.cuh")),
 ];
 
-/// Holds a cell's functions as CUDA C++, which are the file `cell.cuh` of its kernels.
+/// Holds a cell's functions as CUDA C++, which become the file `cell.cuh` of its kernels.
 #[derive(Clone, Debug)]
 pub struct CellSource {
     /// [`Cell::NAME`]
@@ -53,13 +54,13 @@ impl CellSource {
     }
 }
 
-/// Returns the program of the forward pass with one launch per step.
+/// Returns the program of the per-step forward kernels.
 pub fn forward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
     let source = include_str!("../kernels/step/forward.cu");
     step_program("step/forward", source, cell, element, multiply, tile)
 }
 
-/// Returns the program of the backward pass with one launch per step.
+/// Returns the program of the per-step backward kernels.
 pub fn backward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
     let source = include_str!("../kernels/step/backward.cu");
     step_program("step/backward", source, cell, element, multiply, tile)
@@ -83,35 +84,36 @@ fn step_program(
     program
 }
 
-/// How the warps of a fused kernel wait for each other, for tests: results must not depend on it.
+/// How the warps of a fused kernel synchronise. Tests vary it, because results must not depend on
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Waits {
-    /// As fast as possible.
+    /// The fastest way.
     #[default]
     Plain,
-    /// Every warp also waits for a random time now and then.
+    /// Each warp sometimes waits for a random time before it goes on.
     Delayed,
-    /// Where a cluster waits for an mbarrier, each block also waits for a barrier, which is the
-    /// only kind that compute-sanitizer's racecheck knows.
+    /// Each wait for an mbarrier in a cluster also synchronises the block by a block barrier, the
+    /// only kind that compute-sanitizer's racecheck understands.
     Block,
 }
 
-/// The features that a fused kernel is compiled with. Each costs time, also in calls that do not
-/// use it.
+/// The features that a fused kernel is compiled with. Each feature takes time even in calls that do
+/// not use it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// The forward pass writes what the backward pass reads.
+    /// Whether the forward pass writes what the backward pass reads.
     pub saves: bool,
-    /// There are lengths or resets.
+    /// Whether the call has lengths or resets.
     pub ragged: bool,
-    /// There is a clip, or the recurrent gradient is cut.
+    /// Whether anything is clipped, or the recurrent gradient is cut.
     pub clips: bool,
-    /// How warps wait for each other.
+    /// How warps synchronise.
     pub waits: Waits,
-    /// The maximum power of two up to 16 that divides the addresses of all rows; `None` for what D
-    /// allows.
+    /// The largest power of two, at most 16, that divides the addresses of all rows; `None` for
+    /// what D allows.
     pub copy_bytes: Option<usize>,
-    /// Saved gates are `[tokens, N, D, G]`.
+    /// Whether saved gates are `[tokens, N, D, G]`.
     pub interleaved: bool,
 }
 
@@ -156,8 +158,8 @@ fn fused(
     } else {
         let bf16 = element == Dtype::Bf16;
         program.options.extend([
-            // Subnormal f32 and the last bits of a quotient are below the rounding of 16-bit
-            // tensors.
+            // In f32, subnormals and the last bits of a quotient are far smaller than the rounding
+            // errors of 16-bit tensors.
             "--ftz=true".into(),
             "--prec-div=false".into(),
             "--prec-sqrt=false".into(),
@@ -189,12 +191,13 @@ fn fused(
     program
 }
 
-/// Returns the program of what the backward pass computes for all tokens at once.
+/// Returns the program of the kernels that process all tokens at once, before and after the
+/// backward time loop.
 pub fn recompute(cell: &CellSource, element: Dtype) -> Program {
     program("recompute", include_str!("../kernels/recompute.cu"), Some(cell), element)
 }
 
-/// Returns the program that packs R and b, and sums their gradients.
+/// Returns the program that packs R and b and sums their gradients.
 pub fn weight_grad(element: Dtype, weight: Dtype) -> Program {
     let mut program =
         program("weight_grad", include_str!("../kernels/weight_grad.cu"), None, element);
@@ -215,7 +218,7 @@ fn program(file: &str, source: &str, cell: Option<&CellSource>, element: Dtype) 
     }
 }
 
-/// Returns the bytes of an element.
+/// Returns the size of an element in bytes.
 fn bytes(dtype: Dtype) -> usize {
     match dtype {
         Dtype::F16 | Dtype::Bf16 => 2,
@@ -224,7 +227,7 @@ fn bytes(dtype: Dtype) -> usize {
     }
 }
 
-/// Returns the name of an element type in the kernels.
+/// Returns the name that the kernels use for an element type.
 fn element_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F16 => "f16",
@@ -234,9 +237,9 @@ fn element_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Returns programs of a cell for a test that compiles all kernels: for each element type, every
-/// tile that [`step`](mod@step) can choose for batches, head dimensions and gates of any size, and
-/// the fused kernels of some head dimensions.
+/// Returns the programs of a cell for a test that compiles all kernels. For each element type they
+/// are the per-step kernels with every tile that [`step`](mod@step) can choose, for any batch, head
+/// dimension and number of gates, and the fused kernels of some head dimensions.
 pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let cell = CellSource::new(cell);
     let mut list = Vec::new();
@@ -270,8 +273,8 @@ pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     unique
 }
 
-/// Returns the fused programs of head dimensions whose rows have every alignment, in one block and
-/// in clusters.
+/// Returns the fused programs for head dimensions whose rows have every alignment, both in one
+/// block and in clusters.
 fn fused_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<Program> {
     let head_dims = match element {
         Dtype::F32 => &[33, 50, 128][..],
@@ -282,7 +285,7 @@ fn fused_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<P
     for &head_dim in head_dims {
         let Ok(shapes) = Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };
         let bytes = bytes(element);
-        // No features, training without options, and all features.
+        // No features, those of training without options, and all features.
         let interleaved = interleaves(&shapes, bytes);
         let training = Features { saves: true, interleaved, ..Features::default() };
         let all = Features { ragged: true, clips: true, ..training };

@@ -5,19 +5,19 @@ use flashrnn_core::Result;
 use crate::driver::library;
 use crate::kernels::compile::Nvrtc;
 
-/// Reports whether a library was found that plans need besides the driver. (Without the driver
-/// there is no [`Cuda`](crate::Cuda).)
+/// Reports on a library that plans need in addition to the driver. (Without the driver there is no
+/// [`Cuda`](crate::Cuda).)
 #[derive(Clone, Debug)]
 pub struct Library {
-    /// The name.
+    /// The name of the library.
     pub name: &'static str,
-    /// The version, for cuBLAS only `found`; or an error that says why the library can't be used,
-    /// and what to do.
+    /// The version, or for cuBLAS just `found`. The error says why the library can't be used and
+    /// what to do about it.
     pub found: Result<String>,
 }
 
 /// Looks for NVRTC and cuBLAS. If one is missing, making or running a plan fails with the error
-/// that is returned here.
+/// returned here.
 #[must_use]
 pub fn libraries() -> [Library; 2] {
     let nvrtc = Nvrtc::get().map(|nvrtc| format!("{}.{}", nvrtc.major, nvrtc.minor));

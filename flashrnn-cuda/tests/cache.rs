@@ -1,5 +1,5 @@
-//! The disk cache between processes: several need the same kernel at once, and a later one finds
-//! it.
+//! The disk cache across processes: several processes need the same kernel at once, and a later one
+//! finds it.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,7 @@ use flashrnn_cuda::cache;
 use flashrnn_cuda::compile::{Arch, Program};
 use flashrnn_cuda::testing;
 
-/// This environment variable is set in the processes that the tests start.
+/// An environment variable that is set in the processes that the tests start.
 const CHILD: &str = "FLASHRNN_TEST_CACHE_CHILD";
 
 fn program() -> Program {
@@ -34,7 +34,7 @@ fn start(folder: &Path) -> Child {
         .unwrap()
 }
 
-/// Waits for a process. Returns the length of the code that it got, and the time that took.
+/// Waits for a process. Returns the size of the machine code that it got, and how long that took.
 fn finish(child: Child) -> (usize, Duration) {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -71,8 +71,8 @@ fn processes_share_the_cache() {
     assert_eq!(std::fs::read(&files[0]).unwrap(), entry);
 }
 
-/// Other users may not write entries, whatever the umask allows. Something other than a file at an
-/// entry's name is ignored: reading a FIFO, for example, would never return.
+/// Other users cannot write entries, whatever the umask allows. An entry that is not a regular file
+/// is ignored: reading a FIFO, for example, would never return.
 #[cfg(unix)]
 #[test]
 fn entries_are_private_and_files() {
@@ -109,7 +109,7 @@ fn entries_are_private_and_files() {
     finish(child);
 }
 
-/// The part of the tests above that runs in other processes. On its own it does nothing.
+/// The part of the tests above that runs in other processes. Does nothing on its own.
 #[test]
 fn in_another_process() {
     if std::env::var_os(CHILD).is_none() {

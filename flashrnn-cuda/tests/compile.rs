@@ -1,4 +1,4 @@
-//! The compiler: its messages, its log and the architectures it accepts.
+//! The compiler: its messages, its log, and the architectures that it accepts.
 
 use flashrnn_core::Error;
 use flashrnn_cuda::compile::{Arch, Nvrtc, Program, compile};

@@ -1,4 +1,4 @@
-//! The properties that every backend must have, on a GPU.
+//! The properties that every backend must have, tested on a GPU.
 
 use std::sync::OnceLock;
 
@@ -12,7 +12,7 @@ fn cuda() -> Option<Cuda> {
 
 flashrnn_testsuite::conformance!(if_available: cuda(), same_bits_as: [testing::cuda()], skip: []);
 
-/// The same properties with one launch per step, which large heads always take.
+/// The same properties with per-step kernels, which large heads always use.
 mod alternating {
     use flashrnn_cuda::Family;
     flashrnn_testsuite::conformance!(

@@ -1,5 +1,6 @@
-//! Compiles every kernel of every cell, element type and tile for sm_80 and sm_90a, without a GPU.
-//! None may use local memory: these kernels cannot hide the time of a spilled register.
+//! Compiles every kernel for every cell, element type and tile, for sm_80 and sm_90a. Needs no GPU.
+//! No kernel may use local memory, because these kernels cannot hide the latency of a spilled
+//! register.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use flashrnn_cuda::select::Gpu;
 use flashrnn_cuda::{programs, testing};
 use flashrnn_testsuite::cells::Twin;
 
-/// Threads that compile, as many as the continuous integration machine has.
+/// Number of compiling threads: as many as the continuous integration machine has cores.
 const THREADS: usize = 2;
 
 /// A kernel in the compiler's log.
@@ -18,7 +19,7 @@ const THREADS: usize = 2;
 struct Kernel {
     name: String,
     registers: usize,
-    /// Bytes of stack frame, spill stores and spill loads.
+    /// Total bytes of stack frame, spill stores and spill loads.
     local: usize,
 }
 
@@ -27,7 +28,7 @@ fn kernels(log: &str) -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::new();
     for line in log.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        // The sum of the numbers that are `before` words before each `word`.
+        // Sums the numbers that are `before` words before each `word`.
         let numbers = |word: &str, before: usize| -> usize {
             let at = words
                 .iter()
@@ -64,7 +65,7 @@ fn the_log_is_parsed() {
     assert_eq!(found, [("f".to_string(), 12, 0), ("g".to_string(), 255, 14)]);
 }
 
-/// Keeps the fused kernels of one head dimension.
+/// Keeps only the fused kernels for heads of 50 units.
 fn fused_of_50_units(mut programs: Vec<Program>) -> Vec<Program> {
     programs.retain(|program| program.options.iter().any(|option| option == "-DHEAD_DIM=50"));
     programs
@@ -90,7 +91,7 @@ fn every_kernel_compiles_without_local_memory() {
         ];
         for (cell, list) in lists {
             for program in list {
-                // Programs without a cell are in the list of every cell.
+                // Programs without a cell are in every cell's list.
                 if !jobs.iter().any(|(_, at, other)| *at == arch && *other == program) {
                     jobs.push((cell, arch, program));
                 }

@@ -1,4 +1,4 @@
-//! Anything that is missing is an error that says so, never a panic. Runs with and without a GPU.
+//! Whatever is missing is reported as an error, never by a panic. Runs with and without a GPU.
 
 use flashrnn_core::Error;
 use flashrnn_cuda::Cuda;
@@ -33,7 +33,7 @@ fn the_first_device_opens_or_an_error_says_what_is_missing() {
     }
 }
 
-/// Broken libraries.
+/// Tests with broken libraries.
 #[cfg(target_os = "linux")]
 mod broken {
     use std::path::Path;
@@ -41,10 +41,10 @@ mod broken {
 
     use flashrnn_cuda::{Cuda, libraries};
 
-    /// This environment variable is set in the processes that the test starts.
+    /// An environment variable that is set in the processes that the test starts.
     const CHILD: &str = "FLASHRNN_TEST_MISSING_CHILD";
 
-    /// Functions in C, for libraries that pretend to be the driver.
+    /// C functions of libraries that pose as the driver.
     const VERSION_13: &str = "int cuDriverGetVersion(int* v) { *v = 13000; return 0; }";
     const VERSION_11: &str = "int cuDriverGetVersion(int* v) { *v = 11000; return 0; }";
     const FAILS: &str = "int cuDriverGetVersion(int* v) { return 999; }";
@@ -53,8 +53,8 @@ mod broken {
     const INIT: &str = "int cuInit(unsigned flags) { return 0; }";
     const ONE_DEVICE: &str = "int cuDeviceGetCount(int* n) { *n = 1; return 0; }";
 
-    /// Another process, whose loader finds a broken library first, must name it: one that lacks
-    /// functions, fails, or is no library.
+    /// If the loader finds a broken library first, the error names it. The library lacks functions,
+    /// fails, or is not a library.
     #[test]
     fn broken_libraries_are_named() {
         if std::env::var_os(CHILD).is_some() {
@@ -91,8 +91,8 @@ mod broken {
         for (i, (content, want)) in drivers.into_iter().enumerate() {
             std::fs::write(lib.path().join("libcuda.so"), content).unwrap();
             let seen = what_a_process_sees(lib.path());
-            // The loader ignores a file that is no library, and may find a real driver under
-            // another name.
+            // The loader ignores a file that is not a library, and may then find a real driver
+            // under another name.
             let ignored = want == "libcuda.so" && seen.contains("device found");
             assert!(seen.contains(want) || ignored, "driver {i}: {want} is not in:\n{seen}");
         }
@@ -109,8 +109,8 @@ mod broken {
         }
     }
 
-    /// Returns what another process, whose loader searches `folder` first, prints about GPUs and
-    /// libraries.
+    /// Returns what another process prints about GPUs and libraries. Its loader searches `folder`
+    /// first.
     fn what_a_process_sees(folder: &Path) -> String {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "broken::in_another_process", "--nocapture"])
@@ -125,7 +125,7 @@ mod broken {
         text
     }
 
-    /// The part of the test above that runs in other processes. On its own it does nothing.
+    /// The part of the test above that runs in other processes. Does nothing on its own.
     #[test]
     fn in_another_process() {
         if std::env::var_os(CHILD).is_none() {

@@ -13,14 +13,14 @@ use crate::driver::current::{Restoring, enter};
 use crate::driver::library;
 use crate::kernels::compile::Arch;
 
-/// A cuBLAS handle, for all streams of a context.
+/// A cuBLAS handle, shared by all streams of a context.
 pub(crate) struct Blas {
     handle: cublas::cublasHandle_t,
     context: Restoring<Arc<CudaContext>>,
 }
 
-/// Scratch memory of a product. cuBLAS chooses an algorithm by its size, so only a fixed size makes
-/// results reproducible.
+/// Scratch memory of a product. Its size is fixed because cuBLAS chooses an algorithm by it, and
+/// results must be reproducible.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlasScratch {
     pub address: CUdeviceptr,
@@ -28,13 +28,14 @@ pub(crate) struct BlasScratch {
 }
 
 impl BlasScratch {
-    /// Returns the size that cuBLAS's documentation recommends, in bytes.
+    /// Returns the size in bytes that cuBLAS's documentation recommends.
     pub(crate) fn bytes(arch: Arch) -> usize {
         if arch.major >= 9 { 32 << 20 } else { 4 << 20 }
     }
 }
 
-// SAFETY: any thread may use a cuBLAS handle, one at a time. The mutex in `Context` ensures that.
+// SAFETY: a cuBLAS handle may be used on any thread, by one at a time. The mutex in `Context`
+// ensures that.
 unsafe impl Send for Blas {}
 
 /// A batch of matrices in column-major order: element (i, j) is at index `i + j * ld`.
@@ -48,7 +49,7 @@ pub(crate) struct Matrix {
     pub transposed: bool,
 }
 
-/// Describes `C = A B` for `batch` triples of matrices. Sums are in f32.
+/// Describes `C = A B` for `batch` triples of matrices, with sums in f32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
     /// `m × k`
@@ -79,12 +80,11 @@ impl Blas {
         library::cublas()?;
         let _entered = enter(context)?;
         let mut handle = ptr::null_mut();
-        // SAFETY: the context is current, and the pointer is to a handle that lives through the
-        // call.
+        // SAFETY: the context is current, and the handle outlives the call.
         check(unsafe { cublas::cublasCreate_v2(&raw mut handle) }, "starting cuBLAS")?;
-        // From here on, an early return drops the handle.
+        // From here on, dropping `blas` destroys the handle.
         let blas = Self { handle, context: Restoring::new(context.clone()) };
-        // Keeps partial sums of 16-bit products in f32.
+        // Keep partial sums of 16-bit products in f32.
         let exact = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: the handle is alive.
         check(unsafe { cublas::cublasSetMathMode(handle, exact) }, "setting up cuBLAS")?;
@@ -97,9 +97,9 @@ impl Blas {
     /// Enqueues `product` on `stream`. The context must be current.
     ///
     /// # Safety
-    /// The arrays of pointers must hold `batch` addresses of matrices of the sizes in `product`.
-    /// Those and `scratch` must be valid until the product has run, and nothing else on the device
-    /// may touch C or `scratch` meanwhile.
+    /// The arrays of pointers must hold the addresses of `batch` matrices of the sizes in
+    /// `product`. Arrays, matrices and `scratch` must be valid until the product has run, and
+    /// nothing else on the device may access C or `scratch` until then.
     pub(crate) unsafe fn batched(
         &self,
         stream: CUstream,
@@ -110,16 +110,17 @@ impl Blas {
         if m == 0 || n == 0 || batch == 0 {
             return Ok(());
         }
-        // SAFETY: handle and stream are alive.
+        // SAFETY: the handle and the stream are alive.
         let result = unsafe { cublas::cublasSetStream_v2(self.handle, stream.cast()) };
         check(result, "setting cuBLAS's stream")?;
-        // After the stream: setting that resets the workspace.
+        // After setting the stream, which resets the workspace.
         let BlasScratch { address, bytes } = scratch;
         // SAFETY: the caller guarantees that `scratch` is valid.
         let result =
             unsafe { cublas::cublasSetWorkspace_v2(self.handle, address as *mut c_void, bytes) };
         check(result, "setting cuBLAS's memory")?;
-        // Pedantic f32 is never emulated with narrower types, whatever the environment says.
+        // Pedantic f32 is never emulated with narrower types, even if the environment asks for
+        // that.
         let compute = match (input, tf32) {
             (Dtype::F32, true) => cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
             (Dtype::F32, false) => cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F_PEDANTIC,
@@ -131,7 +132,7 @@ impl Blas {
             true => cublas::cublasOperation_t::CUBLAS_OP_T,
             false => cublas::cublasOperation_t::CUBLAS_OP_N,
         };
-        // SAFETY: `one` and `zero` are read during the call; the caller guarantees the rest.
+        // SAFETY: `one` and `zero` outlive the call; the caller guarantees the rest.
         let result = unsafe {
             cublas::cublasGemmBatchedEx_64(
                 self.handle,
@@ -163,8 +164,8 @@ impl Blas {
 impl Drop for Blas {
     fn drop(&mut self) {
         let Ok(_entered) = enter(&self.context) else { return };
-        // SAFETY: created by `new` and destroyed only here, when every device of the context has
-        // waited for its stream.
+        // SAFETY: `new` created the handle and only this destroys it, after every device of the
+        // context has waited for its stream.
         unsafe { cublas::cublasDestroy_v2(self.handle) };
     }
 }

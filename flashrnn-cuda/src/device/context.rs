@@ -1,4 +1,4 @@
-//! The context of a GPU: what the handles of all its streams share.
+//! The context of a GPU, shared by the handles of all its streams.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -14,10 +14,10 @@ use crate::driver::{check, failure, library};
 use crate::kernels::compile::Arch;
 use crate::select::Gpu;
 
-/// A CUDA context, its memory pool and cuBLAS, and the GPU's properties. The devices of all streams
-/// keep it alive, and so do their buffers and plans.
+/// A CUDA context with its memory pool, its cuBLAS handle and the GPU's properties. Devices,
+/// buffers and plans keep it alive.
 pub(crate) struct Context {
-    // In the order in which they must be dropped.
+    // The order of these fields is the order in which they must be dropped.
     blas: OnceLock<Mutex<Blas>>,
     /// `None` if the device has no memory pools.
     pub(crate) pool: Option<Pool>,
@@ -25,12 +25,12 @@ pub(crate) struct Context {
     pub(crate) arch: Arch,
     /// The GPU's name.
     pub(crate) name: String,
-    /// The newest CUDA that the driver supports.
+    /// The latest CUDA version that the driver supports.
     pub(crate) driver: String,
     pub(crate) multiprocessors: usize,
     /// Maximum shared memory of a block in bytes, if its kernel opts in to more than the default.
     pub(crate) shared_memory: usize,
-    /// Memory of the GPU in bytes.
+    /// The GPU's memory in bytes.
     pub(crate) memory: usize,
 }
 
@@ -40,8 +40,7 @@ impl Context {
         let _entered = enter(cuda)?;
         let attribute = |attribute: Attribute| -> Result<usize> {
             let mut value = 0;
-            // SAFETY: the device is the context's own, and the pointer is to an integer that lives
-            // through the call.
+            // SAFETY: the device is the context's own, and `value` outlives the call.
             let result =
                 unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, cuda.cu_device()) };
             check(result, "reading the device's attributes")?;
@@ -76,11 +75,11 @@ impl Context {
         enter(&self.cuda)
     }
 
-    /// Returns the properties that kernels are selected by.
+    /// Returns the properties that drive kernel selection.
     pub(crate) fn gpu(&self) -> Gpu {
         Gpu {
-            // A cluster of 16 blocks needs a large part of a data-centre GPU, which a MIG slice of
-            // one may not have.
+            // A cluster of 16 blocks needs a large part of a data-centre GPU, which a MIG slice may
+            // not have.
             cluster: match self.arch.major {
                 ..9 => 1,
                 9 | 10 if self.multiprocessors >= 100 => 16,
@@ -91,14 +90,14 @@ impl Context {
         }
     }
 
-    /// Locks cuBLAS, which is started at its first use. Not to be called while a graph is being
-    /// recorded: starting it allocates.
+    /// Locks the cuBLAS handle, creating it at the first use. Must not be called while a graph is
+    /// being recorded, because creating it allocates.
     pub(crate) fn blas(&self) -> Result<MutexGuard<'_, Blas>> {
         if let Some(blas) = self.blas.get() {
             return Ok(lock(blas));
         }
         let made = Blas::new(&self.cuda)?;
-        // If another thread was faster, its handle is used and this one is dropped.
+        // If another thread was faster, its handle is kept and this one is dropped.
         Ok(lock(self.blas.get_or_init(|| Mutex::new(made))))
     }
 }

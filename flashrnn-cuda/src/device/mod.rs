@@ -14,19 +14,19 @@ use crate::driver::current::Entered;
 use crate::driver::stream::SideStream;
 use crate::driver::{check, failure};
 
-/// A stream and the context it belongs to, which the clones of a [`Cuda`](crate::Cuda), its buffers
-/// and its plans share.
+/// A stream and its context, shared by the clones of a [`Cuda`](crate::Cuda), its buffers and its
+/// plans.
 pub(crate) struct Device {
-    // In the order in which they must be dropped.
-    /// Joined to `stream` again before any call returns.
+    // The order of these fields is the order in which they must be dropped.
+    /// Joins `stream` again before any call returns.
     pub(crate) side: SideStream,
     pub(crate) stream: Arc<CudaStream>,
-    /// Set by `drop`, so that the context is current while the fields above are dropped.
+    /// Set by `drop` so that the context is current while the fields above are dropped.
     entered: Option<Entered>,
     pub(crate) context: Arc<Context>,
 }
 
-/// Identifies a stream, in whose order memory is valid.
+/// Identifies the stream in whose order memory is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StreamId {
     context: usize,
@@ -35,7 +35,8 @@ pub(crate) struct StreamId {
 
 impl Device {
     /// # Errors
-    /// [`Error::Argument`] for CUDA's per-thread stream; [`Error::Device`].
+    /// [`Error::Argument`] if `stream` is CUDA's per-thread stream, [`Error::Device`] if the driver
+    /// fails.
     pub(crate) fn new(context: Arc<Context>, stream: Arc<CudaStream>) -> Result<Self> {
         if stream.cu_stream() as usize == PER_THREAD_STREAM {
             let why =
@@ -47,12 +48,12 @@ impl Device {
     }
 
     /// Makes the device's context current on this thread until the guard is dropped. Every public
-    /// method begins with it.
+    /// method starts with this.
     pub(crate) fn enter(&self) -> Result<Entered> {
         self.context.enter()
     }
 
-    /// Returns the stream that this device's memory belongs to. The address of a live stream is
+    /// Identifies the stream that this device's memory belongs to. The address of a live stream is
     /// unique within its context.
     pub(crate) fn stream_id(&self) -> StreamId {
         StreamId {
@@ -61,19 +62,20 @@ impl Device {
         }
     }
 
-    /// Waits until everything enqueued has run.
+    /// Waits until all enqueued work has run.
     pub(crate) fn synchronize(&self) -> Result<()> {
         let _entered = self.enter()?;
-        // SAFETY: the stream is alive as long as the device.
+        // SAFETY: the device keeps the stream alive.
         let result = unsafe { sys::cuStreamSynchronize(self.stream.cu_stream()) };
         check(result, "waiting for the device")
     }
 
-    /// Allocates `bytes` bytes in the order of the stream and returns their address, 0 for no
-    /// bytes. The memory is not initialised.
+    /// Allocates `bytes` bytes in stream order and returns their address, or 0 if `bytes` is 0. The
+    /// memory is uninitialised.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; [`Error::Device`].
+    /// [`Error::OutOfMemory`] if the GPU has too little free memory, [`Error::Device`] if the
+    /// driver fails.
     pub(crate) fn allocate(&self, bytes: usize) -> Result<CUdeviceptr> {
         if bytes == 0 {
             return Ok(0);
@@ -85,7 +87,7 @@ impl Device {
         let mut result = self.try_allocate(bytes);
         if let (Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY), Some(pool)) = (result, &self.context.pool)
         {
-            // What the pool keeps may be in pieces too small: return it to the device and retry.
+            // The free memory in the pool may be fragmented. Return it to the GPU and retry.
             self.synchronize()?;
             pool.trim()?;
             result = self.try_allocate(bytes);
@@ -101,23 +103,21 @@ impl Device {
             return pool.allocate(bytes, self.stream.cu_stream());
         }
         let mut ptr = 0;
-        // SAFETY: the context is current, and the pointer is to an address that lives through the
-        // call.
+        // SAFETY: the context is current, and `ptr` outlives the call.
         match unsafe { sys::cuMemAlloc_v2(&raw mut ptr, bytes) } {
             CUresult::CUDA_SUCCESS => Ok(ptr),
             failed => Err(failed),
         }
     }
 
-    /// Frees what `allocate` returned, after everything enqueued before. A failure is not reported
-    /// here: it is one of the device's, which the next call meets too.
+    /// Frees memory from `allocate`, in stream order. Failures are ignored here; the next call
+    /// reports them, because they are failures of the device.
     pub(crate) fn free(&self, ptr: CUdeviceptr) {
         if ptr == 0 {
             return;
         }
         let Ok(_entered) = self.enter() else { return };
-        // SAFETY: only a buffer's drop calls this, once, with the address that it got from
-        // `allocate`.
+        // SAFETY: only a buffer's drop calls this, once, with the address that `allocate` returned.
         unsafe {
             match self.context.pool {
                 Some(_) => sys::cuMemFreeAsync(ptr, self.stream.cu_stream()),
@@ -126,7 +126,7 @@ impl Device {
         }
     }
 
-    /// Waits for everything enqueued, and returns memory that no buffer uses to the GPU.
+    /// Waits for all enqueued work, then returns unused memory to the GPU.
     pub(crate) fn trim(&self) -> Result<()> {
         let _entered = self.enter()?;
         self.synchronize()?;
@@ -136,8 +136,8 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Enqueued work may still use memory of the pool and cuBLAS, which the context may be about
-        // to drop. A device that failed has nothing to wait for.
+        // Enqueued work may still use the pool and cuBLAS, which the context may be about to drop.
+        // A failed device has nothing to wait for.
         let _ = self.synchronize();
         self.entered = self.enter().ok();
     }

@@ -1,5 +1,5 @@
-//! The current CUDA context of a thread. Every call makes the device's context current and, before
-//! it returns, restores the caller's.
+//! The CUDA context that is current on a thread. Every call makes the device's context current and
+//! restores the caller's before it returns.
 
 use std::ops::Deref;
 use std::ptr;
@@ -16,46 +16,47 @@ pub(crate) fn enter(context: &CudaContext) -> Result<Entered> {
     if before == context.cu_ctx() as usize {
         return Ok(Entered { before: None });
     }
-    // SAFETY: the context is alive as long as the reference to it.
+    // SAFETY: the reference keeps the context alive.
     check(unsafe { sys::cuCtxSetCurrent(context.cu_ctx()) }, "entering the device's context")?;
     Ok(Entered { before: Some(before) })
 }
 
-/// Returns a guard that restores the context that is current now, around calls of cudarc, which
-/// make their own context current.
+/// Returns a guard that restores the context that is current now. Used around calls of cudarc,
+/// which makes its own context current.
 pub(crate) fn keep() -> Result<Entered> {
     Ok(Entered { before: Some(current()?) })
 }
 
-/// Returns the address of the thread's current context, 0 for none.
+/// Returns the address of the thread's current context, or 0 if there is none.
 fn current() -> Result<usize> {
     let mut current = ptr::null_mut();
-    // SAFETY: the pointer is to a handle that lives through the call.
+    // SAFETY: `current` outlives the call.
     check(unsafe { sys::cuCtxGetCurrent(&raw mut current) }, "asking for the current context")?;
     Ok(current as usize)
 }
 
-/// Restores the context that was current before, when dropped.
+/// Restores the previous context when dropped.
 #[must_use]
 pub(crate) struct Entered {
-    /// The address of the context to restore, 0 for none; `None` if it never stopped being current.
+    /// The address of the context to restore, 0 for none; `None` if there is nothing to restore.
     before: Option<usize>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         if let Some(before) = self.before {
-            // SAFETY: the caller had made this context current and keeps it alive as long as it is.
-            // With no context, the thread's stack of contexts was empty and becomes empty again.
+            // SAFETY: the caller had made this context current and keeps it alive while it is
+            // current. 0 means that the thread's stack of contexts was empty and becomes empty
+            // again.
             unsafe { sys::cuCtxSetCurrent(before as CUcontext) };
         }
     }
 }
 
-/// Wraps a value of cudarc's whose drop makes its own context current. Dropping the wrapper
-/// restores the caller's context.
+/// Wraps a value of cudarc whose drop makes its own context current. Dropping the wrapper restores
+/// the caller's context.
 pub(crate) struct Restoring<T> {
-    // In this order: the value is dropped before the guard.
+    // The order matters: the value is dropped before the guard.
     value: T,
     entered: Option<Entered>,
 }

@@ -1,8 +1,8 @@
-//! The shared libraries that CUDA needs: the driver, NVRTC and cuBLAS.
+//! The shared libraries of CUDA: the driver, NVRTC and cuBLAS.
 //!
-//! cudarc loads a library at its first call and panics if it or one of its functions is missing. So
-//! this crate first loads each one itself (`loader.rs`), and turns what is missing into an error
-//! that says how to get it.
+//! cudarc loads a library when it first calls it, and panics if the library or one of its functions
+//! is missing. So this crate loads each library first (`loader.rs`) and reports what is missing as
+//! an error that says how to install it.
 
 use std::ffi::c_int;
 use std::sync::OnceLock;
@@ -12,7 +12,7 @@ use libloading::Library;
 
 use crate::driver::loader::Wanted;
 
-/// The minimum version of the driver's CUDA, as `cuDriverGetVersion` counts: 12.3, the first with
+/// The minimum CUDA version of the driver, encoded as by `cuDriverGetVersion`: 12.3, the first with
 /// programmatic edges in graphs.
 const MIN_DRIVER: i32 = 12030;
 
@@ -79,7 +79,7 @@ const NVRTC: Wanted = Wanted {
         "nvrtcGetCUBIN",
         "nvrtcGetCUBINSize",
         "nvrtcGetErrorString",
-        // Not called, but NVRTC 11, which is too old, lacks it.
+        // Not called. NVRTC 11, which is too old, lacks it.
         "nvrtcGetLTOIR",
         "nvrtcGetNumSupportedArchs",
         "nvrtcGetPTX",
@@ -111,18 +111,19 @@ const CUBLAS: Wanted = Wanted {
              CUDA_PATH lead to it",
 };
 
-/// Loads the driver's library and returns the CUDA version that it supports, as
-/// `cuDriverGetVersion` counts.
+/// Loads the driver's library and returns the CUDA version that it supports, encoded as by
+/// `cuDriverGetVersion`.
 ///
 /// # Errors
-/// [`Error::Device`] if it is missing, too old, or lacks a function.
+/// [`Error::Device`] if the library is missing, is too old, or lacks a function.
 pub(crate) fn driver() -> Result<i32> {
     static FOUND: OnceLock<(Library, i32)> = OnceLock::new();
     if let Some((_, version)) = FOUND.get() {
         return Ok(*version);
     }
     let library = DRIVER.load().map_err(|why| DRIVER.missing(&why))?;
-    // Before the functions: an old driver lacks some too, but its version is the better message.
+    // Check the version before the functions: an old driver may lack some, but its version makes
+    // the better message.
     let version = driver_version(&library).map_err(|why| DRIVER.missing(&why))?;
     check_driver_version(version)?;
     DRIVER.check(&library).map_err(|why| DRIVER.missing(&why))?;
@@ -132,7 +133,7 @@ pub(crate) fn driver() -> Result<i32> {
 /// Loads NVRTC.
 ///
 /// # Errors
-/// [`Error::Device`] if it is missing or lacks a function.
+/// [`Error::Device`] if the library is missing or lacks a function.
 pub(crate) fn nvrtc() -> Result<()> {
     static FOUND: OnceLock<Library> = OnceLock::new();
     NVRTC.find(&FOUND)
@@ -141,19 +142,18 @@ pub(crate) fn nvrtc() -> Result<()> {
 /// Loads cuBLAS.
 ///
 /// # Errors
-/// [`Error::Device`] if it is missing or lacks a function.
+/// [`Error::Device`] if the library is missing or lacks a function.
 pub(crate) fn cublas() -> Result<()> {
     static FOUND: OnceLock<Library> = OnceLock::new();
     CUBLAS.find(&FOUND)
 }
 
-/// Asks the driver for its version, without cudarc.
+/// Returns the driver's version, without using cudarc.
 fn driver_version(library: &Library) -> std::result::Result<i32, String> {
     const NAME: &str = "cuDriverGetVersion";
     type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
     let mut version = 0;
-    // SAFETY: the driver's function of this name has this type, and the pointer is to an integer
-    // that lives through the call.
+    // SAFETY: the driver's function of this name has this type, and `version` outlives the call.
     let result = unsafe {
         let function =
             library.get::<GetVersion>(NAME.as_bytes()).map_err(|_| DRIVER.lacks(NAME))?;
@@ -169,7 +169,7 @@ fn driver_version(library: &Library) -> std::result::Result<i32, String> {
 /// Checks that the driver is new enough.
 ///
 /// # Errors
-/// [`Error::Device`] that names both versions.
+/// [`Error::Device`] with both versions, if it is too old.
 fn check_driver_version(version: i32) -> Result<()> {
     if version >= MIN_DRIVER {
         return Ok(());
@@ -181,7 +181,7 @@ fn check_driver_version(version: i32) -> Result<()> {
     )))
 }
 
-/// Returns `12.3` for 12030.
+/// Formats a version, such as `12.3` for 12030.
 pub(crate) fn version_name(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }
@@ -199,8 +199,8 @@ mod tests {
             .collect()
     }
 
-    /// cudarc panics if a function is missing, so every function of the three libraries that this
-    /// crate's sources name must be in the lists.
+    /// cudarc panics if a function is missing, so the lists must contain every function of the
+    /// three libraries that the sources of this crate name.
     #[test]
     fn every_function_that_is_called_is_looked_for() {
         let lists = [DRIVER, NVRTC, CUBLAS].map(|library| library.functions).concat();

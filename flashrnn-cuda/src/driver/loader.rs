@@ -1,4 +1,4 @@
-//! Loads shared libraries and checks their functions.
+//! Loads shared libraries and checks that they have the functions this crate needs.
 
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
@@ -8,25 +8,25 @@ use cudarc::driver::sys::CUDA_VERSION;
 use flashrnn_core::{Error, Result};
 use libloading::Library;
 
-/// A shared library: its name, the functions it must have, and how to get it.
+/// Describes a shared library: its name, the functions it must have, and how to install it.
 pub(crate) struct Wanted {
-    /// The name without the platform's prefix and suffix; several if platforms differ.
+    /// The name without the platform's prefix and suffix; several if it depends on the platform.
     pub stems: &'static [&'static str],
-    /// Prefix of the names of libraries that this one loads itself, and finds only where the loader
-    /// looks.
+    /// The name prefix of libraries that this library loads itself, which the system's loader may
+    /// not find.
     pub companion: Option<&'static str>,
-    /// Every function that this crate calls, or cudarc for it.
+    /// Every function that this crate calls, directly or through cudarc.
     pub functions: &'static [&'static str],
-    /// Completes "… is missing: ".
+    /// Advice that completes the message "... is missing: ".
     pub advice: &'static str,
 }
 
 impl Wanted {
-    /// Loads the library, once for the life of the process. If it is missing, the next call looks
-    /// for it again.
+    /// Loads the library, once for the life of the process. If it is missing, the next call tries
+    /// again.
     ///
     /// # Errors
-    /// [`Error::Device`] if it is missing or lacks a function.
+    /// [`Error::Device`] if the library is missing or lacks a function.
     pub(crate) fn find(&self, found: &OnceLock<Library>) -> Result<()> {
         if found.get().is_none() {
             let library = self.load().map_err(|why| self.missing(&why))?;
@@ -37,12 +37,12 @@ impl Wanted {
         Ok(())
     }
 
-    /// Returns the file name of the library on most systems of this platform.
+    /// Returns the library's usual file name on this platform.
     pub(crate) fn name(&self) -> String {
         format!("{DLL_PREFIX}{}{DLL_SUFFIX}", self.stems[0])
     }
 
-    /// Returns the error for a library that cannot be used, and `why`.
+    /// Returns the error for an unusable library, which starts with `why`.
     pub(crate) fn missing(&self, why: &str) -> Error {
         Error::device(format!("{why}: {}", self.advice))
     }
@@ -52,9 +52,9 @@ impl Wanted {
         format!("{} has no {function}: it is too old or not NVIDIA's", self.name())
     }
 
-    /// Opens the first file that the system's loader finds, or else the first in the folders of
-    /// CUDA toolkits. A library that was opened by its path is found by its name from then on, so
-    /// cudarc finds it too.
+    /// Opens the first file that the system's loader finds, or else the first in the library
+    /// folders of CUDA toolkits. Once a library has been opened by path, the loader finds it by
+    /// name, so cudarc finds it too.
     pub(crate) fn load(&self) -> std::result::Result<Library, String> {
         let names: Vec<String> = self.stems.iter().flat_map(|stem| names(stem)).collect();
         let by_name = || names.iter().find_map(open);
@@ -67,14 +67,14 @@ impl Wanted {
         found.ok_or_else(|| format!("{} is missing", self.name()))
     }
 
-    /// Checks that the library has every function.
+    /// Checks that the library has every function in the list.
     pub(crate) fn check(&self, library: &Library) -> std::result::Result<(), String> {
         // SAFETY: the addresses are only looked up, not called.
         let absent = |name: &&&str| unsafe { library.get::<*const ()>(name.as_bytes()) }.is_err();
         self.functions.iter().find(absent).map_or(Ok(()), |name| Err(self.lacks(name)))
     }
 
-    /// Opens the companions in `folder`, for the life of the process.
+    /// Opens the companion libraries in `folder`, for the life of the process.
     fn open_companions(&self, folder: &Path) {
         let Some(companion) = self.companion else { return };
         let beginning = format!("{DLL_PREFIX}{companion}");
@@ -99,8 +99,8 @@ fn toolkit_folders() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Returns the file names a library may have: some of those that cudarc tries, in its order, so
-/// that cudarc finds what is found here.
+/// Returns the file names that a library may have. They are some of the names that cudarc tries, in
+/// the same order, so cudarc finds the same file.
 fn names(stem: &str) -> Vec<String> {
     let major = CUDA_VERSION / 1000;
     let minor = CUDA_VERSION % 1000 / 10;
@@ -117,13 +117,13 @@ fn names(stem: &str) -> Vec<String> {
     .into()
 }
 
-/// Opens a library by its name or path. On Unix, all symbols that it needs of other libraries are
-/// resolved now: one that is found missing at its first call would end the process.
+/// Opens a library by name or path. On Unix, all symbols that it needs from other libraries are
+/// resolved now, because a missing one would end the process at its first call.
 fn open(path: impl AsRef<Path>) -> Option<Library> {
     #[cfg(unix)]
     {
         use libloading::os::unix::{self, RTLD_LOCAL, RTLD_NOW};
-        // SAFETY: NVIDIA's libraries have initialisers that may run at any time on any thread.
+        // SAFETY: the initialisers of NVIDIA's libraries may run at any time, on any thread.
         unsafe { unix::Library::open(Some(path.as_ref()), RTLD_NOW | RTLD_LOCAL) }
             .ok()
             .map(Library::from)
@@ -156,7 +156,7 @@ mod tests {
         );
     }
 
-    /// With libgcc_s.so.1, which Rust's own library needs on this system.
+    /// Tests with libgcc_s.so.1, which Rust's standard library needs on this platform.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
     fn a_library_that_lacks_a_function_is_named() {

@@ -1,4 +1,4 @@
-//! The driver API: results as errors, and what this crate wraps of it.
+//! The driver API: results as errors, and safe wrappers of what this crate uses.
 
 pub(crate) mod current;
 pub(crate) mod library;
@@ -15,7 +15,7 @@ use flashrnn_core::{Error, Result};
 /// Counts the CUDA devices.
 pub(crate) fn device_count() -> Result<usize> {
     library::driver()?;
-    // SAFETY: the library is loaded; initialising it again is allowed.
+    // SAFETY: the library is loaded, and initialising it twice is allowed.
     let result = unsafe { sys::cuInit(0) };
     match result {
         CUresult::CUDA_SUCCESS => {}
@@ -23,12 +23,12 @@ pub(crate) fn device_count() -> Result<usize> {
         failed => return Err(failure(failed, "starting the NVIDIA driver (cuInit)")),
     }
     let mut count = 0;
-    // SAFETY: the pointer is to an integer that lives through the call.
+    // SAFETY: `count` outlives the call.
     check(unsafe { sys::cuDeviceGetCount(&raw mut count) }, "counting the devices")?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Turns a result of the driver into ours. `what` says what was being done.
+/// Turns a result of the driver into a `Result`. `what` says what was being done.
 pub(crate) fn check(result: CUresult, what: &str) -> Result<()> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
@@ -36,16 +36,15 @@ pub(crate) fn check(result: CUresult, what: &str) -> Result<()> {
     }
 }
 
-/// Returns the error for a failed call of the driver. `what` says what was being done.
+/// Returns the error of a failed call of the driver. `what` says what was being done.
 pub(crate) fn failure(result: CUresult, what: &str) -> Error {
     let mut text = ptr::null();
-    // SAFETY: the pointer is to a pointer that lives through the call. The driver stores a static
-    // text there, or null.
+    // SAFETY: `text` outlives the call. The driver sets it to a static string or null.
     let described = unsafe { sys::cuGetErrorString(result, &raw mut text) };
     if described != CUresult::CUDA_SUCCESS || text.is_null() {
         return Error::device(format!("{what}: {result:?}"));
     }
-    // SAFETY: the text is static and zero-terminated.
+    // SAFETY: the string is static and null-terminated.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     Error::device(format!("{what}: {text} ({result:?})"))
 }

@@ -1,4 +1,4 @@
-//! The pool that device memory comes from.
+//! The pool that device memory is allocated from.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -10,18 +10,17 @@ use flashrnn_core::Result;
 
 use crate::driver::check;
 
-/// Counts the device memory, in bytes, of a [`Cuda`](crate::Cuda) and of all that share its
-/// context.
+/// Device memory, in bytes, of a [`Cuda`](crate::Cuda) and of all handles that share its context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// In live buffers, and in those whose freeing is enqueued but has not run.
+    /// Bytes in live buffers, and in buffers whose freeing is enqueued but has not run.
     pub used: u64,
-    /// Taken from the device: `used`, and what the pool keeps for later buffers.
+    /// Bytes taken from the GPU: `used`, and what the pool keeps for later buffers.
     pub reserved: u64,
 }
 
-/// A memory pool that keeps what is freed for later allocations. It is this crate's own, so that
-/// the attributes set here affect nobody else.
+/// A memory pool that keeps freed memory for later allocations. This crate creates its own pool, so
+/// the attributes set here affect no other code.
 pub(crate) struct Pool(sys::CUmemoryPool);
 
 // SAFETY: the driver's functions on pools may be called from any thread.
@@ -30,10 +29,10 @@ unsafe impl Send for Pool {}
 unsafe impl Sync for Pool {}
 
 impl Pool {
-    /// Creates a pool on the device `ordinal`, whose context must be current.
+    /// Creates a pool on device `ordinal`, whose context must be current.
     pub(crate) fn new(ordinal: usize) -> Result<Self> {
-        // The names of the fields differ between CUDA's versions, their positions do not:
-        // allocation type, handle type, location type, location id.
+        // The names of the fields differ between CUDA versions, their positions do not: allocation
+        // type, handle type, location type, location id.
         const WORDS: usize = size_of::<sys::CUmemPoolProps>() / 8;
         const {
             assert!(size_of::<sys::CUmemPoolProps>().is_multiple_of(8) && WORDS >= 2);
@@ -44,14 +43,14 @@ impl Pool {
         let mut properties = [0_u64; WORDS];
         bytemuck::cast_slice_mut::<u64, u32>(&mut properties)[..4].copy_from_slice(&head);
         let mut pool = ptr::null_mut();
-        // SAFETY: the properties have the size and alignment of the driver's struct and hold a
-        // valid one: every field after the first four may be 0.
+        // SAFETY: `properties` has the size and alignment of the driver's struct. It is a valid
+        // one, because every field after the first four may be 0.
         let result = unsafe { sys::cuMemPoolCreate(&raw mut pool, properties.as_ptr().cast()) };
         check(result, "creating a memory pool")?;
         let pool = Self(pool);
         let mut keep = u64::MAX;
         pool.set(PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut keep).cast())?;
-        // A stream must not wait for another one to take over memory freed there.
+        // An allocation must not make its stream wait for another stream to free memory.
         let mut no: c_int = 0;
         pool.set(
             PoolAttribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES,
@@ -60,8 +59,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Sets an attribute to the value that `value` points to, an `int` or a 64-bit number as the
-    /// attribute requires.
+    /// Sets an attribute to the number that `value` points to: an `int` or a 64-bit integer,
+    /// depending on the attribute.
     fn set(&self, attribute: PoolAttribute, value: *mut c_void) -> Result<()> {
         // SAFETY: the pool is alive, and every caller points to a number of the attribute's type.
         let result = unsafe { sys::cuMemPoolSetAttribute(self.0, attribute, value) };
@@ -75,21 +74,20 @@ impl Pool {
         stream: CUstream,
     ) -> std::result::Result<CUdeviceptr, CUresult> {
         let mut ptr = 0;
-        // SAFETY: pool and stream are alive, and the pointer is to an address that lives through
-        // the call.
+        // SAFETY: the pool and the stream are alive, and `ptr` outlives the call.
         match unsafe { sys::cuMemAllocFromPoolAsync(&raw mut ptr, bytes, self.0, stream) } {
             CUresult::CUDA_SUCCESS => Ok(ptr),
             failed => Err(failed),
         }
     }
 
-    /// Returns memory that no buffer uses to the device.
+    /// Returns unused memory to the GPU.
     pub(crate) fn trim(&self) -> Result<()> {
         // SAFETY: the pool is alive.
         check(unsafe { sys::cuMemPoolTrimTo(self.0, 0) }, "returning memory to the device")
     }
 
-    /// Returns how much memory buffers take now.
+    /// Returns how much memory is in use now.
     pub(crate) fn memory_use(&self) -> Result<MemoryUse> {
         Ok(MemoryUse {
             used: self.attribute(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
@@ -97,12 +95,12 @@ impl Pool {
         })
     }
 
-    /// Returns the maximum of the memory in use since [`Pool::reset_peak`], in bytes.
+    /// Returns the maximum memory in use since [`Pool::reset_peak`], in bytes.
     pub(crate) fn peak(&self) -> Result<u64> {
         self.attribute(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
     }
 
-    /// Resets the peak to what is in use now.
+    /// Resets the peak to the memory in use now.
     pub(crate) fn reset_peak(&self) -> Result<()> {
         let mut zero = 0_u64;
         self.set(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut zero).cast())
@@ -110,7 +108,7 @@ impl Pool {
 
     fn attribute(&self, attribute: PoolAttribute) -> Result<u64> {
         let mut value = 0_u64;
-        // SAFETY: the pool is alive, and the attributes asked for are 64-bit numbers.
+        // SAFETY: the pool is alive, and all attributes read here are 64-bit integers.
         let result =
             unsafe { sys::cuMemPoolGetAttribute(self.0, attribute, (&raw mut value).cast()) };
         check(result, "reading a memory pool")?;
@@ -120,7 +118,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: no buffer is left: each keeps the context alive, which drops the pool.
+        // SAFETY: no buffer is left. Each buffer keeps the context alive, and the context drops the
+        // pool.
         unsafe { sys::cuMemPoolDestroy(self.0) };
     }
 }

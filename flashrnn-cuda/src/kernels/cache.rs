@@ -1,10 +1,7 @@
-//! The disk cache of compiled kernels.
+//! The disk cache of compiled kernels. [`flashrnn_gpu::disk_cache`] describes its folder and files.
 //!
-//! An entry's key is a hash of source, headers, options, architecture, the compiler's version and
-//! build, and this crate's version. Each entry is a file in the folder that the environment
-//! variable `FLASHRNN_CACHE` names, by default `flashrnn` in the user's cache folder (`~/.cache` on
-//! Linux). `FLASHRNN_CACHE=off` turns the cache off. A folder that other users may write is not
-//! used, and a folder that cannot be written keeps nothing; neither is an error.
+//! The key of an entry is a hash of the source, the headers, the options, the architecture, the
+//! compiler's version and build, and the version of this crate.
 
 use std::io;
 
@@ -17,16 +14,16 @@ use crate::kernels::compile::{Arch, Nvrtc, OPTIONS, Program, compile};
 /// Extension of the entries' files.
 const EXTENSION: &str = "cubin";
 
-/// Deletes every compiled kernel in [`folder`], and nothing else there. Returns how many there
-/// were.
+/// Deletes every compiled kernel in the cache's [`folder`], and nothing else there. Returns the
+/// number of deleted files.
 ///
 /// # Errors
-/// The system's error if the folder can't be read or a file can't be deleted.
+/// The error of the operating system if the folder can't be read or a file can't be deleted.
 pub fn clear() -> io::Result<usize> {
     DiskCache::open(EXTENSION).map_or(Ok(0), |cache| cache.clear())
 }
 
-/// Returns the key of the machine code of `program` for `arch`, made by `nvrtc`.
+/// Returns the key of the machine code that `nvrtc` makes of `program` for `arch`.
 pub(crate) fn key(program: &Program, arch: Arch, nvrtc: &Nvrtc) -> Key {
     let numbers = [arch.major, arch.minor, nvrtc.major, nvrtc.minor].map(|n| n.to_string());
     let numbers = numbers.each_ref().map(String::as_str);
@@ -38,10 +35,10 @@ pub(crate) fn key(program: &Program, arch: Arch, nvrtc: &Nvrtc) -> Key {
     Key::new(&[&numbers, &own, &headers, &options])
 }
 
-/// Returns the machine code of `program` for `arch`, from the cache or compiled now.
+/// Returns the machine code of `program` for `arch`, from the cache or newly compiled.
 ///
 /// # Errors
-/// As [`compile()`].
+/// Same as [`compile()`].
 pub fn cubin(program: &Program, arch: Arch) -> Result<Vec<u8>> {
     let key = key(program, arch, Nvrtc::get()?);
     let cache = DiskCache::open(EXTENSION);
@@ -50,7 +47,7 @@ pub fn cubin(program: &Program, arch: Arch) -> Result<Vec<u8>> {
     }
     let cubin = compile(program, arch)?.cubin;
     if let Some(cache) = cache {
-        // A failure is not an error: the program is only compiled again next time.
+        // A failed write is not an error: the program is just compiled again next time.
         let _ = cache.write(&key, &cubin);
     }
     Ok(cubin)

@@ -1,4 +1,4 @@
-//! Compiles CUDA C++ to machine code with NVRTC. Needs neither a device nor the driver.
+//! Compiles CUDA C++ to machine code with NVRTC, which needs neither a GPU nor the driver.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fmt;
@@ -10,14 +10,15 @@ use flashrnn_core::{Error, Result};
 
 use crate::driver::library;
 
-/// Holds a source and everything else that its machine code depends on, except the architecture.
+/// Holds a source and, except for the architecture, everything else that its machine code depends
+/// on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Program {
-    /// Name of the source file, for the compiler's messages.
+    /// Name of the source file, for compiler messages.
     pub name: String,
     /// The CUDA C++ source.
     pub source: String,
-    /// Included files: the name as in `#include "name"`, and the text.
+    /// Included files: the name in `#include "name"`, and the text.
     pub headers: Vec<(String, String)>,
     /// Options for NVRTC, in addition to those that [`compile`] always passes.
     pub options: Vec<String>,
@@ -26,14 +27,14 @@ pub struct Program {
 /// Identifies a compute capability, such as 9.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Arch {
-    /// 9 of 9.0.
+    /// The 9 of 9.0.
     pub major: u32,
-    /// 0 of 9.0.
+    /// The 0 of 9.0.
     pub minor: u32,
 }
 
 impl Arch {
-    /// The minimum for the kernels.
+    /// The minimum compute capability of the kernels.
     pub const OLDEST: Self = Self { major: 8, minor: 0 };
 
     fn number(self) -> u32 {
@@ -47,7 +48,7 @@ impl fmt::Display for Arch {
     }
 }
 
-/// The options that every program is compiled with, besides the architecture.
+/// The options that every program is compiled with, in addition to the architecture.
 pub(crate) const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
 
 /// Holds a compiled [`Program`].
@@ -55,20 +56,20 @@ pub(crate) const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
 pub struct Compiled {
     /// Machine code for one architecture.
     pub cubin: Vec<u8>,
-    /// The compiler's log, with each kernel's registers, spills and stack frame.
+    /// The compiler's log, which has the registers, spills and stack frame of each kernel.
     pub log: String,
 }
 
-/// Describes the NVRTC that was found.
+/// Describes the loaded NVRTC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nvrtc {
-    /// 13 of 13.0.
+    /// The 13 of 13.0.
     pub major: u32,
-    /// 0 of 13.0.
+    /// The 0 of 13.0.
     pub minor: u32,
-    /// Release and build, as the compiler prints them.
+    /// Release and build, as printed by the compiler.
     pub build: String,
-    /// The supported architectures, as 10 times major plus minor.
+    /// The supported architectures, as 10 times the major plus the minor number.
     architectures: Vec<u32>,
 }
 
@@ -80,7 +81,7 @@ impl Nvrtc {
     /// Loads NVRTC and returns its version.
     ///
     /// # Errors
-    /// [`Error::Device`] if it is missing.
+    /// [`Error::Device`] if NVRTC is missing, lacks a function, or fails.
     pub fn get() -> Result<&'static Self> {
         static FOUND: OnceLock<Nvrtc> = OnceLock::new();
         if let Some(found) = FOUND.get() {
@@ -93,13 +94,13 @@ impl Nvrtc {
     fn ask() -> Result<Self> {
         library::nvrtc()?;
         let (mut major, mut minor, mut count): (c_int, c_int, c_int) = (0, 0, 0);
-        // SAFETY: both pointers are to integers that live through the call.
+        // SAFETY: both integers outlive the call.
         check(unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }, "nvrtcVersion")?;
         // SAFETY: as above.
         let result = unsafe { sys::nvrtcGetNumSupportedArchs(&raw mut count) };
         check(result, "nvrtcGetNumSupportedArchs")?;
         let mut architectures: Vec<c_int> = vec![0; count.max(0) as usize];
-        // SAFETY: there is room for as many numbers as NVRTC has just reported.
+        // SAFETY: the array has the length that NVRTC has just returned.
         let result = unsafe { sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()) };
         check(result, "nvrtcGetSupportedArchs")?;
         let architectures: Vec<u32> = architectures.into_iter().map(c_int::unsigned_abs).collect();
@@ -107,9 +108,9 @@ impl Nvrtc {
         Ok(Self::new(major.unsigned_abs(), minor.unsigned_abs(), &build(oldest)?, &architectures))
     }
 
-    /// Returns the architecture to compile for, so that the result runs on `arch`: `arch` itself
-    /// with its own instructions (`sm_90a`), or if this NVRTC doesn't support it, the newest
-    /// compatible one before it.
+    /// Returns the architecture to compile for so that the result runs on `arch`. It is `arch` with
+    /// its specific instructions (`sm_90a`) or, if this NVRTC doesn't support that, the newest
+    /// compatible architecture before it.
     fn target(&self, arch: Arch) -> Result<String> {
         let known = |number: &u32| *number <= arch.number() && *number / 10 == arch.major;
         match self.architectures.iter().copied().filter(known).max() {
@@ -127,8 +128,8 @@ impl Nvrtc {
 /// Compiles `program` for `arch`.
 ///
 /// # Errors
-/// [`Error::Compile`] with the compiler's log; [`Error::Device`] if NVRTC is missing or doesn't
-/// support `arch`.
+/// [`Error::Compile`] with the compiler's log if the program is invalid, [`Error::Device`] if NVRTC
+/// is missing or doesn't support `arch`.
 pub fn compile(program: &Program, arch: Arch) -> Result<Compiled> {
     let target = Nvrtc::get()?.target(arch)?;
     let target = format!("--gpu-architecture={target}");
@@ -139,7 +140,7 @@ pub fn compile(program: &Program, arch: Arch) -> Result<Compiled> {
     Ok(Compiled { cubin: handle.output(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN)?, log })
 }
 
-/// Returns the compiler's release and build, which NVRTC prints only at the top of its output.
+/// Returns the compiler's release and build. NVRTC reports them only in the header of its output.
 fn build(arch: u32) -> Result<String> {
     let program = Program {
         name: "build.cu".into(),
@@ -159,7 +160,7 @@ fn build(arch: u32) -> Result<String> {
         .join("\n"))
 }
 
-/// An NVRTC program. NVRTC may refer to the texts it was created from, so they live as long.
+/// An NVRTC program, with the texts that it was created from. NVRTC may refer to them.
 struct Handle {
     program: sys::nvrtcProgram,
     name: String,
@@ -184,8 +185,8 @@ impl Handle {
         };
         let (names, headers) = (pointers(2), pointers(3));
         let mut handle = ptr::null_mut();
-        // SAFETY: all pointers are to zero-terminated texts that live as long as the program, and
-        // both arrays have the length passed.
+        // SAFETY: all strings are null-terminated and live as long as the program, and both arrays
+        // have the given length.
         let result = unsafe {
             sys::nvrtcCreateProgram(
                 &raw mut handle,
@@ -200,12 +201,12 @@ impl Handle {
         Ok(Self { program: handle, name: program.name.clone(), _texts: texts })
     }
 
-    /// Compiles and returns the log.
+    /// Compiles the program and returns the log.
     fn compile(&self, options: &[&str]) -> Result<String> {
         let options: Vec<CString> =
             options.iter().filter_map(|option| CString::new(*option).ok()).collect();
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-        // SAFETY: the program is alive, and the array holds that many zero-terminated texts.
+        // SAFETY: the program is alive, and the array has that many null-terminated strings.
         let result = unsafe {
             sys::nvrtcCompileProgram(self.program, pointers.len() as c_int, pointers.as_ptr())
         };
@@ -220,18 +221,17 @@ impl Handle {
         })
     }
 
-    /// Returns an output of NVRTC, by a function for its size and one for its bytes.
+    /// Returns an output of NVRTC: `size` returns its size and `get` writes its bytes.
     fn output(
         &self,
         size: unsafe fn(sys::nvrtcProgram, *mut usize) -> sys::nvrtcResult,
         get: unsafe fn(sys::nvrtcProgram, *mut c_char) -> sys::nvrtcResult,
     ) -> Result<Vec<u8>> {
         let mut bytes = 0;
-        // SAFETY: the program is alive and the pointer is to an integer that lives through the
-        // call.
+        // SAFETY: the program is alive, and `bytes` outlives the call.
         check(unsafe { size(self.program, &raw mut bytes) }, "NVRTC's output size")?;
         let mut output = vec![0_u8; bytes];
-        // SAFETY: there is room for as many bytes as NVRTC has just reported.
+        // SAFETY: the buffer has the size that NVRTC has just returned.
         check(unsafe { get(self.program, output.as_mut_ptr().cast()) }, "NVRTC's output")?;
         Ok(output)
     }
@@ -239,7 +239,8 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: created by `new` and destroyed only here. Nothing can be done about a failure.
+        // SAFETY: `new` created the program, and only this destroys it. A failure is ignored
+        // because there is nothing to do about it.
         unsafe { sys::nvrtcDestroyProgram(&raw mut self.program) };
     }
 }
@@ -252,12 +253,12 @@ fn check(result: sys::nvrtcResult, what: &str) -> Result<()> {
 }
 
 fn describe(result: sys::nvrtcResult) -> String {
-    // SAFETY: NVRTC returns a static text for every code.
+    // SAFETY: NVRTC returns a static string for every code.
     let text = unsafe { sys::nvrtcGetErrorString(result) };
     if text.is_null() {
         return format!("{result:?}");
     }
-    // SAFETY: as above; zero-terminated.
+    // SAFETY: as above; the string is null-terminated.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 

@@ -1,4 +1,4 @@
-//! Graphs: launches recorded once and enqueued together.
+//! Graphs: launches that are recorded once and enqueued together.
 
 use std::ptr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::driver::check;
 use crate::driver::stream::Stream;
 
-/// An executable graph. It may be launched any number of times.
+/// An executable graph, which may be launched any number of times.
 pub(crate) struct Graph {
     graph: sys::CUgraphExec,
     device: Arc<Device>,
@@ -22,9 +22,9 @@ unsafe impl Send for Graph {}
 unsafe impl Sync for Graph {}
 
 impl Graph {
-    /// Records what `enqueue` enqueues on the stream that is passed to it, which is a new one.
-    /// Nothing runs. An early launch ([`Launch::early`](super::launch::Launch::early)) becomes a
-    /// programmatic edge.
+    /// Records the work that `enqueue` enqueues on the new stream passed to it, without running it.
+    /// An early launch ([`Launch::early`](super::launch::Launch::early)) becomes a programmatic
+    /// edge.
     pub(crate) fn record(
         device: &Arc<Device>,
         enqueue: impl FnOnce(CUstream) -> Result<()>,
@@ -36,7 +36,7 @@ impl Graph {
         enqueued?;
         let graph = graph?;
         let mut executable = ptr::null_mut();
-        // SAFETY: the graph is alive, and the pointer is to a handle that lives through the call.
+        // SAFETY: the graph is alive, and `executable` outlives the call.
         let result = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut executable, graph.0, 0) };
         check(result, "instantiating a graph")?;
         Ok(Self { graph: executable, device: device.clone() })
@@ -44,8 +44,8 @@ impl Graph {
 
     /// Enqueues the recorded work. The context must be current.
     pub(crate) fn launch(&self, stream: CUstream) -> Result<()> {
-        // SAFETY: the graph is alive. Whoever recorded it guarantees that each kernel's arguments
-        // are valid at every launch.
+        // SAFETY: the graph is alive. The recorder of each kernel guarantees that its arguments are
+        // valid at every launch.
         check(unsafe { sys::cuGraphLaunch(self.graph, stream) }, "launching a graph")
     }
 }
@@ -53,19 +53,19 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         let Ok(_entered) = self.device.enter() else { return };
-        // SAFETY: created by `record` and destroyed only here. The driver lets a running graph
-        // finish.
+        // SAFETY: `record` created the graph, and only this destroys it. The driver lets a running
+        // graph finish.
         unsafe { sys::cuGraphExecDestroy(self.graph) };
     }
 }
 
-/// A stream in capture mode. If the capture never ends, it is dropped with the stream.
+/// A stream in capture mode. Dropping the stream aborts a capture that has not ended.
 struct Capture(Stream);
 
 impl Capture {
     fn begin() -> Result<Self> {
         let stream = Stream::new()?;
-        // Relaxed: only this stream matters, whatever this and other threads do meanwhile.
+        // Relaxed mode captures this stream and restricts no other call, on this thread or another.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is alive.
         check(unsafe { sys::cuStreamBeginCapture_v2(stream.0, mode) }, "recording a graph")?;
@@ -85,7 +85,7 @@ struct Captured(sys::CUgraph);
 
 impl Drop for Captured {
     fn drop(&mut self) {
-        // SAFETY: created by `end` and destroyed only here.
+        // SAFETY: `end` created the graph, and only this destroys it.
         unsafe { sys::cuGraphDestroy(self.0) };
     }
 }

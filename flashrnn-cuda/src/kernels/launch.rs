@@ -1,4 +1,4 @@
-//! Loaded modules, their kernels, and launches.
+//! Loaded modules, their kernels, and kernel launches.
 
 use std::ffi::{CString, c_int, c_void};
 use std::ptr;
@@ -16,11 +16,11 @@ use crate::driver::{check, failure};
 pub(crate) struct Module {
     module: sys::CUmodule,
     context: Restoring<Arc<CudaContext>>,
-    /// The program's name, for messages.
+    /// The name of the program, for messages.
     name: String,
     /// Maximum shared memory of a block in bytes.
     shared_memory: usize,
-    /// Whether the GPU has clusters and early launches.
+    /// Whether the GPU supports clusters and early launches.
     hopper: bool,
 }
 
@@ -30,11 +30,11 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// Loads a cubin that NVRTC made.
+    /// Loads a cubin made by NVRTC.
     pub(crate) fn load(context: &Context, cubin: &[u8], name: &str) -> Result<Self> {
         let _entered = context.enter()?;
         let mut module = ptr::null_mut();
-        // SAFETY: the image is an ELF file as NVRTC made it, which contains its own length.
+        // SAFETY: the image is an ELF file made by NVRTC, which contains its own length.
         let result = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };
         let unknown = [CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, CUresult::CUDA_ERROR_INVALID_IMAGE];
         if unknown.contains(&result) {
@@ -53,14 +53,14 @@ impl Module {
         })
     }
 
-    /// Returns the kernel `name`, which is `extern "C"` in the source. It may use all the shared
-    /// memory of a block.
+    /// Returns the kernel `name`, which the source declares `extern "C"`. Launches of it may use
+    /// all of the shared memory of a block.
     pub(crate) fn kernel(self: &Arc<Self>, name: &str) -> Result<Kernel> {
         let _entered = enter(&self.context)?;
         let missing = || Error::device(format!("{} has no kernel {name}", self.name));
         let symbol = CString::new(name).map_err(|_| missing())?;
         let mut function = ptr::null_mut();
-        // SAFETY: the module is alive and the name zero-terminated.
+        // SAFETY: the module is alive, and the name is null-terminated.
         match unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, symbol.as_ptr()) } {
             CUresult::CUDA_SUCCESS => {}
             CUresult::CUDA_ERROR_NOT_FOUND => return Err(missing()),
@@ -68,8 +68,7 @@ impl Module {
         }
         let mut fixed: c_int = 0;
         let asked = FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-        // SAFETY: the function is alive as long as its module, and the pointer is to an integer
-        // that lives through the call.
+        // SAFETY: the module keeps the function alive, and `fixed` outlives the call.
         let result = unsafe { sys::cuFuncGetAttribute(&raw mut fixed, asked, function) };
         check(result, "asking a kernel's attributes")?;
         let dynamic = self.shared_memory.saturating_sub(fixed.unsigned_abs() as usize);
@@ -89,13 +88,13 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         let Ok(_entered) = enter(&self.context) else { return };
-        // SAFETY: kernels and the store keep their module alive, and the store of every stream
-        // waits for its stream before it drops its modules, so no kernel of this one is running.
+        // SAFETY: no kernel of this module is running. Kernels and stores keep the module alive,
+        // and the store of every stream waits for its stream before it drops its modules.
         unsafe { sys::cuModuleUnload(self.module) };
     }
 }
 
-/// A kernel that can be launched.
+/// A kernel, ready to be launched.
 #[derive(Clone)]
 pub(crate) struct Kernel {
     function: sys::CUfunction,
@@ -112,22 +111,23 @@ unsafe impl Sync for Kernel {}
 /// The configuration of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Launch {
-    /// Blocks in each dimension. Nothing is launched if one of them is 0.
+    /// Number of blocks in each dimension. If one of them is 0, nothing is launched.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Threads per block.
     pub block: u32,
-    /// Dynamic shared memory of a block in bytes.
+    /// Dynamic shared memory per block in bytes.
     pub shared: u32,
-    /// Whether the kernel may start before the one enqueued before it has ended, if the GPU can do
-    /// that (compute capability 9.0). The kernel must then wait by itself (`griddepcontrol.wait`)
-    /// before it touches what the previous one writes.
+    /// Whether the kernel may start before the previous kernel on the stream has ended, if the GPU
+    /// supports that (compute capability 9.0). Such a kernel must itself wait
+    /// (`griddepcontrol.wait`) before it accesses anything that the previous kernel writes.
     pub early: bool,
-    /// Blocks of a cluster; 1 for none.
+    /// Blocks per cluster; 1 for no clusters.
     pub cluster: u32,
 }
 
 impl Launch {
-    /// Describes a launch without dynamic shared memory or clusters, after the previous kernel.
+    /// Describes a launch that starts after the previous kernel, without dynamic shared memory or
+    /// clusters.
     pub(crate) fn new(grid: [u32; 3], block: u32) -> Self {
         Self { grid, block, shared: 0, early: false, cluster: 1 }
     }
@@ -160,9 +160,9 @@ impl Kernel {
     /// Enqueues the kernel on `stream`, with pointers to its arguments in order.
     ///
     /// # Safety
-    /// There must be one argument for each of the kernel's parameters, of the parameter's size.
-    /// Addresses among them must be valid, as far as the kernel uses them, until it has run, and
-    /// nothing else on the device may touch what it writes meanwhile. If `stream` records a
+    /// There must be one argument per parameter of the kernel, of the same size. Memory that the
+    /// kernel accesses through its arguments must be valid until it has run, and nothing else on
+    /// the device may access what it writes until then. If `stream` records a
     /// [`Graph`](super::graph::Graph), this must hold at every launch of the graph.
     pub(crate) unsafe fn launch(
         &self,
@@ -206,7 +206,7 @@ impl Kernel {
     }
 }
 
-/// Returns the pointer to a kernel argument, for [`Kernel::launch`].
+/// Returns the pointer to an argument for [`Kernel::launch`].
 pub(crate) fn argument<P>(value: &mut P) -> *mut c_void {
     std::ptr::from_mut(value).cast()
 }
@@ -214,7 +214,7 @@ pub(crate) fn argument<P>(value: &mut P) -> *mut c_void {
 /// Returns a one-dimensional grid of `blocks` blocks.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for more than a grid can have.
+/// [`Error::Unsupported`] if a grid cannot have that many blocks.
 pub(crate) fn grid(blocks: usize) -> Result<[u32; 3]> {
     match u32::try_from(blocks) {
         Ok(blocks) if blocks <= i32::MAX as u32 => Ok([blocks, 1, 1]),

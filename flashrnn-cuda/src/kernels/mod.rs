@@ -1,7 +1,7 @@
-//! Kernels: the store of compiled programs, and what fills it.
+//! The store of compiled kernels, and the modules that fill it.
 //!
-//! The store takes a program's machine code from memory, from the disk ([`cache`]) or from NVRTC
-//! ([`compile`]), in this order, and loads it into the device's context (`launch.rs`).
+//! The store looks for a program's machine code in memory, then on disk ([`cache`]), and otherwise
+//! compiles it with NVRTC ([`compile`]). It loads the code into the device's context (`launch.rs`).
 
 pub mod cache;
 pub mod compile;
@@ -20,30 +20,30 @@ use crate::device::Device;
 use crate::kernels::compile::{Nvrtc, Program};
 use crate::kernels::launch::Module;
 
-/// The kernels that are loaded in a context, for one of its streams.
+/// Holds the kernels loaded in a context, for one of the context's streams.
 pub(crate) struct Kernels {
     /// Shared with the context's other streams.
     modules: Arc<Modules>,
     pub(crate) device: Arc<Device>,
 }
 
-/// The loaded modules by their program's key. An entry stays locked while it is made, so that no
-/// two threads make it.
+/// The loaded modules by the key of their program. An entry stays locked while its module is made,
+/// so that no two threads make the same one.
 type Modules = Mutex<HashMap<Key, Arc<Mutex<Option<Arc<Module>>>>>>;
 
 impl Kernels {
-    /// Makes an empty store.
+    /// Creates an empty store.
     pub(crate) fn new(device: Arc<Device>) -> Self {
         Self { modules: Arc::default(), device }
     }
 
-    /// Makes a store for another stream of the same context, which shares what is loaded.
+    /// Creates a store for another stream of the same context, which shares the loaded modules.
     pub(crate) fn for_device(&self, device: Arc<Device>) -> Self {
         Self { modules: self.modules.clone(), device }
     }
 
-    /// Returns the module that `program` compiles to, compiled and loaded if it is not there yet.
-    /// If several threads ask for the same program, one makes the module and the others wait.
+    /// Returns the module of `program`, compiling and loading it first if necessary. If several
+    /// threads ask for the same program, one makes the module and the others wait.
     pub(crate) fn module(&self, program: &Program) -> Result<Arc<Module>> {
         let context = &self.device.context;
         let key = cache::key(program, context.arch, Nvrtc::get()?);
@@ -67,8 +67,8 @@ impl Kernels {
 
 impl Drop for Kernels {
     fn drop(&mut self) {
-        // The last store unloads the modules, so each first waits for the kernels on its stream. A
-        // device that failed has nothing to wait for.
+        // The last store unloads the modules, so each store first waits for the kernels on its
+        // stream. A failed device has nothing to wait for.
         let _ = self.device.synchronize();
     }
 }

@@ -1,10 +1,10 @@
-//! Threads that compile kernels at the same time.
+//! Threads that compile kernels in parallel.
 
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use flashrnn_core::{Error, Result};
 
-/// Starts `work` on a thread of its own.
+/// Runs `work` on a new thread.
 ///
 /// # Errors
 /// [`Error::Device`] if the system cannot start another thread.
@@ -16,7 +16,7 @@ pub(crate) fn spawn<'scope, R: Send + 'scope>(
     started.map_err(|e| Error::device_because("could not start a thread that compiles kernels", e))
 }
 
-/// Waits for the thread that [`spawn`] started and returns its result.
+/// Waits for a thread started by [`spawn`] and returns its result.
 pub(crate) fn join<R>(thread: Result<ScopedJoinHandle<'_, Result<R>>>) -> Result<R> {
     thread?.join().unwrap_or_else(|_| Err(Error::device("a thread that compiles kernels panicked")))
 }

@@ -1,4 +1,4 @@
-//! cudarc's slices, borrowed without a copy.
+//! Slices of cudarc, borrowed without a copy.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,8 +13,8 @@ use crate::device::StreamId;
 use crate::driver::current::{Restoring, keep};
 use crate::memory::{View, ViewMut};
 
-/// Borrows one of cudarc's slices for reading by one [`Cuda`]. Work that this handle enqueues while
-/// the borrow lives runs after earlier writes to the slice on any stream, and before later ones.
+/// Borrows a slice of cudarc for reading by one [`Cuda`]. Work that this handle enqueues during the
+/// borrow runs after all earlier writes to the slice, on any stream, and before all later ones.
 #[must_use]
 pub struct Borrowed<'a, P> {
     ptr: CUdeviceptr,
@@ -32,7 +32,7 @@ impl<P> Borrowed<'_, P> {
     }
 }
 
-/// Borrows one of cudarc's slices for writing by one [`Cuda`], as [`Borrowed`].
+/// Borrows a slice of cudarc for writing by one [`Cuda`], with the same guarantees as [`Borrowed`].
 #[must_use]
 pub struct BorrowedMut<'a, P> {
     ptr: CUdeviceptr,
@@ -63,11 +63,12 @@ impl<P> fmt::Debug for BorrowedMut<'_, P> {
 }
 
 impl Cuda {
-    /// Borrows one of cudarc's slices for reading, without a copy.
+    /// Borrows a slice of cudarc for reading, without a copy.
     ///
     /// # Errors
-    /// [`Error::Argument`] if cudarc can't order the uses of the slice: it is on another stream
-    /// than this handle, and belongs to another `CudaContext` or to one that doesn't track events.
+    /// [`Error::Argument`] if cudarc can't order accesses to the slice: it is on another stream
+    /// than this handle, and either belongs to another `CudaContext` or its context doesn't track
+    /// events.
     pub fn borrow<'a, P>(&'a self, slice: &'a CudaSlice<P>) -> Result<Borrowed<'a, P>> {
         self.check_order(slice)?;
         let _kept = keep()?;
@@ -76,10 +77,10 @@ impl Cuda {
         Ok(Borrowed { ptr, len: slice.len(), owner, _order: order, element: PhantomData })
     }
 
-    /// Borrows one of cudarc's slices for writing, without a copy.
+    /// Borrows a slice of cudarc for writing, without a copy.
     ///
     /// # Errors
-    /// As [`Cuda::borrow`].
+    /// Same as [`Cuda::borrow`].
     pub fn borrow_mut<'a, P>(&'a self, slice: &'a mut CudaSlice<P>) -> Result<BorrowedMut<'a, P>> {
         self.check_order(slice)?;
         let _kept = keep()?;

@@ -1,4 +1,4 @@
-//! Device memory: owned ([`Buffer`]), and borrowed from a buffer or the caller ([`View`],
+//! Device memory, either owned ([`Buffer`]) or borrowed from a buffer or the caller ([`View`],
 //! [`ViewMut`]).
 
 pub(crate) mod borrowed;
@@ -15,7 +15,7 @@ use flashrnn_core::{Error, Len, Result};
 
 use crate::device::{Device, StreamId};
 
-/// Implements `len`, as a method and for the trait [`Len`], and `Debug`.
+/// Implements `Debug` and `len`, both as a method and for the trait [`Len`].
 macro_rules! len {
     ($type:ty) => {
         impl<P> $type {
@@ -51,7 +51,7 @@ macro_rules! len {
     };
 }
 
-/// Owns device memory for `len` elements, allocated and freed in the order of the stream of the
+/// Owns device memory for `len` elements. It is allocated and freed in the stream order of the
 /// [`Cuda`](crate::Cuda) that made it.
 pub struct Buffer<P> {
     ptr: CUdeviceptr,
@@ -73,13 +73,13 @@ impl<P> Buffer<P> {
         ViewMut::new(self.ptr, self.len, self.device.stream_id())
     }
 
-    /// Returns the address of the first element, 0 if there are no elements.
+    /// Returns the address of the first element, or 0 if there are no elements.
     #[must_use]
     pub fn ptr(&self) -> CUdeviceptr {
         self.ptr
     }
 
-    /// Takes over `len` elements at `ptr`, which `device` allocated.
+    /// Takes ownership of `len` elements at `ptr`, which `device` allocated.
     pub(crate) fn new(ptr: CUdeviceptr, len: usize, device: &Arc<Device>) -> Self {
         Self { ptr, len, device: device.clone(), element: PhantomData }
     }
@@ -120,13 +120,13 @@ pub struct ViewMut<'a, P> {
 macro_rules! view {
     ($view:ident) => {
         impl<'a, P> $view<'a, P> {
-            /// Wraps `len` elements at `ptr` that somebody else owns.
+            /// Wraps `len` elements at `ptr` without taking ownership.
             ///
             /// # Safety
-            /// The memory must hold `len` elements of `P`, aligned as the type requires, readable
-            /// (for a `ViewMut` also writable) from the device's context, until the work that uses
-            /// the view has run, not only been enqueued. Until then, nobody may write it (for a
-            /// `ViewMut`, nor read it) except in the order of the device's stream.
+            /// The memory must hold `len` elements of `P`, aligned as the type requires, and be
+            /// readable (for a `ViewMut` also writable) from the device's context, until all
+            /// enqueued work that uses the view has run. Until then, all other writes (for a
+            /// `ViewMut`, also reads) must be ordered by the device's stream.
             #[must_use]
             pub unsafe fn from_raw(ptr: CUdeviceptr, len: usize) -> Self {
                 Self { ptr, len, owner: None, memory: PhantomData }
@@ -137,7 +137,7 @@ macro_rules! view {
                 Self { ptr, len, owner: Some(owner), memory: PhantomData }
             }
 
-            /// Returns the address of the first element, 0 if there are no elements.
+            /// Returns the address of the first element, or 0 if there are no elements.
             #[must_use]
             pub fn ptr(&self) -> CUdeviceptr {
                 if self.len == 0 { 0 } else { self.ptr }
@@ -146,7 +146,7 @@ macro_rules! view {
             /// Returns the elements in `range`.
             ///
             /// # Errors
-            /// [`Error::Shape`] if the range reaches beyond the view.
+            /// [`Error::Shape`] if the range exceeds the view.
             pub fn slice(self, range: impl RangeBounds<usize>) -> Result<Self> {
                 let start = match range.start_bound() {
                     Bound::Included(&start) => Some(start),
@@ -172,11 +172,11 @@ macro_rules! view {
                 }
             }
 
-            /// Checks that `device` may use the view: a buffer's memory is valid on its own stream
-            /// alone.
+            /// Checks that `device` may use the view. A buffer's memory is valid only on its own
+            /// stream.
             ///
             /// # Errors
-            /// [`Error::Argument`]
+            /// [`Error::Argument`] if the memory belongs to another stream.
             pub(crate) fn check(&self, tensor: &'static str, device: &Device) -> Result<()> {
                 match self.owner {
                     Some(owner) if owner != device.stream_id() => Err(Error::Argument {

@@ -1,4 +1,4 @@
-//! Scratch memory of a call: one piece, from the caller or the pool, cut into buffers.
+//! Scratch memory of a call: one allocation, from the caller or the pool, divided into buffers.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::call::Address;
 use crate::device::Device;
 use crate::memory::{Buffer, ViewMut};
 
-/// Alignment in bytes of a workspace and of every buffer cut from it.
+/// Alignment in bytes of a workspace and of every buffer in it.
 const ALIGN: usize = 256;
 
-/// Cuts buffers from the front of a piece of memory.
+/// Allocates buffers from the front of a piece of memory.
 pub(crate) struct Bump {
     base: Address,
     used: usize,
@@ -23,7 +23,7 @@ impl Bump {
         Self { base, used: 0, peak: 0 }
     }
 
-    /// Cuts a buffer of `len` elements of `P` and returns its address, 0 for no elements.
+    /// Allocates a buffer of `len` elements of `P` and returns its address, or 0 if `len` is 0.
     pub(crate) fn take<P>(&mut self, len: usize) -> Address {
         if len == 0 {
             return 0;
@@ -38,7 +38,7 @@ impl Bump {
         address
     }
 
-    /// Cuts the buffers of `phase`, whose memory the next phase reuses.
+    /// Allocates the buffers of `phase`. The next phase reuses their memory.
     pub(crate) fn phase<S>(&mut self, phase: impl FnOnce(&mut Self) -> S) -> S {
         let used = self.used;
         let buffers = phase(self);
@@ -47,19 +47,20 @@ impl Bump {
     }
 }
 
-/// The scratch buffers of a call. Memory from the pool is freed with it, in the order of the
-/// stream; the caller's workspace is not.
+/// The scratch buffers of a call. Dropping them frees memory from the pool, in stream order; the
+/// caller's workspace stays.
 pub(crate) struct Scratch<S> {
     pub buffers: S,
     _memory: Option<Buffer<u8>>,
 }
 
 impl<S> Scratch<S> {
-    /// Cuts the buffers of `layout` from `workspace`, or if there is none, from memory of the pool.
-    /// The caller has checked the size of `workspace`.
+    /// Allocates the buffers of `layout` from `workspace` or, if there is none, from the pool. The
+    /// caller has checked the size of `workspace`.
     ///
     /// # Errors
-    /// [`Error::Argument`] if `workspace` is not aligned; [`Error::OutOfMemory`].
+    /// [`Error::Argument`] if `workspace` is not aligned, [`Error::OutOfMemory`] if the GPU has too
+    /// little free memory.
     pub(crate) fn new(
         device: &Arc<Device>,
         workspace: Option<&ViewMut<'_, u8>>,
@@ -77,7 +78,7 @@ impl<S> Scratch<S> {
     }
 }
 
-/// Returns the workspace that `layout` takes.
+/// Returns the workspace that the buffers of `layout` need.
 pub(crate) fn workspace<S>(layout: impl Fn(&mut Bump) -> S) -> Workspace {
     match bytes(layout) {
         0 => Workspace::NONE,
@@ -85,7 +86,7 @@ pub(crate) fn workspace<S>(layout: impl Fn(&mut Bump) -> S) -> Workspace {
     }
 }
 
-/// Returns the memory that `layout` takes, in bytes.
+/// Returns the bytes that the buffers of `layout` need.
 fn bytes<S>(layout: impl Fn(&mut Bump) -> S) -> usize {
     let mut bump = Bump::new(ALIGN as Address);
     layout(&mut bump);

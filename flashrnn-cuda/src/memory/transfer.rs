@@ -1,4 +1,4 @@
-//! Allocation of buffers, and copies to and from the device.
+//! Allocation of buffers, and copies between host and device.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use crate::device::Device;
 use crate::driver::check;
 use crate::memory::{Buffer, View, ViewMut};
 
-/// Returns the bytes of `len` elements.
+/// Returns the size of `len` elements in bytes.
 fn bytes<P>(len: usize) -> Result<usize> {
     len.checked_mul(size_of::<P>()).ok_or(Error::OutOfMemory { bytes: usize::MAX })
 }
 
 impl Device {
-    /// Allocates a buffer without initialising it.
+    /// Allocates an uninitialised buffer.
     pub(crate) fn alloc<P: Pod>(self: &Arc<Self>, len: usize) -> Result<Buffer<P>> {
         let ptr = self.allocate(bytes::<P>(len)?)?;
         Ok(Buffer::new(ptr, len, self))
@@ -43,7 +43,7 @@ impl Device {
         check(result, "zeroing memory")
     }
 
-    /// Allocates a buffer with a copy of `data`.
+    /// Allocates a buffer that holds a copy of `data`.
     pub(crate) fn upload<P: Pod>(self: &Arc<Self>, data: &[P]) -> Result<Buffer<P>> {
         let mut buffer = self.alloc(data.len())?;
         self.copy_in(data, &mut buffer.view_mut())?;
@@ -53,7 +53,8 @@ impl Device {
     /// Copies `data` to `view`. `data` may change as soon as this returns.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the lengths differ; [`Error::Argument`]; [`Error::Device`].
+    /// [`Error::Shape`] if the lengths differ, [`Error::Argument`] if `view` belongs to another
+    /// stream, [`Error::Device`] if the copy fails.
     pub(crate) fn copy_in<P: Pod>(&self, data: &[P], view: &mut ViewMut<'_, P>) -> Result<()> {
         view.check("view", self)?;
         if data.len() != view.len() {
@@ -74,13 +75,13 @@ impl Device {
             sys::cuMemcpyHtoDAsync_v2(view.ptr(), source, bytes, self.stream.cu_stream())
         };
         check(result, "copying to the device")?;
-        // The driver has already copied pageable memory to a staging buffer. Memory that it knows
-        // (pinned or managed) the device may read later, so that is waited for.
+        // The driver has already copied pageable memory to a staging buffer. It may read memory of
+        // its own (pinned or managed) later, so wait for that.
         let mut kind = 0_u32;
         let mut asked = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
         let mut answer = (&raw mut kind).cast();
-        // SAFETY: the driver accepts any address and writes a 32-bit number, 0 for memory that it
-        // does not know.
+        // SAFETY: the driver accepts any address, and writes a 32-bit number that is 0 if it does
+        // not manage the memory.
         let result = unsafe {
             sys::cuPointerGetAttributes(1, &raw mut asked, &raw mut answer, source as CUdeviceptr)
         };
@@ -88,7 +89,7 @@ impl Device {
         if kind == 0 { Ok(()) } else { self.synchronize() }
     }
 
-    /// Copies `view` to the host, after waiting for everything enqueued before.
+    /// Waits for all enqueued work and copies `view` to the host.
     pub(crate) fn download<P: Pod>(&self, view: View<'_, P>) -> Result<Vec<P>> {
         view.check("view", self)?;
         let _entered = self.enter()?;
@@ -97,15 +98,15 @@ impl Device {
         data.try_reserve_exact(view.len()).map_err(|_| Error::OutOfMemory { bytes })?;
         if bytes > 0 {
             let stream = self.stream.cu_stream();
-            // SAFETY: `data` has room for `bytes` bytes and is not touched before the copy ends.
+            // SAFETY: `data` has room for `bytes` bytes and is not accessed before the copy ends.
             let result = unsafe {
                 sys::cuMemcpyDtoHAsync_v2(data.as_mut_ptr().cast(), view.ptr(), bytes, stream)
             };
             check(result, "copying from the device")?;
         }
         self.synchronize()?;
-        // SAFETY: the copy has written every element (of size 0 there is nothing to write), and any
-        // bytes are a valid P.
+        // SAFETY: the copy has written every element (zero-sized elements need none), and any bytes
+        // are a valid P.
         unsafe { data.set_len(view.len()) };
         Ok(data)
     }

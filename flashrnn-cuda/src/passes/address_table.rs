@@ -1,4 +1,4 @@
-//! Tables of the matrices' addresses that a batched product reads, written by a kernel.
+//! Tables of matrix addresses for batched products, written by a kernel.
 
 use flashrnn_core::Result;
 
@@ -6,7 +6,7 @@ use crate::call::Address;
 use crate::kernels::launch::{Kernel, Launch, argument, grid};
 use crate::passes::Common;
 
-/// The matrices of one operand; `Operand` in kernels/weight_grad.cu.
+/// The matrices of one operand. kernels/weight_grad.cu defines the same struct `Operand`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Operand {
@@ -15,24 +15,25 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
-    /// Describes matrices from address `first` on. `strides` are the distances between parts, gates
-    /// and heads, in elements of `bytes` bytes.
+    /// Describes matrices that start at address `first`. `strides` are the distances between parts,
+    /// gates and heads, in elements of `bytes` bytes.
     pub(crate) fn new(first: Address, strides: [usize; 3], bytes: usize) -> Self {
         Self { first, strides: strides.map(|elements| (elements * bytes) as i64) }
     }
 }
 
-/// The addresses of the matrices of a batched product, on the device: `[3, parts, gates, heads]`.
+/// The addresses of the matrices of a batched product, in device memory: `[3, parts, gates,
+/// heads]`.
 pub(crate) struct AddressTable {
     table: Address,
-    /// Matrices of an operand.
+    /// Matrices per operand.
     per_operand: usize,
-    /// Matrices of an operand in a part.
+    /// Matrices per operand and part.
     per_part: usize,
 }
 
 impl AddressTable {
-    /// Enqueues `kernel`, which writes the addresses of `operands` to `table`. `counts` are the
+    /// Enqueues `kernel`, which writes the addresses of `operands` to `table`. `counts` holds the
     /// numbers of parts, gates and heads.
     pub(crate) fn write(
         common: &Common,
@@ -60,7 +61,7 @@ impl AddressTable {
         Ok(Self { table, per_operand, per_part: gates * heads })
     }
 
-    /// Returns, for each operand, the address of its first entry of part `part`.
+    /// Returns the address of each operand's first entry for part `part`.
     pub(crate) fn part(&self, part: usize) -> [Address; 3] {
         let at = |matrix: usize| self.table + (matrix * size_of::<u64>()) as Address;
         [0, 1, 2].map(|operand| at(operand * self.per_operand + part * self.per_part))

@@ -1,6 +1,6 @@
-//! The backward pass: the gates, if they were not saved; the time loop; then the gradients of R and
-//! b. The side stream gathers what `d_r` needs while the time loop runs, and sums `d_b` while `d_r`
-//! is multiplied.
+//! The backward pass: recomputes the gates if they were not saved, runs the time loop, and computes
+//! the gradients of R and b. The side stream gathers the previous h for `d_r` during the time loop,
+//! and sums `d_b` during the product that computes `d_r`.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub(crate) enum TimeSteps {
 }
 
 impl BackwardPass {
-    /// Takes the kernels of the modules of `programs::recompute` and `programs::weight_grad`.
+    /// Gets the kernels from the modules of `programs::recompute` and `programs::weight_grad`.
     pub(crate) fn new(
         time_steps: TimeSteps,
         recompute: &Arc<Module>,
@@ -106,7 +106,7 @@ impl BackwardPass {
 }
 
 impl TimeSteps {
-    /// Enqueues all steps, and one more if the gradient of s0 is asked for.
+    /// Enqueues all steps, and one more if the gradient of s0 is wanted.
     fn run(&self, common: &Common, call: BackwardCall) -> Result<()> {
         match self {
             Self::Fused(fused) => fused.run(call),
@@ -127,8 +127,8 @@ fn arguments<T: Element, W: Element>(
     let options = &common.problem.options;
     let d_gates = Gates { external: call.d_wx.ptr(), inner: scratch.d_inner };
     let (wide_states, saved_wide_gates) = common.wide_at(call.saved.wide.ptr());
-    // Recomputed gates are stored in place of their gradients: a step reads its gates before it
-    // writes dg.
+    // Recomputed gates share memory with their gradients: a step reads its gates before it writes
+    // dg.
     let (gates, wide_gates) = match &scratch.recompute {
         Some(_) => (d_gates, scratch.wide_gates),
         None => (common.gates_at(call.saved.gates.ptr()), saved_wide_gates),
@@ -162,32 +162,33 @@ fn arguments<T: Element, W: Element>(
     }
 }
 
-/// Returns the workspace of any backward pass of a plan.
+/// Returns a workspace that suffices for any backward pass of a plan.
 pub(crate) fn workspace(common: &Common) -> Workspace {
     let needs = BackwardNeeds { d_r: true, d_b: true, exchange: true, misaligned: true };
     scratch::workspace(|bump| BackwardScratch::cut(common, bump, needs))
 }
 
-/// Returns the number of elements that a backward step passes to the next: dg `[B, N, Gr, depth]`.
+/// Returns the number of elements that a backward step hands to the next: dg `[B, N, Gr, depth]`.
 fn exchanged_dg(common: &Common) -> usize {
     common.exchanged_h() * common.shapes.recurrent
 }
 
-/// Which buffers a backward pass needs, besides those that every pass of its plan does.
+/// The optional buffers that a backward pass needs, in addition to those of every pass of its plan.
 #[derive(Clone, Copy)]
 struct BackwardNeeds {
     d_r: bool,
     d_b: bool,
-    /// The steps are launches of their own.
+    /// Each step is a launch of its own.
     exchange: bool,
-    /// `d_wx` does not begin at a multiple of 16 bytes.
+    /// `d_wx` does not start at a multiple of 16 bytes.
     misaligned: bool,
 }
 
-/// The buffers of a backward pass. The first three are in use until it ends. Three groups follow
-/// one another in time and share memory: `recompute`; `exchange` and `d_state`; `bias` and `d_r`.
+/// The buffers of a backward pass. The first three are in use until the pass ends. Three groups are
+/// used one after the other and share memory: `recompute`; `exchange` and `d_state`; `bias` and
+/// `d_r`.
 struct BackwardScratch {
-    /// `[tokens, G - Gx, N, D]`: dg of the gates that `d_wx` does not hold.
+    /// `[tokens, G - Gx, N, D]`: dg of the gates that are not in `d_wx`.
     d_inner: Address,
     /// `[tokens, N, depth]`
     previous_h: Address,
@@ -221,7 +222,7 @@ impl BackwardScratch {
             let d_state = if_needed(needs.exchange, shapes.state().iter().product());
             [bump.take::<u8>(exchange), bump.take::<f32>(d_state)]
         });
-        // d_b is summed while d_r is multiplied, so both are in the last phase.
+        // d_b is summed during the product for d_r, so both are in the last phase.
         let bias = bump.take::<f32>(if_needed(needs.d_b, bias_partial_len(common)));
         let d_r = needs.d_r.then(|| WeightGradScratch::cut(common, bump, needs.misaligned));
         Self { d_inner, previous_h, wide_gates, recompute, exchange, d_state, bias, d_r }

@@ -84,13 +84,13 @@ impl ForwardPass {
     }
 }
 
-/// Returns the workspace of any forward pass of a plan.
+/// Returns a workspace that suffices for any forward pass of a plan.
 pub(crate) fn workspace(common: &Common) -> Workspace {
     let needs = ForwardNeeds { state: true, exchange: true };
     scratch::workspace(|bump| ForwardScratch::cut(common, bump, needs))
 }
 
-/// Returns the arguments that depend on the plan and its weights alone.
+/// Returns the arguments that depend only on the plan and its weights.
 fn with_weights<T: Element>(common: &Common, weights: &Weights<Cuda, T>) -> ForwardCall {
     let packed = weights.packed();
     ForwardCall {
@@ -112,12 +112,12 @@ fn run_steps(
     time_loop.run(&call, common.exchanged_h(), call.sizes.time as usize)
 }
 
-/// Which buffers a forward pass needs.
+/// The optional buffers that a forward pass needs.
 #[derive(Clone, Copy)]
 struct ForwardNeeds {
     /// The call has no `last` to hold the state.
     state: bool,
-    /// The steps are launches of their own.
+    /// Each step is a launch of its own.
     exchange: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The fused kernels of a plan: one launch per pass, with all time steps in it.
+//! The fused kernels of a plan, which run all time steps of a pass in one launch.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,13 +12,13 @@ use crate::programs::{self, CellSource, Features};
 use crate::select::alignment::COPY_BYTES;
 use crate::select::fused::Fused;
 
-/// What the fused kernels of both passes are compiled from.
+/// The properties of a problem that the fused kernels of both passes are compiled for.
 #[derive(Clone)]
 pub(crate) struct FusedProblem {
     pub kernels: Arc<Kernels>,
     pub cell: CellSource,
     pub element: Dtype,
-    /// Bytes of an element.
+    /// Bytes per element.
     pub bytes: usize,
     pub shapes: Shapes,
     /// The features that every call needs.
@@ -29,7 +29,7 @@ pub(crate) struct FusedProblem {
 pub(crate) struct FusedForward(Variants);
 
 impl FusedForward {
-    /// Compiles the variants that calls with aligned tensors need.
+    /// Compiles the variants for calls with aligned tensors.
     pub(crate) fn new(problem: FusedProblem, layout: Fused) -> Result<Self> {
         let variants = Variants::new(problem, layout, Pass::Forward);
         variants.compile_aligned(&[true, false])?;
@@ -54,7 +54,7 @@ impl FusedForward {
 pub(crate) struct FusedBackward(Variants);
 
 impl FusedBackward {
-    /// Compiles the variants that calls with aligned tensors need.
+    /// Compiles the variants for calls with aligned tensors.
     pub(crate) fn new(problem: FusedProblem, layout: Fused) -> Result<Self> {
         let variants = Variants::new(problem, layout, Pass::Backward);
         variants.compile_aligned(&[true])?;
@@ -75,14 +75,15 @@ impl FusedBackward {
     }
 }
 
-/// The features that differ from call to call.
+/// The features that vary between calls.
 #[derive(Clone, Copy, PartialEq)]
 struct Variant {
-    /// The forward pass writes what the backward pass reads. Always `true` in the backward pass.
+    /// Whether the forward pass writes what the backward pass reads. Always `true` in the backward
+    /// pass.
     saves: bool,
-    /// There are lengths or resets.
+    /// Whether the call has lengths or resets.
     ragged: bool,
-    /// The member of [`COPY_BYTES`] that divides all addresses.
+    /// The largest of [`COPY_BYTES`] that divides all addresses.
     copy_bytes: usize,
 }
 
@@ -102,7 +103,7 @@ enum Pass {
     Backward,
 }
 
-/// The variants of a pass's kernel, each compiled when it is first needed.
+/// The variants of a pass's kernel, each compiled at its first use.
 struct Variants {
     problem: FusedProblem,
     layout: Fused,
@@ -115,7 +116,7 @@ impl Variants {
         Self { problem, layout, pass, compiled: Default::default() }
     }
 
-    /// Compiles the variants for tensors at multiples of 16 bytes, at the same time, for each value
+    /// Compiles, in parallel, the variants for tensors at multiples of 16 bytes, one for each value
     /// of [`Variant::saves`] in `saves`.
     fn compile_aligned(&self, saves: &[bool]) -> Result<()> {
         let copy_bytes = self.copy_bytes(&[], &[], Gates { external: 0, inner: 0 });
@@ -161,9 +162,10 @@ impl Variants {
         Ok(slot.get_or_init(|| (kernel, launch)))
     }
 
-    /// Returns the maximum of [`COPY_BYTES`] that divides the address of every row. `tensors` have
-    /// rows of D elements of `T`, the tensors `wide` of D elements of f32, which are copied as much
-    /// wider as they are larger; so are saved gates if they are interleaved.
+    /// Returns the largest of [`COPY_BYTES`] that divides the address of every row. `tensors` have
+    /// rows of D elements of `T`. `wide` tensors have rows of D elements of f32, and interleaved
+    /// gates have rows of D vectors; both are copied in words that are larger by the same factor as
+    /// their elements.
     fn copy_bytes(&self, tensors: &[Address], wide: &[Address], saved: Gates) -> usize {
         let FusedProblem { bytes: element_bytes, shapes, features, .. } = &self.problem;
         let row = (shapes.head_dim * element_bytes) as Address;
@@ -186,11 +188,11 @@ impl Variants {
     /// Enqueues a variant of the kernel.
     ///
     /// # Safety
-    /// As [`Kernel::launch`]; `call` must be the kernel's only argument.
+    /// Same as [`Kernel::launch`]. `call` must be the kernel's only argument.
     unsafe fn run<Call>(&self, variant: Variant, call: &mut Call) -> Result<()> {
         let (kernel, launch) = self.get(variant)?;
         let stream = self.problem.kernels.device.stream.cu_stream();
-        // SAFETY: as the caller guarantees.
+        // SAFETY: guaranteed by the caller.
         unsafe { kernel.launch(stream, launch, &mut [argument(call)]) }
     }
 }

@@ -1,5 +1,5 @@
-//! The passes of a plan. Each pass has its kernels, its scratch memory and its launches in one
-//! file; [`Common`] is what all of them need.
+//! The passes of a plan. Each file holds one pass: its kernels, its scratch memory and its
+//! launches. [`Common`] holds what all of them need.
 
 pub(crate) mod address_table;
 pub(crate) mod backward;
@@ -25,16 +25,16 @@ use crate::memory::scratch::Bump;
 use crate::memory::{View, ViewMut};
 use crate::select::step;
 
-/// What all passes of a plan share: the device, the problem and its sizes.
+/// Holds what all passes of a plan share: the device, the problem and its sizes.
 pub(crate) struct Common {
     pub device: Arc<Device>,
     pub problem: Problem,
     pub shapes: Shapes,
-    /// The sizes as the kernels read them.
+    /// The sizes as passed to the kernels.
     pub sizes: Sizes,
-    /// `T`
+    /// The type `T`.
     pub element: Dtype,
-    /// Bytes of a `T`.
+    /// Bytes per element of `T`.
     pub bytes: usize,
     /// D rounded up to whole chunks of the kernels.
     pub depth: usize,
@@ -42,7 +42,7 @@ pub(crate) struct Common {
 
 impl Common {
     /// # Errors
-    /// [`Error::Unsupported`] if the kernels cannot count the sizes.
+    /// [`Error::Unsupported`] if the kernels cannot represent the sizes.
     pub(crate) fn new<T: Element>(
         device: &Arc<Device>,
         problem: &Problem,
@@ -73,27 +73,27 @@ impl Common {
 
     /// Returns the addresses of the two parts of a tensor of all gates: `[tokens, Gx, N, D]`, then
     /// `[tokens, G - Gx, N, D]`. Interleaved gates (`select::alignment::interleaves`) have no parts
-    /// and begin at the first address.
+    /// and start at the first address.
     pub(crate) fn gates_at(&self, address: Address) -> Gates {
         let external =
             self.shapes.tokens() * self.shapes.external * self.shapes.units() * self.bytes;
         Gates { external: address, inner: address + external as Address }
     }
 
-    /// Returns the addresses of the wide states and the wide gates in `saved.wide`:
-    /// `[WIDE, tokens, N, D]`, followed by `[WIDE_GATES, tokens, N, D]`.
+    /// Returns the addresses of the wide states and the wide gates in `saved.wide`: `[WIDE, tokens,
+    /// N, D]`, followed by `[WIDE_GATES, tokens, N, D]`.
     pub(crate) fn wide_at(&self, address: Address) -> (Address, Address) {
         let states =
             self.shapes.wide.len() * self.shapes.tokens() * self.shapes.units() * size_of::<f32>();
         (address, address + states as Address)
     }
 
-    /// Returns the number of elements that a forward step passes to the next: h `[B, N, depth]`.
+    /// Returns the number of elements that a forward step hands to the next: h `[B, N, depth]`.
     pub(crate) fn exchanged_h(&self) -> usize {
         self.shapes.batch * self.shapes.heads * self.depth
     }
 
-    /// Cuts cuBLAS's scratch memory.
+    /// Allocates cuBLAS's scratch memory.
     pub(crate) fn blas_scratch(&self, bump: &mut Bump) -> BlasScratch {
         let bytes = BlasScratch::bytes(self.device.context.arch);
         BlasScratch { address: bump.take::<u8>(bytes), bytes }
@@ -102,7 +102,7 @@ impl Common {
     /// Enqueues a kernel whose threads stride over `len` items.
     ///
     /// # Safety
-    /// As [`Kernel::launch`].
+    /// Same as [`Kernel::launch`].
     pub(crate) unsafe fn launch_strided(
         &self,
         stream: CUstream,
@@ -112,12 +112,12 @@ impl Common {
     ) -> Result<()> {
         let max_blocks = self.device.context.multiprocessors * 16;
         let blocks = len.div_ceil(256).min(max_blocks);
-        // SAFETY: as the caller guarantees.
+        // SAFETY: guaranteed by the caller.
         unsafe { kernel.launch(stream, &Launch::new([blocks as u32, 1, 1], 256), arguments) }
     }
 }
 
-/// Returns the sizes of a problem as the kernels read them.
+/// Returns the sizes of a problem as passed to the kernels.
 fn sizes(problem: &Problem, shapes: &Shapes, depth: usize) -> Result<Sizes> {
     let fits = |option: &'static str, n: usize| {
         i32::try_from(n).map_err(|_| Error::Unsupported {
@@ -126,7 +126,7 @@ fn sizes(problem: &Problem, shapes: &Shapes, depth: usize) -> Result<Sizes> {
             why: "at most 2147483647".into(),
         })
     };
-    // In the backward pass k runs over all recurrent gates.
+    // In the backward pass, k runs over all recurrent gates.
     fits("Gr times head_dim", shapes.recurrent.saturating_mul(depth))?;
     Ok(Sizes {
         batch: fits("batch", shapes.batch)?,
@@ -139,17 +139,17 @@ fn sizes(problem: &Problem, shapes: &Shapes, depth: usize) -> Result<Sizes> {
     })
 }
 
-/// Returns a clip as the kernels read it: infinity for none.
+/// Returns a clip as passed to the kernels, where infinity means none.
 pub(crate) fn clip(v: Option<f64>) -> f32 {
     v.map_or(f32::INFINITY, |v| v as f32)
 }
 
-/// Returns the address of an optional input, 0 for none.
+/// Returns the address of an optional input, or 0 if there is none.
 pub(crate) fn address<P: Pod + Send + Sync>(view: &Option<View<'_, P>>) -> Address {
     view.as_ref().map_or(0, |view| view.ptr())
 }
 
-/// Returns the address of an optional output, 0 for none.
+/// Returns the address of an optional output, or 0 if there is none.
 pub(crate) fn address_mut<P: Pod + Send + Sync>(view: &Option<ViewMut<'_, P>>) -> Address {
     view.as_ref().map_or(0, |view| view.ptr())
 }

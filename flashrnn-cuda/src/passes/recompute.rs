@@ -1,5 +1,5 @@
-//! What the backward pass computes for all tokens at once before its time loop: the previous h of
-//! every step, and if they were not saved, the gates.
+//! The parts of the backward pass that run before its time loop, for all tokens at once: the
+//! previous h of every step and, if they were not saved, the gates.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::memory::scratch::Bump;
 use crate::passes::Common;
 use crate::passes::address_table::{AddressTable, Operand};
 
-/// Maximum bytes of the products that gates are recomputed from at a time.
+/// Maximum size in bytes of the products from which a chunk of gates is recomputed.
 const MAX_PRODUCT_BYTES: usize = 64 << 20;
 
 /// The kernels that prepare the backward pass.
@@ -23,8 +23,8 @@ pub(crate) struct Recompute {
     addresses: Kernel,
 }
 
-/// The layout of a call's rows: `Sizes`, and the optional tensors that say where a row begins and
-/// ends.
+/// The layout of a call's rows: the sizes, and the optional tensors that say where rows start and
+/// end.
 pub(crate) struct Rows {
     pub sizes: Sizes,
     pub s0: Address,
@@ -33,7 +33,7 @@ pub(crate) struct Rows {
 }
 
 impl Recompute {
-    /// Takes the kernels of the modules of `programs::recompute` and `programs::weight_grad`.
+    /// Gets the kernels from the modules of `programs::recompute` and `programs::weight_grad`.
     pub(crate) fn new(recompute: &Arc<Module>, weight_grad: &Arc<Module>) -> Result<Self> {
         Ok(Self {
             previous_h: recompute.kernel("previous_h")?,
@@ -42,8 +42,8 @@ impl Recompute {
         })
     }
 
-    /// Enqueues the gathering of h before every step, `out [tokens, N, depth]`, from
-    /// `states [S, tokens, N, D]`.
+    /// Enqueues the gathering of h before every step from `states [S, tokens, N, D]` into `out
+    /// [tokens, N, depth]`.
     pub(crate) fn previous_h(
         &self,
         common: &Common,
@@ -68,8 +68,8 @@ impl Recompute {
         unsafe { common.launch_strided(stream, &self.previous_h, len, &mut arguments) }
     }
 
-    /// Enqueues the gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N, D]`,
-    /// `wx [tokens, Gx, N, D]` and `previous_h [tokens, N, depth]`, in chunks of tokens.
+    /// Enqueues the computation of the gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N,
+    /// D]`, `wx [tokens, Gx, N, D]` and `previous_h [tokens, N, depth]`, in chunks of tokens.
     pub(crate) fn gates(
         &self,
         common: &Common,
@@ -113,8 +113,8 @@ impl Recompute {
                 output: Dtype::F32,
                 tf32: common.problem.options.tf32,
             };
-            // SAFETY: the table has been written, and the matrices are in live buffers, as the
-            // scratch memory is.
+            // SAFETY: the table has been written, and the matrices and the scratch memory are in
+            // live buffers.
             unsafe { common.device.context.blas()?.batched(stream, &product, scratch.blas)? };
             let (mut sizes, mut gates, mut wide_gates) = (rows.sizes, gates, wide_gates);
             let (mut first, mut many) = (first as i64, count as i64);
@@ -138,7 +138,7 @@ impl Recompute {
     }
 }
 
-/// Returns how many tokens' gates are recomputed at a time.
+/// Returns the number of tokens per chunk of recomputed gates.
 fn chunk(common: &Common) -> usize {
     let shapes = &common.shapes;
     let row = shapes.recurrent * shapes.heads * common.depth;

@@ -1,8 +1,8 @@
-//! The time loop of a pass that takes one launch per step, with many steps in a CUDA graph.
+//! The time loop of a pass with one launch per step, recorded in a CUDA graph of many steps.
 //!
-//! The kernels read their arguments and their first step from a table in device memory, so that one
-//! graph serves any buffers and any number of steps: `begin` writes the table, each launch of the
-//! graph runs [`GRAPH_STEPS`] steps and advances the table, and steps after the last do nothing.
+//! The kernels read their arguments and their first step from a table in device memory, so one
+//! graph works for any buffers and any number of steps. `begin` writes the table. Each launch of
+//! the graph runs [`GRAPH_STEPS`] steps and advances the table. Steps beyond the last do nothing.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -18,17 +18,17 @@ use crate::kernels::graph::Graph;
 use crate::kernels::launch::{Kernel, Launch, argument, grid};
 use crate::memory::Buffer;
 
-/// Steps of a graph. Advancing the table costs about a step.
+/// Steps per graph. Advancing the table costs about as much as a step.
 const GRAPH_STEPS: usize = 128;
 
-/// Calls of fewer steps launch them one by one, since the graph's empty steps cost more than that.
+/// Calls with fewer steps launch them one by one, because the graph's empty steps would cost more.
 const MIN_GRAPH_CALL: usize = 24;
 
-/// Bytes of the table, enough for the arguments of either pass.
+/// Size of the table in bytes, enough for the arguments of either pass.
 const TABLE_BYTES: usize = 4096;
 
-/// The time loop of one pass (forward or backward), for all problems that differ only in T, options
-/// and buffers.
+/// The time loop of one pass (forward or backward). It works for all problems that differ only in
+/// T, options and buffers.
 pub(crate) struct TimeLoop {
     device: Arc<Device>,
     begin: Kernel,
@@ -37,13 +37,13 @@ pub(crate) struct TimeLoop {
     launch: Launch,
     table: Buffer<u8>,
     graph: OnceLock<Graph>,
-    /// Locked while a call is enqueued: calls use the table one after the other.
+    /// Locked while a call is enqueued, because only one call at a time may use the table.
     enqueuing: Mutex<()>,
 }
 
 impl TimeLoop {
-    /// Compiles `program`, whose kernels are `{pass}_begin`, `{pass}_step` and `{pass}_advance`.
-    /// Steps have `blocks` blocks of `warps` warps.
+    /// Compiles `program`, whose kernels are `{pass}_begin`, `{pass}_step` and `{pass}_advance`. A
+    /// step runs `blocks` blocks of `warps` warps.
     fn new(
         kernels: &Kernels,
         program: &Program,
@@ -65,7 +65,7 @@ impl TimeLoop {
         })
     }
 
-    /// Enqueues `steps` steps of `call`, after `begin` with at least `threads` threads.
+    /// Enqueues `begin` with at least `threads` threads, then `steps` steps of `call`.
     pub(crate) fn run<Call: Pod>(&self, call: &Call, threads: usize, steps: usize) -> Result<()> {
         const { assert!(size_of::<Call>() <= TABLE_BYTES) };
         let stream = self.device.stream.cu_stream();
@@ -79,7 +79,8 @@ impl TimeLoop {
         };
         if steps < MIN_GRAPH_CALL {
             for offset in 0..steps {
-                // Not the first: it reads the table, which `begin` writes, before it waits.
+                // The first step must not start early: it reads the table before it waits, and
+                // `begin` writes that.
                 self.step(stream, offset, offset > 0)?;
             }
             return Ok(());
@@ -118,16 +119,16 @@ impl TimeLoop {
     fn step(&self, stream: CUstream, offset: usize, early: bool) -> Result<()> {
         let (mut table, mut offset) = (self.table.ptr(), offset as i32);
         let launch = Launch { early, ..self.launch };
-        // SAFETY: a step takes (const Call*, int). The addresses in the table are those of `run`'s
-        // call, whose buffers are valid until it has run.
+        // SAFETY: a step takes (const Call*, int). The addresses in the table are from the call of
+        // `run`, whose buffers are valid until it has run.
         unsafe {
             self.step.launch(stream, &launch, &mut [argument(&mut table), argument(&mut offset)])
         }
     }
 }
 
-/// The most recently used time loops, kept so that a plan that differs only in T, for example,
-/// needs no new graph.
+/// The most recently used time loops. They are kept so that a plan that differs only in T, for
+/// example, needs no new graph.
 #[derive(Default)]
 pub(crate) struct TimeLoops(Mutex<Vec<Entry>>);
 
@@ -141,8 +142,8 @@ struct Entry {
 const MAX_KEPT: usize = 32;
 
 impl TimeLoops {
-    /// Returns the time loop of `program` for steps of `blocks` blocks of `warps` warps, made if it
-    /// is not there yet.
+    /// Returns the time loop of `program` whose steps run `blocks` blocks of `warps` warps,
+    /// creating it if necessary.
     pub(crate) fn get(
         &self,
         kernels: &Kernels,
@@ -161,7 +162,7 @@ impl TimeLoops {
         if let Some(time_loop) = find(&mut self.entries()) {
             return Ok(time_loop);
         }
-        // Compiled without the lock, so that other threads need not wait.
+        // Compile without the lock, so that other threads need not wait.
         let time_loop = Arc::new(TimeLoop::new(kernels, program, pass, blocks, warps)?);
         let mut entries = self.entries();
         if let Some(made_meanwhile) = find(&mut entries) {

@@ -1,5 +1,5 @@
-//! The gradients of R and b. `d_r` is a batched product over the tokens in a few parts, `d_b` a sum
-//! of columns in parts; both add the parts in a fixed order.
+//! The gradients of R and b. `d_r` is a batched product over the tokens, `d_b` a sum of columns.
+//! Both are computed in parts, which are added in a fixed order.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::passes::Common;
 use crate::passes::address_table::{AddressTable, Operand};
 use crate::select::weight_grad::{Parts, parts};
 
-/// The kernels of the weights' gradients.
+/// The kernels that compute the gradients of the weights.
 pub(crate) struct WeightGrad {
     pad: Kernel,
     column_sums: Kernel,
@@ -23,7 +23,7 @@ pub(crate) struct WeightGrad {
 }
 
 impl WeightGrad {
-    /// Takes the kernels of the modules of `programs::recompute` and `programs::weight_grad`.
+    /// Gets the kernels from the modules of `programs::recompute` and `programs::weight_grad`.
     pub(crate) fn new(recompute: &Arc<Module>, weight_grad: &Arc<Module>) -> Result<Self> {
         Ok(Self {
             pad: recompute.kernel("pad")?,
@@ -33,7 +33,8 @@ impl WeightGrad {
         })
     }
 
-    /// Enqueues `d_r [Gr, N, D_out, D_in]`, from dg and `previous_h [tokens, N, depth]`.
+    /// Enqueues the computation of `d_r [Gr, N, D_out, D_in]` from dg and `previous_h [tokens, N,
+    /// depth]`.
     pub(crate) fn d_r(
         &self,
         common: &Common,
@@ -83,8 +84,8 @@ impl WeightGrad {
                     output: Dtype::F32,
                     tf32: common.problem.options.tf32,
                 };
-                // SAFETY: the table has been written, and the matrices are in live buffers, as the
-                // scratch memory is.
+                // SAFETY: the table has been written, and the matrices and the scratch memory are
+                // in live buffers.
                 unsafe { common.device.context.blas()?.batched(stream, &product, scratch.blas)? };
             }
         }
@@ -98,8 +99,8 @@ impl WeightGrad {
         self.reduce(common, stream, partial, d_r, accumulate)
     }
 
-    /// Enqueues `d_b [G, N, D]`, from dg, by way of `partial [parts, G, N, D]`, in which the gates
-    /// of `d_gates.inner` come first.
+    /// Enqueues the computation of `d_b [G, N, D]` from dg. The partial sums are in `partial
+    /// [parts, G, N, D]`, where the gates of `d_gates.inner` come first.
     pub(crate) fn d_b(
         &self,
         common: &Common,
@@ -141,8 +142,8 @@ impl WeightGrad {
         self.reduce(common, stream, partial, d_b, accumulate)
     }
 
-    /// Returns the same gates with every matrix at a multiple of 16 bytes, as the products need.
-    /// Enqueues a copy with padded rows if they are not so already.
+    /// Returns the gates with every matrix at a multiple of 16 bytes, as the products need. If they
+    /// are not aligned yet, enqueues a copy with padded rows.
     fn aligned(&self, common: &Common, gates: GateRows) -> Result<GateRows> {
         if (gates.head * common.bytes).is_multiple_of(16) && gates.address.is_multiple_of(16) {
             return Ok(gates);
@@ -164,7 +165,7 @@ impl WeightGrad {
         Ok(GateRows { address: out, head: depth, token, ..gates })
     }
 
-    /// Enqueues the sum of `partial` over its parts, `out [rows, length]`.
+    /// Enqueues the sum of `partial` over its parts into `out [rows, length]`.
     fn reduce(
         &self,
         common: &Common,
@@ -191,7 +192,7 @@ impl WeightGrad {
     }
 }
 
-/// Partial sums `[parts, rows, stride]`, of which the first `length` elements of a row are used.
+/// Partial sums `[parts, rows, stride]`. The first `length` elements of each row are used.
 struct Partial {
     address: Address,
     parts: usize,
@@ -200,7 +201,7 @@ struct Partial {
     stride: usize,
 }
 
-/// Consecutive recurrent gates of all tokens, in one tensor: `[tokens, gates, N, D]`, or with rows
+/// Consecutive recurrent gates of all tokens, in one tensor `[tokens, gates, N, D]`, or with rows
 /// of `depth` elements instead of D.
 struct GateRows {
     address: Address,
@@ -210,14 +211,14 @@ struct GateRows {
     first: usize,
     /// Number of gates.
     count: usize,
-    /// Elements of a head's row.
+    /// Elements per row of a head.
     head: usize,
-    /// Elements of a token, of all gates in the tensor.
+    /// Elements per token, including all gates of the tensor.
     token: usize,
 }
 
-/// Returns dg of the recurrent gates: those in the tensor without external input, then those in
-/// `d_wx`.
+/// Returns dg of the recurrent gates: first those in the tensor of gates without external input,
+/// then those in `d_wx`.
 fn recurrent_gates(common: &Common, d_gates: Gates, padded: Gates) -> Vec<GateRows> {
     let shapes = &common.shapes;
     let (inner, head) = (shapes.inner(), shapes.head_dim);
@@ -236,7 +237,7 @@ fn recurrent_gates(common: &Common, d_gates: Gates, padded: Gates) -> Vec<GateRo
     parts.into_iter().filter(|part| part.count > 0).collect()
 }
 
-/// Returns how the tokens are divided for `d_r`.
+/// Returns the division of the tokens into parts for `d_r`.
 fn row_parts(common: &Common) -> Parts {
     let shapes = &common.shapes;
     let tiles = shapes.head_dim.div_ceil(128);
@@ -244,7 +245,7 @@ fn row_parts(common: &Common) -> Parts {
     Parts::new(shapes.tokens(), blocks, common.device.context.multiprocessors)
 }
 
-/// Returns in how many parts the columns of dg are summed, and the tokens of each; the last part
+/// Returns the number of parts for the column sums of dg, and the tokens per part. The last part
 /// may have fewer.
 fn column_parts(common: &Common) -> (usize, usize) {
     let (tokens, columns) = (common.shapes.tokens(), common.shapes.gates * common.shapes.units());
@@ -260,7 +261,7 @@ pub(crate) fn bias_partial_len(common: &Common) -> usize {
 
 /// The buffers of [`WeightGrad::d_r`].
 pub(crate) struct WeightGradScratch {
-    /// dg with rows of `depth`, of each tensor of gates whose own rows are not aligned.
+    /// dg copied to rows of `depth` elements, for each tensor of gates whose rows are not aligned.
     padded: Gates,
     /// `[parts, Gr, N, D, depth]`
     partial: Address,
@@ -270,7 +271,8 @@ pub(crate) struct WeightGradScratch {
 }
 
 impl WeightGradScratch {
-    /// `misaligned` says that `d_wx` does not begin at a multiple of 16 bytes.
+    /// Allocates the buffers. `misaligned` says that `d_wx` does not start at a multiple of 16
+    /// bytes.
     pub(crate) fn cut(common: &Common, bump: &mut Bump, misaligned: bool) -> Self {
         let (shapes, depth) = (&common.shapes, common.depth);
         let parts = row_parts(common);

@@ -1,19 +1,20 @@
-//! Alignment of rows: how wide the fused kernels copy, and how they store saved gates.
+//! Alignment of rows: the width of copies in the fused kernels, and the layout of saved gates.
 
 use flashrnn_core::Shapes;
 
-/// The widths of copies: powers of two that may divide the addresses of all rows. 1 stands for 2 if
-/// interleaved gates are not aligned to a unit's word.
+/// The widths of copies: powers of two that may divide the addresses of all rows. 1 means 2-byte
+/// copies where interleaved gates are not word-aligned.
 pub const COPY_BYTES: [usize; 5] = [16, 8, 4, 2, 1];
 
-/// Returns the widest copy of rows of D elements in tensors that begin at multiples of 16 bytes.
+/// Returns the widest copy, in bytes, of rows of D elements in tensors that start at multiples of
+/// 16 bytes.
 pub fn copy_bytes(shapes: &Shapes, element_bytes: usize) -> usize {
     let row = shapes.head_dim * element_bytes;
     COPY_BYTES.into_iter().find(|&bytes| row.is_multiple_of(bytes)).unwrap_or(1)
 }
 
 /// Returns whether fused kernels save the gates interleaved, `[tokens, N, D, G]`. They do if rows
-/// of D elements are not a multiple of 16 bytes, and all gates of a unit are a word of 4, 8 or 16
+/// of D elements are not a multiple of 16 bytes and all gates of a unit form a word of 4, 8 or 16
 /// bytes, which is then aligned.
 pub fn interleaves(shapes: &Shapes, element_bytes: usize) -> bool {
     let all = shapes.gates * element_bytes;

@@ -1,4 +1,4 @@
-//! The choice between fused kernels and kernels per step, and its description.
+//! The choice between fused and per-step kernels, and its description.
 
 use flashrnn_core::{Error, Result, Shapes};
 use flashrnn_gpu::{Family, KernelChoice};
@@ -7,10 +7,10 @@ use crate::select::Gpu;
 use crate::select::fused::{Fused, fused_backward, fused_forward};
 use crate::select::step::{Tile, backward_tile, blocks, forward_tile};
 
-/// Returns the layouts of the fused kernels of both passes, `None` for the kernel per step.
+/// Returns the layouts of the fused kernels of both passes. `None` selects the per-step kernels.
 ///
 /// # Errors
-/// [`Error::Unsupported`] if `family` asks for fused kernels and one of them does not fit.
+/// [`Error::Unsupported`] if `family` requires fused kernels and one of them does not fit.
 pub(crate) fn fused_layouts(
     shapes: &Shapes,
     element_bytes: usize,

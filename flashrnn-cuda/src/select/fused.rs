@@ -1,4 +1,4 @@
-//! Fused kernels: how they divide a head among blocks and warps.
+//! Fused kernels: how blocks and warps divide a head.
 
 use flashrnn_core::Shapes;
 
@@ -7,43 +7,42 @@ use crate::select::Gpu;
 /// The layout of a fused kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fused {
-    /// Blocks of a head, which are a cluster.
+    /// Blocks per head. They form a cluster.
     pub blocks: usize,
-    /// Units of a block, a multiple of 8; backward 16, 32 or 64.
+    /// Units per block: a multiple of 8 in the forward kernel; 16, 32 or 64 in the backward kernel.
     pub units: usize,
-    /// Rows of the batch in a block: 8, which fill the tensor cores' tiles, or 4.
+    /// Batch rows per block: 8, which fill a tile of the tensor cores, or 4.
     pub rows: usize,
-    /// Warps that multiply and compute the cell.
+    /// Warps that run the product and the cell.
     pub compute_warps: usize,
-    /// Split-K: parts of k, which different warps sum.
+    /// Split-K: the number of parts of k, each summed by different warps.
     pub split_k: usize,
-    /// Backward: tiles of 16 units of a compute warp. A forward compute warp has 8 units.
+    /// Backward: tiles of 16 units per compute warp. A forward compute warp has 8 units.
     pub tiles_per_warp: usize,
-    /// Warps that load inputs and store outputs meanwhile.
+    /// Warps that load inputs and store outputs while the others compute.
     pub io_warps: usize,
-    /// Steps of inputs in shared memory.
+    /// Number of time steps whose inputs are in shared memory.
     pub stages: usize,
 }
 
-/// Maximum registers of a thread for weights in a block of up to 12 warps: 16-bit, and f32, which
-/// needs more registers for other things without tensor cores.
+/// Maximum registers per thread for weights, in a block of up to 12 warps: for 16-bit tensors, and
+/// for f32, which needs more other registers because it has no tensor cores.
 const MAX_WEIGHTS: [usize; 2] = [128, 64];
 
-/// Maximum registers of a thread for weights that leave enough for 8 I/O warps beside 8 compute
-/// warps.
+/// Maximum registers per thread for weights that leave enough for 8 IO warps and 8 compute warps.
 const MAX_WEIGHTS_IO: usize = 32;
 
-/// Returns the layout of the fused forward kernel, or `None` if the head does not fit: the rows of
-/// R of 8 units, or half of their k, must fit the registers of a warp.
+/// Returns the layout of the fused forward kernel, or `None` if the head does not fit. For each
+/// group of 8 units, the rows of R, or half of each row's k, must fit the registers of a warp.
 pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if shapes.recurrent == 0 {
         return None;
     }
     let max_weights = MAX_WEIGHTS[usize::from(element_bytes == 4)];
-    // 4 registers of a thread hold 16 of k, of two 16-bit gates or of one f32 gate.
+    // 4 registers of a thread hold 16 elements along k, of two 16-bit gates or of one f32 gate.
     let tiles = if element_bytes == 2 { shapes.recurrent.div_ceil(2) } else { shapes.recurrent };
     let weights = |split: usize| tiles * forward_steps(shapes, split) * 4;
-    // A gate outside the product takes registers of its own.
+    // A gate without recurrent input needs registers of its own.
     let others = 4 * (shapes.gates - shapes.recurrent);
     let split =
         [1, 2].into_iter().find(|&split| weights(split) + others * (split - 1) <= max_weights)?;
@@ -68,8 +67,8 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
     fused.with_stages(gpu, |fused| fused.forward_shared(shapes, element_bytes, true))
 }
 
-/// Returns the layout of the fused backward kernel, or `None` if the head does not fit: a block
-/// holds, of R transposed, all of the head's units and the gates of its own units.
+/// Returns the layout of the fused backward kernel, or `None` if the head does not fit. A block
+/// holds the part of R transposed that has all units of the head and the gates of its own units.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if shapes.recurrent == 0 {
         return None;
@@ -77,7 +76,7 @@ pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option
     let layout = |units: usize| -> Option<Fused> {
         let blocks = shapes.head_dim.div_ceil(units);
         let tiles = blocks * units / 16;
-        // An f32 lane uses what it reads of dg for two units of each of its tiles.
+        // An f32 lane uses each element of dg that it reads for two units of each of its tiles.
         let min_tiles = if element_bytes == 4 { tiles.min(2) } else { 1 };
         let tiles_per_warp = tiles.div_ceil(8).max(min_tiles);
         let fused = Fused {
@@ -93,7 +92,7 @@ pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option
         let fused = if fused.backward_weights(shapes, element_bytes) <= 64 {
             fused
         } else {
-            // With 8 warps in all, a thread may have 255 registers.
+            // With 8 warps in total, a thread may have 255 registers.
             let fused = Fused {
                 rows: 4,
                 compute_warps: 7,
@@ -112,34 +111,35 @@ pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option
     one_block.or_else(|| cluster_units(shapes, gpu).into_iter().find_map(layout))
 }
 
-/// Returns the units of a block in a cluster, the better number first. An exchange takes about the
-/// same time for both, so 32 are better if every block then has a multiprocessor of its own.
+/// Returns the numbers of units per block of a cluster, the better one first. An exchange takes
+/// about the same time with both, so 32 is better if there is a multiprocessor for every block.
 fn cluster_units(shapes: &Shapes, gpu: Gpu) -> [usize; 2] {
     let blocks = shapes.head_dim.div_ceil(32) * shapes.heads * shapes.batch.div_ceil(4);
     if blocks <= gpu.multiprocessors { [32, 64] } else { [64, 32] }
 }
 
-/// Returns the rows of the batch in a block. There are 4 if every block then has a multiprocessor
-/// of its own, since the work for each row and unit, most of a step, then takes half the time; and
-/// in a large cluster, where the exchange dominates.
+/// Returns the batch rows per block. With 4 rows, the work per row and unit, which is most of a
+/// step, takes half the time. So there are 4 if every block then has its own multiprocessor, and in
+/// large clusters, where the exchange dominates.
 fn rows(shapes: &Shapes, blocks: usize, gpu: Gpu) -> usize {
     let spread = blocks * shapes.heads * shapes.batch.div_ceil(4) <= gpu.multiprocessors;
     if spread || blocks > 8 { 4 } else { 8 }
 }
 
 impl Fused {
-    /// Returns the threads of a block.
+    /// Returns the number of threads per block.
     pub fn threads(&self) -> usize {
         32 * (self.compute_warps + self.io_warps)
     }
 
-    /// Returns the blocks of a launch.
+    /// Returns the number of blocks of a launch.
     pub fn grid(&self, shapes: &Shapes) -> usize {
         self.blocks * shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
-    /// Returns the layout with as many stages as fit the shared memory, at most 8: more hide no
-    /// more latency. Returns `None` if the GPU has no such clusters, or 3 stages do not fit.
+    /// Returns the layout with as many stages as fit the shared memory, up to 8; more would not
+    /// hide more latency. Returns `None` if the GPU does not support such clusters or 3 stages do
+    /// not fit.
     fn with_stages(self, gpu: Gpu, shared: impl Fn(&Self) -> usize) -> Option<Self> {
         let stages = [8, 6, 4, 3].into_iter().map(|stages| Self { stages, ..self });
         stages
@@ -147,18 +147,18 @@ impl Fused {
             .find(|fused| shared(fused) <= gpu.shared_memory)
     }
 
-    /// Returns the steps of 32 of k that a warp of the backward kernel takes.
+    /// Returns the number of steps of 32 along k per warp of the backward kernel.
     pub fn backward_steps(&self, shapes: &Shapes) -> usize {
         (shapes.recurrent * self.units).div_ceil(32 * self.split_k)
     }
 
-    /// Returns the registers of a thread of the backward kernel that hold weights.
+    /// Returns the registers per thread that hold weights in the backward kernel.
     fn backward_weights(&self, shapes: &Shapes, element_bytes: usize) -> usize {
         self.tiles_per_warp * self.backward_steps(shapes) * 4 * element_bytes
     }
 
-    /// Returns the bytes of shared memory of the forward kernel: the size of the struct `Shared` in
-    /// kernels/fused/forward_shared.cuh.
+    /// Returns the shared memory of the forward kernel in bytes. This is the size of the struct
+    /// `Shared` in kernels/fused/forward_shared.cuh, which checks it.
     pub fn forward_shared(&self, shapes: &Shapes, element_bytes: usize, saves: bool) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let k = forward_steps(shapes, self.split_k).next_multiple_of(2) * 16 * self.split_k;
@@ -178,8 +178,8 @@ impl Fused {
         (element_bytes * (h + x + saved) + 4 * floats).next_multiple_of(8) + 16
     }
 
-    /// Returns the bytes of shared memory of the backward kernel: the size of the struct `Shared`
-    /// in kernels/fused/backward_shared.cuh.
+    /// Returns the shared memory of the backward kernel in bytes. This is the size of the struct
+    /// `Shared` in kernels/fused/backward_shared.cuh, which checks it.
     pub fn backward_shared(&self, shapes: &Shapes, element_bytes: usize) -> usize {
         let (rows, row) = (self.rows, self.units + 8);
         let dg = 2 * rows * (self.split_k * self.backward_steps(shapes) * 32 + 8);
@@ -193,14 +193,14 @@ impl Fused {
     }
 }
 
-/// Returns the steps of 16 of k that a warp of the forward kernel takes: an even number, except at
+/// Returns the number of steps of 16 along k per warp of the forward kernel. It is even, except at
 /// the end of k.
 fn forward_steps(shapes: &Shapes, split: usize) -> usize {
     let steps = shapes.head_dim.div_ceil(16);
     if split == 1 { steps } else { steps.div_ceil(2 * split) * 2 }
 }
 
-/// Returns how many states and gates are saved in f32 beside 16-bit tensors.
+/// Returns the number of states and gates that are saved in f32 when tensors are 16-bit.
 fn wide_tensors(shapes: &Shapes, element_bytes: usize) -> usize {
     if element_bytes < 4 { shapes.wide.len() + shapes.wide_gates.len() } else { 0 }
 }

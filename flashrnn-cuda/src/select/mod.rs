@@ -1,5 +1,5 @@
-//! Which kernels a plan runs, and how their work is divided: pure functions of the problem, the
-//! element type and the GPU.
+//! Pure functions of the problem, the element type and the GPU that choose the kernels of a plan
+//! and divide their work.
 
 pub mod alignment;
 pub(crate) mod choice;
@@ -10,10 +10,11 @@ pub(crate) mod weight_grad;
 /// Holds the GPU properties that drive kernel selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gpu {
-    /// Maximum blocks of a cluster; 1 if there are none (before compute capability 9.0).
+    /// Maximum number of blocks per cluster; 1 if there are no clusters (before compute capability
+    /// 9.0).
     pub cluster: usize,
     /// Number of multiprocessors.
     pub multiprocessors: usize,
-    /// Maximum shared memory of a block in bytes.
+    /// Maximum shared memory per block in bytes.
     pub shared_memory: usize,
 }

@@ -1,33 +1,33 @@
-//! The kernel per step: the tile of a step that each block computes.
+//! The per-step kernels: the tile of a step that each block computes.
 
 use flashrnn_core::{Dtype, Shapes};
 
-/// The tile of a step that a block computes. The kernels are compiled for each tile.
+/// The part of a step that a block computes. The kernels are compiled for each tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
-    /// Units of a head.
+    /// Units of one head.
     pub units: usize,
-    /// Rows of the batch.
+    /// Batch rows.
     pub rows: usize,
-    /// Warps, which split the sum over k between them.
+    /// Warps, which divide k between them.
     pub warps: usize,
 }
 
-/// The arithmetic of a step's product.
+/// The arithmetic of the product in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Multiply {
-    /// Tensor cores, bf16 factors.
+    /// Tensor cores with bf16 factors.
     Bf16,
-    /// Tensor cores, f16 factors.
+    /// Tensor cores with f16 factors.
     F16,
-    /// Tensor cores, f32 factors rounded to TF32.
+    /// Tensor cores with f32 factors rounded to TF32.
     Tf32,
     /// Multiply-adds in f32.
     F32,
 }
 
 impl Multiply {
-    /// Returns the arithmetic for tensors of `dtype`. `tf32` allows TF32 for f32.
+    /// Returns the arithmetic for tensors of `dtype`. `tf32` allows TF32 for f32 tensors.
     pub fn new(dtype: Dtype, tf32: bool) -> Self {
         match dtype {
             Dtype::Bf16 => Self::Bf16,
@@ -38,7 +38,7 @@ impl Multiply {
     }
 }
 
-/// Bytes of a chunk of k, in which the kernels read it.
+/// The kernels read k in chunks of this many bytes.
 const CHUNK: usize = 64;
 
 /// Returns D rounded up to whole chunks.
@@ -48,8 +48,8 @@ pub fn depth(head_dim: usize, element_bytes: usize) -> usize {
 
 /// Returns the tile of a forward step, whose product has `Gr` rows of weights per unit.
 ///
-/// Tiles are small, so that a small batch spreads over the GPU: with 8 units per block, an LSTM of
-/// 768 units has 96 blocks. A block has at most 64 rows of weights, which bounds its registers.
+/// Tiles are small so that even a small batch occupies the GPU: with 8 units per block, an LSTM of
+/// 768 units has 96 blocks. A block has at most 64 rows of weights, to bound its registers.
 pub fn forward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
     let max_units: usize = if shapes.recurrent == 1 { 16 } else { 8 };
     let units = [16, 8, 4, 2, 1]
@@ -60,14 +60,14 @@ pub fn forward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
     Tile { units, rows: rows(shapes.batch), warps: warps(chunks) }
 }
 
-/// Returns the tile of a backward step, whose product has one row of weights per unit, and k over
+/// Returns the tile of a backward step, whose product has one row of weights per unit and sums over
 /// `Gr` gates.
 ///
-/// A block has a thread for each unit and row, which fetches their inputs before the previous
+/// A block has one thread per unit and row. The thread fetches their inputs before the previous
 /// launch has ended.
 pub fn backward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
     let wide = Tile { units: 16, rows: rows(shapes.batch), warps: 8 };
-    // Two blocks of 8 rows read R twice, but divide a long sum over k between more warps.
+    // Two blocks of 8 rows both read R, but more warps share a long sum over k.
     let long = shapes.recurrent * depth(shapes.head_dim, element_bytes) >= 1024;
     if long { Tile { rows: 8, ..wide } } else { wide }
 }
@@ -80,7 +80,7 @@ fn warps(chunks: usize) -> usize {
     if chunks <= 8 { 4 } else { 8 }
 }
 
-/// Returns the number of blocks of a step.
+/// Returns the number of blocks per step.
 pub fn blocks(shapes: &Shapes, tile: Tile) -> usize {
     shapes.head_dim.div_ceil(tile.units) * shapes.heads * shapes.batch.div_ceil(tile.rows)
 }

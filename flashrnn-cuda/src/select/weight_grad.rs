@@ -1,19 +1,19 @@
 //! How sums over all tokens, for the gradients of the weights, are divided into parts.
 
-/// The division of the tokens into parts.
+/// A division of the tokens into parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Parts {
-    /// Number of parts of `length` tokens.
+    /// Number of parts that have `length` tokens.
     pub whole: usize,
     pub length: usize,
-    /// Tokens of one more part, 0 if there is none.
+    /// Tokens of one additional part; 0 if there is none.
     pub rest: usize,
-    /// Number of all parts.
+    /// Number of parts, including the additional one.
     pub total: usize,
 }
 
 impl Parts {
-    /// Divides the tokens as [`parts`] does, with what is left over as one more part.
+    /// Divides the tokens as [`parts`] does, and adds a part for the remaining tokens.
     pub(crate) fn new(tokens: usize, blocks: usize, multiprocessors: usize) -> Self {
         let (whole, length) = parts(tokens, blocks, multiprocessors);
         let rest = tokens - whole * length;
@@ -22,12 +22,11 @@ impl Parts {
     }
 }
 
-/// Returns a number of equal parts and their length, so that less than a part of the tokens is left
-/// over.
+/// Returns a number of equal parts and their length. Fewer tokens remain than a part has.
 ///
-/// There are as many parts as keep the GPU busy if each has `blocks` blocks, but at most 64, and
-/// each has at least 256 tokens. Up to twice as many parts are taken, or down to half, if then
-/// nothing is left over.
+/// The target is enough parts to keep the GPU busy if each has `blocks` blocks, but at most 64, and
+/// at least 256 tokens per part. Numbers from half to twice the target are used instead if they
+/// leave no remainder.
 pub(crate) fn parts(tokens: usize, blocks: usize, multiprocessors: usize) -> (usize, usize) {
     let max_parts = (tokens / 256).clamp(1, 64);
     let wanted = (2 * multiprocessors).div_ceil(blocks.max(1)).clamp(1, max_parts);
@@ -56,14 +55,14 @@ mod tests {
 
     #[test]
     fn parts_leave_nothing_over_where_they_can() {
-        // With 48 blocks per part 6 parts are wanted. More parts are tried before fewer, and 6
-        // remain if no number from 3 to 12 divides the tokens.
+        // With 48 blocks per part the target is 6 parts. Larger numbers are tried before smaller
+        // ones, and 6 remains if no number from 3 to 12 divides the tokens.
         for (tokens, want) in
             [(12 * 512, 6), (16 * 1024, 8), (7 * 512, 7), (5 * 521, 5), (13 * 17 * 19, 6)]
         {
             assert_eq!(parts(tokens, 48, 132), (want, tokens / want), "{tokens}");
         }
-        // 6 would divide the tokens, but parts of at least 256 tokens allow only 4.
+        // 6 would divide the tokens, but with at least 256 tokens per part the target is 4.
         assert_eq!(parts(1026, 48, 132), (3, 342));
         assert_eq!(parts(0, 48, 132), (1, 0));
     }

@@ -1,4 +1,4 @@
-//! Batched products.
+//! Batched products, compared with f64.
 
 use flashrnn_core::{Dtype, Element, bf16, f16};
 
@@ -8,8 +8,8 @@ use crate::device::blas::{BlasScratch, Matrix, Product};
 use crate::memory::View;
 use crate::testing;
 
-/// Computes `C = A B` with every choice of transposes. Returns the norm of C's error against f64,
-/// relative to the norm of C.
+/// Computes `C = A B` with every choice of transposes. Returns the norm of the error of C, relative
+/// to the norm of C computed in f64.
 fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
@@ -51,8 +51,8 @@ fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
         };
         let run = |view: View<'_, f32>| {
             let blas = device.context.blas().unwrap();
-            // SAFETY: the arrays hold the addresses of matrices of these sizes, which live until
-            // the download has ended.
+            // SAFETY: the arrays hold the addresses of matrices of these sizes, which stay alive
+            // until the download has ended.
             unsafe { blas.batched(cuda.stream().cu_stream(), &product, scratch).unwrap() };
             device.download(view).unwrap()
         };
@@ -81,10 +81,11 @@ fn products_are_rounded_no_more_than_asked_for() {
     let narrow = [product_error::<f16>(&cuda, false), product_error::<bf16>(&cuda, false)];
     let tf32 = product_error::<f32>(&cuda, true);
     println!("f32 {f32}, f16 and bf16 {narrow:?}, tf32 {tf32}");
-    // Sums of 300 products, each rounded to f32: a few units of 2^-24.
+    // Sums of 300 products, with each step rounded to f32: an error of a few times 2^-24.
     assert!(f32 < 1e-6, "{f32}");
     // Tensor cores truncate sums instead of rounding them.
     assert!(narrow.iter().all(|&error| error < 5e-6), "{narrow:?}");
-    // TF32 keeps 11 bits of each factor, with an error of at most 2^-12. cuBLAS may be more exact.
+    // TF32 keeps 11 bits of each factor, so its error is at most 2^-12. cuBLAS may be more
+    // accurate.
     assert!(tf32 < 1e-3, "{tf32}");
 }

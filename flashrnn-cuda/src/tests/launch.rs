@@ -33,18 +33,18 @@ fn kernels_run_in_order_early_or_not_and_in_graphs() {
     assert_eq!(device.download(x.view()).unwrap()[n - 1], 7.0, "recording runs nothing");
     graph.launch(stream).unwrap();
     graph.launch(stream).unwrap();
-    // After k times x is 2^k - 1, and 2^23 - 1 is exact in f32.
+    // After k steps x is 2^k - 1, and 2^23 - 1 is exact in f32.
     let grown = device.download(x.view()).unwrap();
     assert!(grown.iter().all(|&v| v == 8_388_607.0), "{:?}", &grown[..4]);
 
     let failed = Graph::record(device, |_| Err(Error::device("on purpose")));
     assert_eq!(failed.err(), Some(Error::device("on purpose")));
     let nothing = Launch::new([1, 0, 1], 128);
-    // SAFETY: with an empty grid nothing is launched.
+    // SAFETY: an empty grid launches nothing.
     unsafe { grows.launch(stream, &nothing, &mut []).unwrap() };
     let too_many = Launch::new([1, 1, 1], 1 << 20);
     let (mut address, mut count) = (x.ptr(), 0_i32);
-    // SAFETY: n is 0, so that nothing would be touched.
+    // SAFETY: n is 0, so the kernel would access nothing.
     let refused = unsafe {
         grows.launch(stream, &too_many, &mut [argument(&mut address), argument(&mut count)])
     };
@@ -65,7 +65,8 @@ fn the_side_stream_runs_between_fork_and_join() {
         grow(&grows, stream, x.ptr(), n as i32, false);
         Ok(())
     };
-    // Every x grows three times, on two streams. A kernel that ran too soon would find a smaller x.
+    // Every x grows three times, on two streams. A kernel that started too soon would read a
+    // smaller x.
     std::thread::scope(|scope| {
         for x in [&x, &y] {
             scope.spawn(move || {
@@ -96,7 +97,7 @@ fn a_kernel_may_use_all_shared_memory() {
     let mut address = x.ptr();
     let launch =
         Launch { shared: device.context.shared_memory as u32, ..Launch::new([1, 1, 1], 1024) };
-    // SAFETY: reverse takes (float*), which has as many elements as the block threads.
+    // SAFETY: reverse takes (float*), and x has one element per thread of the block.
     unsafe {
         reverse.launch(cuda.stream().cu_stream(), &launch, &mut [argument(&mut address)]).unwrap()
     };

@@ -37,7 +37,7 @@ fn memory_is_returned_and_running_out_is_an_error() {
     for len in [usize::MAX, usize::MAX / 4, cuda.device.context.memory / 4 + 1] {
         assert!(matches!(cuda.alloc::<f32>(len), Err(Error::OutOfMemory { .. })), "{len}");
     }
-    // Two buffers of two thirds of the memory cannot both fit.
+    // The GPU cannot hold two buffers of two thirds of its memory.
     let large = cuda.device.context.memory / 3 * 2;
     let first = cuda.device.alloc::<u8>(large);
     let second = cuda.device.alloc::<u8>(large);
@@ -66,7 +66,7 @@ fn buffers_stay_with_their_stream() {
 fn slices_of_cudarc_are_borrowed_without_a_copy() {
     let Some(cuda) = testing::cuda() else { return };
     let grows = kernel(&cuda, "grow");
-    // On the same stream, and on another one of the same context.
+    // On the handle's stream, and on another one of the same context.
     for stream in [cuda.stream().clone(), cuda.stream().fork().unwrap()] {
         let mut slice = stream.clone_htod(&[1.0_f32, 2.0, 3.0]).unwrap();
         {

@@ -1,5 +1,5 @@
-//! Tests of what the passes build on: memory, launches, graphs, streams, cuBLAS and the kernels
-//! that prepare the backward pass. They need a GPU, and without one print that they skip.
+//! Tests of what the passes are built on: memory, launches, graphs, streams, cuBLAS, and the
+//! kernels that prepare the backward pass. Without a GPU they are skipped.
 
 mod blas;
 mod launch;
@@ -49,11 +49,11 @@ fn grow(
     early: bool,
 ) {
     let launch = Launch { early, ..Launch::new([(n as u32).div_ceil(128), 1, 1], 128) };
-    // SAFETY: grow takes (float*, int), and the callers' x has n elements.
+    // SAFETY: grow takes (float*, int), and x of the caller has n elements.
     unsafe { kernel.launch(stream, &launch, &mut [argument(&mut x), argument(&mut n)]).unwrap() };
 }
 
-/// Returns a number in -1..1 that depends on `i` alone.
+/// Returns a number in -1..1 that depends only on `i`.
 fn number(i: usize) -> f32 {
     ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0
 }

@@ -10,8 +10,8 @@ use crate::programs::{self, CellSource};
 use crate::select::step::depth as depth_of;
 use crate::testing;
 
-/// Compares `previous_h` with the same computed here, bit for bit, for rows of D elements that
-/// begin `offset` elements after a multiple of 16 bytes.
+/// Checks that `previous_h` has the same bits as the host's computation, for rows of D elements
+/// that start `offset` elements after a multiple of 16 bytes.
 fn check_previous_h<T: Element + PartialEq>(
     cuda: &Cuda,
     head_dim: usize,
@@ -49,7 +49,7 @@ fn check_previous_h<T: Element + PartialEq>(
     let (h_on, s0_on) = (device.upload(&h).unwrap(), device.upload(&s0).unwrap());
     let (lengths_on, resets_on) =
         (device.upload(&lengths.map(|n| n as i32)).unwrap(), device.upload(&resets).unwrap());
-    // Poisoned, so that elements that are not written differ.
+    // Filled with a value, so that unwritten elements differ.
     let out = device.upload(&vec![T::from_f64(9.0); want.len()]).unwrap();
     let size = |n: usize| n as i32;
     let mut sizes = Sizes {
@@ -71,7 +71,7 @@ fn check_previous_h<T: Element + PartialEq>(
     let mut arguments = vec![argument(&mut sizes)];
     arguments.extend(addresses.iter_mut().map(argument));
     // SAFETY: the kernel takes (Sizes, const T*, const float*, const int*, const unsigned char*,
-    // T*), of these sizes.
+    // T*), and the tensors have these sizes.
     unsafe {
         kernel
             .launch(cuda.stream().cu_stream(), &Launch::new([1, 1, 1], 256), &mut arguments)
@@ -82,8 +82,8 @@ fn check_previous_h<T: Element + PartialEq>(
     assert_eq!(differ, None, "{} D {head_dim} offset {offset} forwards {forwards}", T::DTYPE);
 }
 
-/// Compares `pad` with the same computed here, for rows that begin `offset` elements after a
-/// multiple of 16 bytes.
+/// Checks that `pad` returns the same as the host's computation, for rows that start `offset`
+/// elements after a multiple of 16 bytes.
 fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize) {
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
@@ -97,7 +97,7 @@ fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize
         to[..head_dim].copy_from_slice(from);
     }
     let from = device.upload(&rows).unwrap();
-    // Poisoned, so that elements that are not written differ.
+    // Filled with a value, so that unwritten elements differ.
     let out = device.upload(&vec![T::from_f64(9.0); want.len()]).unwrap();
     let (mut first, mut to) = (from.ptr() + (offset * size_of::<T>()) as u64, out.ptr());
     let (mut rows, mut head_dim_on, mut depth_on) = (count as i64, head_dim as i32, depth as i32);
@@ -108,7 +108,7 @@ fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize
         argument(&mut depth_on),
         argument(&mut to),
     ];
-    // SAFETY: the kernel takes (const T*, Offset, int, int, T*), of these sizes.
+    // SAFETY: the kernel takes (const T*, Offset, int, int, T*), and the tensors have these sizes.
     unsafe {
         kernel
             .launch(cuda.stream().cu_stream(), &Launch::new([2, 1, 1], 256), &mut arguments)

@@ -1,5 +1,5 @@
-//! Head dimensions that are not a multiple of 8, and tensors that begin at any element: the fused
-//! kernels copy rows in words of 8 and 4 bytes, or rows that begin in the middle of a word.
+//! Head dimensions that are not a multiple of 8, and tensors that start at any element. The fused
+//! kernels copy such rows in words of 8 or 4 bytes, or start in the middle of a word.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -20,17 +20,17 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(Family::Fused);
     fn check<C: Cell, T: Element>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
-        // The conformance suite's bound for 16-bit tensors, and one that finds mistakes in f32.
+        // The conformance suite's bound for 16-bit tensors, and one that detects mistakes in f32.
         let allowed = if size_of::<T>() == 4 { 2e-5 } else { 1.5e-2 };
         // Rows aligned to 2, 4 and 8 bytes, in one block and in clusters whose last block has few
-        // units, down to 1. From 257 on, LSTM has a single I/O warp.
+        // units, down to 1. From D = 257, LSTM has a single IO warp.
         let dims: &[(usize, usize)] = if size_of::<T>() == 4 {
             &[(5, 33), (3, 50), (2, 97)]
         } else {
             &[(9, 33), (5, 50), (40, 51), (5, 100), (2, 149), (3, 257), (1, 383)]
         };
         for &(batch, head_dim) in dims {
-            // Larger heads of GRU have no fused forward kernel.
+            // GRU has no fused forward kernel for larger heads.
             if C::NAME == "gru" && head_dim > 380 {
                 continue;
             }
@@ -83,7 +83,7 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
     Ok(())
 }
 
-/// Elements before and after each tensor that no kernel may write: more than a word.
+/// Number of elements before and after each tensor that no kernel may write, more than a word.
 const GUARD: usize = 24;
 
 /// The tensors that both passes write.
@@ -94,28 +94,27 @@ struct Written<T> {
     d_wx: Vec<T>,
 }
 
-/// Tensors that begin `first` elements into memory of their own, with [`GUARD`] elements after
-/// them.
+/// Places tensors `first` elements after the start of a buffer, with [`GUARD`] elements after them.
 #[derive(Clone, Copy)]
 struct Guarded<'a> {
     first: usize,
-    /// For messages.
+    /// The problem, for messages.
     problem: &'a Problem,
 }
 
 impl Guarded<'_> {
-    /// Uploads an input between elements that are NaN.
+    /// Uploads an input, with NaN before and after it.
     fn input<T: Element>(self, cuda: &Cuda, values: Vec<T>) -> Result<Buffer<T>> {
         let nan = [T::from_f64(f64::NAN)];
         cuda.upload(&[nan.repeat(self.first), values, nan.repeat(GUARD)].concat())
     }
 
-    /// Makes memory for an output of `len` elements, all poisoned.
+    /// Allocates an output of `len` elements, all poisoned.
     fn output<T: Element>(self, cuda: &Cuda, len: usize) -> Result<Buffer<T>> {
         cuda.upload(&vec![poison::<T>(); self.first + len + GUARD])
     }
 
-    /// Returns where a tensor of `len` elements is.
+    /// Returns the range of a tensor of `len` elements in its buffer.
     fn range(self, len: usize) -> Range<usize> {
         self.first..self.first + len
     }
@@ -147,7 +146,8 @@ fn poison<T: Element>() -> T {
     T::from_f64(-12345.0)
 }
 
-/// Runs both passes on tensors that begin `GUARD + offset` elements into memory of their own.
+/// Runs both passes on tensors that start `GUARD + offset` elements after the start of their
+/// buffers.
 fn passes<C: Cell, T: Element + PartialEq + Debug>(
     cuda: &Cuda,
     cell: &C,
@@ -179,7 +179,7 @@ fn passes<C: Cell, T: Element + PartialEq + Debug>(
 
     let plan = cuda.plan::<T, T, _>(cell, problem)?;
     let weights = plan.pack(r.view(), b.view())?;
-    // Saved gates may begin at any element too.
+    // Saved gates may start at any element too.
     let [gates_len, wide_len] = shapes.saved::<T>(problem.options.save);
     let gates_at = guarded.range(gates_len);
     let mut gates = guarded.output(cuda, gates_len)?;
@@ -220,7 +220,7 @@ fn tensors_may_begin_at_any_element_and_nothing_else_is_written() -> Result<()> 
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(Family::Fused);
     fn check<C: Cell, T: Element + PartialEq + Debug>(cuda: &Cuda, cell: &C) -> Result<()> {
-        // Each problem compiles kernels of its own, so several run at once.
+        // Each problem compiles its own kernels, so several problems run in parallel.
         thread::scope(|scope| {
             let mut threads = Vec::new();
             for sizes in [(3, 1, 64), (5, 3, 50), (2, 1, 33), (9, 3, 67)] {

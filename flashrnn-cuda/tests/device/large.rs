@@ -6,11 +6,11 @@ use flashrnn_testsuite::random::Random;
 
 use super::{cuda, memory};
 
-/// `[B, T, N, D]`, a little more than 2³¹ elements.
+/// `[B, T, N, D]`, slightly more than 2³¹ elements.
 const LARGE: [usize; 4] = [4160, 8192, 1, 64];
 
-/// Rows of [`LARGE`]: the first, those around 2³¹ elements, and the last. There are as many as in a
-/// tile of the large batch, so that a row's sums are the same.
+/// Some rows of [`LARGE`]: the first ones, those around element 2³¹, and the last. There are as
+/// many as in a tile of the large batch, so that the sums of a row are the same.
 const ROWS: [usize; 16] =
     [0, 1, 2047, 2048, 4000, 4094, 4095, 4096, 4097, 4098, 4099, 4100, 4128, 4157, 4158, 4159];
 
@@ -29,7 +29,8 @@ fn more_than_2_to_the_31_elements_of_f32() -> Result<()> {
     large::<f32>(Family::Auto)
 }
 
-/// Runs Elman forward and backward. [`ROWS`] must have the bits of a small problem of these rows.
+/// Runs Elman forward and backward. The outputs of [`ROWS`] must have the same bits as those of a
+/// small problem with only these rows.
 fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let cuda = cuda.with_family(family);
@@ -50,7 +51,8 @@ fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     }
     let (wx, d_h) = (pattern::<T>(elements, 1.0), pattern::<T>(elements, 0.125));
     let mut random = Random::new(3);
-    // Weights are f32, and so is d_b: a sum over 34 million tokens exceeds f16.
+    // Weights are f32, and so is d_b, because a sum over 34 million tokens exceeds the range of
+    // f16.
     let mut values = |n: usize, deviation| -> Vec<f32> {
         random.normals(n, deviation).into_iter().map(|v| v as f32).collect()
     };
@@ -130,7 +132,8 @@ fn both_passes<T: Element>(
     Ok(Passes { h, d_wx, d_b })
 }
 
-/// Returns `len` normal numbers that repeat with a prime period, so that all rows differ.
+/// Returns `len` normally distributed numbers that repeat with a prime period, so that all rows
+/// differ.
 fn pattern<T: Element>(len: usize, deviation: f64) -> Vec<T> {
     let base: Vec<T> =
         Random::new(1).normals(1_000_003, deviation).into_iter().map(T::from_f64).collect();

@@ -1,6 +1,6 @@
 //! Properties of the CUDA backend that the conformance suite does not test: accuracy over long
-//! sequences, no leaked memory, the caller's stream and memory; unaligned rows and tensors
-//! (`alignment.rs`); tensors of more than 2³¹ elements (`large.rs`); reproducible bits
+//! sequences, no memory leaks, the caller's stream and memory, unaligned rows and tensors
+//! (`alignment.rs`), tensors of more than 2³¹ elements (`large.rs`), and reproducible bits
 //! (`same_bits.rs`).
 
 mod alignment;
@@ -18,7 +18,8 @@ use flashrnn_cuda::{Cuda, Family, Waits, testing};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 
-/// Opens a GPU for one test at a time: some measure its free memory, and some need most of it.
+/// Opens a GPU for one test at a time, because some tests measure its free memory and some need
+/// most of it.
 fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = flashrnn_gpu::lock(&ALONE);
@@ -59,8 +60,8 @@ fn f32_keeps_its_accuracy_over_256_steps() -> Result<()> {
     Ok(())
 }
 
-/// Runs every kernel on a small problem, for compute-sanitizer. With `FLASHRNN_BLOCK_BARRIERS`, all
-/// barriers are of the kind that racecheck knows.
+/// Runs every kernel on a small problem, for compute-sanitizer. If `FLASHRNN_BLOCK_BARRIERS` is
+/// set, block barriers, which racecheck understands, accompany the mbarriers.
 #[test]
 fn every_kernel_on_a_small_problem() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -71,10 +72,10 @@ fn every_kernel_on_a_small_problem() -> Result<()> {
         cell: &C,
         failed: &mut Vec<String>,
     ) -> Result<()> {
-        // Bounds that find mistakes; the conformance suite has tight ones.
+        // Bounds that detect mistakes; the conformance suite has tight ones.
         let allowed = if size_of::<T>() == 4 { 2e-5 } else { 5e-2 };
-        // A block with unused rows, rows that begin in the middle of a word, and a cluster of 3
-        // whose last block has unused units, with saved and recomputed gates.
+        // A block with unused rows, rows that start in the middle of a word, and a cluster of 3
+        // blocks whose last one has unused units, with saved and with recomputed gates.
         for (head_dim, save, tensors) in [
             (40, Save::Gates, Tensors::PLAIN),
             (33, Save::Gates, Tensors { d_states: false, ..Tensors::ALL }),
@@ -122,7 +123,8 @@ fn every_kernel_on_a_small_problem() -> Result<()> {
 #[test]
 fn wide_heads_in_clusters_are_as_exact_as_narrow_ones() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    // The conformance suite's bound for bf16. Its own problems have at most 129 units per head.
+    // The conformance suite's bound for bf16. The suite's own problems have at most 129 units per
+    // head.
     const ALLOWED: f64 = 1.5e-2;
     fn check<C: Cell>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
         for (batch, head_dim) in [(5, 200), (5, 256), (3, 480), (5, 512)] {
@@ -179,7 +181,7 @@ fn plans_leak_no_memory() -> Result<()> {
         }
         cuda.synchronize()
     }
-    // The first round fills the caches of kernels and graphs and the pool, the second reuses them.
+    // The first round fills the caches of kernels and graphs and the pool; the second reuses them.
     let round = || -> Result<(u64, usize)> {
         some_plans::<f32>(&cuda, 5000, 1)?;
         some_plans::<bf16>(&cuda, 5000, 2)?;
@@ -192,7 +194,7 @@ fn plans_leak_no_memory() -> Result<()> {
         free_after >> 20
     );
     assert!(used_after <= used, "buffers were leaked");
-    // The driver allocates in pieces of 2 MiB, and may need a few for itself.
+    // The driver allocates in pieces of 2 MiB, and may need a few itself.
     assert!(free <= free_after + (8 << 20), "memory of the device was leaked");
     Ok(())
 }
@@ -210,7 +212,7 @@ fn the_callers_stream_and_memory_are_used_as_they_are() -> Result<()> {
     let (wx, r) = (values(&shapes.wx(), 1.0), values(&shapes.r(), 0.14));
     let (b, d_h) = (values(&shapes.b(), 1.0), values(&shapes.h(), 1.0));
 
-    // With the backend's own buffers.
+    // With buffers of the backend.
     let want = {
         let plan = found.plan::<f32, f32, _>(&Lstm, &problem)?;
         let (wx, r, b) = (found.upload(&wx)?, found.upload(&r)?, found.upload(&b)?);
@@ -230,7 +232,7 @@ fn the_callers_stream_and_memory_are_used_as_they_are() -> Result<()> {
         (found.download(states.view())?, found.download(d_wx.view())?)
     };
 
-    // With cudarc's slices, on the backend's stream and on another one of the same context.
+    // With slices of cudarc, on the backend's stream and on another one of the same context.
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let other: Arc<CudaStream> = context.new_stream().unwrap();

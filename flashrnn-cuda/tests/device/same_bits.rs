@@ -1,5 +1,5 @@
-//! Reproducible bits: in another call, on another stream, on several at once, and however warps are
-//! scheduled.
+//! Reproducible bits: in another call, on another stream, on several streams at once, and however
+//! warps are scheduled.
 
 use std::thread;
 
@@ -12,7 +12,7 @@ use flashrnn_testsuite::{Case, Results, Tensors, run};
 
 use super::cuda;
 
-/// Returns the results of a few cells and element types.
+/// Returns the results of a few combinations of cells and element types.
 fn results(cuda: &Cuda) -> Result<Vec<Results>> {
     let problem = Problem::new(9, 70, 3, 80);
     let lstm = Case::random::<Lstm, bf16, bf16>(&Lstm, &problem, Tensors::ALL, 1)?;
@@ -55,8 +55,8 @@ fn several_streams_at_once_return_the_bits_of_one_alone() -> Result<()> {
     })
 }
 
-/// Returns results of the fused kernels: heads in one block and in clusters of 3 to 16, rows of
-/// different alignment, and f32.
+/// Returns results of the fused kernels, for heads in one block and in clusters of 3 to 16 blocks,
+/// for rows of different alignment, and for f32.
 fn fused_results(cuda: &Cuda, seed: u64) -> Result<Vec<Results>> {
     let lstm = |head_dim| {
         Case::random::<Lstm, bf16, bf16>(
@@ -95,7 +95,7 @@ fn warps_that_wait_at_random_return_the_same_bits() -> Result<()> {
     Ok(())
 }
 
-/// Compares h and d_wx of 10,000 forward and backward passes on each of two streams at once.
+/// Compares h and d_wx of 10,000 forward and backward passes on each of two concurrent streams.
 #[test]
 fn ten_thousand_launches_on_two_streams_return_the_same_bits() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! The caller's current context, before and after every call.
+//! The caller's current context before and after every call.
 
 use std::ptr;
 
@@ -12,22 +12,22 @@ use super::{Layer, cuda, size};
 /// Returns the context that is current on this thread.
 fn current() -> CUcontext {
     let mut current = ptr::null_mut();
-    // SAFETY: the pointer is to a handle that lives through the call.
+    // SAFETY: `current` outlives the call.
     let result = unsafe { sys::cuCtxGetCurrent(&raw mut current) };
     assert_eq!(result, CUresult::CUDA_SUCCESS);
     current
 }
 
-/// A context of the caller's on the first GPU, destroyed when dropped.
+/// A context on the first GPU that belongs to the caller. Dropping it destroys it.
 struct OwnContext(CUcontext, Library);
 
 impl OwnContext {
-    /// Creates a context and leaves the thread without a current one.
+    /// Creates a context, then makes no context current.
     fn new(cuda: &Cuda) -> Self {
         type Create = unsafe extern "C" fn(*mut CUcontext, u32, sys::CUdevice) -> CUresult;
         let mut context = ptr::null_mut();
-        // SAFETY: the driver is loaded, its function of this name has this type, and the pointer is
-        // to a handle that lives through the call.
+        // SAFETY: the driver is loaded, its function of this name has this type, and `context`
+        // outlives the call.
         unsafe {
             let names = ["libcuda.so.1", "nvcuda.dll"];
             let driver = names.into_iter().find_map(|name| Library::new(name).ok()).unwrap();
@@ -43,7 +43,7 @@ impl OwnContext {
 impl Drop for OwnContext {
     fn drop(&mut self) {
         type Destroy = unsafe extern "C" fn(CUcontext) -> CUresult;
-        // SAFETY: made by `new`, destroyed only here; the function has this type.
+        // SAFETY: `new` created the context, only this destroys it, and the function has this type.
         unsafe {
             if let Ok(destroy) = self.1.get::<Destroy>(b"cuCtxDestroy_v2") {
                 destroy(self.0);
@@ -58,10 +58,11 @@ fn every_call_restores_the_callers_context() -> Result<()> {
     let own = OwnContext::new(&found);
     drop(found);
     for mine in [ptr::null_mut(), own.0] {
-        // SAFETY: the context is alive, or none.
+        // SAFETY: the context is alive, or null.
         assert_eq!(unsafe { sys::cuCtxSetCurrent(mine) }, CUresult::CUDA_SUCCESS);
         let kept = |call: &str| assert_eq!(current(), mine, "after {call}");
-        // Opened while this context is current, to test the first opening of a GPU too.
+        // Opened while this context is current, because the first opening of a GPU must restore it
+        // too.
         let cuda = Cuda::new()?;
         kept("Cuda::new");
         let second = cuda.with_new_stream()?;
@@ -102,10 +103,10 @@ fn every_call_restores_the_callers_context() -> Result<()> {
             kept("dropping a plan");
         }
         {
-            // On another stream, so that cudarc records and waits for events.
+            // On another stream, so that cudarc records events and waits for them.
             let stream = cuda.stream().context().new_stream().unwrap();
             let mut slice = stream.clone_htod(&[1.0_f32, 2.0]).unwrap();
-            // SAFETY: as above; cudarc has made its own current.
+            // SAFETY: as above. cudarc has made its own context current.
             assert_eq!(unsafe { sys::cuCtxSetCurrent(mine) }, CUresult::CUDA_SUCCESS);
             let borrowed = cuda.borrow(&slice)?;
             kept("borrow");
@@ -126,7 +127,7 @@ fn every_call_restores_the_callers_context() -> Result<()> {
         drop(cuda);
         kept("dropping the last handle");
     }
-    // SAFETY: none is alive at any time.
+    // SAFETY: a null context makes none current.
     unsafe { sys::cuCtxSetCurrent(ptr::null_mut()) };
     Ok(())
 }
@@ -135,8 +136,8 @@ fn every_call_restores_the_callers_context() -> Result<()> {
 fn a_stream_of_another_context_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
     let own = OwnContext::new(&cuda);
-    // SAFETY: the context is alive; cudarc would destroy it too, so that it must not be dropped
-    // here.
+    // SAFETY: the context is alive. It must not be dropped here, because cudarc would destroy it
+    // too.
     let (context, ours) = unsafe {
         use flashrnn_cuda::cudarc::driver::CudaContext;
         (CudaContext::from_raw_context(0, cuda.stream().context().cu_device(), own.0).unwrap(), own)

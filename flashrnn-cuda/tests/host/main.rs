@@ -1,6 +1,6 @@
-//! The host side on a GPU: streams share compiled kernels (`streams.rs`); calls restore the
-//! caller's context (`context.rs`); workspaces suffice, memory is returned, and memory of other
-//! handles is refused (`memory.rs`). Without a GPU the tests print that they skip.
+//! The host side, on a GPU: streams share compiled kernels (`streams.rs`); calls restore the
+//! caller's context (`context.rs`); workspaces suffice, memory is returned to the GPU, and memory
+//! of other handles is refused (`memory.rs`). Without a GPU the tests are skipped.
 
 mod context;
 mod memory;
@@ -14,7 +14,7 @@ use flashrnn_core::{
 use flashrnn_cuda::{Buffer, Cuda, CudaPlan, testing};
 use flashrnn_testsuite::random::Random;
 
-/// Opens a GPU for one test at a time, since most measure all of its memory.
+/// Opens a GPU for one test at a time, because most tests measure its memory.
 fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = flashrnn_gpu::lock(&ALONE);
@@ -29,7 +29,7 @@ fn numbers<T: Element>(seed: u64, shape: &[usize], deviation: f64) -> Vec<T> {
     Random::new(seed).normals(size(shape), deviation).into_iter().map(T::from_f64).collect()
 }
 
-/// A plan and every buffer of its calls, on one stream.
+/// A plan and all buffers of its calls, on one stream.
 struct Layer<T: Element> {
     cuda: Cuda,
     plan: CudaPlan<T, T>,
@@ -89,7 +89,7 @@ impl<T: Element> Layer<T> {
         })
     }
 
-    /// Downloads every output of both passes.
+    /// Downloads all outputs of both passes.
     fn outputs(&self) -> Result<[Vec<T>; 4]> {
         let get = |buffer: &Buffer<T>| self.cuda.download(buffer.view());
         Ok([get(&self.states)?, get(&self.d_wx)?, get(&self.d_r)?, get(&self.d_b)?])

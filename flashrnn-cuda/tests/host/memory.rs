@@ -8,8 +8,8 @@ use flashrnn_cuda::{Buffer, Cuda, Family, ViewMut, testing};
 
 use super::{Layer, cuda, size};
 
-/// Checks both passes with the caller's workspaces: they must return the same bits as without, and
-/// never take memory from the pool.
+/// Checks both passes with workspaces of the caller: they return the same bits as without, and
+/// never allocate from the pool.
 fn check_workspaces<C: Cell, T: Element + PartialEq>(
     cuda: &Cuda,
     cell: &C,
@@ -20,7 +20,7 @@ fn check_workspaces<C: Cell, T: Element + PartialEq>(
     layer.forward(None)?;
     layer.backward(None)?;
     let want = layer.outputs()?;
-    // Of exactly the required sizes, with every bit set.
+    // Workspaces of exactly the required sizes, with every bit set.
     let workspace = |bytes: usize| cuda.upload(&vec![0xff_u8; bytes]);
     let mut forward = workspace(layer.plan.forward_workspace().bytes)?;
     let mut backward = workspace(layer.plan.backward_workspace().bytes)?;
@@ -111,7 +111,7 @@ fn trim_returns_the_pools_memory() -> Result<()> {
         layer.forward(None)?;
         layer.backward(None)
     };
-    // Loads the kernels and cuBLAS, whose memory stays.
+    // Load the kernels and cuBLAS first, because their memory is not returned.
     passes(1)?;
     cuda.trim()?;
     let before = free();
@@ -127,15 +127,15 @@ fn trim_returns_the_pools_memory() -> Result<()> {
     );
     assert!(kept > 256 << 20, "the pool kept only {kept} bytes, so the test measures nothing");
     assert!(after + (64 << 20) >= before, "{} MiB were not returned", (before - after) >> 20);
-    // Buffers in use stay.
+    // Buffers in use stay valid.
     let buffer = cuda.upload(&[1.0_f32, 2.0])?;
     cuda.trim()?;
     assert_eq!(cuda.download(buffer.view())?, [1.0, 2.0]);
     Ok(())
 }
 
-/// In each call, one tensor after the other belongs to another handle: of another stream of the
-/// same context, or of a context handle of its own.
+/// In each call, each tensor in turn belongs to another handle: one on another stream of the same
+/// context, or one with a context of its own.
 #[test]
 fn memory_of_another_handle_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -202,7 +202,7 @@ fn memory_of_another_handle_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// cudarc orders the uses of a borrowed slice with the stream of the handle that borrows it alone.
+/// cudarc orders accesses to a borrowed slice only with the stream of the handle that borrowed it.
 #[test]
 fn a_slice_borrowed_by_another_handle_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
@@ -219,8 +219,7 @@ fn a_slice_borrowed_by_another_handle_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// An empty view has address 0, whatever it was made from; to the kernels, that is an absent
-/// tensor.
+/// The address of an empty view is always 0, which the kernels take for an absent tensor.
 #[test]
 fn an_empty_batch_computes_nothing_and_clears_the_gradients() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
