@@ -1,4 +1,4 @@
-//! Calls on arrays of the ndarray crate: views in, arrays out.
+//! Calls that take views of ndarray arrays and return new arrays.
 
 use flashrnn_core::{
     Backend, Backward, Element, Error, Forward, Plan, Result, Saved, Shapes, Weights,
@@ -11,7 +11,7 @@ use ndarray::{
 use crate::cpu::Cpu;
 use crate::plan::CpuPlan;
 
-/// The inputs of the forward pass, besides the weights. Arrays may have any strides; those that are
+/// The inputs of the forward pass, except the weights. Arrays may have any strides; those that are
 /// not contiguous are copied. In time-major problems the first two axes of `wx` and `resets` are
 /// swapped.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub struct Outputs<T: Element> {
     pub states: Array5<T>,
     /// `[S, B, N, D]`
     pub last: Array4<T::Wide>,
-    /// What else the backward pass needs.
+    /// The other tensors that the backward pass reads.
     saved: Saved<Cpu, T>,
 }
 
@@ -82,7 +82,7 @@ fn standard<'a, P: Clone, D: Dimension>(
     Ok(view.as_standard_layout())
 }
 
-/// Returns [`standard`] of a tensor that may be absent.
+/// Applies [`standard`] to an optional tensor.
 fn optional<'a, P: Clone, D: Dimension>(
     tensor: &'static str,
     view: &'a Option<ArrayView<'_, P, D>>,
@@ -91,7 +91,7 @@ fn optional<'a, P: Clone, D: Dimension>(
     view.as_ref().map(|view| standard(tensor, view, want)).transpose()
 }
 
-/// Returns the elements of an array of [`standard`].
+/// Returns the elements of an array returned by [`standard`].
 fn slice<'a, P: Clone, D: Dimension>(array: &'a CowArray<'_, P, D>) -> &'a [P] {
     array.as_slice().unwrap_or(&[])
 }
@@ -99,7 +99,7 @@ fn slice<'a, P: Clone, D: Dimension>(array: &'a CowArray<'_, P, D>) -> &'a [P] {
 /// Returns a zeroed array of `len` elements.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`]
+/// [`Error::OutOfMemory`] if the allocation fails.
 fn zeros<P: Element, D: Dimension>(
     shape: impl ShapeBuilder<Dim = D>,
     cpu: &Cpu,
@@ -122,7 +122,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]`, as [`Plan::pack`] does.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::OutOfMemory`]
+    /// [`Error::Shape`] if a dimension is wrong, [`Error::OutOfMemory`] if an allocation fails.
     pub fn pack_arrays(
         &self,
         r: ArrayView4<'_, W>,
@@ -136,7 +136,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     /// Runs [`Plan::forward`] on arrays and saves what a backward pass needs.
     ///
     /// # Errors
-    /// As [`Plan::forward`].
+    /// Same as [`Plan::forward`].
     pub fn forward_arrays(
         &self,
         weights: &Weights<Cpu, T>,
@@ -158,10 +158,10 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
         Ok(Outputs { states, last, saved })
     }
 
-    /// Runs [`Plan::backward`] on arrays: the `x` of the forward pass, and its `outputs`.
+    /// Runs [`Plan::backward`] on arrays. `x` and `outputs` are those of the forward pass.
     ///
     /// # Errors
-    /// As [`Plan::backward`].
+    /// Same as [`Plan::backward`].
     pub fn backward_arrays(
         &self,
         weights: &Weights<Cpu, T>,
@@ -200,7 +200,7 @@ impl<T: Element, W: Element> CpuPlan<T, W> {
     }
 }
 
-/// [`Inputs`] in row-major order and with the right dimensions.
+/// [`Inputs`] in row-major order, with their dimensions checked.
 struct Standard<'a, T: Element> {
     wx: CowArray<'a, T, ndarray::Ix5>,
     s0: Option<CowArray<'a, T::Wide, ndarray::Ix4>>,

@@ -1,4 +1,4 @@
-//! A cell's kernel: the two functions that depend on the cell, compiled for an instruction set.
+//! The two functions that depend on the cell, compiled for an instruction set.
 
 use std::marker::PhantomData;
 
@@ -7,19 +7,19 @@ use flashrnn_core::{Cell, Element};
 use crate::kernel::{BackwardBlock, CellTask, ForwardBlock};
 use crate::simd::{Level, Vector, VectorTypes};
 
-/// The kernel of a cell, whose type and vector it hides.
+/// A cell's kernel, with the types of the cell and of the vector erased.
 pub(crate) trait CellKernel<T: Element>: Send + Sync {
     /// Computes a block of the forward pass.
     ///
     /// # Safety
-    /// The machine has the kernel's instruction set; no other thread computes the block; all blocks
-    /// of the previous step are done.
+    /// The machine supports the kernel's instruction set; no other thread computes the block; all
+    /// blocks of the previous step are done.
     unsafe fn forward(&self, block: ForwardBlock<'_, T>);
 
     /// Computes a block of the backward pass.
     ///
     /// # Safety
-    /// As for [`CellKernel::forward`].
+    /// Same as for [`CellKernel::forward`].
     unsafe fn backward(&self, block: BackwardBlock<'_, T>);
 }
 
@@ -31,12 +31,12 @@ struct MonoKernel<C, V> {
 
 impl<C: Cell, T: Element, V: Vector<T>> CellKernel<T> for MonoKernel<C, V> {
     unsafe fn forward(&self, block: ForwardBlock<'_, T>) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { V::vectorize(CellTask { cell: &self.cell, block }) }
     }
 
     unsafe fn backward(&self, block: BackwardBlock<'_, T>) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { V::vectorize(CellTask { cell: &self.cell, block }) }
     }
 }

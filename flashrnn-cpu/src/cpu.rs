@@ -8,7 +8,7 @@ use crate::memory::WorkspacePool;
 use crate::simd::Level;
 use crate::threads::{Pool, Subnormals, Workers, default_threads};
 
-/// The CPU backend: threads over heads and batch rows, SIMD within.
+/// The CPU backend. Heads and batch rows are distributed over threads, and units over SIMD lanes.
 ///
 /// # Threads
 /// The thread that makes a call works on it, and helper threads join if there is enough work. No
@@ -18,13 +18,13 @@ use crate::threads::{Pool, Subnormals, Workers, default_threads};
 ///
 /// A forked child process has no helpers. Its calls of plans made before the fork run on the
 /// calling thread. Plans that it makes with [`Cpu::new`], and backends that it makes with
-/// [`Cpu::with_threads`], get new helpers. As with any library that uses locks, no other thread may
-/// be making a plan or a call when the process forks.
+/// [`Cpu::with_threads`], get new helpers. As with any library that uses locks, no thread may be
+/// making a plan or a call while another forks the process.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     pub(crate) level: Level,
     subnormals: Subnormals,
-    /// None for the pool that all backends share.
+    /// `None` selects the pool that all backends share.
     pool: Option<Arc<Pool>>,
     pub(crate) workspaces: WorkspacePool,
 }
@@ -39,10 +39,11 @@ impl Cpu {
     /// The maximum number of threads of a backend.
     pub const MAX_THREADS: usize = Pool::MAX_THREADS;
 
-    /// Makes a backend with the machine's best instruction set, on threads that all such backends
-    /// share. Their number is the value of the environment variable `RAYON_NUM_THREADS`, else the
-    /// parallelism that the system offers to this process. The first
-    /// [`plan`](flashrnn_core::Backend::plan) starts them, and fails if they cannot be started.
+    /// Makes a backend that uses the machine's best instruction set, and threads that all such
+    /// backends share. Their number is the environment variable `RAYON_NUM_THREADS` if it is set to
+    /// a positive number, and otherwise the parallelism that the system offers to this process. The
+    /// first [`plan`](flashrnn_core::Backend::plan) starts them, and fails if they cannot be
+    /// started.
     #[must_use]
     pub fn new() -> Self {
         let level = Level::available().pop().unwrap_or(Level::Portable);
@@ -55,19 +56,19 @@ impl Cpu {
     }
 
     /// Makes a backend whose calls use up to `threads` threads, 1 to [`Cpu::MAX_THREADS`]: the
-    /// caller's and helpers of the backend's own.
+    /// caller's and the backend's own helpers.
     ///
     /// # Errors
-    /// [`Error::InvalidProblem`] for another number, [`Error::Device`] if the threads cannot be
-    /// started.
+    /// [`Error::InvalidProblem`] if `threads` is out of range, [`Error::Device`] if the threads
+    /// cannot be started.
     pub fn with_threads(threads: usize) -> Result<Self> {
         Ok(Self { pool: Some(Arc::new(Pool::start(threads)?)), ..Self::new() })
     }
 
-    /// Returns the backend with another instruction set of [`Level::available`].
+    /// Returns the backend with the given instruction set, one of [`Level::available`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if this machine does not have it.
+    /// [`Error::Unsupported`] if this machine does not support it.
     pub fn with_level(self, level: Level) -> Result<Self> {
         if !Level::available().contains(&level) {
             return Err(Error::Unsupported {
@@ -79,20 +80,20 @@ impl Cpu {
         Ok(Self { level, ..self })
     }
 
-    /// Returns the backend with another treatment of subnormal numbers, which are flushed to zero
-    /// by default.
+    /// Returns the backend with the given handling of subnormal numbers. By default they are
+    /// flushed to zero.
     #[must_use]
     pub fn with_subnormals(self, subnormals: Subnormals) -> Self {
         Self { subnormals, ..self }
     }
 
-    /// Returns the maximum number of threads of a call, the caller's among them.
+    /// Returns the maximum number of threads of a call, including the caller's.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.pool.as_ref().map_or_else(default_threads, |pool| pool.threads())
     }
 
-    /// Returns the threads of a plan's calls.
+    /// Returns the threads that run a plan's calls.
     pub(crate) fn workers(&self) -> Result<Workers> {
         let pool = self.pool.clone().map_or_else(Pool::global, Ok)?;
         Ok(Workers { pool, subnormals: self.subnormals })

@@ -1,8 +1,8 @@
-//! From a cell, an element type and an instruction set to the engine that computes them.
+//! Selects the engine for a cell, an element type and an instruction set.
 //!
-//! The engines and the kernels of the built-in cells are instantiated here, in functions that are
-//! not generic, so crates that make plans only link them. For a user's cell, the user's crate
-//! instantiates the cell's kernel, with the element types that it uses.
+//! The engines and the kernels of the built-in cells are instantiated here, in non-generic
+//! functions, so crates that make plans only link them. The kernel of a user's cell is instantiated
+//! in the user's crate, for the element types that it uses.
 
 use std::any::Any;
 
@@ -17,10 +17,11 @@ use crate::threads::Workers;
 
 /// An element type with the code that this crate instantiates for it.
 trait Instantiated: VectorTypes {
-    /// Returns the kernel of a built-in cell. Returns None for other cells.
+    /// Returns the kernel of a built-in cell, or `None` for other cells.
     fn built_in(cell: &dyn Any, level: Level) -> Option<Box<dyn CellKernel<Self>>>;
 
-    /// Returns the engine for `level`, which the machine must have and `cell` be compiled for.
+    /// Returns the engine for `level`. The machine must support it, and `cell` must be compiled for
+    /// it.
     fn engine(
         cell: Box<dyn CellKernel<Self>>,
         problem: &Problem,
@@ -72,10 +73,10 @@ instantiate!(bf16);
 instantiate!(f32);
 instantiate!(f64);
 
-/// Returns the engine of a problem for `level`, which the machine must have.
+/// Returns the engine of a problem for `level`, which the machine must support.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a cell that claims to be built in, but is not.
+/// [`Error::Unsupported`] if a cell claims to be built in but is not.
 pub(crate) fn engine<T: Element, C: Cell>(
     cell: &C,
     problem: &Problem,
@@ -85,7 +86,7 @@ pub(crate) fn engine<T: Element, C: Cell>(
 ) -> Result<Box<dyn Engine<T>>> {
     macro_rules! if_type {
         ($t:ty) => {
-            // The conditions are constants, so the other branches are not even compiled.
+            // The conditions are constants, so the other branches are not compiled.
             if const { T::DTYPE as u8 == <$t>::DTYPE as u8 } {
                 let kernel = if C::BUILT_IN {
                     <$t>::built_in(cell, level)
@@ -112,7 +113,7 @@ fn not_built_in(cell: &str) -> Error {
     }
 }
 
-/// Converts between two names of one type.
+/// Converts a value between two names of the same type.
 fn same_type<A: 'static, B: 'static>(a: A) -> B {
     let mut a = Some(a);
     let any: &mut dyn Any = &mut a;

@@ -1,18 +1,18 @@
 //! The flashrnn recurrences on the CPU.
 //!
-//! A call is divided into tasks, each of which is one head and some rows of the batch. A task goes
-//! through all time steps with its part of R in the cache. A large head is shared by a team of
-//! threads, each of which computes some of the units. Within a task, a step is a small product from
-//! packed panels of R, then the cell's own function on vectors of units. After the loop, the weight
-//! gradient is one large product. Arithmetic is in f32 (in f64 for f64); f16 and bf16 are storage
-//! formats only.
+//! A call is divided into tasks, each of which is one head and some rows of the batch. A task runs
+//! all time steps with its part of R in the cache. A team of threads shares a large head, and each
+//! thread computes some of its units. Each step of a task multiplies by packed panels of R, then
+//! applies the cell's function to vectors of units. After the loop, the weight gradient is one
+//! large product. Arithmetic is in f32, or in f64 for f64 tensors; f16 and bf16 are storage formats
+//! only.
 //!
 //! Subnormal numbers of f32 and f64 are flushed to zero by default; see [`Subnormals`].
 //!
 //! # Reading order
-//! A call passes three stations: the plan (`plan`) checks it, the engine (`engine`) runs it for one
-//! element type and instruction set, and the cell's kernel (`cell_kernel`) computes blocks of it.
-//! `dispatch` selects the engine and the kernel when a plan is made. They use
+//! A call passes through three stages: the plan (`plan`) checks it, the engine (`engine`) runs it
+//! for one element type and instruction set, and the cell's kernel (`cell_kernel`) computes blocks
+//! of it. `dispatch` selects the engine and the kernel when a plan is made. They use
 //!
 //! - `schedule`: the division of a call into tasks and teams, and the time loop,
 //! - `kernel`: one block of one step: the product, which takes most of the time, and the cell,

@@ -1,4 +1,4 @@
-//! Plans: checks the arguments of calls and passes them to the engine.
+//! Plans, which check the arguments of calls and pass them to the engine.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -106,8 +106,8 @@ impl<T: Element, W: Element> Plan<T, W> for CpuPlan<T, W> {
         call.check(self)?;
         self.check_lengths(call.lengths)?;
         let (workspace, bytes) = (call.workspace.take(), self.engine.forward_workspace());
-        // SAFETY: only this call uses the memory. It is large enough: `check` has seen to that if
-        // it is the caller's.
+        // SAFETY: only this call uses the memory. `check` has verified the size of a caller's
+        // workspace.
         let run = |memory: WorkspaceView<'_>| unsafe { self.engine.forward(call, memory) };
         self.cpu.workspaces.with(workspace, bytes, run)
     }
@@ -158,7 +158,7 @@ fn unaligned_workspace(bytes: usize) -> Workspace {
     Workspace { bytes, align: 1 }
 }
 
-/// Returns the elements in their wide type, without a copy if they have it.
+/// Returns the elements in their wide type, without a copy if they already have it.
 fn widened<W: Element, S: Element>(x: &[W]) -> Result<Cow<'_, [S]>> {
     if W::DTYPE == S::DTYPE {
         return Ok(bytemuck::cast_slice(x).into());
@@ -191,19 +191,19 @@ impl<W: Element> WeightGradOutput<'_, W> {
         let (d, units) = (self.head_dim, part.d_b.len());
         let first = (part.gate * self.heads + part.head) * d + part.unit;
         if let Some(d_r) = self.d_r.filter(|_| !part.d_r.is_empty()) {
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             let d_r = unsafe { d_r.slice(first * d, units * d) };
             for (d_r, sums) in d_r.chunks_exact_mut(d).zip(part.d_r.chunks_exact(part.stride)) {
                 self.store_sums(d_r, &sums[..d]);
             }
         }
         if let Some(d_b) = self.d_b {
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             self.store_sums(unsafe { d_b.slice(first, units) }, part.d_b);
         }
     }
 
-    /// Stores or adds sums. Additions are in their type, which is `W` or wider.
+    /// Stores or adds sums. Additions are in the type `S`, which is at least as wide as `W`.
     fn store_sums<S: Element + Real>(&self, out: &mut [W], sums: &[S]) {
         for (out, &sum) in out.iter_mut().zip(sums) {
             let before = if self.accumulate { S::from_f64(out.to_f64()) } else { S::default() };

@@ -1,5 +1,5 @@
-//! The properties that every backend must have, with the machine's best instruction set and with
-//! the others.
+//! Tests the properties that every backend must have, with the machine's best instruction set and
+//! with the others.
 
 use flashrnn_core::{Backend, Cell, Error, Gate, Problem, Real};
 use flashrnn_cpu::{Cpu, Level, Subnormals};
@@ -15,7 +15,7 @@ flashrnn_testsuite::conformance!(
     skip: [("operations_on_denormals", "flushed by default; checked below with `Keep`")]
 );
 
-/// Returns a backend of this level, or a portable one if the machine lacks it.
+/// Returns a backend for this level, or a portable one if the machine does not support it.
 fn cpu(level: Level) -> Cpu {
     Cpu::new().with_level(level).unwrap_or_else(|lacking| {
         println!("{lacking}: testing the portable kernels instead");

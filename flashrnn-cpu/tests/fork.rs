@@ -1,4 +1,4 @@
-//! A forked child process, which has none of its parent's threads, computes the same.
+//! A forked child process, which has none of its parent's threads, computes the same results.
 #![cfg(unix)]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Threads whose stacks do not fit the address space are an error.
+//! Starting threads whose stacks do not fit the address space is an error.
 //!
 //! The test limits the address space of its process, so it is the only one in this file. It is
 //! excluded from the address sanitizer's run, since the sanitizer ends a process that cannot map

@@ -1,4 +1,4 @@
-//! Calls with a workspace do not allocate, on any thread, and compute the same whatever the
+//! Calls with a workspace do not allocate, on any thread, and compute the same results whatever the
 //! workspace contains.
 
 mod common;
@@ -24,13 +24,13 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, SeqCst);
         IN_USE.fetch_add(layout.size(), SeqCst);
-        // SAFETY: the caller keeps the contract of `alloc`.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         IN_USE.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: the caller keeps the contract of `dealloc`, and `pointer` came from `System`.
+        // SAFETY: the caller upholds the contract of `dealloc`, and `pointer` came from `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }

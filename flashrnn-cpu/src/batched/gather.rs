@@ -1,4 +1,4 @@
-//! The steps of all rows, gathered as the rows of one matrix.
+//! Gathers the steps of all rows into one matrix.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ pub(crate) struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// Numbers the steps. `starts` has one element more than `rows`.
+    /// Numbers the steps. `starts` must be one element longer than `rows`.
     pub fn new(rows: &'a [Row], starts: &'a mut [usize]) -> Self {
         let mut sum = 0;
         for (start, length) in starts.iter_mut().zip(rows.iter().map(|row| row.length).chain([0])) {
@@ -31,7 +31,7 @@ impl<'a> Steps<'a> {
         self.starts[self.rows.len()]
     }
 
-    /// Returns the row and the step in it of each number in `range`.
+    /// Returns, for each number in `range`, its row and its step within that row.
     pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = (Row, usize)> {
         let mut row = self.starts.partition_point(|&start| start <= range.start).saturating_sub(1);
         range.map(move |i| {
@@ -47,13 +47,13 @@ impl<'a> Steps<'a> {
         (0..self.count().div_ceil(size)).map(move |i| self.chunk(i, size))
     }
 
-    /// Returns the `i`th of [`Self::chunks`].
+    /// Returns the `i`th range of [`Self::chunks`].
     pub fn chunk(&self, i: usize, size: usize) -> Range<usize> {
         i * size..((i + 1) * size).min(self.count())
     }
 }
 
-/// Gathers one head's `h_{t-1}` of some steps as the recurrent product reads it, rounded to `T`.
+/// Gathers one head's `h_{t-1}` for some steps, rounded to `T` as the recurrent product reads it.
 pub(super) struct GatherH<'a, T: Element> {
     pub time: TimeAxis<'a>,
     pub head: usize,
@@ -63,7 +63,7 @@ pub(super) struct GatherH<'a, T: Element> {
     pub s0: Option<&'a [T::Wide]>,
     pub steps: &'a Steps<'a>,
     pub range: Range<usize>,
-    /// `[steps, stride]`, of which the first D columns are written.
+    /// `[steps, stride]`; only the first D columns are written.
     pub out: &'a mut [T::Wide],
     pub stride: usize,
 }
@@ -85,7 +85,7 @@ impl<T: Element, V: Vector<T>> SimdTask<V> for GatherH<'_, T> {
                 }
                 (Previous::Token(token), _) => {
                     let h = &states[token * units + head * d..][..d];
-                    // SAFETY: as promised by the caller.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { widen::<T, V>(h, out) };
                 }
             }
@@ -93,10 +93,10 @@ impl<T: Element, V: Vector<T>> SimdTask<V> for GatherH<'_, T> {
     }
 }
 
-/// Widens `x` to `out`, of the same length.
+/// Widens `x` into `out`, which has the same length.
 ///
 /// # Safety
-/// The machine has `V`'s instruction set.
+/// The machine supports `V`'s instruction set.
 #[inline(always)]
 pub(super) unsafe fn widen<T: Element, V: Vector<T>>(x: &[T], out: &mut [T::Wide]) {
     debug_assert_eq!(x.len(), out.len());

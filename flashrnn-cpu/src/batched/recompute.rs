@@ -2,7 +2,7 @@
 //! [`Save::Recompute`](flashrnn_core::Save::Recompute).
 //!
 //! The states contain every `h_{t-1}`, so `R h + wx + b` is one large product with many steps per
-//! tile. The gates are stored where the backward pass will replace them by their gradients: in
+//! tile. The gates are stored where the backward pass will replace them with their gradients: in
 //! `d_wx`, and in a buffer for the gates without external input.
 
 use std::ops::Range;
@@ -16,13 +16,13 @@ use crate::schedule::TimeAxis;
 use crate::simd::{Simd, SimdTask, Storage, Vector};
 use crate::threads::Workers;
 
-/// Steps that share a pass over R.
+/// The number of steps that share one pass over R.
 const CHUNK_STEPS: usize = 96;
 
 /// The tensors of a call.
 pub(crate) struct Recompute<'a, T: Element> {
     pub time: TimeAxis<'a>,
-    /// Those of the forward pass.
+    /// The packed order of the forward pass.
     pub panels: Panels,
     /// `[N, panels.len()]`
     pub packed: &'a [T::Wide],
@@ -39,9 +39,10 @@ pub(crate) struct Recompute<'a, T: Element> {
     pub d_wx: SharedSlice<'a, T>,
     /// `[B, T, G - Gx, N, D]`, written.
     pub d_inner: SharedSlice<'a, T>,
-    /// `[wide gates, B, T, N, D]`, written: what rounding to `T` takes away from the wide gates,
-    /// itself rounded to `T`. The sum of both has twice the digits of `T` in half the memory of the
-    /// wide type. An infinite gate saturates to a finite one with an infinite remainder.
+    /// `[wide gates, B, T, N, D]`, written. The rounding errors of the wide gates stored as `T`,
+    /// themselves rounded to `T`. A gate and its remainder together have twice the digits of `T`,
+    /// and the remainder takes half the memory of a wide number. An infinite gate saturates to a
+    /// finite one with an infinite remainder.
     pub remainders: Option<SharedSlice<'a, T>>,
 }
 
@@ -50,7 +51,7 @@ pub(crate) struct Recompute<'a, T: Element> {
 pub(crate) struct RecomputeScratch {
     h: Span,
     products: Span,
-    /// Elements of one thread's part of each.
+    /// The number of elements of each array per thread.
     lens: [usize; 2],
 }
 
@@ -67,7 +68,7 @@ impl<T: Element> Recompute<'_, T> {
     /// Computes and stores all gates.
     ///
     /// # Safety
-    /// The machine has `V`'s instruction set; nobody else uses the memory of `scratch`.
+    /// The machine supports `V`'s instruction set; nothing else uses the memory of `scratch`.
     pub unsafe fn run<V: Vector<T>>(
         &self,
         workers: &Workers,
@@ -75,14 +76,14 @@ impl<T: Element> Recompute<'_, T> {
         scratch: RecomputeScratch,
     ) {
         let chunks = self.steps.chunks(CHUNK_STEPS).len();
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         let (h, products) = unsafe { (memory.slice(scratch.h), memory.slice(scratch.products)) };
         let (h, products) = (SharedSlice::new(h), SharedSlice::new(products));
         let [h_len, products_len] = scratch.lens;
         workers.for_each(workers.threads(), self.time.shapes.heads * chunks, |me, i| {
             let (head, range) = (i / chunks, self.steps.chunk(i % chunks, CHUNK_STEPS));
             let stride = self.panels.depth;
-            // SAFETY: this thread's own.
+            // SAFETY: only this thread uses these parts.
             let (h, products) = unsafe {
                 let h = h.slice(me * h_len, range.len() * stride);
                 (h, products.slice(me * products_len, products_len))
@@ -97,7 +98,7 @@ impl<T: Element> Recompute<'_, T> {
                 out: &mut *h,
                 stride,
             };
-            // SAFETY: as promised by the caller; each task writes gates of its own head and steps.
+            // SAFETY: guaranteed by the caller; each task writes gates of its own head and steps.
             unsafe {
                 V::vectorize(gather);
                 V::vectorize(Chunk { call: self, head, range, h, products });
@@ -106,7 +107,7 @@ impl<T: Element> Recompute<'_, T> {
     }
 }
 
-/// Some steps of one head.
+/// A range of steps of one head.
 struct Chunk<'a, T: Element> {
     call: &'a Recompute<'a, T>,
     head: usize,
@@ -157,8 +158,9 @@ impl<T: Element, V: Vector<T>> SimdTask<V> for Chunk<'_, T> {
 impl<T: Element> Recompute<'_, T> {
     /// Computes the gates of a vector of units from `products [Gr, LANES]`, and stores them.
     ///
-    /// # Safety The machine has `V`'s instruction set; `products` is valid; no other thread uses
-    /// these gates.
+    /// # Safety
+    /// The machine supports `V`'s instruction set; `products` is valid; no other thread uses these
+    /// gates.
     #[inline(always)]
     unsafe fn store_gates<V: Vector<T>>(
         &self,
@@ -173,8 +175,8 @@ impl<T: Element> Recompute<'_, T> {
         let units = UnitOffsets::new(shapes, head * d + vector * V::LANES);
         let layout = GateLayout::new(shapes);
         for k in 0..shapes.gates {
-            // SAFETY: all n elements from each offset are in their tensor, by its shape; `at`
-            // checks that in debug builds.
+            // SAFETY: the tensors' shapes keep the n elements from each offset within bounds; `at`
+            // checks this in debug builds.
             unsafe {
                 let mut gate = <V as Storage<T::Wide>>::load_n(at(self.b, units.unit(k), n), n);
                 if k >= inner {

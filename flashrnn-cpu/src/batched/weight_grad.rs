@@ -5,8 +5,8 @@
 //! d_b[g, n, j] = Σ d_gate[g, n, j]
 //! ```
 //!
-//! A task is some units of one gate and head. It adds up all steps in chunks of a fixed size and in
-//! a fixed order, so its bits do not depend on the number of threads.
+//! A task computes some units of one gate and head. It sums over all steps in chunks of a fixed
+//! size and in a fixed order, so the bits of its result do not depend on the number of threads.
 
 use std::ops::Range;
 
@@ -19,9 +19,9 @@ use crate::schedule::TimeAxis;
 use crate::simd::{Simd, SimdTask, Storage, Vector};
 use crate::threads::Workers;
 
-/// Steps that one product adds up.
+/// The number of steps that one product sums over.
 const CHUNK_STEPS: usize = 256;
-/// Units per task.
+/// The number of units per task.
 const TASK_UNITS: usize = 256;
 
 /// The tensors of a call.
@@ -44,7 +44,7 @@ pub(crate) struct WeightGradPart<'a, S> {
     pub head: usize,
     /// The first of the units.
     pub unit: usize,
-    /// `[units, stride]`, of which the first D columns are used. Empty for gates without recurrent
+    /// `[units, stride]`; only the first D columns are used. Empty if the gate has no recurrent
     /// input.
     pub d_r: &'a [S],
     pub stride: usize,
@@ -52,7 +52,7 @@ pub(crate) struct WeightGradPart<'a, S> {
     pub d_b: &'a [S],
 }
 
-/// Takes the weight gradients, each part once, on any thread.
+/// Receives the weight gradients. Called once per part, on any thread.
 pub(crate) type WeightGradSink<'a, S> = &'a (dyn Fn(WeightGradPart<'_, S>) + Sync);
 
 /// The scratch memory of all threads.
@@ -60,7 +60,7 @@ pub(crate) type WeightGradSink<'a, S> = &'a (dyn Fn(WeightGradPart<'_, S>) + Syn
 pub(crate) struct WeightGradScratch {
     /// The arrays of [`ThreadScratch`], in order.
     spans: [Span; 5],
-    /// Elements of one thread's part of each.
+    /// The number of elements of each array per thread.
     lens: [usize; 5],
     /// D, padded to whole vectors.
     stride: usize,
@@ -95,7 +95,7 @@ impl<T: Element> WeightGrad<'_, T> {
     /// Computes all parts and passes them to `sink`.
     ///
     /// # Safety
-    /// The machine has `V`'s instruction set; nobody else uses the memory of `scratch`.
+    /// The machine supports `V`'s instruction set; nothing else uses the memory of `scratch`.
     pub unsafe fn run<V: Vector<T>>(
         &self,
         workers: &Workers,
@@ -105,15 +105,15 @@ impl<T: Element> WeightGrad<'_, T> {
     ) {
         let shapes = self.time.shapes;
         let WeightGradScratch { spans, lens, stride } = scratch;
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         let arrays = spans.map(|span| SharedSlice::new(unsafe { memory.slice::<T::Wide>(span) }));
         let parts = shapes.heads * shapes.gates * shapes.head_dim.div_ceil(TASK_UNITS);
         workers.for_each(workers.threads(), parts, |me, i| {
-            // SAFETY: this thread's own.
+            // SAFETY: only this thread uses its part.
             let own = |k: usize| unsafe { arrays[k].slice(me * lens[k], lens[k]) };
             let scratch =
                 ThreadScratch { d_r: own(0), h: own(1), d_gate: own(2), d_b: own(3), sums: own(4) };
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { self.part::<V>(i, stride, scratch, sink) };
         });
     }
@@ -121,7 +121,7 @@ impl<T: Element> WeightGrad<'_, T> {
     /// Computes the `i`th part.
     ///
     /// # Safety
-    /// The machine has `V`'s instruction set.
+    /// The machine supports `V`'s instruction set.
     unsafe fn part<V: Vector<T>>(
         &self,
         i: usize,
@@ -140,7 +140,7 @@ impl<T: Element> WeightGrad<'_, T> {
         let d_r = &mut d_r[..if recurrent { units * stride } else { 0 }];
         d_b.fill(T::Wide::default());
         d_r.fill(T::Wide::default());
-        // Includes the columns beyond D, which nothing else writes.
+        // This also zeroes the columns beyond D, which nothing else writes.
         h.fill(T::Wide::default());
         for range in self.steps.chunks(CHUNK_STEPS) {
             let n = range.len();
@@ -154,7 +154,7 @@ impl<T: Element> WeightGrad<'_, T> {
                 out: &mut *d_gate,
                 sums: &mut *sums,
             };
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { V::vectorize(gather) };
             for (d_b, &sum) in d_b.iter_mut().zip(&*sums) {
                 *d_b = *d_b + sum;
@@ -170,7 +170,7 @@ impl<T: Element> WeightGrad<'_, T> {
                     out: &mut *h,
                     stride,
                 };
-                // SAFETY: as promised by the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     V::vectorize(gather);
                     AddProduct { out: &mut *d_r, a: d_gate, b: h, units, stride }.compute::<V>();
@@ -195,11 +195,11 @@ impl<S: Element> AddProduct<'_, S> {
     /// Adds the product.
     ///
     /// # Safety
-    /// The machine has `V`'s instruction set.
+    /// The machine supports `V`'s instruction set.
     // Not inlined, so that it is compiled once for 16-bit and wide tensors.
     #[inline(never)]
     unsafe fn compute<V: Storage<S> + Simd<Scalar = S>>(self) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { V::vectorize(self) }
     }
 }
@@ -235,7 +235,7 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> SimdTask<V> for AddProduct<'_
     }
 }
 
-/// Gathers the gradient of some units of a gate for some steps, and its sum over them.
+/// Gathers a gate's gradient for some units and steps, and sums it over the steps.
 struct GatherGate<'a, T: Element> {
     call: &'a WeightGrad<'a, T>,
     gate: usize,
@@ -258,7 +258,7 @@ impl<T: Element, V: Vector<T>> SimdTask<V> for GatherGate<'_, T> {
         for ((row, step), out) in call.steps.range(range).zip(out.chunks_exact_mut(units)) {
             let token = call.time.token(row, step);
             let (from, offset) = layout.locate(gate, token, [call.d_wx, call.d_inner]);
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { widen::<T, V>(&from[offset + column..][..units], out) };
             for (sum, &x) in sums.iter_mut().zip(&*out) {
                 *sum = *sum + x;

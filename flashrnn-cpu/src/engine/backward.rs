@@ -1,4 +1,5 @@
-//! The backward pass: recomputation of the gates, the time loop, then the weight gradients.
+//! Runs the backward pass: recomputes the gates, runs the time loop, then computes the weight
+//! gradients.
 
 use flashrnn_core::{Element, Result};
 
@@ -19,7 +20,7 @@ pub(crate) struct BackwardArgs<'a, T: Element> {
     pub states: &'a [T],
     /// The saved gates; empty with `Save::Recompute`.
     pub gates: &'a [T],
-    /// The saved wide states, then the saved wide gates; empty where `T` is wide.
+    /// The saved wide states, then the saved wide gates; empty if `T` is wide.
     pub wide: &'a [T::Wide],
     /// `[B, T, Gx, N, D]`
     pub wx: Option<&'a [T]>,
@@ -38,7 +39,7 @@ pub(crate) struct BackwardArgs<'a, T: Element> {
     pub d_wx: &'a mut [T],
     /// `[S, B, N, D]`, written.
     pub d_s0: Option<&'a mut [T::Wide]>,
-    /// Takes the gradients of R and b.
+    /// Receives the gradients of R and b.
     pub weight_grad: Option<WeightGradSink<'a, T::Wide>>,
 }
 
@@ -90,7 +91,7 @@ impl BackwardEngine {
     /// Computes the gradients.
     ///
     /// # Safety
-    /// `memory` has [`Self::bytes`] bytes, and nobody else uses it; the machine has `V`'s
+    /// `memory` has [`Self::bytes`] bytes, and nothing else uses it; the machine supports `V`'s
     /// instruction set.
     pub unsafe fn run<T: Element, V: Vector<T>>(
         &self,
@@ -128,7 +129,7 @@ impl BackwardEngine {
                 d_inner: SharedSlice::new(&mut *d_inner),
                 remainders: recomputed.then(|| SharedSlice::new(&mut *remainders)),
             };
-            // SAFETY: as promised by the caller; no other stage is running.
+            // SAFETY: guaranteed by the caller; no other stage is running.
             unsafe { recompute.run::<V>(&context.workers, memory, self.recompute) };
         }
         let (wide, wide_gates) = args.wide.split_at(wide_states_len::<T>(time));
@@ -153,31 +154,31 @@ impl BackwardEngine {
             d_s0: args.d_s0.map(SharedSlice::new),
         };
         let pass = BackwardPass { cell: &*context.cell, call };
-        // SAFETY: as promised by the caller; no other stage is running.
+        // SAFETY: guaranteed by the caller; no other stage is running.
         unsafe { self.time_loop.run(memory, &context.workers, rows, &pass) };
         if let Some(sink) = args.weight_grad {
             let (d_wx, d_inner) = (&*args.d_wx, &*d_inner);
             let grad = WeightGrad { time, states, s0, d_wx, d_inner, steps };
-            // SAFETY: as promised by the caller; no other stage is running.
+            // SAFETY: guaranteed by the caller; no other stage is running.
             unsafe { grad.run::<V>(&context.workers, memory, self.weight_grad, sink) };
         }
         Ok(())
     }
 }
 
-/// Whether storing a number as `T` rounds it.
+/// Returns whether storing a wide number as `T` rounds it.
 fn is_narrow<T: Element>() -> bool {
     size_of::<T>() < size_of::<T::Wide>()
 }
 
-/// Returns the elements of the wide states in [`BackwardArgs::wide`].
+/// Returns the number of elements of the wide states in [`BackwardArgs::wide`].
 fn wide_states_len<T: Element>(time: TimeAxis<'_>) -> usize {
     let shapes = time.shapes;
     if is_narrow::<T>() { shapes.wide.len() * shapes.tokens() * shapes.units() } else { 0 }
 }
 
-/// Returns R in the order of the backward pass, packed on the first use from that of the forward
-/// pass.
+/// Returns R in the order of the backward pass. The first use packs it from the order of the
+/// forward pass.
 fn transposed<'a, T: Element>(
     context: &Context<T>,
     weights: &'a Packed<T::Wide>,
@@ -197,18 +198,18 @@ fn transposed<'a, T: Element>(
 
 /// A call and the cell's kernel that computes it.
 struct BackwardPass<'a, T: Element> {
-    /// Compiled for an instruction set that the machine has.
+    /// Compiled for an instruction set that the machine supports.
     cell: &'a dyn CellKernel<T>,
     call: BackwardCall<'a, T>,
 }
 
 impl<T: Element> Pass<T::Wide> for BackwardPass<'_, T> {
     unsafe fn begin(&self, task: &Task<'_, T::Wide>) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { clear_padding(&self.call, task) }
     }
 
-    /// Returns the steps of the task's longest row, and one more if `d_s0` is wanted.
+    /// Returns the number of steps of the task's longest row, plus one if `d_s0` is wanted.
     fn steps(&self, task: &Task<'_, T::Wide>) -> usize {
         task.rows.first().map_or(0, |row| row.length) + usize::from(self.call.d_s0.is_some())
     }
@@ -220,7 +221,7 @@ impl<T: Element> Pass<T::Wide> for BackwardPass<'_, T> {
         block: usize,
         scratch: &mut [T::Wide],
     ) {
-        // SAFETY: as promised by the caller; the machine has the kernel's instruction set.
+        // SAFETY: guaranteed by the caller; the machine supports the kernel's instruction set.
         unsafe { self.cell.backward(Block { call: &self.call, task, step, block, scratch }) }
     }
 }

@@ -1,4 +1,4 @@
-//! What the calls of an engine have in common.
+//! Data that all calls of an engine share.
 
 use flashrnn_core::{Element, Options, Shapes};
 
@@ -31,7 +31,7 @@ impl<T: Element> Context<T> {
         Row { b, length: lengths.map_or(self.shapes.time, |lengths| lengths[b] as usize) }
     }
 
-    /// Divides a pass that reads R as `panels`.
+    /// Returns the division of a pass that reads R as `panels`.
     pub fn division<V: Vector<T>>(&self, panels: &Panels) -> Division {
         let &Shapes { batch, heads, head_dim, recurrent, .. } = &self.shapes;
         let matrix = recurrent * head_dim * head_dim;

@@ -1,4 +1,4 @@
-//! The forward pass.
+//! Runs the forward pass.
 
 use flashrnn_core::{Element, Forward, SavedMut};
 
@@ -39,7 +39,7 @@ impl ForwardEngine {
     /// Runs all time steps.
     ///
     /// # Safety
-    /// `memory` has [`Self::bytes`] bytes, and nobody else uses it.
+    /// `memory` has [`Self::bytes`] bytes, and nothing else uses it.
     pub unsafe fn run<T: Element>(
         &self,
         context: &Context<T>,
@@ -68,21 +68,21 @@ impl ForwardEngine {
             wide: wide.filter(|wide| !wide.is_empty()).map(SharedSlice::new),
         };
         let pass = ForwardPass { cell: &*context.cell, call };
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.time_loop.run(memory, &context.workers, rows, &pass) };
     }
 }
 
 /// A call and the cell's kernel that computes it.
 pub(super) struct ForwardPass<'a, T: Element> {
-    /// Compiled for an instruction set that the machine has.
+    /// Compiled for an instruction set that the machine supports.
     pub cell: &'a dyn CellKernel<T>,
     pub call: ForwardCall<'a, T>,
 }
 
 impl<T: Element> Pass<T::Wide> for ForwardPass<'_, T> {
     unsafe fn begin(&self, task: &Task<'_, T::Wide>) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { start_rows(&self.call, task) }
     }
 
@@ -97,7 +97,7 @@ impl<T: Element> Pass<T::Wide> for ForwardPass<'_, T> {
         block: usize,
         scratch: &mut [T::Wide],
     ) {
-        // SAFETY: as promised by the caller; the machine has the kernel's instruction set.
+        // SAFETY: guaranteed by the caller; the machine supports the kernel's instruction set.
         unsafe { self.cell.forward(Block { call: &self.call, task, step, block, scratch }) }
     }
 }

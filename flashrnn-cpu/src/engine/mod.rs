@@ -1,7 +1,8 @@
 //! The computation of a plan, for one element type and instruction set.
 //!
-//! A plan holds its engine as a trait object, and the engine its cell's kernel. So all code here is
-//! compiled once per element type and instruction set, and not once per cell.
+//! A plan holds its engine as a trait object, and the engine holds its cell's kernel as another.
+//! The code here is therefore compiled once per element type and instruction set, not once per
+//! cell.
 
 mod backward;
 mod context;
@@ -25,9 +26,9 @@ use crate::threads::Workers;
 
 pub(crate) use self::backward::BackwardArgs;
 
-/// Computes a plan's calls. The plan has checked their arguments. The element type of the weights
-/// does not matter here: R and b are widened before they are packed, and weight gradients are
-/// narrowed where they are stored.
+/// Computes a plan's calls, whose arguments the plan has checked. The element type of the weights
+/// does not matter here because R and b are widened before they are packed, and weight gradients
+/// are narrowed when they are stored.
 pub(crate) trait Engine<T: Element>: Send + Sync {
     /// Returns the order of packed weights.
     fn order(&self) -> PackedOrder;
@@ -35,22 +36,22 @@ pub(crate) trait Engine<T: Element>: Send + Sync {
     /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]`.
     fn pack(&self, r: &[T::Wide], b: &[T::Wide]) -> Result<Packed<T::Wide>>;
 
-    /// Returns the bytes of a forward pass's workspace.
+    /// Returns the size of a forward pass's workspace in bytes.
     fn forward_workspace(&self) -> usize;
 
-    /// Returns the bytes of a backward pass's workspace.
+    /// Returns the size of a backward pass's workspace in bytes.
     fn backward_workspace(&self) -> usize;
 
     /// Runs all time steps.
     ///
     /// # Safety
-    /// `memory` is as large as [`Self::forward_workspace`] says, and nobody else uses it.
+    /// `memory` has at least [`Self::forward_workspace`] bytes, and nothing else uses it.
     unsafe fn forward(&self, call: Forward<'_, Cpu, T>, memory: WorkspaceView<'_>);
 
     /// Computes the gradients.
     ///
     /// # Safety
-    /// `memory` is as large as [`Self::backward_workspace`] says, and nobody else uses it.
+    /// `memory` has at least [`Self::backward_workspace`] bytes, and nothing else uses it.
     unsafe fn backward(&self, args: BackwardArgs<'_, T>, memory: WorkspaceView<'_>) -> Result<()>;
 
     /// Advances a state by one time step.
@@ -67,8 +68,8 @@ pub(crate) struct VectorEngine<T: Element, V> {
 }
 
 impl<T: Element, V: Vector<T> + Send + Sync> VectorEngine<T, V> {
-    /// Makes the engine of a problem. The machine must have the instruction set of `V`, for which
-    /// `cell` was compiled.
+    /// Makes the engine of a problem. The machine must support the instruction set of `V`, and
+    /// `cell` must be compiled for it.
     pub fn build(
         cell: Box<dyn CellKernel<T>>,
         problem: &Problem,
@@ -119,12 +120,12 @@ impl<T: Element, V: Vector<T> + Send + Sync> Engine<T> for VectorEngine<T, V> {
     }
 
     unsafe fn forward(&self, call: Forward<'_, Cpu, T>, memory: WorkspaceView<'_>) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.forward.run(&self.context, call, memory) }
     }
 
     unsafe fn backward(&self, args: BackwardArgs<'_, T>, memory: WorkspaceView<'_>) -> Result<()> {
-        // SAFETY: as promised by the caller; an engine is built only for a machine that has `V`'s
+        // SAFETY: guaranteed by the caller; engines are built only on machines that support `V`'s
         // instruction set.
         unsafe { self.backward.run::<T, V>(&self.context, args, memory) }
     }

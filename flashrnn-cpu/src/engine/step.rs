@@ -1,4 +1,4 @@
-//! A single time step, for streaming.
+//! Runs single time steps, for streaming.
 
 use std::sync::Mutex;
 
@@ -14,15 +14,14 @@ use crate::simd::Vector;
 
 /// Computes single steps on the calling thread.
 pub(super) struct StepEngine<T: Element> {
-    /// Those of the problem with one step.
+    /// The shapes of the problem with one step.
     shapes: Shapes,
     sizes: LoopSizes,
-    /// The scratch memory of steps that are not running, so that a step need not allocate.
+    /// Scratch memory that no running step uses. Reusing it avoids allocations.
     kept: Mutex<Vec<StepScratch<T::Wide>>>,
 }
 
-/// The scratch memory of a step. The heads use it one after the other, so that it stays in the
-/// cache.
+/// The scratch memory of a step. Heads use it one after another, so it stays in the cache.
 struct StepScratch<S> {
     /// The batch, with one step per row.
     rows: Vec<Row>,

@@ -2,11 +2,12 @@
 
 use crate::schedule::Task;
 
-/// A block of units of all rows of a task that have the step. `A` is the call's arguments.
+/// A block of units, in all rows of a task that have the step. `A` is the type of the call's
+/// arguments.
 pub(crate) struct Block<'a, A, S> {
     pub call: &'a A,
     pub task: &'a Task<'a, S>,
-    /// Counted in the order of the time loop, backwards in time in the backward pass.
+    /// The iteration of the time loop. The backward pass iterates backwards in time.
     pub step: usize,
     pub block: usize,
     /// Room for the block's products: [`ROWS`](crate::simd::Simd::ROWS) rows of

@@ -4,9 +4,9 @@ use flashrnn_core::{Cell, CellSizes, Shapes};
 
 /// The order of gates, and of their gradients, in memory.
 ///
-/// The gates are in two tensors: those with external input in one of the shape of `wx
-/// [B, T, Gx, N, D]`, the others, which come first in a cell's order, in one of the shape
-/// `[B, T, G - Gx, N, D]`. Saved gates are both tensors in one buffer, in this order.
+/// Gates with external input are stored in a tensor of the shape of `wx`, `[B, T, Gx, N, D]`. The
+/// others, which come first in a cell's order, are stored in one of shape `[B, T, G - Gx, N, D]`.
+/// The buffer of saved gates holds both tensors, in this order.
 #[derive(Clone, Copy)]
 pub(crate) struct GateLayout {
     units: usize,
@@ -24,16 +24,16 @@ impl GateLayout {
         Self { units: shapes.units(), inner, external, tokens: shapes.tokens() }
     }
 
-    /// Returns the layout of a problem with the cell `C`, whose numbers of gates are constants to
-    /// the compiler.
+    /// Returns the layout of a problem with the cell `C`. The numbers of gates are then
+    /// compile-time constants.
     #[inline(always)]
     pub fn of_cell<C: Cell>(shapes: &Shapes) -> Self {
         let (inner, external) = (C::G - C::GX, C::GX);
         Self { units: shapes.units(), inner, external, tokens: shapes.tokens() }
     }
 
-    /// Returns the tensor that holds a gate, of `external` and `inner`, and the offset of a token's
-    /// units in it.
+    /// Returns the tensor that holds a gate, which is `external` or `inner`, and the offset of a
+    /// token's units in it.
     #[inline(always)]
     pub fn locate<A>(&self, gate: usize, token: usize, [external, inner]: [A; 2]) -> (A, usize) {
         if gate >= self.inner {

@@ -1,4 +1,4 @@
-//! One block of units in one time step: the recurrent product, then the cell.
+//! Computes one block of units in one time step: the recurrent product, then the cell.
 //!
 //! `product` and `tile` take most of the time. `forward` and `backward` use them, `panels` is the
 //! order of packed weights that they read, and `layout` is the order of gates in memory.

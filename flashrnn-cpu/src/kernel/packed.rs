@@ -6,8 +6,8 @@ use flashrnn_core::Result;
 
 use crate::memory::{Aligned, Reserved, lock};
 
-/// R and b in the element type `S` of the arithmetic, R in packed order. From the first backward
-/// pass on also R in the transposed order.
+/// R in packed order and b, both in the arithmetic's element type `S`. The first backward pass adds
+/// R in transposed order.
 pub struct Packed<S> {
     forward: Aligned<S>,
     transposed: OnceLock<Aligned<S>>,
@@ -22,7 +22,7 @@ impl<S: bytemuck::Pod> Packed<S> {
     /// Allocates R, transposed R and b with the element counts `lens`. `pack` fills R and b.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](flashrnn_core::Error::OutOfMemory)
+    /// [`Error::OutOfMemory`](flashrnn_core::Error::OutOfMemory) if an allocation fails.
     pub(crate) fn new(lens: [usize; 3], pack: impl FnOnce(&mut [S], &mut [S])) -> Result<Self> {
         let [len, transposed_len, b_len] = lens;
         let (mut forward, mut b) = (Aligned::new(len)?, Aligned::new(b_len)?);
@@ -44,12 +44,13 @@ impl<S: bytemuck::Pod> Packed<S> {
     /// Returns R in the order of the backward pass, which `pack` fills on the first use.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](flashrnn_core::Error::OutOfMemory), only after `pack` has panicked.
+    /// [`Error::OutOfMemory`](flashrnn_core::Error::OutOfMemory) if an earlier `pack` panicked and
+    /// the memory that it lost cannot be allocated again.
     pub(crate) fn transposed(&self, pack: impl FnOnce(&mut [S])) -> Result<&[S]> {
         if let Some(packed) = self.transposed.get() {
             return Ok(packed.as_slice());
         }
-        // One call packs while others wait here.
+        // One call packs; others wait here.
         let mut reserved = lock(&self.reserved);
         if let Some(packed) = self.transposed.get() {
             return Ok(packed.as_slice());

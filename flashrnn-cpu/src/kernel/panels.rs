@@ -1,7 +1,8 @@
 //! The order of packed weights.
 //!
-//! The matrix is cut into vectors of LANES outputs, all outputs of one vector of units before those
-//! of the next, and packed panel by panel, so that a product reads it once and in order:
+//! The matrix is divided into vectors of LANES outputs. All outputs of one vector of units precede
+//! those of the next. The vectors are packed panel by panel, so a product reads the matrix once, in
+//! order:
 //!
 //! ```text
 //! panel 0                                     panel 1 …
@@ -9,7 +10,7 @@
 //! (v: a vector of LANES outputs; k: the index that is summed over)
 //! ```
 //!
-//! The order depends on LANES and PANEL alone ([`PackedOrder`]).
+//! The order depends only on LANES and PANEL ([`PackedOrder`]).
 
 use std::ops::Range;
 
@@ -26,13 +27,13 @@ const MIN_SHARE_PACKED: usize = 1 << 15;
 
 /// The layout of a packed matrix `[outputs, depth]` and its division into blocks.
 ///
-/// A block is the outputs that one thread computes and then uses together: all gates of some
-/// vectors of units in the forward pass, a panel's width of units in the backward pass. Its size
-/// may depend on the number of threads. Where a block begins or ends within a panel, the product
+/// A block consists of the outputs that one thread computes and then uses together: in the forward
+/// pass, all gates of some vectors of units; in the backward pass, a panel's width of units. Its
+/// size may depend on the number of threads. If a block begins or ends within a panel, the product
 /// reads part of each of the panel's rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panels {
-    /// Terms of each sum.
+    /// The number of terms of each sum.
     pub depth: usize,
     /// Outputs per unit: Gr in the forward pass, 1 in the backward pass.
     pub per_unit: usize,
@@ -45,8 +46,8 @@ pub(crate) struct Panels {
     pub panel: usize,
 }
 
-/// The order of packed weights, as determined by the vectors that read them. Plans of equal orders
-/// and sizes share packed weights.
+/// The order of packed weights, as determined by the vectors that read them. Plans with equal
+/// orders and sizes can share packed weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedOrder {
     lanes: usize,
@@ -56,8 +57,8 @@ pub struct PackedOrder {
 impl Panels {
     /// Returns the layout for `R h`: `recurrent` gates per unit, summed over D.
     pub fn forward<V: Simd>(recurrent: usize, head_dim: usize, threads: usize) -> Self {
-        // A few vectors share the cost per row and block. Where threads share a head, there must
-        // be a block for each.
+        // Several vectors per block amortise the cost per row and block. If threads share a head,
+        // there must be a block for each of them.
         let matrix = recurrent * head_dim * head_dim * size_of::<V::Scalar>();
         let vectors = if matrix <= MAX_WHOLE_MATRIX {
             4
@@ -92,17 +93,17 @@ impl Panels {
         PackedOrder { lanes: self.lanes, panel: self.panel }
     }
 
-    /// Returns the vectors of units per head. The last may be partly filled.
+    /// Returns the number of vectors of units per head. The last may be partly filled.
     pub fn vectors(&self) -> usize {
         self.units.div_ceil(self.lanes)
     }
 
-    /// Returns the units of a head, padded to whole vectors.
+    /// Returns the number of units of a head, padded to whole vectors.
     pub fn padded_units(&self) -> usize {
         self.vectors() * self.lanes
     }
 
-    /// Returns the blocks per head.
+    /// Returns the number of blocks per head.
     pub fn blocks(&self) -> usize {
         self.vectors().div_ceil(self.block)
     }
@@ -121,13 +122,13 @@ impl Panels {
             .step_by(CACHE_LINE / size_of::<P>())
     }
 
-    /// Returns the elements of one row's product with a block.
+    /// Returns the number of elements of one row's product with a block.
     #[inline(always)]
     pub fn outputs(&self) -> usize {
         self.block * self.per_unit * self.lanes
     }
 
-    /// Returns the elements of a head's packed matrix.
+    /// Returns the number of elements of a head's packed matrix.
     pub fn len(&self) -> usize {
         self.vectors() * self.per_unit * self.depth * self.lanes
     }
@@ -138,15 +139,15 @@ impl Panels {
         &packed[head * self.len()..][..self.len()]
     }
 
-    /// Returns the elements of a panel. The last panel may have fewer.
+    /// Returns the number of elements of a panel. The last panel may have fewer.
     fn panel_len(&self) -> usize {
         self.panel * self.depth * self.lanes
     }
 
-    /// Returns, for the panel that holds vector `v` of outputs: the offset of the vector in a
-    /// packed head, the panel's vectors from it on, and the elements from one `k` to the next.
+    /// Returns the offset of vector `v` of outputs in a packed head, the number of vectors from `v`
+    /// to the end of its panel, and the number of elements from one `k` to the next.
     ///
-    /// Takes `lanes` and `panel` as arguments, so that it divides by shifts where they are
+    /// Takes `lanes` and `panel` as arguments, so that divisions become shifts if they are
     /// constants.
     #[inline(always)]
     pub fn output_vector(&self, v: usize, lanes: usize, panel: usize) -> (usize, usize, usize) {
@@ -155,8 +156,8 @@ impl Panels {
         ((first * self.depth + offset) * lanes, width - offset, width * lanes)
     }
 
-    /// Returns the offset of a vector of units' output `kind` (a gate in the forward pass) in a
-    /// packed head, and the elements from one `k` to the next.
+    /// Returns the offset in a packed head of output `kind` (a gate in the forward pass) of a
+    /// vector of units, and the number of elements from one `k` to the next.
     pub fn output(&self, kind: usize, vector: usize) -> (usize, usize) {
         let (start, _, step) =
             self.output_vector(vector * self.per_unit + kind, self.lanes, self.panel);
@@ -165,8 +166,8 @@ impl Panels {
 
     /// Packs the matrices of all heads from `from` to `packed [N, len]`.
     ///
-    /// `source(head, kind, unit, k)` returns the place in `from` of term `k` of a unit's output
-    /// `kind`, and the elements from there to the next unit's.
+    /// `source(head, kind, unit, k)` returns the index in `from` of term `k` of a unit's output
+    /// `kind`, and the number of elements from there to the next unit's.
     pub fn pack<S: Element>(
         &self,
         workers: &Workers,
@@ -196,8 +197,8 @@ impl Panels {
         from: &[S],
         source: impl Fn(usize, usize, usize) -> (usize, usize),
     ) {
-        /// Terms per tile: with the lanes of a vector about a cache line each way, since rows whose
-        /// distance is a power of two would evict each other.
+        /// The number of terms per tile. A tile is about one cache line long in both directions,
+        /// because rows whose distance is a power of two would evict each other.
         const TILE: usize = 16;
         let outputs = self.vectors() * self.per_unit;
         for v in panel * self.panel..((panel + 1) * self.panel).min(outputs) {

@@ -1,4 +1,4 @@
-//! The product of a few rows with a block of a head's packed matrix.
+//! Multiplies a few rows by a block of a head's packed matrix.
 //!
 //! With ROWS rows at a time, ROWS × PANEL accumulators stay in registers: per `k`, PANEL loads and
 //! ROWS broadcasts feed ROWS × PANEL multiply-adds. One accumulator sums each output over `k` in
@@ -31,11 +31,11 @@ impl<S: Element> Product<'_, S> {
     /// Computes the product.
     ///
     /// # Safety
-    /// `a` and `out` are valid for their shapes; the machine has `V`'s instruction set.
-    // Not inlined, so that it is compiled once and not once per cell.
+    /// `a` and `out` are valid for their shapes; the machine supports `V`'s instruction set.
+    // Not inlined, so that it is compiled once, not once per cell.
     #[inline(never)]
     pub unsafe fn compute<V: Storage<S> + Simd<Scalar = S>>(self) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { V::vectorize(self) }
     }
 }
@@ -54,7 +54,7 @@ impl<V: Storage<S> + Simd<Scalar = S>, S: Element> SimdTask<V> for Product<'_, S
             let panel = at(packed, first, (depth - 1) * step + width * V::LANES);
             let out = out.wrapping_add((v - start) * V::LANES);
             let tile = Tile { depth, a, stride: depth, b: panel, step, out, out_stride };
-            // SAFETY: as promised by the caller of `compute`.
+            // SAFETY: guaranteed by the caller of `compute`.
             unsafe { tile.compute::<V, false>(rows, width) };
             v += width;
         }

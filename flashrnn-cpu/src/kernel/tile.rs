@@ -5,10 +5,10 @@ use flashrnn_core::Element;
 use crate::simd::{Simd, Storage};
 
 /// `out [rows, width] = a [rows, depth] · b [depth, width]`, where `width` counts vectors. With
-/// `ADD`, `out += aᵀ b` with `a [depth, rows]`. Sums are added up in the order of `depth`.
+/// `ADD`, `out += aᵀ b` with `a [depth, rows]`. Terms are added in the order of `depth`.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<S> {
-    /// Terms of each sum.
+    /// The number of terms of each sum.
     pub depth: usize,
     pub a: *const S,
     /// Elements from one row of `a` to the next.
@@ -25,15 +25,15 @@ impl<S: Element> Tile<S> {
     /// Computes the product.
     ///
     /// # Safety
-    /// All three matrices are valid for `rows <= ROWS` and `width <= PANEL`; the machine has `V`'s
-    /// instruction set.
+    /// All three matrices are valid for `rows <= ROWS` and `width <= PANEL`; the machine supports
+    /// `V`'s instruction set.
     #[inline(always)]
     pub unsafe fn compute<V: Storage<S> + Simd<Scalar = S>, const ADD: bool>(
         self,
         rows: usize,
         width: usize,
     ) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match width {
                 1 => self.rows::<V, ADD, 1>(rows),
@@ -49,7 +49,7 @@ impl<S: Element> Tile<S> {
         self,
         rows: usize,
     ) {
-        // SAFETY: as promised by the caller of `compute`.
+        // SAFETY: guaranteed by the caller of `compute`.
         unsafe {
             match rows {
                 1 => self.run::<V, ADD, 1, WIDTH>(),
@@ -73,13 +73,13 @@ impl<S: Element> Tile<S> {
         if ADD {
             for (row, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: as promised by the caller of `compute`.
+                    // SAFETY: guaranteed by the caller of `compute`.
                     *sum = unsafe { V::load(out(row, v)) };
                 }
             }
         }
         for k in 0..self.depth {
-            // SAFETY: as promised by the caller of `compute`.
+            // SAFETY: guaranteed by the caller of `compute`.
             unsafe {
                 let b = self.b.add(k * self.step);
                 let mut factors = [V::lit(0.0); WIDTH];
@@ -97,7 +97,7 @@ impl<S: Element> Tile<S> {
         }
         for (row, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
-                // SAFETY: as promised by the caller of `compute`.
+                // SAFETY: guaranteed by the caller of `compute`.
                 unsafe { sum.store(out(row, v)) };
             }
         }

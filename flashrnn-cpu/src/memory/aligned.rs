@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use flashrnn_core::{Error, Result};
 
-/// The bytes of a cache line.
+/// The size of a cache line in bytes.
 pub(crate) const CACHE_LINE: usize = 64;
 
 /// A zero-initialised buffer that begins at a cache line.
@@ -23,7 +23,7 @@ impl<S: bytemuck::Pod> Aligned<S> {
     /// touched.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]
+    /// [`Error::OutOfMemory`] if the allocation fails.
     pub fn new(len: usize) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<S>());
         let lines = bytemuck::allocation::try_zeroed_vec(bytes.div_ceil(CACHE_LINE));
@@ -35,7 +35,7 @@ impl<S: bytemuck::Pod> Aligned<S> {
     /// not allocate.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]
+    /// [`Error::OutOfMemory`] if the allocation fails.
     pub fn reserve(len: usize) -> Result<Reserved<S>> {
         let bytes = len.saturating_mul(size_of::<S>());
         let lines = try_with_capacity(bytes.div_ceil(CACHE_LINE))?;
@@ -75,7 +75,7 @@ impl<S: bytemuck::Pod> Reserved<S> {
 /// Returns a vector of `len` copies of `value`.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`]
+/// [`Error::OutOfMemory`] if the allocation fails.
 pub(crate) fn try_filled<P: Copy>(value: P, len: usize) -> Result<Vec<P>> {
     let mut filled = try_with_capacity(len)?;
     filled.resize(len, value);

@@ -1,8 +1,8 @@
-//! Slices of which several threads write disjoint ranges.
+//! Slices that several threads write in disjoint ranges.
 
 use std::marker::PhantomData;
 
-/// A mutable slice that several threads may hold; each writes a range of its own.
+/// A mutable slice that several threads may hold. Each writes its own range.
 pub(crate) struct SharedSlice<'a, P> {
     start: *mut P,
     len: usize,
@@ -28,7 +28,7 @@ impl<'a, P> SharedSlice<'a, P> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), lifetime: PhantomData }
     }
 
-    /// Returns the `n` elements from `i` on, still shared.
+    /// Returns the `n` elements that start at `i`, still shared.
     ///
     /// # Panics
     /// If they are out of bounds.
@@ -45,7 +45,7 @@ impl<'a, P> SharedSlice<'a, P> {
         self.start.wrapping_add(i)
     }
 
-    /// Returns the `n` elements from `i` on.
+    /// Returns the `n` elements that start at `i`.
     ///
     /// # Safety
     /// No other thread accesses them during the slice's lifetime.
@@ -68,7 +68,7 @@ pub(crate) fn at<P>(slice: &[P], i: usize, n: usize) -> *const P {
     slice.as_ptr().wrapping_add(i)
 }
 
-/// Whether the `n` elements from `i` on are within `len` elements.
+/// Returns whether the `n` elements that start at `i` are within `len` elements.
 #[inline(always)]
 pub(super) fn in_bounds(i: usize, n: usize, len: usize) -> bool {
     n <= len && i <= len - n

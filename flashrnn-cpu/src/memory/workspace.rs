@@ -17,8 +17,8 @@ pub(crate) struct Span {
     bytes: usize,
 }
 
-/// Places arrays in a workspace, each at the beginning of a cache line. Sums saturate: a workspace
-/// larger than the address space cannot be allocated, which is when that is reported.
+/// Places arrays in a workspace, each at the beginning of a cache line. Sums saturate. A workspace
+/// larger than the address space is reported when its allocation fails.
 #[derive(Default)]
 pub(crate) struct WorkspaceLayout {
     end: usize,
@@ -41,13 +41,12 @@ impl WorkspaceLayout {
         self.end
     }
 
-    /// Places further arrays from `end` on. They overlap arrays that are not in use at the same
-    /// time.
+    /// Places further arrays from offset `end`, over arrays that are not in use at the same time.
     pub fn rewind(&mut self, end: usize) {
         self.end = end;
     }
 
-    /// Returns the bytes that a workspace needs, whatever its alignment.
+    /// Returns the number of bytes that a workspace of any alignment needs.
     pub fn bytes(&self) -> usize {
         self.bytes.saturating_add(CACHE_LINE - 1)
     }
@@ -72,11 +71,11 @@ impl<'a> WorkspaceView<'a> {
     /// Returns the array at `span` with unspecified contents.
     ///
     /// # Safety
-    /// Nobody else uses the span during the slice's lifetime.
+    /// Nothing else uses the span during the slice's lifetime.
     pub unsafe fn slice<P: Pod>(self, span: Span) -> &'a mut [P] {
         assert!(in_bounds(span.start, span.bytes, self.len));
-        // SAFETY: within bounds; aligned, as the start and all spans are; any bytes are a valid P;
-        // exclusive by the caller's guarantee.
+        // SAFETY: within bounds; aligned, because the start and all spans are; any bytes are a
+        // valid P; exclusive by the caller's guarantee.
         unsafe {
             let start = self.start.add(span.start).cast();
             std::slice::from_raw_parts_mut(start, span.bytes / size_of::<P>())
@@ -87,7 +86,7 @@ impl<'a> WorkspaceView<'a> {
     /// are never dropped.
     ///
     /// # Safety
-    /// As for [`Self::slice`]; the span was added for values of the size of `P`.
+    /// Same as for [`Self::slice`]; the span was added for values of the size of `P`.
     pub unsafe fn fill<P>(self, span: Span, mut value: impl FnMut(usize) -> P) -> &'a mut [P] {
         const { assert!(!std::mem::needs_drop::<P>() && align_of::<P>() <= CACHE_LINE) }
         assert!(in_bounds(span.start, span.bytes, self.len));
@@ -109,10 +108,12 @@ impl<'a> WorkspaceView<'a> {
 pub(crate) struct WorkspacePool(Arc<Mutex<Vec<Aligned<u8>>>>);
 
 impl WorkspacePool {
-    /// Calls `run` with the caller's workspace, else with one of at least `bytes` bytes.
+    /// Calls `run` with the caller's workspace if there is one, or else with one of at least
+    /// `bytes` bytes.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](flashrnn_core::Error::OutOfMemory)
+    /// [`Error::OutOfMemory`](flashrnn_core::Error::OutOfMemory) if a workspace cannot be
+    /// allocated.
     pub fn with<A>(
         &self,
         supplied: Option<&mut [u8]>,

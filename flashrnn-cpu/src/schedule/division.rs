@@ -2,17 +2,17 @@
 
 /// The division of a call.
 ///
-/// A task is some rows of one head. Either every task belongs to one thread, or a team of threads
-/// shares each task block by block.
+/// A task consists of some rows of one head. Either every task belongs to one thread, or a team of
+/// threads shares each task block by block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Division {
     /// The number of tasks per head.
     pub tiles: usize,
     /// The number of threads that share a task.
     pub team: usize,
-    /// The number of heads of the same rows that one thread takes through time together, step by
-    /// step. It divides the number of heads. The inputs that neighbouring heads read in a step
-    /// share pages of memory.
+    /// The number of heads, with the same rows, that one thread advances together, step by step. It
+    /// divides the number of heads. Bundling helps because the inputs of neighbouring heads in a
+    /// step share pages of memory.
     pub bundle: usize,
 }
 
@@ -24,7 +24,7 @@ pub(crate) struct Work {
     pub batch: usize,
     /// Blocks of units per head.
     pub blocks: usize,
-    /// Vector multiply-adds of one row and head per step, which is about the number of cycles.
+    /// Vector multiply-adds per row, head and step. This is about the number of cycles.
     pub row_step: usize,
     /// Bytes of a head's packed matrix.
     pub matrix: usize,
@@ -32,21 +32,22 @@ pub(crate) struct Work {
 
 /// The maximum number of rows of a task. More would evict R from the cache.
 const MAX_ROWS: usize = 64;
-/// The minimum number of rows of a task if there are as many. With fewer the product waits for
-/// loads.
+/// The minimum number of rows of a task if the batch has that many. With fewer, the product waits
+/// for loads.
 const MIN_ROWS: usize = 4;
-/// The maximum bytes of a head's matrix that one thread reads alone in every step, from its core's
-/// L2 cache and in part from L3. A team shares a larger one.
+/// The maximum size in bytes of a head's matrix that one thread reads alone in every step, from its
+/// core's L2 cache and partly from L3. A team shares larger matrices.
 pub(crate) const MAX_WHOLE_MATRIX: usize = 1 << 20;
-/// The maximum bytes of the matrices of a bundle, so that they stay in a core's L2 cache.
+/// The maximum total size in bytes of the matrices of a bundle, so that they stay in a core's L2
+/// cache.
 const MAX_BUNDLE_MATRICES: usize = 512 << 10;
 /// The minimum cycles of work per team member and step. With less, two threads take as long as one,
 /// because of the signals between them.
 const MIN_SHARE_CYCLES: usize = 1100;
 
 impl Division {
-    /// Chooses whole tasks for each thread if they divide evenly and each thread can keep a head's
-    /// matrix in its cache; else a team, each member of which keeps a part of the matrix.
+    /// Assigns whole tasks to threads if they divide evenly and each thread can keep a head's
+    /// matrix in its cache. Otherwise forms teams, in which each member keeps a part of the matrix.
     pub fn new(work: Work) -> Self {
         let Work { threads, heads, matrix, .. } = work;
         let batch = work.batch.max(1);
@@ -67,7 +68,8 @@ impl Division {
         if team > 1 || threads == 1 {
             return Self { tiles: min_tiles, team, bundle: 1 };
         }
-        // Too little work for a team: one task per thread, of a single row if need be.
+        // There is too little work for a team, so each thread gets one task, of a single row if
+        // necessary.
         Self { tiles: threads.div_ceil(heads).clamp(min_tiles, batch), team: 1, bundle: 1 }
     }
 }

@@ -1,4 +1,4 @@
-//! Which thread computes which heads, rows and units, and when.
+//! Decides which thread computes which heads, rows and units, and when.
 
 mod division;
 mod tasks;

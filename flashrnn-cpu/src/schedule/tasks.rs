@@ -1,4 +1,4 @@
-//! The rows and steps of a call, and the tasks it is divided into.
+//! The rows and steps of a call, and the tasks into which it is divided.
 
 use std::cmp::Reverse;
 
@@ -42,7 +42,7 @@ impl TimeAxis<'_> {
         self.shapes.token(row.b, if self.reverse { row.length - 1 - step } else { step })
     }
 
-    /// Whether the state is zeroed before a row's step.
+    /// Returns whether the state is zeroed before a row's step.
     #[inline(always)]
     pub fn reset(&self, row: Row, step: usize) -> bool {
         self.resets.is_some_and(|resets| resets[self.token(row, step)] != 0)
@@ -77,13 +77,13 @@ pub(crate) fn running_rows(rows: &[Row], step: usize) -> usize {
     rows.partition_point(|row| row.length > step)
 }
 
-/// Some rows of one head, which go through the time steps together.
+/// Some rows of one head, which advance through the time steps together.
 pub(crate) struct Task<'a, S> {
     pub head: usize,
     /// Sorted, longest first.
     pub rows: &'a [Row],
-    /// `[rows, S, vectors · LANES]`: the state, in the backward pass its gradient. The task carries
-    /// it from step to step in full precision.
+    /// `[rows, S, vectors · LANES]`: the state, or its gradient in the backward pass. The task
+    /// carries it from step to step in full precision.
     pub state: SharedSlice<'a, S>,
     /// `[2, rows, depth]`: a double buffer of the product's factors. The forward pass keeps h there
     /// (depth D, rounded to the tensors' type), the backward pass the gradients of the gates (depth

@@ -1,4 +1,4 @@
-//! Threads that take one head through the time steps together.
+//! Lets a team of threads advance one head through the time steps.
 //!
 //! All blocks of a step must be done before the next step begins. A barrier among a fixed set of
 //! threads would deadlock when the pool is busy and some of them never start, so no member waits
@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How often a member checks for the next step before it yields its core in between.
+/// How many times a member checks for the next step before it starts to yield its core.
 const WAITING_SPINS: u32 = 20_000;
 
 /// A counter on cache lines of its own.
@@ -73,8 +73,8 @@ impl<'a> Team<'a> {
             for range in (me..self.claims.len()).chain(0..me) {
                 while let Some(block) = self.claim(range, step) {
                     work(step, block);
-                    // Whoever finishes last has synchronised with all other members, and passes
-                    // that on to whoever sees the next step.
+                    // The member that finishes last has synchronised with all others. Opening the
+                    // next step synchronises with each member that sees it.
                     let done = self.done.fetch_add(1, Ordering::AcqRel) + 1;
                     if done == (current + 1) * self.blocks as u64 {
                         self.open(current + 1);
@@ -101,7 +101,8 @@ impl<'a> Team<'a> {
         self.step.store(step, Ordering::Release);
     }
 
-    /// Claims a block of member `range`'s range in this step. Returns None if all are claimed.
+    /// Claims a block of this step from the range of member `range`. Returns `None` if all of them
+    /// are claimed.
     fn claim(&self, range: usize, step: usize) -> Option<usize> {
         let members = self.claims.len();
         let (first, end) = (range * self.blocks / members, (range + 1) * self.blocks / members);
@@ -122,8 +123,8 @@ impl<'a> Team<'a> {
 }
 
 /// Returns the `i`th of `n` blocks in a step's order: forwards in even steps, backwards in odd
-/// ones. A step thus begins with the blocks that the cache still holds from the step before, where
-/// the same order in every step would have evicted them.
+/// ones. Each step thus begins with the blocks that the cache still holds from the previous step.
+/// With the same order in every step, those blocks would have been evicted.
 pub(super) fn back_and_forth(step: usize, i: usize, n: usize) -> usize {
     if step.is_multiple_of(2) { i } else { n - 1 - i }
 }

@@ -10,15 +10,15 @@ use super::team::{Signal, Team, back_and_forth};
 use crate::memory::{CACHE_LINE, SharedSlice, Span, WorkspaceLayout, WorkspaceView};
 use crate::threads::Workers;
 
-/// The computation of a pass in its time loop, with numbers of `S`.
+/// The computation that a time loop runs, on numbers of type `S`.
 pub(crate) trait Pass<S>: Sync {
-    /// Does what precedes a task's first step.
+    /// Prepares a task for its first step.
     ///
     /// # Safety
     /// No other thread uses the task's memory, or the outputs of its rows and head.
     unsafe fn begin(&self, task: &Task<'_, S>);
 
-    /// Returns the number of a task's steps.
+    /// Returns the number of steps of a task.
     fn steps(&self, task: &Task<'_, S>) -> usize;
 
     /// Computes a block of units in one step. `scratch` holds the block's products.
@@ -47,7 +47,7 @@ pub(crate) struct LoopSizes {
 pub(crate) struct TimeLoop {
     division: Division,
     sizes: LoopSizes,
-    /// The number of threads that have work, each with scratch memory of its own.
+    /// The number of threads that have work, each with its own scratch memory.
     members: usize,
     tasks: Span,
     teams: Span,
@@ -55,8 +55,8 @@ pub(crate) struct TimeLoop {
     /// The states and inputs of all tasks.
     carried: Span,
     scratch: Span,
-    /// Elements of a task's state and inputs and of a thread's scratch memory, in whole cache
-    /// lines.
+    /// Lengths of a task's state, of its inputs, and of a thread's scratch memory, in elements,
+    /// rounded up to whole cache lines.
     strides: [usize; 3],
 }
 
@@ -94,7 +94,7 @@ impl TimeLoop {
     /// Runs all steps of all `rows`, which are sorted, longest first.
     ///
     /// # Safety
-    /// `memory` is a workspace of the layout that this loop was added to, and nobody else uses it.
+    /// `memory` is a workspace of the layout that this loop was added to, and nothing else uses it.
     pub unsafe fn run<P: Pass<S>, S: Pod + Send + Sync>(
         &self,
         memory: WorkspaceView<'_>,
@@ -121,12 +121,12 @@ impl TimeLoop {
         let (tasks, all_scratch) = unsafe {
             (&*memory.fill(self.tasks, task), SharedSlice::new(memory.slice(self.scratch)))
         };
-        // SAFETY: each member asks for its own.
+        // SAFETY: each member takes only its own part.
         let scratch_of = |me: usize| unsafe { all_scratch.slice(me * scratch, scratch) };
         if self.division.team == 1 {
             self.run_bundles(workers, tasks, pass, scratch_of);
         } else {
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { self.run_teams(memory, workers, tasks, pass, scratch_of) };
         }
     }
@@ -151,7 +151,7 @@ impl TimeLoop {
         });
     }
 
-    /// Runs tasks of the same rows, all of them in each step.
+    /// Runs tasks with the same rows, all of them in each step.
     ///
     /// # Safety
     /// No other thread uses the tasks.
@@ -162,7 +162,7 @@ impl TimeLoop {
         scratch: &mut [S],
     ) {
         for task in bundle {
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { pass.begin(task) };
         }
         let blocks = self.sizes.blocks;
@@ -170,7 +170,7 @@ impl TimeLoop {
         for step in 0..bundle.first().map_or(0, |task| pass.steps(task)) {
             for i in 0..n {
                 let i = back_and_forth(step, i, n);
-                // SAFETY: as promised by the caller; the steps come in order.
+                // SAFETY: guaranteed by the caller; the steps come in order.
                 unsafe { pass.block(&bundle[i / blocks], step, i % blocks, scratch) };
             }
         }
@@ -179,7 +179,7 @@ impl TimeLoop {
     /// Runs each task on a team of threads.
     ///
     /// # Safety
-    /// As for [`Self::run`].
+    /// Same as for [`Self::run`].
     unsafe fn run_teams<'m, P: Pass<S>, S: Send + Sync + 'm>(
         &self,
         memory: WorkspaceView<'_>,
@@ -202,7 +202,7 @@ impl TimeLoop {
                 unsafe { pass.begin(task) };
             }
         });
-        // Several teams may work at once, each starting with a task of its own. Every member joins
+        // Several teams may work at once, each starting with a different task. Every member joins
         // all teams in the end, so that it could complete everything alone; a finished team returns
         // at once.
         let concurrent = concurrent_teams(workers.threads(), self.division, tasks.len());

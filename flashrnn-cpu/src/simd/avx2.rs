@@ -20,7 +20,7 @@ pub(crate) struct F64x4(__m256d);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn run_avx2<V, K: SimdTask<V>>(task: K) {
-    // SAFETY: as promised by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { task.run() }
 }
 
@@ -79,7 +79,7 @@ real!(
 );
 
 impl FloatBits for F32x8 {
-    /// n in the exponent's bits of each lane.
+    /// The integer n in the exponent bits of each lane.
     type Exponent = __m256i;
     #[inline(always)]
     fn exponent_of_exp(self) -> (Self, __m256i) {
@@ -98,7 +98,7 @@ impl FloatBits for F32x8 {
         });
         self * Self::power_of_two(a) * Self::power_of_two(b)
     }
-    /// -127 ln 2, where the biased exponent is 0.
+    /// -127 ln 2, at which the biased exponent is 0.
     const UNDERFLOW: f64 = -127.0 * std::f64::consts::LN_2;
     #[inline(always)]
     fn power_of_two(n: __m256i) -> Self {
@@ -123,7 +123,7 @@ impl FloatBits for F64x4 {
         let half = (n * Self::lit(0.5)).round();
         self * Self::power_of_two(half) * Self::power_of_two(n - half)
     }
-    /// -1023 ln 2, where the biased exponent is 0.
+    /// -1023 ln 2, at which the biased exponent is 0.
     const UNDERFLOW: f64 = -1023.0 * std::f64::consts::LN_2;
     #[inline(always)]
     fn power_of_two(n: Self) -> Self {

@@ -20,7 +20,7 @@ pub(crate) struct F64x8(__m512d);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn run_avx512<V, K: SimdTask<V>>(task: K) {
-    // SAFETY: as promised by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { task.run() }
 }
 

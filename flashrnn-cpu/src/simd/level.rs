@@ -1,4 +1,4 @@
-//! The instruction sets.
+//! Instruction sets, and their detection.
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,7 +12,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// Returns the instruction sets that this machine has, the best last.
+    /// Returns the instruction sets that this machine supports, the best last.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut levels = vec![Self::Portable];

@@ -34,7 +34,7 @@ pub(super) trait FloatBits: Simd {
 
 /// The constants of f32 or f64.
 pub(super) trait Constants {
-    /// Below `MIN`, e^x rounds to 0; above `MAX`, it rounds to infinity.
+    /// Below `MIN`, e^x rounds to 0. Above `MAX`, it rounds to infinity.
     const MIN: f64;
     const MAX: f64;
     /// ln 2 as a sum whose first term has trailing zero bits, so that its product with n is exact.
@@ -123,7 +123,7 @@ where
     (p + V::lit(1.0)).scale(n)
 }
 
-/// Returns `e = e^{-2|x|}`, 0 where it is below the smallest normal number, and `e - 1`.
+/// Returns `e = e^{-2|x|}`, or 0 if it is below the smallest normal number, and `e - 1`.
 #[inline(always)]
 fn tanh_parts<V: FloatBits>(x: V) -> (V, V)
 where

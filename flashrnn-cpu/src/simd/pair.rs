@@ -1,14 +1,14 @@
 //! Two vectors as one number.
 //!
 //! A cell is a long chain of dependent operations with a latency of a few hundred cycles. A core
-//! cannot look far enough ahead to begin the next vector meanwhile. Interleaving two vectors,
+//! cannot look far enough ahead to overlap it with the next vector. Interleaving two vectors,
 //! operation by operation, hides the latency.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use flashrnn_core::Real;
 
-/// Two numbers or vectors, on which each operation acts in turn.
+/// Two numbers or vectors. Each operation acts on both in turn.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair<V>(pub V, pub V);
 

@@ -14,7 +14,7 @@ macro_rules! portable {
             const PAIRS: bool = true;
             #[inline(always)]
             unsafe fn vectorize<K: SimdTask<Self>>(task: K) {
-                // SAFETY: as promised by the caller; every machine has this instruction set.
+                // SAFETY: guaranteed by the caller; every machine has this instruction set.
                 unsafe { task.run() }
             }
             #[inline(always)]
@@ -30,12 +30,12 @@ macro_rules! portable {
         impl<T: Element<Wide = $t>> Storage<T> for $t {
             #[inline(always)]
             unsafe fn load(p: *const T) -> Self {
-                // SAFETY: as promised by the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe { *p }.to_wide()
             }
             #[inline(always)]
             unsafe fn store(self, p: *mut T) {
-                // SAFETY: as promised by the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe { *p = T::from_wide(self) }
             }
             #[inline(always)]

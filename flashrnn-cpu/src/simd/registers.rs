@@ -1,4 +1,4 @@
-//! What the vectors of AVX2 and AVX-512 have in common.
+//! Macros that the vectors of AVX2 and AVX-512 share.
 
 /// Evaluates an expression of intrinsics.
 macro_rules! intrinsic {
@@ -49,7 +49,7 @@ macro_rules! register {
             const PAIRS: bool = $pairs;
             #[inline(always)]
             unsafe fn vectorize<K: SimdTask<Self>>(task: K) {
-                // SAFETY: as promised by the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $vectorize::<Self, K>(task) }
             }
             #[inline(always)]

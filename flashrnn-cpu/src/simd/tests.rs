@@ -60,7 +60,7 @@ fn max_error<V: Storage<<V as Simd>::Scalar>>(
 ) -> f64 {
     let x = numbers::<V::Scalar>();
     let mut y = vec![V::Scalar::from_f64(f64::NAN); x.len()];
-    // SAFETY: the callers test levels that the machine has.
+    // SAFETY: the callers test levels that the machine supports.
     unsafe { V::vectorize(Map { f, x: &x, y: &mut y }) };
     let error = |(x, y): (&V::Scalar, &V::Scalar)| {
         let want = exact(x.to_f64());
@@ -208,7 +208,7 @@ fn check_rounding<T: Element<Wide = f32>, V: Storage<T> + Storage<f32>>() {
     for saturate in [false, true] {
         let mut y = vec![T::default(); x.len()];
         let round = Round { x: &x, y: &mut y, saturate };
-        // SAFETY: the callers test levels that the machine has.
+        // SAFETY: the callers test levels that the machine supports.
         unsafe { V::vectorize(round) };
         for (&x, &y) in x.iter().zip(&y) {
             let want = if saturate { T::saturating_from_wide(x) } else { T::from_wide(x) }.to_f64();

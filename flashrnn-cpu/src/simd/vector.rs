@@ -8,7 +8,7 @@ pub(crate) trait SimdTask<V> {
     /// the target features of [`Simd::vectorize`].
     ///
     /// # Safety
-    /// The machine has `V`'s instruction set, and the task's own requirements hold.
+    /// The machine supports `V`'s instruction set, and the task's own requirements hold.
     unsafe fn run(self);
 }
 
@@ -26,7 +26,7 @@ pub(crate) trait Simd: Real + 'static {
     /// Runs `task` compiled for this instruction set.
     ///
     /// # Safety
-    /// As for [`SimdTask::run`].
+    /// Same as for [`SimdTask::run`].
     unsafe fn vectorize<K: SimdTask<Self>>(task: K);
 
     fn splat(v: Self::Scalar) -> Self;
@@ -63,7 +63,7 @@ pub(crate) trait Storage<T: Element>: Simd {
     #[inline(always)]
     unsafe fn load_n(p: *const T, n: usize) -> Self {
         if n == Self::LANES {
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             return unsafe { Self::load(p) };
         }
         let mut lanes = [T::default(); 16];
@@ -82,7 +82,7 @@ pub(crate) trait Storage<T: Element>: Simd {
     #[inline(always)]
     unsafe fn store_n(self, p: *mut T, n: usize) {
         if n == Self::LANES {
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             return unsafe { self.store(p) };
         }
         let mut lanes = [T::default(); 16];
@@ -107,10 +107,10 @@ pub(crate) trait Storage<T: Element>: Simd {
     /// Stores the first `n` lanes of a state or a gate, [`saturated`](Storage::saturated).
     ///
     /// # Safety
-    /// As for [`store_n`](Storage::store_n).
+    /// Same as for [`store_n`](Storage::store_n).
     #[inline(always)]
     unsafe fn store_state_n(self, p: *mut T, n: usize) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { Storage::<T>::store_n(Storage::<T>::saturated(self), p, n) }
     }
 

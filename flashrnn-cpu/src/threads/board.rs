@@ -20,9 +20,9 @@ use std::thread::{self, Thread};
 
 use crate::memory::lock;
 
-/// How often a helper looks for work, yielding its core in between, before it sleeps.
+/// How many times a helper yields its core and looks for work again before it sleeps.
 const IDLE_YIELDS: usize = 32;
-/// How often a caller checks for visitors before it yields its core in between.
+/// How many times a caller checks for visitors before it starts to yield its core.
 const CLOSING_SPINS: u32 = 2_000;
 
 /// The state that callers and helpers share.
@@ -93,7 +93,7 @@ impl Board {
         }
     }
 
-    /// Joins the first call that wants another member. Returns false if there is none.
+    /// Joins the first call that needs another member. Returns false if there is none.
     fn join_any(&self) -> bool {
         self.slots.iter().any(|slot| {
             if slot.call.load(SeqCst).is_null() {
@@ -132,7 +132,7 @@ impl Board {
 pub(super) struct Call<'a> {
     work: &'a (dyn Fn(usize) + Sync),
     members: usize,
-    /// The members that have joined so far, the caller among them; may exceed `members`.
+    /// The number of members that have joined so far, including the caller. May exceed `members`.
     joined: AtomicUsize,
     /// The payload of the first panic of a helper.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -144,7 +144,7 @@ impl<'a> Call<'a> {
         Self { work, members, joined: AtomicUsize::new(1), panic: Mutex::default() }
     }
 
-    /// Works as one more member. Returns false if the call has all its members.
+    /// Joins as one more member and does its work. Returns false if the call has all its members.
     fn join(&self) -> bool {
         if self.joined.load(Relaxed) >= self.members {
             return false;
@@ -153,8 +153,7 @@ impl<'a> Call<'a> {
         if me >= self.members {
             return false;
         }
-        // Unwind safety: nobody looks at what the work has left unfinished, as the caller panics
-        // too.
+        // Unwind safety: the caller panics too, so unfinished results are never used.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.work)(me))) {
             let mut first = lock(&self.panic);
             match &*first {
@@ -176,7 +175,7 @@ impl<'a> Call<'a> {
 pub(super) struct OpenCall<'a>(&'a Slot);
 
 impl Drop for OpenCall<'_> {
-    /// Closes the call and waits for the helpers inside it, also while the caller panics.
+    /// Closes the call and waits for the helpers inside it, even while the caller panics.
     fn drop(&mut self) {
         self.0.call.store(null_mut(), SeqCst);
         let mut spins = 0_u32;
@@ -191,7 +190,7 @@ impl Drop for OpenCall<'_> {
 /// Counts this thread among a board's callers.
 pub(super) struct Caller<'a> {
     board: &'a Board,
-    /// The number of other callers when this one came.
+    /// The number of other callers when this one arrived.
     pub others: usize,
 }
 

@@ -21,7 +21,7 @@ impl Pool {
     /// The maximum number of threads of a pool.
     pub const MAX_THREADS: usize = 1024;
 
-    /// Starts a pool for calls of `threads` threads, the caller among them.
+    /// Starts a pool for calls of `threads` threads, including the caller.
     ///
     /// # Errors
     /// [`Error::InvalidProblem`] if `threads` is not 1 to [`Self::MAX_THREADS`], [`Error::Device`]
@@ -43,11 +43,11 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Returns the pool that all backends without one of their own share. The first use in a
-    /// process starts it.
+    /// Returns the pool that backends without their own share. The first use in a process starts
+    /// it.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// Same as [`Self::start`].
     pub fn global() -> Result<Arc<Self>> {
         static GLOBAL: Mutex<Option<Arc<Pool>>> = Mutex::new(None);
         let mut global = lock(&GLOBAL);
@@ -57,7 +57,7 @@ impl Pool {
         }
     }
 
-    /// Returns the maximum number of threads of a call, the caller among them.
+    /// Returns the maximum number of threads of a call, including the caller.
     pub fn threads(&self) -> usize {
         self.board.helpers() + 1
     }
@@ -76,7 +76,7 @@ impl Pool {
         // pool.
         let helpers = self.board.helpers().saturating_sub(caller.others).min(members - 1);
         let call = Call::new(work, helpers + 1);
-        // Dropped, and thereby closed, also if the work panics.
+        // Dropping this closes the call, even if the work panics.
         let open = if helpers > 0 { self.board.open(&call) } else { None };
         if open.is_some() {
             self.board.wake(helpers);
@@ -95,8 +95,8 @@ impl Drop for Pool {
     }
 }
 
-/// Returns the number of threads of a backend that names none: the value of the environment
-/// variable `RAYON_NUM_THREADS`, else the parallelism that the system offers to this process.
+/// Returns the default number of threads: the environment variable `RAYON_NUM_THREADS` if it is a
+/// positive number, or else the parallelism that the system offers to this process.
 pub(crate) fn default_threads() -> usize {
     let requested = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
     requested.filter(|&n| n > 0).unwrap_or_else(|| {
@@ -104,7 +104,7 @@ pub(crate) fn default_threads() -> usize {
     })
 }
 
-/// Identifies this process where processes can fork.
+/// Returns the id of this process on systems where processes can fork, or else 0.
 fn process() -> u32 {
     if cfg!(unix) { std::process::id() } else { 0 }
 }

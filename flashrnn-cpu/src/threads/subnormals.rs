@@ -1,16 +1,16 @@
 //! The treatment of subnormal numbers.
 //!
-//! Operations on subnormal numbers take processors about a hundred times as long as others. States
-//! and gradients that decay pass through subnormal numbers on their way to zero, so by default
-//! those are flushed to zero.
+//! Processors need about a hundred times as long for operations on subnormal numbers. States and
+//! gradients that decay pass through subnormal numbers on their way to zero, so by default they are
+//! flushed to zero.
 
 /// Whether kernels flush subnormal numbers of f32 and f64 to zero or compute with them, which makes
 /// a pass over them 10 to 190 times slower.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Subnormals {
-    /// Takes operands below the smallest normal number (1.2e-38 in f32, 2.2e-308 in f64) as zero,
+    /// Treats operands below the smallest normal number (1.2e-38 in f32, 2.2e-308 in f64) as zero,
     /// and returns zero instead of such results. The subnormals of f16 are normal numbers of f32
-    /// and are kept; those of bf16 are subnormals of f32 and are flushed. Has no effect where the
+    /// and are kept; those of bf16 are subnormals of f32 and are flushed. Has no effect if the
     /// processor has no such mode or the mode cannot be set (WebAssembly).
     #[default]
     Flush,
@@ -64,7 +64,7 @@ mod control {
         mxcsr
     }
 
-    /// Writes a value of `read` whose bits of `FLUSH` may have changed.
+    /// Writes a value that `read` returned, in which only the bits of `FLUSH` may have changed.
     pub fn write(mxcsr: Register) {
         // SAFETY: reads 4 bytes from the address; no reserved bit is set. This module's
         // documentation discusses the mode.
@@ -89,7 +89,7 @@ mod control {
         fpcr
     }
 
-    /// Writes a value of `read` whose bits of `FLUSH` may have changed.
+    /// Writes a value that `read` returned, in which only the bits of `FLUSH` may have changed.
     pub fn write(fpcr: Register) {
         // SAFETY: no reserved bit is set. This module's documentation discusses the mode.
         unsafe { asm!("msr fpcr, {}", in(reg) fpcr, options(nostack, preserves_flags)) };

@@ -14,14 +14,14 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Makes workers that consist of the calling thread.
+    /// Makes workers that consist of the calling thread only.
     #[cfg(test)]
     pub fn single() -> Self {
         let pool = Pool::start(1).expect("no thread is started");
         Self { pool: Arc::new(pool), subnormals: Subnormals::Keep }
     }
 
-    /// Returns the maximum number of threads of a call, the caller among them.
+    /// Returns the maximum number of threads of a call, including the caller.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }

@@ -1,4 +1,4 @@
-//! One block of one step.
+//! Computes one block of one step.
 
 use std::ops::Range;
 
@@ -12,8 +12,8 @@ use crate::memory::at;
 use crate::schedule::{Task, running_rows};
 use crate::simd::{SimdTask, Vector};
 
-/// A block of the backward pass. Step 0 is the last step of the task's longest row; the step after
-/// its first one leaves `d_s0`.
+/// A block of the backward pass. Step 0 is the last step of the task's longest row; the iteration
+/// after its first step produces `d_s0`.
 pub(crate) type BackwardBlock<'a, T> = Block<'a, BackwardCall<'a, T>, <T as Element>::Wide>;
 
 impl<C: Cell, T: Element, V: Vector<T>> SimdTask<V> for CellTask<'_, C, BackwardBlock<'_, T>> {
@@ -23,10 +23,11 @@ impl<C: Cell, T: Element, V: Vector<T>> SimdTask<V> for CellTask<'_, C, Backward
         let (d, depth) = (call.time.shapes.head_dim, call.panels.depth);
         let padded = call.panels.vectors() * V::LANES;
         let longest = task.rows.first().map_or(0, |row| row.length);
-        // The step in processing order; None in the iteration that leaves d_s0.
+        // The step in processing order; `None` in the iteration that produces d_s0.
         let step = (longest - iteration.min(longest)).checked_sub(1);
         let next = step.map_or(0, |step| step + 1);
-        // The first `running` rows have this step, the first `continued` the next one too.
+        // The first `running` rows have this step; the first `continued` of them also have the next
+        // one.
         let running = step.map_or(task.rows.len(), |step| running_rows(task.rows, step));
         let continued = running_rows(task.rows, next);
         let read = task.read_half(iteration, depth);
@@ -34,7 +35,7 @@ impl<C: Cell, T: Element, V: Vector<T>> SimdTask<V> for CellTask<'_, C, Backward
         let tiles = running.div_ceil(V::ROWS);
         for tile in 0..tiles {
             let (first, end) = (tile * running / tiles, (tile + 1) * running / tiles);
-            // The pointwise stage's data arrives from memory during the product.
+            // Prefetch the pointwise stage's data while the product is computed.
             if let Some(step) = step {
                 prefetch_rows(call, task, step, first..end, block);
             }
@@ -83,7 +84,7 @@ impl<C: Cell, T: Element, V: Vector<T>> SimdTask<V> for CellTask<'_, C, Backward
     }
 }
 
-/// Prefetches what a block of some rows accesses in a step.
+/// Prefetches the data that a block of some rows accesses in a step.
 #[inline(always)]
 fn prefetch_rows<T: Element>(
     call: &BackwardCall<'_, T>,

@@ -25,9 +25,9 @@ pub(crate) struct BackwardCall<'a, T: Element> {
     pub wide: Option<&'a [T::Wide]>,
     /// The exact values of saved wide gates, `[wide gates, B, T, N, D]`; None if `gates` is exact.
     pub wide_gates: Option<&'a [T::Wide]>,
-    /// What the rounding of recomputed wide gates took away, `[wide gates, B, T, N, D]`.
+    /// The rounding errors of recomputed wide gates, `[wide gates, B, T, N, D]`.
     pub remainders: Option<&'a [T]>,
-    /// The saved gates. None if they were recomputed: then `d_wx` and `d_inner` hold each gate
+    /// The saved gates. `None` if they were recomputed; `d_wx` and `d_inner` then hold each gate
     /// until its gradient replaces it.
     pub gates: Option<&'a [T]>,
     /// The gradients of the first `d_states_len` states, `[d_states_len, B, T, N, D]`.
@@ -71,7 +71,7 @@ impl<T: Element> BackwardCall<'_, T> {
 /// Zeroes `d_wx` beyond the rows' lengths.
 ///
 /// # Safety
-/// No other thread uses `d_wx` of the task's rows and head.
+/// No other thread uses the part of `d_wx` that belongs to the task's rows and head.
 pub(crate) unsafe fn clear_padding<T: Element>(
     call: &BackwardCall<'_, T>,
     task: &Task<'_, T::Wide>,
@@ -84,7 +84,7 @@ pub(crate) unsafe fn clear_padding<T: Element>(
             let token = shapes.token(row.b, t);
             for k in 0..shapes.external {
                 let offset = at.unit(token * shapes.external + k);
-                // SAFETY: as promised by the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe { call.d_wx.slice(offset, d) }.fill(T::default());
             }
         }

@@ -1,8 +1,8 @@
-//! The backward pass of a task: a block of units of its rows in one step, from the last step to the
-//! first, and one more iteration that leaves `d_s0`.
+//! The backward pass of a task. Each iteration computes a block of units of its rows in one step,
+//! from the last step to the first; an extra iteration produces `d_s0`.
 //!
 //! ```text
-//! for each step from the last, for each block of units, for each few rows:
+//! for each step from the last, for each block of units, for each group of rows:
 //!     d_state = d_last at the row's own end, else 0 if the step after was reset, else
 //!               d_state + [h: clip(Rᵀ d_gates of the step after)]
 //!     d_state += d_states[t]

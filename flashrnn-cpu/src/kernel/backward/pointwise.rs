@@ -1,4 +1,4 @@
-//! The pointwise stage of one row: the gradient of the state goes backwards through the cell.
+//! The pointwise stage of one row: propagates the gradient of the state back through the cell.
 
 use flashrnn_core::{Array, Cell, CellSizes, Element};
 
@@ -20,7 +20,7 @@ pub(super) struct RowStep<'a, C: Cell, T: Element> {
     pub ends: bool,
     /// Whether the state is reset before the row's step after this one.
     pub reset_after: bool,
-    /// The step's token and the state that it starts from; None in the iteration that leaves
+    /// The step's token and the state that it starts from; `None` in the iteration that produces
     /// `d_s0`.
     pub place: Option<(usize, Previous)>,
     /// The offset of the half of the task's inputs that this step writes.
@@ -29,7 +29,7 @@ pub(super) struct RowStep<'a, C: Cell, T: Element> {
     pub padded: usize,
 }
 
-/// A vector of units, of which the first `n` lanes exist.
+/// A vector of units. Only its first `n` lanes hold units.
 #[derive(Clone, Copy)]
 struct Units {
     vector: usize,
@@ -54,8 +54,8 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
         let n = if FULL { V::LANES } else { d - first };
         let units =
             Units { vector, n, at: UnitOffsets::new(call.time.shapes, task.head * d + first) };
-        // SAFETY: all n elements from each offset are in their tensor, by its shape; `at` checks
-        // that in debug builds. What is written belongs to these units of this row.
+        // SAFETY: the tensors' shapes keep the n elements from each offset within bounds; `at`
+        // checks this in debug builds. Only these units of this row are written.
         unsafe {
             let mut d_after = self.state_gradient::<V>(units, product);
             let Some((token, previous)) = self.place else {
@@ -99,7 +99,7 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
     /// Returns the gradient of the state after the step, without `d_states`.
     ///
     /// # Safety
-    /// As for [`Self::compute`].
+    /// Same as for [`Self::compute`].
     #[inline(always)]
     unsafe fn state_gradient<V: Vector<T>>(
         &self,
@@ -142,7 +142,7 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
     /// Returns the state that the step starts from.
     ///
     /// # Safety
-    /// As for [`Self::compute`].
+    /// Same as for [`Self::compute`].
     #[inline(always)]
     unsafe fn state<V: Vector<T>>(&self, units: Units, previous: Previous) -> C::State<V> {
         let Self { call, row, .. } = *self;
@@ -178,7 +178,7 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
     /// Returns the gates of the step, saved or recomputed.
     ///
     /// # Safety
-    /// As for [`Self::compute`].
+    /// Same as for [`Self::compute`].
     #[inline(always)]
     unsafe fn gates<V: Vector<T>>(&self, units: Units, token: usize) -> C::Gates<V> {
         let Self { call, .. } = *self;
@@ -214,7 +214,8 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
         gates
     }
 
-    /// Returns the address of a gate's gradient. A recomputed gate is there until then.
+    /// Returns the address of a gate's gradient. A recomputed gate is stored there until its
+    /// gradient replaces it.
     #[inline(always)]
     fn gate_gradient(&self, layout: GateLayout, gate: usize, token: usize, units: Units) -> *mut T {
         let tensors = [self.call.d_wx, self.call.d_inner];

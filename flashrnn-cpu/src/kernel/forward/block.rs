@@ -1,4 +1,4 @@
-//! One block of one step.
+//! Computes one block of one step.
 
 use flashrnn_core::{Cell, Element};
 
@@ -25,7 +25,7 @@ impl<C: Cell, T: Element, V: Vector<T>> SimdTask<V> for CellTask<'_, C, ForwardB
         let stride = call.panels.outputs();
         for tile in 0..tiles {
             let (first, end) = (tile * running / tiles, (tile + 1) * running / tiles);
-            // The pointwise stage's data arrives from memory during the product.
+            // Prefetch the pointwise stage's data while the product is computed.
             for &row in &task.rows[first..end] {
                 let token = call.time.token(row, step);
                 for unit in call.panels.block_lines::<T>(block) {

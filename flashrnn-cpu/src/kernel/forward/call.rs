@@ -27,7 +27,7 @@ pub(crate) struct ForwardCall<'a, T: Element> {
     pub states: Option<SharedSlice<'a, T>>,
     /// `[S, B, N, D]`
     pub last: Option<SharedSlice<'a, T::Wide>>,
-    /// In the order of [`GateLayout`].
+    /// The gates to save, in the order of [`GateLayout`].
     pub gates: Option<SharedSlice<'a, T>>,
     /// `[wide states, B, T, N, D]`, followed by `[wide gates, B, T, N, D]` if gates are saved.
     pub wide: Option<SharedSlice<'a, T::Wide>>,

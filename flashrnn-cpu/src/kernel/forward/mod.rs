@@ -1,13 +1,13 @@
-//! The forward pass of a task: a block of units of its rows in one step.
+//! The forward pass of a task. Each iteration computes a block of units of its rows in one step.
 //!
 //! ```text
-//! for each step, for each block of units, for each few rows:
+//! for each step, for each block of units, for each group of rows:
 //!     gates = R h                          (product.rs, from `h` of the previous step)
 //!     gates += wx[t] + b;  state = P(state, gates);  clip
 //!     store outputs, `state`, and `h` rounded to T for the next step's products
 //! ```
 //!
-//! The step before a reset zeroes the `state` and `h` that it leaves to the next step.
+//! The step before a reset zeroes the `state` and `h` that it passes to the next step.
 
 mod block;
 mod call;

@@ -1,4 +1,4 @@
-//! The pointwise stage of one row: products, inputs and bias become gates, and the cell advances
+//! The pointwise stage of one row: adds products, inputs and bias to obtain the gates, and advances
 //! the state.
 
 use std::ops::Range;
@@ -44,13 +44,13 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
         let gates_len = C::GR * V::LANES;
         let full = self.call.time.shapes.head_dim / V::LANES;
         while V::PAIRS && vectors.start + 2 <= vectors.end.min(full) {
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { self.pair::<V>(vectors.start, products) };
             vectors.start += 2;
             products = products.wrapping_add(2 * gates_len);
         }
         for vector in vectors {
-            // SAFETY: as promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 if vector < full {
                     let (state, gates) = self.load::<V, true>(vector, products);
@@ -67,11 +67,11 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
     /// Computes vectors `a` and `a + 1`.
     ///
     /// # Safety
-    /// As for [`Self::compute`]; both vectors are full.
+    /// Same as for [`Self::compute`]; both vectors are full.
     #[inline(always)]
     unsafe fn pair<V: Vector<T>>(&self, a: usize, products: *const T::Wide) {
         let b = a + 1;
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let (state_a, gates_a) = self.load::<V, true>(a, products);
             let (state_b, gates_b) =
@@ -99,7 +99,7 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
     /// lanes hold units.
     ///
     /// # Safety
-    /// As for [`Self::compute`].
+    /// Same as for [`Self::compute`].
     #[inline(always)]
     unsafe fn load<V: Vector<T>, const FULL: bool>(
         &self,
@@ -113,8 +113,8 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
         let units = UnitOffsets::new(call.time.shapes, task.head * d + first);
         // The first gates have no external input.
         let inner = C::G - C::GX;
-        // SAFETY: all n elements from each offset are in their tensor, by its shape; `at` checks
-        // that in debug builds.
+        // SAFETY: the tensors' shapes keep the n elements from each offset within bounds; `at`
+        // checks this in debug builds.
         unsafe {
             let mut gates = C::Gates::<V>::splat(V::lit(0.0));
             for (k, out) in gates.as_mut().iter_mut().enumerate() {
@@ -145,7 +145,7 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
     /// Clips and stores the state after the step, and stores the gates if they are saved.
     ///
     /// # Safety
-    /// As for [`Self::compute`].
+    /// Same as for [`Self::compute`].
     #[inline(always)]
     unsafe fn store<V: Vector<T>, const FULL: bool>(
         &self,
@@ -196,7 +196,7 @@ impl<C: Cell, T: Element> RowStep<'_, C, T> {
     /// Stores the gates of `n` units for the backward pass.
     ///
     /// # Safety
-    /// As for [`Self::compute`].
+    /// Same as for [`Self::compute`].
     #[inline(always)]
     unsafe fn store_gates<V: Vector<T>>(&self, gates: C::Gates<V>, units: UnitOffsets, n: usize) {
         let Self { call, token, .. } = *self;

@@ -1,4 +1,4 @@
-//! What precedes a task's first step.
+//! Prepares a task for its first step.
 
 use flashrnn_core::Element;
 
@@ -20,7 +20,7 @@ pub(crate) unsafe fn start_rows<T: Element>(call: &ForwardCall<'_, T>, task: &Ta
         let reset = row.length > 0 && call.time.reset(row, 0);
         for k in 0..shapes.states {
             let initial = call.s0.map(|s0| &s0[at.row(k, row.b)..][..d]);
-            // SAFETY: the task's own, by the caller's guarantee.
+            // SAFETY: the caller guarantees that no other thread uses the task's memory.
             let state = unsafe { task.state.slice((r * shapes.states + k) * padded, padded) };
             let (state, padding) = state.split_at_mut(d);
             padding.fill(T::Wide::default());
@@ -38,7 +38,7 @@ pub(crate) unsafe fn start_rows<T: Element>(call: &ForwardCall<'_, T>, task: &Ta
             if let Some(last) = call.last
                 && row.length == 0
             {
-                // SAFETY: the head's units of this row, by the caller's guarantee.
+                // SAFETY: the caller guarantees that no other thread uses these outputs.
                 let last = unsafe { last.slice(at.row(k, row.b), d) };
                 match initial {
                     Some(initial) => last.copy_from_slice(initial),
