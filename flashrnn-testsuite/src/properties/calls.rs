@@ -157,8 +157,8 @@ pub fn empty_batch<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// Passes in workspaces of the caller produce the same bits as passes in the backend's own memory,
-/// whatever the workspaces contain.
+/// Passes that use the caller's workspaces produce the same bits as passes that use the backend's
+/// own memory, whatever the workspaces contain.
 pub fn workspaces<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 4, work: 100_000 },

@@ -40,7 +40,8 @@ pub fn operations_on_denormals<B: Backend>(suite: &Suite<B>) -> Failures {
     })
 }
 
-/// Returns the allowed error of one element, in roundoffs and absolute, or `None` to ignore it.
+/// Returns the allowed error of one element, a number of roundoffs and an absolute bound, or `None`
+/// to ignore it.
 type Rule = fn(Dtype, &Probe, [f64; 2]) -> Option<(f64, f64)>;
 
 fn both_types<B: Backend>(suite: &Suite<B>, rule: Rule) -> Failures {
