@@ -19,8 +19,7 @@ fn saturate_f16(x: f32) -> u32 {
     return bits - u32((bits & 0x7fffu) == 0x7c00u);
 }
 
-// Two adjacent elements as `fetch2_` returns them, as they are in memory: two 16-bit elements are
-// both in the first word.
+// Widens two adjacent elements that `fetch2_` returned. Two 16-bit elements share the first word.
 fn widen2_f32(bits: vec2u) -> vec2f { return bitcast<vec2f>(bits); }
 fn widen2_bf16(bits: vec2u) -> vec2f {
     return vec2f(bitcast<f32>(bits.x << 16u), bitcast<f32>(bits.x & 0xffff0000u));

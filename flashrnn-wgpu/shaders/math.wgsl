@@ -25,11 +25,11 @@ fn real_sqrt(x: f32) -> f32 { return sqrt(x); }
 // Tests the bits, because compilers of WGSL may assume that comparisons see no NaN.
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
 
-// A NaN in x is returned; a NaN in bound is ignored.
+// Returns x if x is NaN. Ignores a bound that is NaN.
 fn real_max(x: f32, bound: f32) -> f32 { return select(x, bound, bound > x); }
 fn real_min(x: f32, bound: f32) -> f32 { return select(x, bound, x > bound); }
 
-// Clamps x to [-bound, bound]. A NaN is returned.
+// Clamps x to [-bound, bound]. Returns x if it is NaN.
 fn real_clamp(x: f32, bound: f32) -> f32 { return real_min(real_max(x, -bound), bound); }
 
 // a / b. For b above 2^126 WGSL allows any result, and GPUs return 0, because the reciprocal is
@@ -39,8 +39,8 @@ fn real_quotient(a: f32, b: f32) -> f32 {
     return (a * scale) / (b * scale);
 }
 
-// x, hidden from the compiler. WGSL allows compilers to reorder sums, which would change what
-// cancels.
+// Returns x, hidden from the compiler. WGSL allows compilers to reorder sums, which would change
+// which terms cancel.
 fn opaque(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) ^ params.zero); }
 
 // 2^n for n in [-126, 127].
@@ -67,7 +67,7 @@ fn exp_parts(x: f32) -> Exponential {
 // Below -104 the result is 0, above 89 it is infinity.
 fn real_exp(x: f32) -> f32 {
     let e = exp_parts(clamp(x, -104.0f, 89.0f));
-    // In two factors, because 2^n may not be representable.
+    // Multiply by two factors, because 2^n may not be representable.
     let half = e.n / 2;
     let y = (1.0f + e.p) * power_of_two(half) * power_of_two(e.n - half);
     return select(y, x, is_nan(x));
@@ -92,7 +92,7 @@ fn real_softplus_neg_abs(x: f32) -> f32 {
     a = fma(a, z, 0.2823661980531048f);
     a = fma(a, z, 0.40007560644911206f);
     a = fma(a, z, 0.6666664033669924f);
-    // Not s times the rest: s may be flushed to zero although e is not.
+    // The factor is e, not s, because s may be flushed to zero although e is not.
     return e * (fma(z, a, 2.0f) / (2.0f + e));
 }
 

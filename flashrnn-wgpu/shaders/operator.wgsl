@@ -1,4 +1,4 @@
-// The position of each step of each row in memory.
+// Maps the steps of each row to positions in memory.
 //
 //     g_t = R s0_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
 //
@@ -43,7 +43,7 @@ fn is_reset(row: u32, length: u32, step: u32) -> bool {
 // The number of bits of `bits` below bit k.
 fn rank(bits: u32, k: u32) -> u32 { return countOneBits(bits & ((1u << k) - 1u)); }
 
-// Whether state or gate k is also stored in f32 beside 16-bit tensors.
+// Whether state or gate k is also stored in f32, in addition to 16-bit tensors.
 fn kept_wide(bits: u32, k: u32) -> bool { return NARROW && ((bits >> k) & 1u) != 0u; }
 
 // The index of a state of a row in a tensor [S, B, N, D].

@@ -1,8 +1,8 @@
 // Recomputes the gates of some steps, g = x_t + b + R h, in f32: gates [steps, B, G, N, D].
 //
-// A workgroup of 16 x 16 invocations has 16 units of one head and 16 rows of `gates`; an invocation
-// computes all gates of one unit and row. R and h come to workgroup memory in chunks of CHUNK along
-// k. Workgroups: units innermost, then heads, then rows.
+// A workgroup of 16 x 16 invocations computes 16 units of one head and 16 rows of `gates`; an
+// invocation computes all gates of one unit and row. R and h are loaded into workgroup memory in
+// chunks of CHUNK along k. Workgroups are numbered by units (innermost), then heads, then rows.
 
 // The number of rows of `gates`.
 fn gates_rows() -> u32 { return params.gates_steps * params.batch; }

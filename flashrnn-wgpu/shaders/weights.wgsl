@@ -8,18 +8,18 @@
 // The number of pieces of a line.
 fn pieces() -> u32 { return (params.head_dim + 3u) / 4u; }
 
-// The first piece of the line of R of a gate and unit.
+// The index of the first piece of R's row for this gate and unit.
 fn line_of_r(gate: u32, head: u32, unit: u32) -> u32 {
     return ((gate * params.heads + head) * params.head_dim + unit) * pieces();
 }
 
-// The first piece of the line of R transposed of a unit: the pieces of one recurrent gate after
-// another.
+// The index of the first piece of the row of transposed R for this unit. The row holds the pieces
+// of one recurrent gate after another.
 fn line_of_transposed(head: u32, unit: u32) -> u32 {
     return (RECURRENT * units() + (head * params.head_dim + unit) * RECURRENT) * pieces();
 }
 
-// b of a gate and of a unit in [N, D].
+// Loads b for a gate and a unit in [N, D].
 fn bias(gate: u32, place: u32) -> f32 {
     let i = gate * units() + place;
     return bitcast<f32>(weights[2u * RECURRENT * units() * pieces() + i / 4u][i % 4u]);

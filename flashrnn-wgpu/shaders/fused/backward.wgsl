@@ -1,6 +1,6 @@
-// Up to STEPS steps of the backward pass in one dispatch, with dg in workgroup memory. roles.wgsl
-// describes the threads and the weights. After step 0, step -1 computes d_s0. `done` counts the
-// steps before the current one.
+// Runs up to STEPS steps of the backward pass in one dispatch, with dg in workgroup memory.
+// roles.wgsl describes the threads and the weights. After step 0, step -1 computes d_s0. `done`
+// counts the steps before the current one.
 //
 // A step has two phases, with a barrier before each:
 //
@@ -21,14 +21,14 @@ const OPERANDS = GATES;
 
 var<workgroup> parts: array<array<array<f32, UNITS>, ROWS>, PARTS>;
 
-// A thread has a part of k of one gate, for LINES units that are UNITS / LINES apart.
+// A thread multiplies one part of one gate's k, for LINES units that are UNITS / LINES apart.
 fn part_of(thread: u32) -> u32 { return thread / (UNITS / LINES); }
 fn set_part(thread: u32, i: u32, line: u32, x: f32) {
     parts[part_of(thread)][line][thread % (UNITS / LINES) + i * (UNITS / LINES)] = x;
 }
 var<workgroup> inputs: array<array<array<f32, UNITS>, ROWS>, INPUTS>;
 
-// An input of a step as it is in memory, and whether it is f32 there.
+// An unconverted input of a step, and whether it is f32 in memory.
 struct Fetched {
     bits: vec2u,
     wide: bool,
@@ -146,7 +146,8 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
 
         workgroupBarrier();
         if round > 0u && cell.exists {
-            // There is no gradient from the next step if this is the row's last one, or at a reset.
+            // The next step contributes no gradient if this step is the row's last or a reset
+            // follows it.
             let last = select(step + 1u == cell.length, cell.length == 0u, before_first);
             let in_row = !before_first && step < cell.length;
             var d: array<f32, STATES>;

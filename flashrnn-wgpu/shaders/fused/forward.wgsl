@@ -1,20 +1,20 @@
-// Up to STEPS steps of the forward pass in one dispatch, with h in workgroup memory. roles.wgsl
-// describes the threads and the weights.
+// Runs up to STEPS steps of the forward pass in one dispatch, with h in workgroup memory.
+// roles.wgsl describes the threads and the weights.
 //
 // A step has two phases, with a barrier before each:
 //
 // 1. All threads compute their part of R h, for all gates of a unit. They store the outputs of the
 //    previous step, move the wx that they loaded a step ago to workgroup memory, and load the next.
-// 2. The threads of the cell add the parts and compute the cell. If a thread has its whole sum
-//    (SHARED is 0), there is no barrier between the phases. A step then writes to the other one of
-//    two BUFFERS than it reads, and wx is AHEAD by one step.
+// 2. The threads of the cell add the parts and compute the cell. If a thread computes
+//    whole sums (SHARED is 0), there is no barrier between the phases. A step then reads one of two
+//    BUFFERS and writes the other, and wx is AHEAD by one step.
 //
 // Between dispatches the states are in `work` at `state_at`, [S, B, N, D], updated in place.
 
 const OUTPUTS = STATES + GATES;
 const OPERANDS = BUFFERS;
 
-// A thread has one part of k, for all gates of a unit.
+// A thread multiplies one part of k, for all gates of a unit.
 fn part_of(thread: u32) -> u32 { return thread / UNITS; }
 
 //@ if SHARED
@@ -27,7 +27,7 @@ fn set_part(thread: u32, gate: u32, line: u32, x: f32) {
 var<workgroup> inputs: array<array<array<f32, UNITS>, ROWS>, BUFFERS * max(EXTERNAL, 1u)>;
 var<workgroup> outputs: array<array<array<f32, UNITS>, ROWS>, BUFFERS * OUTPUTS>;
 
-// Loads a gate of wx at a step, as it is in memory.
+// Loads a gate of wx at a step, without converting it.
 fn fetch_input(role: Role, gate: u32, step: u32) -> vec2u {
     if gate >= EXTERNAL || step >= role.length { return vec2u(); }
     let token = step_token(role.row, role.length, step);

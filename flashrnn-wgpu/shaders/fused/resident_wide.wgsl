@@ -1,4 +1,4 @@
-// A piece of a line in registers, as f32.
+// A piece of a line, kept in registers as f32.
 struct Resident {
     //@ for $pair in 0..PAIRS_PER_PIECE
     p$pair: vec2f,

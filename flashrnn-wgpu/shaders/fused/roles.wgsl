@@ -1,10 +1,10 @@
 // The roles of a fused kernel's threads, and the weights.
 //
-// A workgroup has one head of ROWS rows of the batch and runs up to STEPS steps of them. A head's D
-// units are padded to UNITS with zeros. Each of the UNITS * SPLIT threads has up to three roles:
+// A workgroup computes up to STEPS steps of one head, for ROWS rows of the batch. A head's D units
+// are padded to UNITS with zeros. Each of the UNITS * SPLIT threads has up to three roles:
 //
-// - Multiply: MULTIPLIERS threads have LINES lines of R each, and of each line DEPTH numbers along
-//   k, in CHUNKS chunks of CHUNK_DEPTH. The first RESIDENT chunks stay in registers; the other
+// - Multiply: MULTIPLIERS threads multiply LINES lines of R each, DEPTH numbers along k of each
+//   line, in CHUNKS chunks of CHUNK_DEPTH. The first RESIDENT chunks stay in registers; the other
 //   STREAMED ones are re-read at every step (product.wgsl).
 // - Compute the cell: the first UNITS * ROWS threads, one unit of one row each.
 // - Load and store tensors: all threads, two adjacent units of a row each, IO_TENSORS tensors at a
@@ -37,8 +37,8 @@ fn role_of(line: u32, unit: u32, head: u32, row0: u32) -> Role {
         exists && unit + 1u < params.head_dim);
 }
 
-// The factors of the lines, h or dg, rounded to T, as f32: OPERANDS of them, each by part of k, row
-// and chunk.
+// The OPERANDS vectors that the lines are multiplied by (h or dg), rounded to T and stored as f32.
+// They are indexed by part of k, row and chunk.
 var<workgroup> x_now: array<array<f32, CHUNK_DEPTH + CHUNK_PAD>, OPERANDS * SPLIT * ROWS * CHUNKS>;
 
 fn chunk_of(operand: u32, line: u32, unit: u32) -> u32 {
@@ -51,7 +51,7 @@ fn get_x(operand: u32, line: u32, unit: u32) -> f32 {
     return x_now[chunk_of(operand, line, unit)][unit % CHUNK_DEPTH];
 }
 
-// The first piece of R of each pass's kernel.
+// The index of the first piece of R for each pass's kernel.
 fn forward_pieces() -> u32 { return step_pieces(); }
 fn backward_pieces() -> u32 { return step_pieces() + params.heads * PIECES_PER_HEAD; }
 

@@ -1,7 +1,7 @@
-// Packs R for the fused kernels, behind the weights of weights.wgsl, first for the forward kernel
-// and then for the backward kernel: [N, pieces of a line, LINES, threads], so that adjacent threads
-// read adjacent pieces. A piece has 4 words: 4 or 8 numbers of T along k, of one line of one
-// thread, padded with zeros beyond the head. Each invocation writes one piece.
+// Packs R for the fused kernels after the weights of weights.wgsl, first for the forward kernel and
+// then for the backward kernel. The order is [N, pieces of a line, LINES, threads], so adjacent
+// threads read adjacent pieces. A piece is 4 words, which hold 4 or 8 numbers of T along k of one
+// line of one thread. Beyond the head it is padded with zeros. Each invocation writes one piece.
 @compute @workgroup_size(64)
 fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) invocation: u32) {
     let i = group_index(id) * 64u + invocation;
@@ -15,7 +15,7 @@ fn pack_fused(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index)
     let thread = of_head % threads;
     let line = of_head / threads % lines;
     let k0 = of_head / threads / lines * NUMBERS;
-    // A part of k belongs to `columns` threads.
+    // Each part of k is shared by `columns` threads.
     let columns = select(UNITS, UNITS / TILE, backward);
     let part = thread / columns;
     let gate = select(line, part / SPLIT, backward);

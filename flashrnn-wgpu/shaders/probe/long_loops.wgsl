@@ -1,5 +1,5 @@
 // Runs a loop of `params.time` iterations whose result no compiler can predict (xorshift). A driver
-// that silently ends long loops returns something else.
+// that silently ends long loops returns another value.
 @compute @workgroup_size(1)
 fn long_loops() {
     var value = 1u;

@@ -1,10 +1,11 @@
-// One step of the backward pass in one dispatch. The product of the next step's dg with R
+// Runs one step of the backward pass per dispatch. The product of the next step's dg with R
 // transposed (product.wgsl) is the gradient that reaches h through R; the cell's derivative, its
-// epilogue, computes this step's dg. One more step, -1, computes d_s0.
+// epilogue, computes this step's dg. An extra step, -1, computes d_s0.
 //
-// Workgroups are those of forward.wgsl. k runs over a head's units for one recurrent gate after
-// another. A step leaves in `work` dg rounded to T at `exchange_at`, in one of the halves of
-// [2, B, Gr, N, D], and the gradient of the f32 states at `state_at`, [S, B, N, D], in place.
+// Workgroups are numbered as in forward.wgsl. k runs over a head's units for one recurrent gate
+// after another. A step stores two results in `work`: dg rounded to T at `exchange_at`, in one half
+// of [2, B, Gr, N, D], and the gradient of the f32 states at `state_at`, [S, B, N, D], updated in
+// place.
 
 fn half_of(round: u32) -> u32 {
     return params.exchange_at + round % 2u * params.batch * RECURRENT * units();
@@ -35,7 +36,7 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     let before_first = round == params.time;  // step -1
     let step = params.time - 1u - round;      // meaningless there
     let stride = tokens() * units();
-    // There is no gradient from the next step if this is the row's last one, or at a reset.
+    // The next step contributes no gradient if this step is the row's last or a reset follows it.
     let last = select(step + 1u == place.length, place.length == 0u, before_first);
     let next_step = select(step + 1u, 0u, before_first);
     let follows = !last && !is_reset(place.row, place.length, next_step);
@@ -43,7 +44,7 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     let reset = is_reset(place.row, place.length, step);
     let token = step_token(place.row, place.length, step);
 
-    // Loads the other inputs of the derivative before the product, which hides their latency.
+    // Load the other inputs of the derivative before the product, which hides their latency.
     //@ for $s in 0..STATES
     var d$s = vec2f();
     var before$s = vec2f();

@@ -1,7 +1,7 @@
-// One step of the forward pass in one dispatch: the product R h (product.wgsl) with the cell as its
-// epilogue.
+// Runs one step of the forward pass per dispatch: the product R h (product.wgsl) with the cell as
+// its epilogue.
 //
-// Workgroups: 8 units each, innermost; then heads; then 16 rows each.
+// Workgroups are numbered by groups of 8 units (innermost), then heads, then groups of 16 rows.
 //
 // The state is in `work` at `state_at`, [2, S, B, N, D]. A step reads one half and writes the
 // other, because other workgroups still read the state that it would overwrite.
@@ -34,7 +34,7 @@ fn forward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     let in_row = step < place.length;
     let reset = is_reset(place.row, place.length, step);
 
-    // Loads the other inputs of the cell before the product, which hides their latency.
+    // Load the other inputs of the cell before the product, which hides their latency.
     //@ for $gate in 0..GATES
     var gate$gate = vec2f();
     //@ end

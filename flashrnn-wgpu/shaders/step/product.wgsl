@@ -1,9 +1,11 @@
-// The product of a per-step kernel: 8 units of a head by 16 rows of the batch, on 256 threads.
+// Computes the product of a per-step kernel: 8 units of a head by 16 rows of the batch, on 256
+// threads.
 //
-// Numbers along k come in pieces of 4. A thread has LINES lines of weights (the gates of a unit in
-// the forward pass, 4 units in the backward pass), 4 rows of the batch, and every PARTS-th piece
-// along k, so PARTS threads share a sum. A round brings ROUND pieces of the 16 rows to workgroup
-// memory and PIECES pieces of each line to a thread's registers. Both are loaded a round ahead.
+// Numbers along k come in pieces of 4. A thread multiplies LINES lines of weights (the gates of a
+// unit in the forward pass, 4 units in the backward pass) by 4 rows of the batch, for every
+// PARTS-th piece along k. PARTS threads thus share a sum. A round loads ROUND pieces of the 16 rows
+// into workgroup memory and PIECES pieces of each line into a thread's registers. Both are loaded a
+// round ahead.
 //
 // The kernel defines the factors: `line_piece(place, line, piece)` and `row_piece(place, row,
 // piece)`.

@@ -3,7 +3,8 @@ fn load_TENSOR(i: u32) -> f32 {
     let at = params.TENSOR_first + i;
     return widen_FORMAT((TENSOR[at / 2u] >> (at % 2u * 16u)) & 0xffffu);
 }
-// Elements i and i + 1 as they are in memory. Beyond the last element the value is unspecified.
+// Loads elements i and i + 1 without converting them. Beyond the last element the value is
+// unspecified.
 fn fetch2_TENSOR(i: u32) -> vec2u {
     let at = params.TENSOR_first + i;
     let low = TENSOR[at / 2u] >> (at % 2u * 16u);

@@ -1,4 +1,4 @@
-// The factors of the gradient of R: two units of a token as they are in memory, in T.
+// The factors of the gradient of R: two unconverted units of a token.
 
 fn bits2(x: vec2f) -> vec2u {
     if !NARROW { return bitcast<vec2u>(x); }

@@ -1,10 +1,10 @@
-// d_r in parts, as in tiles.wgsl, by cooperative matrices of 16 x 16, from f16 to f32. D is a
-// multiple of WIDTH.
+// Computes d_r in parts, as tiles.wgsl does, with 16 x 16 cooperative matrices that multiply f16
+// and add in f32. D is a multiple of WIDTH.
 //
 // partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup computes a tile of WIDTH x WIDTH
-// (out, in) of one gate, head and part; a subgroup of 32 has OUTS x INS matrices of it. In a round,
-// 8 invocations bring WIDTH units of dg and of h of a token to workgroup memory, loaded a round
-// ahead.
+// (out, in) of one gate, head and part; a subgroup of 32 computes OUTS x INS matrices of it. In a
+// round, 8 invocations move WIDTH units of dg and of h of a token to workgroup memory. The units
+// are loaded a round ahead.
 
 const ROUND = 32u;
 const OUTS = WIDTH / 64u;

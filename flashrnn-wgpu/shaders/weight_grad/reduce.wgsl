@@ -1,5 +1,5 @@
 // out [row_length] = the sum of partial [parts, row_length] over the parts, in order, added to the
-// content of `out` with `accumulate`. Four parts are loaded at a time.
+// existing contents of `out` if `accumulate` is set. Four parts are loaded at a time.
 @compute @workgroup_size(64)
 fn reduce(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) thread: u32) {
     let i = group_index(id) * 64u + thread;

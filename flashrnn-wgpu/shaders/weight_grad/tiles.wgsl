@@ -1,5 +1,5 @@
-// d_r and d_b in parts. A part is the sum over `part_tokens` tokens; reduce.wgsl adds the parts in
-// order.
+// Computes d_r and d_b in parts. A part is the sum over `part_tokens` tokens; reduce.wgsl adds the
+// parts in order.
 
 // dg of a gate, rounded to T.
 fn load_dg(token: u32, gate: u32, place: u32) -> f32 {
@@ -19,9 +19,9 @@ fn store_partial(matrix: u32, out: u32, in: u32, sum: f32) {
     }
 }
 
-// Tokens of a round.
+// Tokens per round.
 const ROUND = 16u / FOURS;
-// Fours of units of a token.
+// Groups of four units per token.
 const FOURS_PER_TOKEN = 16u * FOURS;
 
 // Two rounds: one is read while the next is written.
@@ -29,9 +29,9 @@ var<workgroup> tile_dg: array<vec4f, 512>;
 var<workgroup> tile_h: array<vec4f, 512>;
 
 // partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup computes a tile of (64 FOURS)^2
-// (out, in) of one gate, head and part; an invocation FOURS^2 blocks of 4 x 4 of it, 64 apart. In a
-// round, an invocation brings 4 units of dg and of h of one token to workgroup memory. They are
-// loaded a round ahead and converted late, because a conversion waits for the load.
+// (out, in) of one gate, head and part; an invocation computes FOURS^2 blocks of 4 x 4 of it, 64
+// apart. In a round, an invocation moves 4 units of dg and of h of one token to workgroup memory.
+// They are loaded a round ahead and converted late, because a conversion waits for the load.
 @compute @workgroup_size(16, 16)
 fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
                    @builtin(local_invocation_index) thread: u32) {
