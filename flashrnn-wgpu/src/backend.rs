@@ -1,4 +1,4 @@
-//! The handle of a device: opening an adapter, or using the caller's device and queue.
+//! The handle of a device, which opens an adapter or uses the caller's device and queue.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ pub struct Wgpu {
     pub(crate) preferences: Preferences,
 }
 
-/// Lists the adapters, each by its name, kind, API and driver.
+/// Lists the adapters by name, kind, API and driver.
 #[must_use]
 pub fn adapters() -> Vec<String> {
     let list = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
@@ -44,7 +44,8 @@ const MATRICES: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
     .union(wgpu::Features::SHADER_F16)
     .union(wgpu::Features::SUBGROUP);
 
-/// Returns whether there are cooperative matrices of 16 x 16, from f16 to f32, in subgroups of 32.
+/// Returns whether the adapter has 16 x 16 cooperative matrices that multiply f16 and add in f32,
+/// in subgroups of 32.
 fn has_matrices(adapter: &wgpu::Adapter) -> bool {
     use wgpu::CooperativeScalarType::{F16, F32};
     let info = adapter.get_info();
@@ -60,7 +61,7 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
 }
 
-/// Ranks a kind of adapter; the highest is taken.
+/// Ranks a kind of adapter. The adapter with the highest rank is opened.
 fn preference(kind: wgpu::DeviceType) -> u32 {
     match kind {
         wgpu::DeviceType::DiscreteGpu => 4,
@@ -72,13 +73,13 @@ fn preference(kind: wgpu::DeviceType) -> u32 {
 }
 
 impl Wgpu {
-    /// Opens the first discrete GPU, else the first integrated one. Drivers that run on the CPU are
-    /// used only if the environment variable `FLASHRNN_WGPU_CPU` is set and not `0`. If
-    /// `FLASHRNN_WGPU_MATRIX` is set, gradients of R in f16 are computed by cooperative matrices on
-    /// adapters that have them; they are an experimental feature of wgpu.
+    /// Opens the first discrete GPU, or the first integrated one if there is none. Drivers that run
+    /// on the CPU are used only if the environment variable `FLASHRNN_WGPU_CPU` is set and not `0`.
+    /// If `FLASHRNN_WGPU_MATRIX` is set, gradients of R in f16 are computed by cooperative matrices
+    /// on adapters that have them; they are an experimental feature of wgpu.
     ///
-    /// Open one device and clone the handle: NVIDIA's driver 580 hung when threads opened and closed
-    /// dozens of devices at the same time.
+    /// Open one device and clone the handle: NVIDIA's driver 580 hung when threads opened and
+    /// closed dozens of devices at the same time.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no adapter, or it cannot be opened.
@@ -88,11 +89,11 @@ impl Wgpu {
         Self::open(wanted, "no GPU; FLASHRNN_WGPU_CPU=1 allows drivers that run on the CPU")
     }
 
-    /// Opens the adapter whose name contains `name`, whatever its kind; among several, a GPU is
+    /// Opens the adapter whose name contains `name`, whatever its kind. If several match, a GPU is
     /// preferred.
     ///
     /// # Errors
-    /// Those of [`Wgpu::new`].
+    /// Same as [`Wgpu::new`].
     pub fn with_adapter(name: &str) -> Result<Self> {
         Self::open(|info| info.name.contains(name), &format!("no adapter's name contains {name:?}"))
     }
@@ -110,7 +111,8 @@ impl Wgpu {
         let wanted = std::env::var_os("FLASHRNN_WGPU_MATRIX").is_some_and(|value| value != "0");
         let (matrices, experimental_features) = if wanted && has_matrices(adapter) {
             #[allow(unsafe_code)]
-            // SAFETY: the documentation of the variable says that this part of wgpu is experimental.
+            // SAFETY: the documentation of the variable says that this part of wgpu is
+            // experimental.
             (MATRICES, unsafe { wgpu::ExperimentalFeatures::enabled() })
         } else {
             (wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled())
@@ -153,8 +155,8 @@ impl Wgpu {
         }
     }
 
-    /// Uses the caller's device and queue. wgpu reports errors outside of calls, and the loss of the
-    /// device, to the caller; after a loss only downloads fail here.
+    /// Uses the caller's device and queue. wgpu reports errors outside of calls, and the loss of
+    /// the device, to the caller; after a loss only downloads fail here.
     ///
     /// Call this once and clone the result: two handles of one device refuse each other's buffers
     /// and weights.

@@ -63,7 +63,7 @@ arguments! {
         d_states_first: u32,
         d_wx_first: u32,
         out_first: u32,
-        /// Always 0, which no compiler can know; for `opaque` in math.wgsl.
+        /// Always 0, which the compiler cannot know. `opaque` in math.wgsl uses it.
         zero: u32,
         /// Rounds the size up to a multiple of 16, as a uniform buffer needs.
         pad: u32,

@@ -1,4 +1,4 @@
-//! A wgpu device and its queue: its limits, buffers, and how its errors become ours.
+//! A wgpu device and its queue: its limits, its buffers, and the conversion of its errors.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -14,7 +14,7 @@ const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_SRC)
     .union(wgpu::BufferUsages::COPY_DST);
 
-/// Bytes of a placeholder for an absent tensor: the largest alignment of a binding.
+/// Size in bytes of a placeholder for an absent tensor. This is the largest alignment of a binding.
 pub(crate) const PLACEHOLDER_BYTES: u64 = 256;
 
 /// A wgpu device, shared by the clones of a [`Wgpu`](crate::Wgpu) and their plans.
@@ -24,14 +24,14 @@ pub(crate) struct Device {
     pub queue: wgpu::Queue,
     pub name: String,
     pub limits: wgpu::Limits,
-    /// Bound in place of absent tensors: one buffer for those that are read, and one for those that
-    /// are written, with a slot for each.
+    /// Buffers bound in place of absent tensors: one for tensors that are read, and one for tensors
+    /// that are written, with a slot for each.
     pub placeholders: [wgpu::Buffer; 2],
     /// Whether it was opened with the features of the kernels with cooperative matrices.
     pub matrices: bool,
     /// The first error that wgpu reported outside of a [`Device::scope`].
     failures: Arc<Mutex<Option<Error>>>,
-    /// Set once the device is lost: the error of all later calls.
+    /// The error of all calls after the device is lost.
     pub lost: Arc<OnceLock<Error>>,
     /// Number of buffers made so far, including those that wgpu makes for uploads.
     #[cfg(test)]
@@ -91,8 +91,9 @@ impl Device {
         }
     }
 
-    /// Returns the maximum size of a tensor, in bytes: a multiple of 16, as [`Device::memory`]
-    /// rounds to, that shaders can count in a u32.
+    /// Returns the maximum size of a tensor in bytes. It is a multiple of 16, because
+    /// [`Device::memory`] rounds sizes up, and at most 4 GiB, so that shaders can index elements
+    /// with a u32.
     pub fn max_tensor_bytes(&self) -> u64 {
         let max = self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size);
         max.min(1 << 32).min(isize::MAX as u64) / 16 * 16
@@ -109,8 +110,8 @@ impl Device {
         self.limits.min_storage_buffer_offset_alignment.max(4).into()
     }
 
-    /// Runs `work` and returns the first error that wgpu reports meanwhile. `bytes` is the size of
-    /// what it allocates.
+    /// Runs `work` and returns the first error that wgpu reports while it runs. `bytes` is the size
+    /// of its allocation.
     pub fn scope<R>(&self, bytes: usize, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let filters = [
             wgpu::ErrorFilter::Internal,
@@ -126,8 +127,8 @@ impl Device {
                 first.get_or_insert(error);
             }
         }
-        // wgpu reports the loss of a device by a callback, when it happens, or, if the caller
-        // destroyed the device, when somebody waits for it.
+        // wgpu reports a lost device through a callback: at once or, if the caller destroyed the
+        // device, the next time something waits for it.
         match (self.lost.get(), first) {
             (Some(lost), _) => Err(lost.clone()),
             (None, Some(error)) => Err(failure(error, bytes)),
@@ -146,7 +147,7 @@ impl Device {
         })
     }
 
-    /// Writes whole words to a buffer, before all work that is submitted from now on.
+    /// Writes whole words to a buffer, before all work that is submitted later.
     pub fn write(&self, buffer: &wgpu::Buffer, at: u64, words: &[u8]) {
         self.count_buffer();
         self.queue.write_buffer(buffer, at, words);

@@ -1,4 +1,5 @@
-//! The kernels and sizes of a plan, whatever the element types. `passes` has what they compute.
+//! The kernels and sizes of a plan, independent of the element types. `passes` implements the
+//! passes.
 
 use std::sync::{Arc, OnceLock};
 
@@ -30,19 +31,19 @@ pub(crate) struct Engine {
     pub shapes: Shapes,
     /// The adapter that kernels were chosen for.
     pub adapter: Adapter,
-    /// `None` if the time steps are run by alternating kernels.
+    /// `None` if per-step kernels run the time steps.
     pub fused: Option<Fused>,
     /// For word-aligned tensors.
     forward_kernel: Arc<Kernel>,
-    /// Maximum number of the backward pass's steps at a time: all, or those whose gates are
-    /// recomputed together.
+    /// The maximum number of steps that the backward pass runs at a time: all of them, or as many
+    /// as have their gates recomputed together.
     pub steps_at_once: usize,
     /// The layout of the packed weights that the kernels read.
     pub layout: Arc<WeightsLayout<PackedOrder>>,
     pub pack: Arc<Kernel>,
     pub pack_fused: Option<Arc<Kernel>>,
     pub programs: Programs,
-    /// Compiled by the first backward pass, since inference needs none of them.
+    /// Compiled by the first backward pass, because inference does not need them.
     backward: OnceLock<BackwardKernels>,
     /// The scratch memory of calls without a workspace.
     pub pool: Arc<Pool>,
@@ -52,9 +53,9 @@ pub(crate) struct Engine {
 pub(crate) struct BackwardKernels {
     /// For word-aligned tensors.
     steps: Arc<Kernel>,
-    /// With [`Save::Recompute`].
+    /// Present if the plan recomputes the gates ([`Save::Recompute`]).
     pub recompute: Option<Arc<Kernel>>,
-    /// For word-aligned tensors, with the side of its tiles.
+    /// The kernel for word-aligned tensors, and the side of its tiles.
     weight_grad: (Arc<Kernel>, usize),
     pub bias_grad: Arc<Kernel>,
     pub reduce: Arc<Kernel>,
@@ -123,7 +124,7 @@ impl Engine {
         &self.wgpu.device
     }
 
-    /// Returns the kernels of the backward pass, which are compiled the first time.
+    /// Returns the kernels of the backward pass. The first call compiles them.
     pub fn backward_kernels(&self) -> Result<&BackwardKernels> {
         if let Some(compiled) = self.backward.get() {
             return Ok(compiled);
@@ -155,7 +156,8 @@ impl Engine {
         }
     }
 
-    /// Returns the kernel of the backward pass's time steps, for tensors at the offsets in `params`.
+    /// Returns the kernel of the backward pass's time steps, for tensors at the offsets in
+    /// `params`.
     pub fn backward_kernel(&self, params: &Params) -> Result<Arc<Kernel>> {
         let firsts =
             params.states_first | params.gates_first | params.d_states_first | params.d_wx_first;
@@ -165,8 +167,8 @@ impl Engine {
         }
     }
 
-    /// Returns the kernel of the gradient of R, for tensors at the offsets in `params`, and the side
-    /// of its tiles.
+    /// Returns the kernel of the gradient of R, for tensors at the offsets in `params`, and the
+    /// side of its tiles.
     pub fn weight_grad_kernel(&self, params: &Params) -> Result<(Arc<Kernel>, usize)> {
         match self.is_word_aligned(params.states_first | params.d_wx_first) {
             true => Ok(self.backward_kernels()?.weight_grad.clone()),
@@ -217,7 +219,7 @@ impl Engine {
         }
     }
 
-    /// Records the kernel of `steps` time steps, beginning with `params.first_step`.
+    /// Records a kernel for `steps` time steps, beginning with `params.first_step`.
     pub fn run_steps<'b>(
         &self,
         recorder: &mut Recorder<'_>,
@@ -252,7 +254,8 @@ impl Engine {
         }
     }
 
-    /// Returns the scratch memory of a call with these regions: the caller's, or the plan's.
+    /// Returns scratch memory for a call with these regions, from the caller's workspace or the
+    /// plan's pool.
     pub fn scratch<'a>(
         &'a self,
         workspace_of_caller: Option<ViewMut<'a, u8>>,
@@ -265,7 +268,7 @@ impl Engine {
     }
 }
 
-/// Prepares the programs of a plan; `dtypes` are T and W.
+/// Prepares the programs of a plan whose tensors are `element` and whose weights are `weight`.
 fn programs(
     wgpu: &Wgpu,
     [sizes, functions]: [String; 2],

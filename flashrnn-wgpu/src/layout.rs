@@ -14,7 +14,8 @@ pub(crate) fn workspace(regions: &[usize]) -> Workspace {
     Workspace { bytes, align: ALIGN }
 }
 
-/// Returns the bytes that a region takes: at least [`ALIGN`], so that an empty one can be bound.
+/// Returns the size of a region in bytes. It is at least [`ALIGN`], so that an empty region can be
+/// bound.
 pub(crate) fn region_bytes(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(ALIGN)
 }
@@ -25,7 +26,8 @@ pub(crate) fn state_len(shapes: &Shapes) -> usize {
 }
 
 impl Params {
-    /// Sets the offsets of the tensors in `work` of a forward pass. Returns the words of `work`.
+    /// Sets the offsets of the tensors in `work` of a forward pass. Returns the size of `work` in
+    /// words.
     pub fn lay_out_forward(&mut self, shapes: &Shapes) -> usize {
         let mut layout = WorkLayout::default();
         self.lengths_at = layout.add(shapes.batch);
@@ -34,7 +36,8 @@ impl Params {
         layout.words()
     }
 
-    /// Sets the offsets of the tensors in `work` of a backward pass. Returns the words of `work`.
+    /// Sets the offsets of the tensors in `work` of a backward pass. Returns the size of `work` in
+    /// words.
     pub fn lay_out_backward(&mut self, shapes: &Shapes) -> usize {
         let (step, state) = (shapes.batch * shapes.units(), state_len(shapes));
         let mut layout = WorkLayout::default();
@@ -50,7 +53,7 @@ impl Params {
     }
 }
 
-/// The words of `work` that are assigned so far.
+/// The number of words of `work` that are assigned so far.
 #[derive(Default)]
 struct WorkLayout(usize);
 
@@ -59,12 +62,12 @@ impl WorkLayout {
     fn add(&mut self, words: usize) -> u32 {
         let at = self.0;
         self.0 += words;
-        // `check_limits` refuses what does not fit.
+        // `check_limits` refuses sizes that do not fit.
         at as u32
     }
 
-    /// Returns the words of all tensors, and one more: the last unit of an odd number is read
-    /// together with the word behind it.
+    /// Returns the number of words of all tensors, plus one, because the last unit of an odd number
+    /// is read together with the word behind it.
     fn words(self) -> usize {
         self.0 + 1
     }

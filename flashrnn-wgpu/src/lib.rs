@@ -5,19 +5,20 @@
 //! missing, the error is [`Error::Device`](flashrnn_core::Error::Device).
 //!
 //! # Reading order
-//! 1. [`Wgpu`] (`backend.rs`), the handle of a device: `device.rs`, and what is made on it.
+//! 1. [`Wgpu`] (`backend.rs`) is the handle of a device (`device.rs`) and of everything made on it.
 //! 2. [`Buffer`], [`View`], [`ViewMut`] (`memory/`): device memory of this crate and of the caller,
 //!    copies to and from the host, scratch memory, and checks of the tensors of a call.
 //! 3. `programs/` joins shader files for a cell, element types and tile sizes, with the arguments
 //!    of `call.rs`. Templates are expanded by `programs/template.rs`.
-//! 4. `kernels/` compiles programs once per device, keeps pipelines on disk ([`cache`]), and records
+//! 4. `kernels/` compiles programs once per device, keeps pipelines on disk ([`cache`]), and
+//! records
 //!    dispatches (`recorder.rs`). `probe.rs` runs kernels that test the driver.
 //! 5. `select/` chooses kernels, tiles and parts from the properties of an adapter, by pure
 //!    functions. `select/choice.rs` describes the choice as a [`KernelChoice`], `select/limits.rs`
 //!    refuses problems that the device cannot hold.
-//! 6. `plan.rs` checks calls and hands them to `engine.rs`, which has a plan's kernels and sizes.
-//!    `passes/` has the passes; `layout.rs` the layout of their scratch memory; `packed.rs` that of
-//!    the weights.
+//! 6. `plan.rs` checks calls and hands them to `engine.rs`, which holds a plan's kernels and sizes.
+//!    `passes/` implements the passes. `layout.rs` defines the layout of their scratch memory, and
+//!    `packed.rs` that of the weights.
 
 #![deny(unsafe_code)]
 

@@ -10,8 +10,8 @@ use crate::device::Device;
 use crate::memory::{Buffer, DeviceId};
 use crate::select::Fused;
 
-/// Holds R rounded to `T`, R transposed and b, in the order of shaders/weights.wgsl, and R once more
-/// for fused kernels.
+/// Holds R rounded to `T`, R transposed and b, in the order of shaders/weights.wgsl, and R once
+/// more for fused kernels.
 pub struct Packed<T> {
     pub(crate) buffer: Buffer<u32>,
     element: PhantomData<fn() -> T>,
@@ -34,11 +34,11 @@ impl<T> fmt::Debug for Packed<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedOrder {
     device: DeviceId,
-    /// `None` for the alternating kernels.
+    /// `None` for per-step kernels.
     fused: Option<Division>,
 }
 
-/// How the threads of the fused kernels divide R of a head.
+/// The division of a head's R among the threads of the fused kernels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Division {
     /// Units of a head, padding included.

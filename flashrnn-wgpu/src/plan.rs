@@ -1,4 +1,5 @@
-//! `Backend` for [`Wgpu`], and plans: the public interface, with its checks.
+//! The public interface: the implementation of `Backend` for [`Wgpu`], and plans, which check the
+//! arguments of calls.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -34,8 +35,8 @@ impl Backend for Wgpu {
         Info { name: "wgpu", device: self.device.name.clone(), dtypes: DTYPES.into() }
     }
 
-    /// Frees the scratch memory of all plans of this device, and waits for everything enqueued:
-    /// only then does the driver get it back. It may keep some for itself.
+    /// Frees the scratch memory of all plans of this device, and waits for all enqueued work,
+    /// because only then does the driver get the memory back. The driver may keep some of it.
     fn trim(&self) -> Result<()> {
         self.pools.trim();
         self.kernels.trim();
@@ -58,10 +59,10 @@ impl Backend for Wgpu {
 /// A problem prepared for a wgpu device.
 ///
 /// A plan keeps the scratch memory of calls without a workspace: a buffer of
-/// [`Plan::forward_workspace`] or [`Plan::backward_workspace`] bytes for each call that was under
-/// way at the same time. It is freed when the plan is dropped, and by [`Backend::trim`]. A backward
-/// pass needs up to 64 MiB for partial sums (or a single part, if that is larger), the gradients of
-/// the gates that take no external input, in f32, and with
+/// [`Plan::forward_workspace`] or [`Plan::backward_workspace`] bytes for each call that ran
+/// concurrently. It is freed when the plan is dropped, and by [`Backend::trim`]. A backward pass
+/// needs up to 64 MiB for partial sums (or a single part, if that is larger), the gradients of the
+/// gates that take no external input, in f32, and with
 /// [`Save::Recompute`](flashrnn_core::Save::Recompute) up to 64 MiB for gates.
 ///
 /// A workspace, and the buffers of [`View::of`], must be on the plan's device. Within one call, the
@@ -248,7 +249,8 @@ mod tests {
         assert_eq!([(); 5].map(|()| step()), [first; 5]);
     }
 
-    /// Calls with a workspace make no buffer; the buffers of others are kept until they are trimmed.
+    /// Calls given a workspace allocate no buffers; the buffers of other calls are kept until
+    /// trimmed.
     #[test]
     fn scratch_memory_is_the_callers_or_kept() {
         let Some(wgpu) = testing::wgpu() else { return };

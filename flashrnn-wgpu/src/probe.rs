@@ -16,8 +16,7 @@ use crate::programs::tensors::ProbeTensors;
 /// a loop.
 const LONG: u32 = 70_000;
 
-/// The results of the probes on one device. Each runs the first time that it is asked for, and then
-/// waits for the device.
+/// The results of the probes on one device. A probe runs on first use and waits for the device.
 #[derive(Default)]
 pub(crate) struct Probes {
     long_loops: OnceLock<bool>,
@@ -61,7 +60,7 @@ fn cached(answer: &OnceLock<bool>, probe: impl FnOnce() -> Result<bool>) -> Resu
     }
 }
 
-/// Returns whether a kernel computes `want`. It does not if the driver cannot compile it.
+/// Returns whether a kernel computes `want`. Returns false if the driver cannot compile it.
 fn returns<const WORDS: usize>(
     kernels: &Kernels,
     kernel: Result<Arc<Kernel>>,
@@ -75,7 +74,7 @@ fn returns<const WORDS: usize>(
     }
 }
 
-/// Runs a kernel and returns what it wrote.
+/// Runs a kernel and returns the words that it wrote.
 fn result<const WORDS: usize>(
     kernels: &Kernels,
     kernel: &Kernel,
@@ -113,11 +112,11 @@ mod tests {
     fn the_driver_ends_no_loop() {
         let Some(wgpu) = testing::wgpu() else { return };
         assert!(wgpu.probes.long_loops(&wgpu.kernels).unwrap());
-        // A driver that ended it early would return something else.
+        // A driver that ended it early would return another value.
         assert_ne!(xorshift(LONG), xorshift(65_535));
     }
 
-    /// True of all drivers that these tests have run on. On others, sums are added in workgroup
+    /// True for all drivers that these tests have run on. On others, sums are added in workgroup
     /// memory.
     #[test]
     fn subgroups_are_full() {
@@ -127,7 +126,7 @@ mod tests {
         assert!(size == 1 || wgpu.probes.full_subgroups(&wgpu.kernels).unwrap());
     }
 
-    /// True of all drivers that these tests have run on. On others, f16 is converted by integer
+    /// True for all drivers that these tests have run on. On others, f16 is converted by integer
     /// operations, which no test of numbers reaches.
     #[test]
     fn the_driver_converts_f16_exactly() {

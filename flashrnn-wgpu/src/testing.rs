@@ -1,5 +1,5 @@
-//! Handles for this crate's own tests. Without a device a test prints that it is skipped, or fails if
-//! `FLASHRNN_REQUIRE` names `wgpu`.
+//! Handles for this crate's own tests. Without a device a test prints that it is skipped, or fails
+//! if `FLASHRNN_REQUIRE` names `wgpu`.
 
 use crate::Wgpu;
 use crate::select::Preferences;
@@ -18,7 +18,7 @@ pub fn as_on_gpus(wgpu: Wgpu) -> Wgpu {
     Wgpu { preferences: Preferences { as_on_gpus: true, ..wgpu.preferences }, ..wgpu }
 }
 
-/// Opens a device; `None` if the test is to be skipped.
+/// Opens a device, or returns `None` if the test is to be skipped.
 ///
 /// # Panics
 /// If there is no device and `FLASHRNN_REQUIRE` names `wgpu`.

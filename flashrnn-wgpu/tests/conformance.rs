@@ -1,4 +1,4 @@
-//! The properties that every backend must have, on a device that wgpu finds.
+//! Tests the properties that every backend must have, on a device that wgpu finds.
 //!
 //! WGSL allows compilers to assume that there are no infinities and no NaN, to ignore the sign of a
 //! zero, and to flush subnormals. GPUs do; drivers that run on the CPU do not.
@@ -19,8 +19,8 @@ fn on_gpu() -> Option<Wgpu> {
     shared::<0>().filter(|wgpu| !wgpu.is_cpu())
 }
 
-/// Returns a new device for each test on the CPU. A device of Mesa's keeps about 150 of our kernels
-/// and compiles again the ones that it dropped, but finds on disk what another device compiled.
+/// Returns a new device for each test on the CPU. A Mesa device keeps about 150 of our kernels and
+/// recompiles those that it dropped, but it finds kernels that another device compiled on disk.
 fn on_cpu() -> Option<Wgpu> {
     shared::<0>().filter(Wgpu::is_cpu).and_then(|_| testing::wgpu())
 }
@@ -37,7 +37,7 @@ mod on_gpu {
         ("operations_on_special_values", "WGSL does not guarantee infinities, NaN and the sign of a zero"),
     ]);
 
-    /// Without fused kernels, as for large heads, and on the CPU for all but the smallest heads.
+    /// Per-step kernels, which large heads use, and on the CPU all but the smallest heads.
     mod alternating {
         use flashrnn_wgpu::{Family, Wgpu};
 

@@ -52,7 +52,7 @@ fn many_passes() {
 }
 
 /// Fused kernels of several rows and larger heads, with weights in registers and re-read at every
-/// step, against the alternating ones and the reference, each with lengths, resets, s0 and clips. A
+/// step, against per-step kernels and the reference, each with lengths, resets, s0 and clips. A
 /// driver that runs on the CPU does not get these kernels otherwise.
 #[test]
 fn fused_tiles() {
@@ -92,9 +92,9 @@ fn fused_tiles() {
     check!(Gru, bf16, 7, of(8, 1, 1, 191));
 }
 
-/// Per-step kernels that a driver on the CPU does not get otherwise: sums by subgroup operations, of
-/// one, three and four lines; pairs of 16-bit units as whole words; and tiles for heads of one size.
-/// Mesa's driver has subgroups of 8, and of 16 with `LP_NATIVE_VECTOR_WIDTH=512`.
+/// Per-step kernels that a driver on the CPU does not get otherwise: sums by subgroup operations,
+/// of one, three and four lines; pairs of 16-bit units as whole words; and tiles for heads of one
+/// size. Mesa's driver has subgroups of 8, and of 16 with `LP_NATIVE_VECTOR_WIDTH=512`.
 #[test]
 fn kernels_of_gpus() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -192,7 +192,7 @@ fn problems_that_do_not_fit_are_errors() {
     assert!(unsupported(wgpu.plan::<f32, f16, Lstm>(&Lstm, &Problem::new(1, 1, 1, 1)).map(|_| ())));
 }
 
-/// Nothing panics or waits forever on a device that is gone.
+/// On a lost device, nothing panics or waits forever.
 #[test]
 fn a_lost_device_is_an_error() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -208,8 +208,8 @@ fn a_lost_device_is_an_error() {
     fn lost<R>(what: Result<R, Error>) -> bool {
         matches!(what, Err(Error::Device(why)) if why.to_string().contains("lost"))
     }
-    // wgpu reports the loss when somebody waits for the device. A run fails earlier, since it cannot
-    // allocate.
+    // wgpu reports the loss when something waits for the device. A run fails earlier, since it
+    // cannot allocate.
     assert!(run::<_, _, f32, f32>(&wgpu, &Gru, &case).is_err());
     assert!(lost(wgpu.synchronize()));
     for _ in 0..2 {

@@ -61,8 +61,8 @@ fn view_mut<P>(buffer: &wgpu::Buffer, [first, len]: [usize; 2]) -> ViewMut<'_, P
     ViewMut::of(buffer, first, len).unwrap()
 }
 
-/// Runs a forward and a backward pass with all tensors in three buffers, according to their use, and
-/// the workspace in a fourth.
+/// Runs a forward and a backward pass with all tensors in three buffers, according to their use,
+/// and the workspace in a fourth.
 fn in_arenas<T: Element>(wgpu: &Wgpu, case: &Case) -> Results {
     let plan = wgpu.plan::<T, T, _>(&Slstm, &case.problem).unwrap();
     let shapes = plan.shapes();
@@ -141,8 +141,9 @@ fn in_arenas<T: Element>(wgpu: &Wgpu, case: &Case) -> Results {
     results
 }
 
-/// Compares the results in parts of buffers with those in whole ones. 16-bit tensors that begin at an
-/// odd element use other kernels, which a GPU's compiler may round differently.
+/// Compares results for tensors in parts of buffers with results for tensors in buffers of their
+/// own. 16-bit tensors that begin at an odd element use other kernels, which a GPU's compiler may
+/// round differently.
 fn check<T: Element>(wgpu: &Wgpu, problem: &Problem, what: &str) {
     let case = Case::random::<_, T, T>(&Slstm, problem, Tensors::ALL, 9).unwrap();
     let (got, want) =
@@ -294,8 +295,8 @@ fn buffers_must_allow_what_calls_do() {
     refused("buffer", ViewMut::<f32>::of(&read_only, 0, 1));
 }
 
-/// Packed weights serve plans of other batch sizes, times and options. The family of the kernels is
-/// part of the layout.
+/// Packed weights serve plans of other batch sizes, times and options. The kernel family is part of
+/// the layout.
 #[test]
 fn weights_belong_to_a_layout() {
     let Some(wgpu) = testing::wgpu() else { return };

@@ -1,11 +1,8 @@
-//! Pipelines that the driver has compiled, kept on disk between processes, if the driver returns
+//! Keeps the pipelines that the driver compiled on disk between processes, if the driver returns
 //! them.
 //!
-//! There is one entry for each adapter, in the same folder as flashrnn-cuda's kernels: the
-//! environment's `FLASHRNN_CACHE`, else `flashrnn` in the user's cache folder (on Linux
-//! `~/.cache`). `FLASHRNN_CACHE=off` keeps nothing. A folder that somebody else may write is not
-//! used, and if it cannot be written, nothing is kept; neither is an error. An entry that wgpu or
-//! the driver refuses is replaced.
+//! There is one entry per adapter, in the folder that [`flashrnn_gpu::disk_cache`] describes. An
+//! entry that wgpu or the driver refuses is replaced.
 
 use std::io;
 use std::sync::Mutex;
@@ -26,7 +23,7 @@ const EXTENSION: &str = "pipelines";
 /// files.
 ///
 /// # Errors
-/// The system's, if the folder cannot be read or a file cannot be deleted.
+/// The system's error if the folder cannot be read or a file cannot be deleted.
 pub fn clear() -> io::Result<usize> {
     DiskCache::open(EXTENSION).map_or(Ok(0), |cache| cache.clear())
 }
@@ -38,13 +35,13 @@ pub(crate) struct Cache {
     added: AtomicBool,
     disk: DiskCache,
     key: Key,
-    /// Checksum of the entry on disk, as this process last read or wrote it.
+    /// The checksum of the entry on disk when this process last read or wrote it.
     on_disk: Mutex<Option<[u8; 32]>>,
 }
 
 impl Cache {
-    /// Opens the entry of the device's adapter; `None` if its driver returns no pipelines or caching
-    /// is off.
+    /// Opens the entry of the device's adapter. Returns `None` if the driver returns no pipelines
+    /// or caching is off.
     pub fn new(device: &Device) -> Option<Self> {
         Self::open(DiskCache::open(EXTENSION)?, device)
     }
@@ -83,7 +80,7 @@ impl Cache {
         }
         let Some(data) = self.pipelines.get_data() else { return };
         let mut on_disk = lock(&self.on_disk);
-        // Without a cache everything works, only slower the next time.
+        // A failed write is ignored, because it only makes the next process slower.
         let checksum = Some(checksum(&data));
         if *on_disk != checksum && self.disk.write(&self.key, &data).is_ok() {
             *on_disk = checksum;
@@ -98,14 +95,14 @@ fn checksum(data: &[u8]) -> [u8; 32] {
 /// Makes a pipeline cache that contains `data`.
 ///
 /// # Errors
-/// wgpu's, if the data is of another adapter.
+/// wgpu's error if the data belongs to another adapter.
 fn pipelines(device: &Device, data: Option<&[u8]>) -> Result<wgpu::PipelineCache> {
     device.scope(0, || {
         let descriptor =
             wgpu::PipelineCacheDescriptor { label: Some("flashrnn"), data, fallback: true };
         // SAFETY: `data` was returned by `PipelineCache::get_data`: only `Cache::save` writes such
         // files, a checksum shows that one is whole, and `DiskCache` reads none that another user
-        // may have written. wgpu refuses or drops data of another adapter or driver.
+        // may have written. wgpu refuses or drops the data of other adapters and drivers.
         #[allow(unsafe_code)]
         Ok(unsafe { device.handle.create_pipeline_cache(&descriptor) })
     })

@@ -20,7 +20,7 @@ use crate::programs::Program;
 /// The kernels of a device, compiled once for all plans.
 pub(crate) struct Kernels {
     pub device: Arc<Device>,
-    /// By entry point and text.
+    /// Keyed by entry point and text.
     compiled: Mutex<HashMap<String, Arc<Kernel>>>,
     uniforms: Uniforms,
     /// Pipelines on disk; opened with the first kernel.
@@ -33,7 +33,7 @@ impl Kernels {
         Self { device, compiled: Mutex::default(), uniforms, cache: OnceLock::new() }
     }
 
-    /// Returns an entry point of a program, which is compiled the first time.
+    /// Returns an entry point of a program. The first call compiles it.
     ///
     /// # Errors
     /// [`Error::Compile`] if the driver refuses the program.

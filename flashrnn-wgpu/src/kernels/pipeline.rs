@@ -31,7 +31,7 @@ impl Kernel {
         // SAFETY: the shaders are this crate's, with a printed cell, which is arithmetic without
         // indices. Every index into an array is below its length whatever the tensors hold, since
         // lengths are clamped; every loop ends; no divisor is zero. Core has checked the tensors'
-        // sizes and the weights' layout (`Forward::check` and the like); `work` and the packed
+        // sizes and the weights' layout (`Forward::check` and its siblings); `work` and the packed
         // weights have the sizes that layout.rs and `select::packed` compute. Devices also check
         // accesses to buffers where they can.
         #[allow(unsafe_code)]

@@ -10,8 +10,8 @@ use crate::memory::binding::Binding;
 use crate::programs::tensors::TensorSet;
 use crate::select;
 
-/// Number of a time loop's dispatches that are submitted together: the device runs them while the
-/// next ones are recorded.
+/// The number of a time loop's dispatches that are submitted together. The device runs them while
+/// the next ones are recorded.
 const SUBMITTED: usize = 64;
 
 /// Records the dispatches and copies of one call, in order.
@@ -30,7 +30,7 @@ impl<'a> Recorder<'a> {
         self.kernels.device.queue.submit([self.encoder.finish()]);
     }
 
-    /// Copies a tensor, if it is given, to word `at` of `to`.
+    /// Copies a tensor, if present, to word `at` of `to`.
     ///
     /// # Errors
     /// [`Error::Argument`] if the view shares its first or last word with other elements.

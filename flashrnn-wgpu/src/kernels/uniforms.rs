@@ -25,8 +25,8 @@ pub(crate) struct Uniforms {
     /// [`MAX_DISPATCHES`] [`Step`]s, `stride` bytes apart.
     steps: wgpu::Buffer,
     stride: u32,
-    /// By their content, so that calls of the same sizes make no new buffer. None is written
-    /// again.
+    /// Keyed by content, so that calls with equal arguments share a buffer. A buffer is written
+    /// only once.
     params: Mutex<HashMap<Words, wgpu::Buffer>>,
 }
 
@@ -55,7 +55,7 @@ impl Uniforms {
             kept.clear();
         }
         let buffer = device.buffer("params", size_of::<Params>() as u64, USAGES);
-        // Written before the lock is released, so before anybody submits work that reads it.
+        // Written before the lock is released, and so before any thread submits work that reads it.
         device.write(&buffer, 0, bytemuck::bytes_of(&params));
         kept.insert(words, buffer.clone());
         buffer

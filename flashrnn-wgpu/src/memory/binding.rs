@@ -1,4 +1,4 @@
-//! Ranges of buffers as kernels are given them.
+//! Ranges of buffers that are bound to kernels.
 
 use std::num::NonZeroU64;
 
@@ -25,7 +25,7 @@ impl<'a> Binding<'a> {
         Self { buffer, offset, size: bytes.next_multiple_of(4).max(4) }
     }
 
-    /// Binds a view that is not empty. Returns also the index of its first element in the binding.
+    /// Binds a view that is not empty. Also returns the index of its first element in the binding.
     pub fn view<P>(device: &Device, view: View<'a, P>) -> (Self, u32) {
         let bytes = view.bytes();
         let offset = bytes.start / device.alignment() * device.alignment();
@@ -33,14 +33,13 @@ impl<'a> Binding<'a> {
         (Self::range(view.buffer, offset, bytes.end - offset), first as u32)
     }
 
-    /// Binds a placeholder for an absent tensor. Of the tensors that are written, each needs a
-    /// `slot` of its own.
+    /// Binds a placeholder for an absent tensor. Each tensor that is written needs its own `slot`.
     pub fn absent(device: &'a Device, written: bool, slot: u64) -> Self {
         let buffer = &device.placeholders[usize::from(written)];
         Self { buffer, offset: slot % 16 * PLACEHOLDER_BYTES, size: PLACEHOLDER_BYTES }
     }
 
-    /// Returns the binding as wgpu takes it.
+    /// Converts the binding to wgpu's type.
     pub fn resource(self) -> wgpu::BindingResource<'a> {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: self.buffer,

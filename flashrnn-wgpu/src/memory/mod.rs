@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flashrnn_core::{Error, Len, Result};
 
-/// Identifies a device. wgpu's own comparison takes devices of different instances for equal.
+/// Identifies a device. wgpu's own comparison considers devices of different instances equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceId(u64);
 
@@ -75,8 +75,7 @@ pub struct View<'a, P> {
     /// Index of the first element in the buffer.
     pub(crate) first: usize,
     pub(crate) len: usize,
-    /// Device of the buffer, or `None` for a buffer of the caller's, whose device wgpu does not
-    /// tell.
+    /// Device of the buffer. `None` for the caller's buffers, whose device wgpu does not report.
     pub(crate) device: Option<DeviceId>,
     element: PhantomData<fn() -> P>,
 }
@@ -154,14 +153,14 @@ impl<P> fmt::Debug for View<'_, P> {
     }
 }
 
-/// Borrows device memory for writing. The rules for buffers are those of [`View`].
+/// Borrows device memory for writing. The rules of [`View`] apply.
 pub struct ViewMut<'a, P>(pub(crate) View<'a, P>);
 
 impl<'a, P> ViewMut<'a, P> {
     /// Borrows elements of the caller's buffer, as [`View::of`] does, for writing.
     ///
     /// # Errors
-    /// Those of [`View::of`], and [`Error::Argument`] if the buffer's usages lack `COPY_DST`.
+    /// Same as [`View::of`], and [`Error::Argument`] if the buffer's usages lack `COPY_DST`.
     pub fn of(buffer: &'a wgpu::Buffer, first: usize, len: usize) -> Result<Self> {
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
             return Err(Error::Argument {

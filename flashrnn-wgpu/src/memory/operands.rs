@@ -54,7 +54,7 @@ pub(crate) fn workspace<'a>(view: Option<&ViewMut<'a, u8>>) -> Option<Operand<'a
 /// used in two ways.
 ///
 /// # Errors
-/// [`Error::Argument`]
+/// [`Error::Argument`] for the first tensor that violates a rule.
 pub(crate) fn check<const N: usize>(
     device: &Device,
     operands: [Option<Operand<'_>>; N],

@@ -16,7 +16,7 @@ use crate::memory::binding::Binding;
 pub(crate) struct Pools(Mutex<Vec<Weak<Pool>>>);
 
 impl Pools {
-    /// Makes a pool for a plan. [`Pools::trim`] reaches it as long as the plan exists.
+    /// Makes a pool for a plan. [`Pools::trim`] includes it as long as the plan exists.
     pub fn pool(&self) -> Arc<Pool> {
         let pool = Arc::new(Pool::default());
         let mut pools = lock(&self.0);
@@ -25,7 +25,7 @@ impl Pools {
         pool
     }
 
-    /// Drops the memory of all pools that no call uses now.
+    /// Drops the memory of all pools that no call is using.
     pub fn trim(&self) {
         for pool in lock(&self.0).iter().filter_map(Weak::upgrade) {
             lock(&pool.free).clear();
@@ -38,7 +38,7 @@ impl Pools {
 /// run a call.
 #[derive(Default)]
 pub(crate) struct Pool {
-    /// Buffers that no call uses now.
+    /// Buffers that no call is using.
     free: Mutex<Vec<wgpu::Buffer>>,
     /// The state before and after [`Plan::step`](flashrnn_core::Plan::step). A call holds the lock
     /// until its work is enqueued.

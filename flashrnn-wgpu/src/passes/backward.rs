@@ -12,11 +12,11 @@ use crate::select;
 
 impl Engine {
     /// Returns the regions of a backward pass's scratch memory, in bytes: `work`, laid out by
-    /// [`Params::lay_out_backward`]; the recomputed gates of some steps, in f32; and the partial sums
-    /// of d_r, then of d_b.
+    /// [`Params::lay_out_backward`]; the recomputed gates of some steps, in f32; and the partial
+    /// sums of d_r, then of d_b.
     pub(crate) fn backward_regions(&self) -> [usize; 3] {
         let work = Params::default().lay_out_backward(&self.shapes);
-        // One gate more: pairs are read.
+        // One more gate, because gates are read in pairs.
         [work, self.recomputed_len() + 1, self.partial_len()].map(|words| 4 * words)
     }
 
@@ -51,8 +51,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Records the time loop, from the last steps to the first. It computes d_wx and, in `work`, the
-    /// gradients of the gates that take no external input and of s0.
+    /// Records the time loop, from the last steps to the first. It computes d_wx and, in `work`,
+    /// the gradients of the gates that take no external input and of s0.
     fn backward_time_loop<T: Element, W: Element>(
         &self,
         recorder: &mut Recorder<'_>,

@@ -65,7 +65,7 @@ impl Engine {
         let Step { weights, wx, state, h } = call;
         // One step of each row, batch-major, whatever the problem's T.
         let params = Params { time: 1, time_major: 0, reverse: 0, ..self.params() };
-        // Locked until the call is enqueued, so that other threads use the memory later.
+        // Locked until the call is enqueued, so that calls of other threads use the memory later.
         let mut memory = lock(&self.pool.step);
         let memory = match &mut *memory {
             Some(memory) => memory,

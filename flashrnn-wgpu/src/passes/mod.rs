@@ -1,4 +1,4 @@
-//! What a plan computes: methods of [`Engine`](crate::engine::Engine).
+//! The computations of a plan, as methods of [`Engine`](crate::engine::Engine).
 
 mod backward;
 mod forward;

@@ -13,7 +13,7 @@ const ROLES: &str = include_str!("../../shaders/fused/roles.wgsl");
 struct Pass<'a> {
     file: &'a str,
     lines: Lines,
-    /// Parts along k, each computed by other threads.
+    /// Parts along k, each computed by different threads.
     parts: usize,
     /// Whether the parts of a sum are added in workgroup memory.
     shared: bool,
@@ -22,7 +22,7 @@ struct Pass<'a> {
 }
 
 impl Programs {
-    /// Runs up to [`FUSED_STEPS`] time steps of the forward pass.
+    /// Builds the program that runs up to [`FUSED_STEPS`] time steps of the forward pass.
     pub fn fused_forward(&self, fused: Fused, shapes: &Shapes, word_aligned: bool) -> Program {
         let pass = Pass {
             file: include_str!("../../shaders/fused/forward.wgsl"),
@@ -34,7 +34,7 @@ impl Programs {
         self.fused(fused, shapes, pass, self.forward_tensors(word_aligned))
     }
 
-    /// Runs up to [`FUSED_STEPS`] time steps of the backward pass.
+    /// Builds the program that runs up to [`FUSED_STEPS`] time steps of the backward pass.
     pub fn fused_backward(&self, fused: Fused, shapes: &Shapes, word_aligned: bool) -> Program {
         let pass = Pass {
             file: &(self.gates_row() + include_str!("../../shaders/fused/backward.wgsl")),
@@ -101,7 +101,7 @@ impl Programs {
         self.program_of_cell(tensors, &[&constants(&declared), ROLES, &pieces, &kernel])
     }
 
-    /// Packs R for the fused kernels.
+    /// Builds the program that packs R for the fused kernels.
     pub fn pack_fused(&self, fused: Fused, shapes: &Shapes) -> Program {
         let piece = select::piece(self.narrow());
         let sizes = [

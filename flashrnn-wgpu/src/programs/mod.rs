@@ -69,7 +69,7 @@ pub struct Programs {
     /// The sizes of the printed cell.
     pub sizes: String,
     /// The functions of the printed cell. Only the kernels of the time steps need them; the others
-    /// serve all cells of equal sizes.
+    /// serve all cells with equal sizes.
     pub functions: String,
     /// T
     pub element: Dtype,
@@ -104,7 +104,7 @@ impl Programs {
         self.program(tensors, &[&common, files].concat())
     }
 
-    /// Whether T has 16 bits.
+    /// Returns whether T has 16 bits.
     pub(crate) fn narrow(&self) -> bool {
         self.element != Dtype::F32
     }
@@ -135,7 +135,7 @@ impl Programs {
         BackwardTensors {
             weights: Self::packed_weights(),
             states: read(self.element),
-            // Recomputed gates are in scratch memory, as `work` is.
+            // Recomputed gates share the scratch memory with `work`.
             gates: match self.recompute {
                 true => read(Dtype::F32).shared(),
                 false => read(self.element),
@@ -147,14 +147,14 @@ impl Programs {
         }
     }
 
-    /// Prints where the backward kernels find the gates. The other kernels are the same for both
-    /// ways to save.
+    /// Prints where the backward kernels find the gates. The other kernels do not depend on how
+    /// gates are saved.
     fn gates_row(&self) -> String {
         let file = include_str!("../../shaders/gates_row.wgsl");
         format!("const RECOMPUTED = {};\n\n{file}", self.recompute)
     }
 
-    /// Recomputes the gates of some steps.
+    /// Builds the program that recomputes the gates of some steps.
     pub fn recompute(&self) -> Program {
         let tensors = RecomputeTensors {
             weights: Self::packed_weights(),
@@ -167,7 +167,7 @@ impl Programs {
         self.program(tensors, &[OPERATOR, WEIGHTS, PREVIOUS_H, file])
     }
 
-    /// Packs R and b for all plans.
+    /// Builds the program that packs R and b for all plans.
     pub fn pack(&self) -> Program {
         self.pack_with(&[include_str!("../../shaders/pack/step.wgsl")])
     }
@@ -182,22 +182,22 @@ impl Programs {
     }
 }
 
-/// Probes whether the driver runs long loops to their end.
+/// Builds the probe of whether the driver runs long loops to their end.
 pub fn long_loops() -> Program {
     probe("u32", &[], include_str!("../../shaders/probe/long_loops.wgsl"))
 }
 
-/// Probes whether the driver converts f16 exactly.
+/// Builds the probe of whether the driver converts f16 exactly.
 pub fn native_f16() -> Program {
     probe("atomic<u32>", &[WIDEN_F16], include_str!("../../shaders/probe/native_f16.wgsl"))
 }
 
-/// Probes whether subgroups are full and their shuffles work.
+/// Builds the probe of whether subgroups are full and their shuffles work.
 pub fn subgroups() -> Program {
     probe("atomic<u32>", &[], include_str!("../../shaders/probe/subgroups.wgsl"))
 }
 
-/// Joins a kernel that reports about the driver in an array of this WGSL type.
+/// Builds a probe, which writes its result to an array of this WGSL type.
 fn probe(result: &'static str, files: &[&str], kernel: &str) -> Program {
     let head = format!("const MAX_GROUPS_X = {MAX_GROUPS_X}u;\n");
     let uniforms = uniforms();

@@ -10,14 +10,14 @@ use crate::select::Tile;
 const PRODUCT: &str = include_str!("../../shaders/step/product.wgsl");
 
 impl Programs {
-    /// Runs one time step of the forward pass.
+    /// Builds the program that runs one time step of the forward pass.
     pub fn forward_step(&self, shapes: &Shapes, word_aligned: bool) -> Program {
         let tile = Tile::forward(shapes, self.adapter);
         let file = include_str!("../../shaders/step/forward.wgsl");
         self.step(self.forward_tensors(word_aligned), shapes, tile, "pieces()", file)
     }
 
-    /// Runs one time step of the backward pass.
+    /// Builds the program that runs one time step of the backward pass.
     pub fn backward_step(&self, shapes: &Shapes, word_aligned: bool) -> Program {
         let tile = Tile::backward(shapes, self.adapter);
         let file = include_str!("../../shaders/step/backward.wgsl");
@@ -26,7 +26,8 @@ impl Programs {
         self.step(tensors, shapes, tile, "RECURRENT * pieces()", &text)
     }
 
-    /// Expands and joins a step's files. `length` is the WGSL for the pieces of a line of weights.
+    /// Expands and joins a step's files. `length` is the number of pieces of a line of weights, as
+    /// a WGSL expression.
     fn step<S: TensorSet<Tensor>>(
         &self,
         tensors: S,

@@ -34,19 +34,19 @@ macro_rules! tensors {
 }
 
 tensors! {
-    /// Of the forward pass's time steps.
+    /// The buffers of the forward pass's time steps.
     ForwardTensors { weights, wx, work, h, states, gates, wide }
-    /// Of the backward pass's time steps.
+    /// The buffers of the backward pass's time steps.
     BackwardTensors { weights, states, gates, wide, d_states, work, d_wx }
-    /// Of the kernel that recomputes gates.
+    /// The buffers of the kernel that recomputes gates.
     RecomputeTensors { weights, wx, states, work, gates }
-    /// Of the partial sums of d_r and d_b.
+    /// The buffers of the kernels that compute partial sums of d_r and d_b.
     GradTensors { states, d_wx, work, partial }
-    /// Of the kernel that adds partial sums.
+    /// The buffers of the kernel that adds partial sums.
     ReduceTensors { partial, out }
-    /// Of the kernels that pack weights.
+    /// The buffers of the kernels that pack weights.
     PackTensors { r, b, weights }
-    /// Of the kernels that probe the driver.
+    /// The buffers of the kernels that probe the driver.
     ProbeTensors { result }
 }
 
@@ -62,7 +62,7 @@ pub struct Tensor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
     Read,
-    /// Bound for writing because the buffer also holds what is written, but only read.
+    /// Only read, but bound for writing because the buffer also holds tensors that are written.
     ReadShared,
     Write,
 }
@@ -98,8 +98,8 @@ impl Tensor {
         Self { access: Access::Write, ..Self::read_plain(ty) }
     }
 
-    /// Accesses the tensor in pairs of elements if `word_aligned`: D is even and the tensor begins at
-    /// an even element, so that a pair of 16-bit elements is a word.
+    /// Accesses the tensor in pairs of elements if `word_aligned`: D is even and the tensor begins
+    /// at an even element, so that a pair of 16-bit elements is a word.
     pub(super) fn pairs(self, word_aligned: bool) -> Self {
         match self.kind {
             Kind::Elements(dtype) if word_aligned => Self { kind: Kind::Pairs(dtype), ..self },

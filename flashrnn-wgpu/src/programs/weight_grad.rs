@@ -8,7 +8,8 @@ use crate::select::GradTile;
 const FACTORS: &str = include_str!("../../shaders/weight_grad/factors.wgsl");
 
 impl Programs {
-    /// Sums d_r and d_b in parts: the kernels `weight_grad` and `bias_grad`.
+    /// Builds the program that sums d_r and d_b in parts, by the kernels `weight_grad` and
+    /// `bias_grad`.
     pub fn weight_grad(&self, tile: GradTile, word_aligned: bool) -> Program {
         let sizes = [("FOURS", tile.fours), ("AT_ONCE", tile.at_once)];
         let kernels = expand(include_str!("../../shaders/weight_grad/tiles.wgsl"), &sizes);
@@ -16,7 +17,8 @@ impl Programs {
         self.program(self.grad_tensors(word_aligned), &files)
     }
 
-    /// Sums d_r in parts by cooperative matrices, in tiles of `width` x `width`, 64 or 128.
+    /// Builds the program that sums d_r in parts by cooperative matrices, in tiles of `width` x
+    /// `width`, 64 or 128.
     pub fn weight_grad_matrices(&self, width: usize) -> Program {
         let sizes = [("OUTS", width / 64), ("INS", width / 32), ("PAIRS", width / 16)];
         let kernel = expand(include_str!("../../shaders/weight_grad/matrices.wgsl"), &sizes);
@@ -33,7 +35,7 @@ impl Programs {
         GradTensors { states: read, d_wx: read, work: Self::work(), partial }
     }
 
-    /// Adds partial sums.
+    /// Builds the program that adds partial sums.
     pub fn reduce(&self) -> Program {
         let tensors =
             ReduceTensors { partial: Tensor::read_plain("f32"), out: Tensor::write(self.weight) };

@@ -9,22 +9,23 @@ pub struct Adapter {
     pub invocations: usize,
     /// Maximum bytes of workgroup memory.
     pub workgroup_bytes: usize,
-    /// Whether there are cooperative matrices of 16 x 16, from f16 to f32, in subgroups of 32.
+    /// Whether there are 16 x 16 cooperative matrices that multiply f16 and add in f32, in
+    /// subgroups of 32.
     pub matrix: bool,
-    /// Threads of a subgroup if kernels may use its operations, else 1.
+    /// The number of threads of a subgroup if kernels may use its operations, or else 1.
     pub subgroup: usize,
 }
 
 // Drivers that run on the CPU take seconds to compile a kernel, so they get fewer and shorter ones.
 impl Adapter {
     /// Returns whether the per-step kernels use subgroup operations. Drivers that run on the CPU
-    /// would take twice as long.
+    /// take twice as long with them.
     pub fn subgroups(self) -> bool {
         self.subgroup > 1 && !self.cpu
     }
 
-    /// Returns whether heads of this size have kernels for word-aligned pairs of 16-bit units, which
-    /// serve tensors that begin at an even element.
+    /// Returns whether heads of this size have kernels for word-aligned pairs of 16-bit units,
+    /// which serve tensors that begin at an even element.
     pub fn word_aligned(self, head_dim: usize) -> bool {
         head_dim.is_multiple_of(2) && !self.cpu
     }
@@ -34,9 +35,9 @@ impl Adapter {
 /// after 65,535.
 pub const MAX_LOOP: usize = 32768;
 
-/// Returns [`Adapter::subgroup`] of a device with subgroups of `min` to `max` threads: kernels need
-/// subgroups of one size that divides a workgroup of 256. `has` is whether the device has subgroup
-/// operations.
+/// Returns [`Adapter::subgroup`] for a device with subgroups of `min` to `max` threads. Kernels
+/// need subgroups of a single size that divides a workgroup of 256. `has` is whether the device has
+/// subgroup operations.
 pub fn subgroup(has: bool, min: u32, max: u32) -> usize {
     if has && min == max && [8, 16, 32, 64, 128].contains(&max) { max as usize } else { 1 }
 }

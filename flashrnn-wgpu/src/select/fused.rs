@@ -4,8 +4,9 @@ use flashrnn_core::{Dtype, Shapes};
 
 use super::Adapter;
 
-/// Maximum number of time steps in one dispatch of a fused kernel: a few milliseconds on a GPU, so
-/// that no watchdog ends it, and no loop longer than [`MAX_LOOP`](super::MAX_LOOP).
+/// Maximum number of time steps in one dispatch of a fused kernel. They take a few milliseconds on
+/// a GPU, so no watchdog ends the dispatch, and no loop is longer than
+/// [`MAX_LOOP`](super::MAX_LOOP).
 pub const FUSED_STEPS: usize = 2048;
 
 /// The shape of a fused kernel's workgroup, which computes one head of some rows of the batch.
@@ -22,8 +23,8 @@ pub struct Fused {
     pub registers: usize,
 }
 
-/// The part of R that a thread of a fused kernel multiplies: lines along k, in chunks. The names are
-/// those of shaders/fused/roles.wgsl.
+/// The part of R that a thread of a fused kernel multiplies: lines along k, in chunks. The names
+/// are those of shaders/fused/roles.wgsl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lines {
     /// Lines: the gates of a unit in the forward pass, some units in the backward pass.
@@ -45,18 +46,20 @@ pub fn piece(narrow: bool) -> usize {
     if narrow { 8 } else { 4 }
 }
 
-/// Registers of a multiprocessor. No interface tells them; these are NVIDIA's. On a device with
-/// fewer, R is spilled, which is slow but correct.
+/// The number of registers of a multiprocessor. wgpu does not report it; this is NVIDIA's. On a
+/// device with fewer, R is spilled, which is slow but correct.
 const REGISTERS: usize = 65536;
 
-/// Maximum number of registers of a thread. A quarter is for other values than weights and sums.
+/// Maximum number of registers of a thread. A quarter is reserved for values other than weights and
+/// sums.
 const MAX_THREAD_REGISTERS: usize = 255;
 
-/// Maximum number of a thread's pieces in a chunk, which are read together if they are not resident.
+/// Maximum number of a thread's pieces in a chunk, which are read together if they are not
+/// resident.
 const MAX_CHUNK_PIECES: usize = 8;
 
-/// Maximum bytes of a head's R that are re-read at every step. For larger ones, one dispatch per
-/// step is faster.
+/// Maximum size in bytes of a head's R that is re-read at every step. For larger heads, one
+/// dispatch per step is faster.
 const MAX_STREAMED_BYTES: usize = 5 << 18;
 
 /// Maximum number of threads of a workgroup that re-reads R, in f32 and in 16 bits. More threads
@@ -67,35 +70,35 @@ const MAX_STREAMING_THREADS: [usize; 2] = [256, 512];
 const MIN_GROUPS: usize = 64;
 
 impl Fused {
-    /// Returns the threads of a workgroup.
+    /// Returns the number of threads of a workgroup.
     pub fn threads(self) -> usize {
         self.units * self.split
     }
 
-    /// Returns the elements along k in a part.
+    /// Returns the number of elements along k in a part.
     pub fn depth(self) -> usize {
         self.units / self.split
     }
 
-    /// Returns the number of tensors that a workgroup loads or stores at a time; a thread moves two
+    /// Returns the number of tensors that a workgroup loads or stores at a time. A thread moves two
     /// units of a row.
     pub fn io_tensors(self) -> usize {
         2 * self.split / self.rows
     }
 
-    /// Returns the units of a thread in the backward product, chosen so that nearly all threads hold
-    /// weights.
+    /// Returns the number of units per thread in the backward product, chosen so that nearly all
+    /// threads hold weights.
     pub fn tile(self, shapes: &Shapes) -> usize {
         shapes.recurrent.next_power_of_two()
     }
 
-    /// Returns the number of buffers for a step's operands in the forward kernel: 2 if a thread has
-    /// whole sums, since then no barrier separates a step's reads from its writes.
+    /// Returns the number of buffers for a step's operands in the forward kernel: 2 if a thread
+    /// computes whole sums, because then no barrier separates a step's reads from its writes.
     pub fn buffers(self) -> usize {
         if self.split == 1 { 2 } else { 1 }
     }
 
-    /// Returns the number of pieces of a head's R; a piece has `piece` weights.
+    /// Returns the number of pieces of a head's R. A piece has `piece` weights.
     pub fn pieces(self, shapes: &Shapes, piece: usize) -> usize {
         self.units / piece * shapes.recurrent * self.units
     }
@@ -134,12 +137,12 @@ impl Fused {
         Lines { lines, threads, groups, chunks, resident, wide }
     }
 
-    /// Returns the workgroups of a dispatch.
+    /// Returns the number of workgroups of a dispatch.
     pub fn groups(self, shapes: &Shapes) -> usize {
         shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
-    /// Returns the bytes of workgroup memory of the forward and of the backward kernel.
+    /// Returns the workgroup memory of the forward and of the backward kernel, in bytes.
     pub fn workgroup_bytes(self, shapes: &Shapes, narrow: bool) -> [usize; 2] {
         let Shapes { recurrent, external, states, gates, .. } = *shapes;
         let shared = if self.split > 1 { self.split * recurrent } else { 0 };
@@ -174,15 +177,16 @@ impl Fused {
             .all(|lines| lines.resident == lines.chunks)
     }
 
-    /// Chooses the fused kernels for a problem, whatever its number of time steps; `None` if a step
-    /// does not fit workgroup memory, or R is too large to be re-read at every step. `element` is T.
+    /// Chooses the fused kernels for a problem with any number of time steps. Returns `None` if a
+    /// step does not fit workgroup memory, or R is too large to be re-read at every step. `element`
+    /// is T.
     pub fn new(shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Self> {
         let narrow = element != Dtype::F32;
         let units = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
             .into_iter()
             .find(|&units| units >= shapes.head_dim)?;
-        // A CPU has no registers for R, and its drivers take seconds to compile unrolled loops:
-        // there only the smallest heads are fused, in f32, and all alike.
+        // A CPU has no registers for R, and its drivers take seconds to compile unrolled loops.
+        // Only the smallest heads are fused there, in f32, with one row per workgroup.
         if adapter.cpu && (units > 8 || narrow) {
             return None;
         }
@@ -198,8 +202,8 @@ impl Fused {
         let streams = |fused: &Self| {
             fits(fused) && bytes <= MAX_STREAMED_BYTES && fused.threads() <= max_threads
         };
-        // A single row needs the least memory, so it determines the parts along k, and with them the
-        // order of the packed weights, which must be the same for every batch.
+        // A single row needs the least memory, so it determines the parts along k, and with them
+        // the order of the packed weights, which must be the same for every batch.
         let split =
             |may: &dyn Fn(&Self) -> bool| [4, 2, 1].into_iter().find(|&split| may(&cut(1, split)));
         let (split, may): (_, &dyn Fn(&Self) -> bool) = match split(&keeps_all) {

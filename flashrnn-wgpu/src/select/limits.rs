@@ -1,4 +1,4 @@
-//! Limits of a device, which plans are checked against.
+//! Checks plans against the limits of a device.
 
 use flashrnn_core::{Dtype, Error, Problem, Result, Save, Shapes};
 
@@ -43,11 +43,11 @@ pub fn check_scratch(max_buffer: u64, regions: &[usize]) -> Result<()> {
     Err(unsupported(what, format!("the device's largest buffer has {max_buffer} bytes")))
 }
 
-/// Checks that the driver runs the products' loops to their end. `long_loops` is called only if they
-/// are long.
+/// Checks that the driver runs the products' loops to their end. `long_loops` is called only if
+/// they are long.
 ///
 /// # Errors
-/// [`Error::Unsupported`]; those of `long_loops`.
+/// [`Error::Unsupported`] if the driver ends long loops early, and the errors of `long_loops`.
 pub fn check_loops(shapes: &Shapes, long_loops: impl FnOnce() -> Result<bool>) -> Result<()> {
     if select::longest_loop(shapes) <= select::MAX_LOOP || long_loops()? {
         return Ok(());

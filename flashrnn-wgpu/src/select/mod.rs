@@ -1,4 +1,5 @@
-//! Chooses the kernels of a problem, and the sizes of tiles, parts and dispatches: pure functions.
+//! Pure functions that choose the kernels of a problem, and the sizes of tiles, parts and
+//! dispatches.
 
 use std::ops::Range;
 
@@ -25,7 +26,7 @@ pub struct Preferences {
     pub family: Family,
     /// For tests and measurements: used in place of the choice of [`Fused::new`].
     pub fused: Option<Fused>,
-    /// For tests: a driver that runs on the CPU gets the kernels of a GPU.
+    /// For tests: whether a driver that runs on the CPU gets the kernels of a GPU.
     pub as_on_gpus: bool,
 }
 
@@ -35,7 +36,7 @@ impl Preferences {
         Adapter { cpu: adapter.cpu && !self.as_on_gpus, ..adapter }
     }
 
-    /// Returns the fused kernels for a problem, or `None` for the alternating ones.
+    /// Returns the fused kernels for a problem, or `None` for per-step kernels.
     pub fn fused(self, shapes: &Shapes, adapter: Adapter, element: Dtype) -> Option<Fused> {
         match self.family {
             Family::Alternating => None,
@@ -55,8 +56,8 @@ pub fn dispatch(groups: usize) -> [u32; 3] {
     [groups.min(MAX_GROUPS_X) as u32, groups.div_ceil(MAX_GROUPS_X) as u32, 1]
 }
 
-/// Returns the number of pieces, of 4 words, of the packed weights: those of every plan, and those
-/// of the fused kernels.
+/// Returns the numbers of 4-word pieces of the packed weights: those of every plan, and those of
+/// the fused kernels.
 pub fn packed(shapes: &Shapes, fused: Option<Fused>, narrow: bool) -> [usize; 2] {
     let lines = shapes.recurrent * shapes.heads * shapes.head_dim;
     let step = 2 * lines * shapes.head_dim.div_ceil(4)
@@ -67,14 +68,14 @@ pub fn packed(shapes: &Shapes, fused: Option<Fused>, narrow: bool) -> [usize; 2]
 /// Maximum number of elements of recomputed gates, unless one step has more.
 const MAX_RECOMPUTED: usize = 1 << 24;
 
-/// Returns the maximum number of time steps whose gates are recomputed at a time; a step has
-/// `step_len` of them.
+/// Returns the maximum number of time steps whose gates are recomputed at a time. A step has
+/// `step_len` gates.
 pub fn recomputed_steps(time: usize, step_len: usize) -> usize {
     (MAX_RECOMPUTED / step_len.max(1)).clamp(1, time.max(1))
 }
 
-/// Splits `time` steps into ranges of at most `steps`, from the last to the first. Returns one empty
-/// range if there are no steps.
+/// Splits `time` steps into ranges of at most `steps`, from the last to the first. Returns one
+/// empty range if there are no steps.
 pub fn ranges_from_last(time: usize, steps: usize) -> impl Iterator<Item = Range<usize>> {
     let steps = steps.max(1);
     (0..time.div_ceil(steps).max(1)).rev().map(move |i| i * steps..time.min((i + 1) * steps))

@@ -14,27 +14,28 @@ pub fn step_groups(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(STEP_UNITS) * shapes.heads * shapes.batch.div_ceil(STEP_ROWS)
 }
 
-/// Returns the maximum number of iterations of a kernel's loop: those of the backward pass's
-/// product with the smallest [`chunk`].
+/// Returns the maximum number of iterations of a kernel's loop, that of the backward pass's product
+/// with the smallest [`chunk`].
 pub fn longest_loop(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(4) * shapes.recurrent
 }
 
-/// Returns the elements along k that the kernel that recomputes gates brings to workgroup memory at
-/// a time; `None` if even the smallest chunk needs more than `workgroup_bytes`.
+/// Returns the number of elements along k that the kernel that recomputes gates loads into
+/// workgroup memory at a time. Returns `None` if even the smallest chunk needs more than
+/// `workgroup_bytes`.
 pub fn chunk(recurrent: usize, workgroup_bytes: usize) -> Option<usize> {
     [32, 16, 8, 4]
         .into_iter()
         .find(|chunk| (recurrent + 1) * 16 * (chunk + 1) * size_of::<f32>() <= workgroup_bytes)
 }
 
-/// The tile of a per-step kernel's product, of 256 threads, 8 units of a head and 16 rows. The names
-/// are those of shaders/step/product.wgsl.
+/// The tile of a per-step kernel's product, of 256 threads, 8 units of a head and 16 rows. The
+/// names are those of shaders/step/product.wgsl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// Lines of weights of a thread.
     pub lines: usize,
-    /// Threads that share a sum: each takes every `parts`-th piece along k.
+    /// Threads that share a sum. Each takes every `parts`-th piece along k.
     pub parts: usize,
     /// Pieces of each line that a thread holds in registers.
     pub pieces: usize,
@@ -51,12 +52,12 @@ pub struct Tile {
 const MAX_WEIGHTS: usize = 128;
 
 impl Tile {
-    /// Chooses the tile of the forward pass: a thread has the recurrent gates of a unit.
+    /// Chooses the tile of the forward pass: each thread computes all recurrent gates of one unit.
     pub fn forward(shapes: &Shapes, adapter: Adapter) -> Self {
         Self::new(shapes.recurrent, 8, shapes.head_dim.div_ceil(4), adapter)
     }
 
-    /// Chooses the tile of the backward pass: a thread has 4 units.
+    /// Chooses the tile of the backward pass: each thread computes 4 units.
     pub fn backward(shapes: &Shapes, adapter: Adapter) -> Self {
         Self::new(4, 32, shapes.recurrent * shapes.head_dim.div_ceil(4), adapter)
     }
@@ -73,7 +74,7 @@ impl Tile {
             let registers = 4 * tile.lines * tile.pieces * tile.rounds.min(2);
             registers <= MAX_WEIGHTS && tile.workgroup_bytes() <= workgroup_bytes
         };
-        // At most those of one round.
+        // At most the pieces of one round.
         let max_pieces =
             if adapter.cpu { min_pieces } else { length.div_ceil(parts).next_power_of_two() };
         let tile = [8, 4, 2, 1]
@@ -95,7 +96,7 @@ impl Tile {
         if self.subgroup_parts == 1 { self.lines } else { self.lines.next_multiple_of(4) }
     }
 
-    /// Returns the number of pieces of the rows that a thread brings to workgroup memory per round.
+    /// Returns the number of pieces of the rows that a thread moves to workgroup memory per round.
     pub fn loads(self) -> usize {
         16 * self.parts * self.pieces / 256
     }
@@ -115,7 +116,7 @@ impl Tile {
         1 << (256 / self.sums()).clamp(1, self.memory_parts()).ilog2()
     }
 
-    /// Returns the bytes of workgroup memory.
+    /// Returns the size of workgroup memory in bytes.
     pub fn workgroup_bytes(self) -> usize {
         16 * (16 * (self.parts * self.pieces + 2)).max(self.sums() * self.memory_parts())
     }

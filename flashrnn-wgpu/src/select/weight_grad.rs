@@ -10,12 +10,13 @@ const MAX_PARTIAL: usize = 1 << 24;
 /// Maximum number of parts of a sum.
 const MAX_PARTS: usize = 64;
 
-/// How a kernel sums over tokens.
+/// A kernel's loop over tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
     /// Tokens that one iteration of the loop adds.
     pub tokens: usize,
-    /// Minimum number of tokens in a part, except the last: writing a part's sums takes time.
+    /// Minimum number of tokens in a part except the last, because writing a part's sums takes
+    /// time.
     pub min_part: usize,
 }
 
@@ -25,8 +26,8 @@ pub const WEIGHT_GRAD: Round = Round { tokens: 8, min_part: 512 };
 /// The loop of `bias_grad`.
 pub const BIAS_GRAD: Round = Round { tokens: 1, min_part: 256 };
 
-/// Splits a sum over tokens into parts. Returns the number of parts and the tokens of each. A part
-/// has `columns` partial sums.
+/// Splits a sum over tokens into parts. Returns the number of parts and the number of tokens of
+/// each. A part has `columns` partial sums.
 pub fn parts(tokens: usize, columns: usize, round: Round) -> (usize, usize) {
     let max_parts = (MAX_PARTIAL / columns.max(1)).clamp(1, MAX_PARTS);
     let length = tokens.div_ceil(max_parts).clamp(round.min_part, MAX_LOOP * round.tokens);
@@ -36,7 +37,7 @@ pub fn parts(tokens: usize, columns: usize, round: Round) -> (usize, usize) {
 /// The tile of `weight_grad`. The names are those of shaders/weight_grad/tiles.wgsl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GradTile {
-    /// Fours of units of an invocation, along each side of a tile.
+    /// Groups of four units per invocation, along each side of a tile.
     pub fours: usize,
     /// Tokens whose products are unrolled.
     pub at_once: usize,
