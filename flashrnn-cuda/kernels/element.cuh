@@ -1,8 +1,8 @@
-// The element types of tensors. `-DELEMENT=` is T, the type of wx and states; `-DWEIGHT=` is W,
-// that of R and b.
+// The element types. T, set by `-DELEMENT=`, is the type of wx and the states. W, set by
+// `-DWEIGHT=`, is the type of R and b.
 //
-// Arithmetic is in f32: loads widen, stores round to nearest, ties to even. States and gates
-// saturate: a value beyond the range of a 16-bit T, infinities included, becomes the largest finite
+// Arithmetic is in f32: loads widen, and stores round to nearest, ties to even. States and gates
+// saturate: a value beyond the range of a 16-bit T, including infinity, becomes the largest finite
 // number. Gradients and weights become infinite instead.
 #pragma once
 
@@ -24,7 +24,7 @@ __device__ __forceinline__ float widen(f16 v) {
 
 __device__ __forceinline__ float widen(bf16 v) { return __uint_as_float(unsigned(v.bits) << 16); }
 
-// Rounds `wide` to `v`.
+// Rounds `wide` to the type of `v`.
 __device__ __forceinline__ void narrow(float wide, float& v) { v = wide; }
 
 __device__ __forceinline__ void narrow(float wide, f16& v) {
@@ -35,7 +35,7 @@ __device__ __forceinline__ void narrow(float wide, bf16& v) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(v.bits) : "f"(wide));
 }
 
-// Rounds a state or gate to `v` and saturates, in one instruction like `narrow`.
+// Rounds a state or gate to the type of `v` and saturates. Like `narrow`, this is one instruction.
 __device__ __forceinline__ void saturate(float wide, float& v) { v = wide; }
 
 __device__ __forceinline__ void saturate(float wide, f16& v) {
@@ -60,5 +60,5 @@ template <class Out> __device__ __forceinline__ Out saturated(float wide) {
     return v;
 }
 
-// Offsets are 64-bit: a tensor may have more than 2^31 elements.
+// Offsets are 64-bit because a tensor may have more than 2^31 elements.
 using Offset = long long;

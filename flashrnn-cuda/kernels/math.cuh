@@ -1,13 +1,14 @@
-// The functions that a printed cell calls, with the meaning of the Rust trait `Real`.
+// The functions that a printed cell calls, as defined by the Rust trait `Real`.
 //
-// By default they are CUDA's own without fast-math: within 2 units in the last place, with
-// subnormals, infinities and NaN. With `-DMATH=`, which the fused kernels of 16-bit tensors set,
-// they use the hardware's approximations: HARDWARE_F16 has errors near 1e-6; HARDWARE_BF16 has a
-// tanh within 5e-4, a tenth of bf16's rounding error, at half the cost.
+// By default they are CUDA's functions without fast-math. Their errors are at most 2 units in the
+// last place, and they support subnormals, infinities and NaN. With `-DMATH=`, which the fused
+// kernels of 16-bit tensors set, they are approximations in hardware. HARDWARE_F16 has errors near
+// 1e-6. HARDWARE_BF16 has a tanh with errors up to 5e-4, a tenth of bf16's rounding error, at half
+// the cost.
 //
-// The slopes of tanh and sigmoid keep their relative accuracy in both tails, to a few units in the
-// last place (HARDWARE_F16: 1e-5). HARDWARE_BF16 derives them from tanh, with absolute errors of
-// 1e-3 and 2.5e-4: in the tails they are noise of that size, then 0.
+// The slopes of tanh and sigmoid are accurate to a few units in the last place in both tails
+// (HARDWARE_F16: relative errors of 1e-5). HARDWARE_BF16 derives the slopes from tanh, with
+// absolute errors of 1e-3 and 2.5e-4, so in the tails they are noise of that size, then 0.
 #pragma once
 
 namespace real {
@@ -40,7 +41,7 @@ __device__ __forceinline__ float tanh(float x) {
         asm("tanh.approx.f32 %0, %1;" : "=f"(v) : "f"(x));
         return v;
     }
-    // (1 - e) / (1 + e), e = exp(-2|x|)
+    // (1 - e) / (1 + e) with e = exp(-2|x|)
     const float e = __expf(-2.0f * fabsf(x));
     return copysignf((1.0f - e) * reciprocal(1.0f + e), x);
 }
@@ -78,23 +79,24 @@ __device__ __forceinline__ float softplus_neg_abs(float x) { return log1pf(expf(
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// sigmoid(x) (1 - sigmoid(x)) as e / (1 + e)^2, e = exp(-|x|): accurate if sigmoid(x) is near 1.
+// sigmoid(x) (1 - sigmoid(x)) as e / (1 + e)^2 with e = exp(-|x|), accurate even if sigmoid(x) is
+// near 1.
 __device__ __forceinline__ float sigmoid_slope(float x) {
     const float e = expf(-fabsf(x));
     const float r = 1.0f / (1.0f + e);
     return e * r * r;
 }
 
-// 1 - tanh(x)^2, accurate if tanh(x) is near 1.
+// 1 - tanh(x)^2, accurate even if tanh(x) is near 1.
 __device__ __forceinline__ float tanh_slope(float x) { return 4.0f * sigmoid_slope(x + x); }
 
 #endif
 
-// max and min return NaN if x is NaN, unlike fmaxf and fminf, and x if `bound` is NaN.
+// Unlike fmaxf and fminf, max and min return NaN if x is NaN. They return x if `bound` is NaN.
 __device__ __forceinline__ float max(float x, float bound) { return bound > x ? bound : x; }
 __device__ __forceinline__ float min(float x, float bound) { return x > bound ? bound : x; }
 
-// Clamps to -bound..bound; NaN stays NaN.
+// Clamps x to -bound..bound. NaN stays NaN.
 __device__ __forceinline__ float clamp(float x, float bound) { return min(max(x, -bound), bound); }
 
 }  // namespace real

@@ -1,14 +1,14 @@
-// The operator's sizes and options, and the place of each step of each row in memory.
+// The operator's sizes and options, and where each step of each row is in memory.
 //
 //     g_t = R s0_{t-1} + x_t + b            s_t = P(s_{t-1}, g_t)
 //
 // A *step* counts in processing order. A *position* is the place in time that a step reads and
-// writes. A *token* is a position of a row, an index into the B T of the caller's layout.
+// writes. A *token* is a position of a row, as an index into the B T tokens of the caller's layout.
 #pragma once
 #include "cell.cuh"
 #include "element.cuh"
 
-// Declared in Rust too, in call.rs.
+// call.rs declares this struct in Rust.
 struct Sizes {
     int batch, time, heads, head_dim;
     int depth;       // D rounded up to whole chunks: the row length of packed R and exchanged h
@@ -22,7 +22,7 @@ struct Sizes {
     }
 };
 
-// Returns the token of a step of a row of this length.
+// Returns the token that a step processes in a row of this length.
 __device__ __forceinline__ Offset token_of(const Sizes& sizes, int row, int length, int step) {
     return sizes.token(row, sizes.reverse && step < length ? length - 1 - step : step);
 }
@@ -31,7 +31,8 @@ __device__ __forceinline__ Offset token_of(const Sizes& sizes, int row, int leng
 struct Row {
     int index, length;
 
-    // `lengths` [B] may be null. It is on the device, so it is clamped here and not checked.
+    // `lengths` [B] may be null. It is in device memory, so lengths are clamped here instead of
+    // checked.
     __device__ __forceinline__ Row(const Sizes& sizes, const int* lengths, int row)
         : index(row), length(sizes.time) {
         if (lengths) length = ::min(::max(lengths[row], 0), sizes.time);
@@ -50,8 +51,7 @@ struct Row {
     }
 };
 
-// Returns the number of bits in `set`. Without a loop, which the compiler would not fold to a
-// constant.
+// Returns the number of bits in `set`. The compiler would not fold a loop to a constant.
 __host__ __device__ constexpr int count(unsigned set) {
     set -= set >> 1 & 0x55555555;
     set = (set & 0x33333333) + (set >> 2 & 0x33333333);
@@ -63,21 +63,21 @@ __host__ __device__ constexpr int rank(unsigned set, int k) {
     return count(set & ((1u << k) - 1));
 }
 
-// Returns whether state or gate k is wide, that is, saved in f32 beside 16-bit tensors. `set` is
+// Returns whether state or gate k is wide, that is, saved in f32 when tensors are 16-bit. `set` is
 // Cell::WIDE or Cell::WIDE_GATES.
 __host__ __device__ constexpr bool kept_wide(unsigned set, int k) {
     return sizeof(T) < sizeof(float) && (set >> k & 1);
 }
 
-// The gates without external input, which are the first.
+// The number of gates without external input. They are the first gates.
 constexpr int INNER = Cell::GATES - Cell::EXTERNAL;
 
-// A tensor of all gates, in two parts: [tokens, Gx, N, D] and [tokens, G - Gx, N, D]. Declared in
-// Rust too, in call.rs.
+// A tensor of all gates in two parts, [tokens, Gx, N, D] and [tokens, G - Gx, N, D]. call.rs
+// declares this struct in Rust.
 template <class P> struct Gates {
     P *external, *inner;
 
-    // `unit` is an index into N D.
+    // Returns the element of a gate. `unit` is an index into [N, D].
     __device__ __forceinline__ P& at(const Sizes& sizes, Offset token, int gate,
                                      Offset unit) const {
         return gate < INNER

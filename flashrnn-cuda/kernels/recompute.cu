@@ -1,5 +1,6 @@
-// What the backward pass computes for all tokens at once, before and after its time loop: h before
-// each step, the gates if they were not saved, and the operands of the weight gradients.
+// Kernels of the backward pass that process all tokens at once, before or after its time loop. They
+// compute h before each step, the gates if they were not saved, and the operands of the weight
+// gradients.
 #include "operator.cuh"
 
 // 16 bytes of a row.
@@ -8,8 +9,8 @@ struct alignas(16) Vector {
     T of[LENGTH];
 };
 
-// Loads a vector at any alignment, with the widest loads that its address allows. Only the first
-// `count` elements are read; the others are 0.
+// Loads a vector from any address, with the widest loads that its alignment allows. Reads only the
+// first `count` elements and sets the others to 0.
 __device__ __forceinline__ Vector load_vector(const T* from, int count) {
     const size_t address = reinterpret_cast<size_t>(from);
     if (count >= Vector::LENGTH && address % sizeof(Vector) == 0)
@@ -26,12 +27,12 @@ __device__ __forceinline__ Vector load_vector(const T* from, int count) {
     return v;
 }
 
-// Gathers h before every step as the forward product read it: out [tokens, N, depth], with zeros
-// after a reset, beyond a row's length, and where k pads D. `s0` may be null. One warp per token,
-// 16 bytes per lane.
+// Gathers h before every step, as the forward product read it, into out [tokens, N, depth]. It is
+// zero after a reset, beyond a row's length, and where k pads D. `s0` may be null. There is one
+// warp per token, and each lane writes 16 bytes at a time.
 extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, const int* lengths,
                                       const unsigned char* resets, T* out) {
-    // 32 bits suffice for the vectors of a token: 2^32 are 64 GiB.
+    // 32 bits suffice to count the vectors of a token, because 2^32 vectors are 64 GiB.
     const unsigned head_vectors = sizes.depth / Vector::LENGTH;
     const unsigned token_vectors = sizes.heads * head_vectors;
     const int warps = blockDim.x / 32;
@@ -64,7 +65,7 @@ extern "C" __global__ void previous_h(Sizes sizes, const T* h, const float* s0, 
 }
 
 // Pads `count` rows of D elements with zeros to `depth`, so that each is aligned to 16 bytes. A
-// power of 2 of lanes, up to 32, has a row, and a lane writes 16 bytes at a time.
+// power of 2 of lanes, up to 32, copies a row; each lane writes 16 bytes at a time.
 extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int depth, T* out) {
     const int vectors = depth / Vector::LENGTH;
     int log_lanes = 0;
@@ -79,9 +80,9 @@ extern "C" __global__ void pad(const T* rows, Offset count, int head_dim, int de
     }
 }
 
-// Recomputes the gates of `count` tokens from products [count, Gr, N, depth] of R with the h before
-// them: g = x_t + b + R h, added in the order of the forward pass. Wide gates are also written to
-// `wide_gates`. One thread per unit of a token.
+// Recomputes the gates of `count` tokens as g = x_t + b + R h, added in the order of the forward
+// pass. products [count, Gr, N, depth] holds R h. Wide gates are also written to `wide_gates`.
+// There is one thread per unit of a token.
 extern "C" __global__ void recompute_gates(Sizes sizes, Offset first_token, Offset count,
                                            const float* products, const T* wx, const float* b,
                                            Gates<T> gates, float* wide_gates) {
@@ -107,8 +108,8 @@ extern "C" __global__ void recompute_gates(Sizes sizes, Offset first_token, Offs
     }
 }
 
-// Sums the columns of `rows` [count, columns] in parts of `rows_per_part` rows, which become
-// d_b: partial [parts, partial_stride]. One thread per column and part.
+// Sums the columns of `rows` [count, columns] for d_b. Each part of `rows_per_part` rows has its
+// own sum in partial [parts, partial_stride]. There is one thread per column and part.
 extern "C" __global__ void column_sums(const T* rows, Offset count, Offset columns,
                                        Offset rows_per_part, float* partial,
                                        Offset partial_stride) {

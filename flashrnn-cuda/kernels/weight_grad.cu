@@ -1,12 +1,12 @@
-// Weights: packing R and b before the time loops, and adding up their gradients after them.
+// Packing of R and b before the time loops, and sums of their gradients after them.
 #include "element.cuh"
 
 using W = WEIGHT;
 
-// Packs r [Gr, N, D_out, D_in] for the forward pass, [Gr, N, D_out, depth], and transposed for the
-// backward pass, [N, D_in, Gr, depth], both padded with zeros; and copies b [G, N, D] to f32. A
-// block has 256 threads and transposes tiles of 32 x 32 of (k, m) in shared memory, so that reads
-// and both writes are contiguous.
+// Packs r [Gr, N, D_out, D_in] as [Gr, N, D_out, depth] for the forward pass and transposed, as [N,
+// D_in, Gr, depth], for the backward pass, both padded with zeros. Copies b [G, N, D] to f32. Each
+// block has 256 threads and transposes tiles of 32 x 32 of (k, m) in shared memory, so that the
+// reads and both writes are contiguous.
 extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward, float* bias,
                                 int recurrent, int heads, int head_dim, int depth,
                                 Offset bias_len) {
@@ -41,8 +41,8 @@ extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward,
     }
 }
 
-// Sums partial [parts, rows, stride] over its parts, in their order: out [rows, length], added to
-// what is there if `accumulate`.
+// Sums partial [parts, rows, stride] over its parts, in order, into out [rows, length]. If
+// `accumulate` is set, adds the sums to the existing contents of out.
 extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, Offset length,
                                   Offset stride, W* out, int accumulate) {
     for (Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * length;
@@ -54,14 +54,15 @@ extern "C" __global__ void reduce(const float* partial, int parts, Offset rows, 
     }
 }
 
-// One operand of a batched product: its first matrix, and the bytes between parts, gates and heads.
+// One operand of a batched product: the address of its first matrix, and the bytes between parts,
+// gates and heads.
 struct Operand {
     char* first;
     Offset part, gate, head;
 };
 
-// Computes the addresses of the matrices of a batched product, out [3, parts, gates, heads]. One
-// thread per product.
+// Computes the addresses of the matrices of a batched product, out [3, parts, gates, heads]. There
+// is one thread per product.
 extern "C" __global__ void addresses(Operand a, Operand b, Operand c, int parts, int gates,
                                      int heads, char** out) {
     const Offset i = Offset(blockIdx.x) * blockDim.x + threadIdx.x;

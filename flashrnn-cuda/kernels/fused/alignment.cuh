@@ -1,16 +1,16 @@
-// Rows of 16-bit elements that begin in the middle of a 4-byte word (SPLIT_ROWS).
+// Rows of 16-bit elements that start in the middle of a 4-byte word (SPLIT_ROWS).
 //
 // IO warps copy whole words, so such a row keeps its position within the word: in shared memory it
-// is shifted up by one element. Compute threads look the shift up here when they read it.
+// is shifted up by one element. Compute threads look up the shift here when they read the row.
 #pragma once
 #include "fused/block.cuh"
 
-// One bit per tensor, set where the row of a token is shifted.
+// One bit per tensor, set if the row of a token is shifted.
 struct RowShifts {
-    // Lower half: the bits at token 0. Upper half: those that flip from each token to the next.
+    // Lower half: the bits at token 0. Upper half: the bits that flip from each token to the next.
     unsigned bits = 0;
 
-    // `tensor_of(i)` is tensor i of `tensors`, at most 16.
+    // `tensor_of(i)` returns tensor i. There are at most 16.
     template <class TensorOf>
     __device__ __forceinline__ RowShifts(int tensors, TensorOf tensor_of) {
         if constexpr (SPLIT_ROWS) {
@@ -23,7 +23,7 @@ struct RowShifts {
         }
     }
 
-    // Returns the bits for a token, of which only the lowest bit matters.
+    // Returns the bits for a token. `token_bit` is the token's lowest bit, on which they depend.
     __device__ __forceinline__ unsigned at(unsigned token_bit) const {
         return SPLIT_ROWS ? bits ^ (bits >> 16 & -token_bit) : 0;
     }
@@ -31,9 +31,9 @@ struct RowShifts {
 
 static_assert(Cell::GATES <= 16 && Cell::STATES <= 16, "bits of RowShifts");
 
-// The lowest bit of the token of each step of a batch row.
+// Computes the lowest bit of the token of each step of a batch row.
 struct TokenBit {
-    unsigned first, per_step;  // of step 0's token; the change from step to step
+    unsigned first, per_step;  // the bit at step 0, and its change per step
 
     __device__ __forceinline__ TokenBit(const Sizes& sizes, int row)
         : first(unsigned(token_of(sizes, row, sizes.time, 0))),

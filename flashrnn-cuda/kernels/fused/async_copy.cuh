@@ -15,13 +15,13 @@ __device__ __forceinline__ void store_shared(unsigned to, float2 v) {
     asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(to), "f"(v.x), "f"(v.y) : "memory");
 }
 
-// The register type of a copy of BYTES bytes.
+// The register type that holds BYTES bytes.
 template <int BYTES> struct WordOf;
 template <> struct WordOf<16> { using Type = uint4; };
 template <> struct WordOf<8> { using Type = uint2; };
 template <> struct WordOf<4> { using Type = unsigned; };
 
-// Starts a copy of 16, 8 or 4 bytes from global to shared memory.
+// Starts copying 16, 8 or 4 bytes from global to shared memory.
 template <int BYTES> __device__ __forceinline__ void copy_async(unsigned to, const void* from) {
     if constexpr (BYTES == 16)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
@@ -30,13 +30,13 @@ template <int BYTES> __device__ __forceinline__ void copy_async(unsigned to, con
                      : "memory");
 }
 
-// Starts a copy of one 4-byte word of which only the first `bytes` are read. The rest becomes 0.
+// Starts copying the first `bytes` bytes of a 4-byte word. The others are not read and become 0.
 __device__ __forceinline__ void copy_word_async(unsigned to, const void* from, unsigned bytes) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
                  : "memory");
 }
 
-// Copies elements one by one, at any alignment, and waits for them.
+// Copies elements one by one, at any alignment. Returns when they have been copied.
 __device__ __forceinline__ void copy_elements(unsigned to, const T* from, int count) {
     for (int i = 0; i < count; ++i) in_shared<T>(to, i) = from[i];
 }
@@ -50,7 +50,7 @@ template <int PENDING> __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Loads two bytes from shared memory if `condition`, else returns 0. Predicated, not a branch.
+// Loads two bytes from shared memory if `condition`, otherwise returns 0. Predicated, not a branch.
 __device__ __forceinline__ unsigned short load_half_if(bool condition, unsigned from) {
     unsigned short v = 0;
     asm volatile("{.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p ld.shared.u16 %0, [%1];}"

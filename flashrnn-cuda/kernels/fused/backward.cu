@@ -1,16 +1,17 @@
-// The backward pass of all time steps in one kernel: R transposed stays in registers, dg and the
-// partial sums of dh in shared memory.
+// The backward pass of all time steps in one kernel. R transposed stays in registers; dg and the
+// partial sums of dh are in shared memory.
 //
-// The grid is that of fused/forward.cu: a cluster of BLOCKS blocks owns one head and ROWS batch
-// rows, a block UNITS units of the head. In each round a block
+// The grid is the same as in fused/forward.cu: a cluster of BLOCKS blocks owns one head and ROWS
+// batch rows, and each block owns UNITS units of the head. In each round a block
 //
 //   1. sums the PARTIALS partial sums of its units' dh,
-//   2. computes dg of its units by the cell's derivative, of which `linearize` has prepared what
-//      does not depend on dh,
+//   2. computes dg of its units by the cell's derivative; `linearize` has already computed what
+//      does
+//      not depend on dh,
 //   3. multiplies dg by its columns of R transposed, and
 //   4. sends each block of the cluster the partial sums of that block's dh (a reduce-scatter).
 //
-// Compute warps do this (backward_compute.cuh), IO warps prefetch the inputs and store dg
+// Compute warps do this (backward_compute.cuh), while IO warps prefetch the inputs and store dg
 // (backward_io.cuh). `Shared` is in backward_shared.cuh.
 #include "fused/backward_compute.cuh"
 #include "fused/backward_io.cuh"
@@ -20,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Block block(call.sizes);
-    // Zeros where there is no row, unit or k, and for dh of the last step.
+    // Zeros for missing rows, units and k, and for dh of the last step.
     for (int i = threadIdx.x; i < int(sizeof(Shared) / 4); i += THREADS)
         reinterpret_cast<unsigned*>(memory)[i] = 0;
     if constexpr (BLOCKS > 1) __syncthreads();  // before one thread initialises the barriers

@@ -1,13 +1,13 @@
-// The compute warps of the fused backward kernel: the sum of dh, the cell's derivative, and the
-// product R^T dg.
+// The compute warps of the fused backward kernel: they sum dh, run the cell's derivative, and
+// compute the product R^T dg.
 #pragma once
 #include "fused/alignment.cuh"
 #include "fused/backward_shared.cuh"
 
-// A thread of the compute warps. In the product it has a part of R transposed; in the rest of a
-// round it has UNITS_PER_THREAD units of one batch row, and the gradients of their states.
+// A thread of the compute warps. In the product it holds a part of R transposed. In the rest of a
+// round it owns UNITS_PER_THREAD units of one batch row and the gradients of their states.
 //
-// The arrays are locals of `compute`, as in forward_compute.cuh.
+// The arrays are locals of `compute`, for the reason given in forward_compute.cuh.
 struct ComputeThread {
     const BackwardCall& call;
     const Sizes& sizes;
@@ -16,20 +16,20 @@ struct ComputeThread {
     const BackwardProduct<TILES_PER_WARP, K_STEPS>& product;
     const Row& row;
 
-    // The gradient of the states after the step, except for what reaches h through R.
+    // The gradient of the states after the step, without the part that reaches h through R.
     float (&d_state)[UNITS_PER_THREAD][Cell::STATES];
-    // What `linearize` prepares of a step before its dh is here.
+    // What `linearize` computes of a step before its dh is known.
     float (&residuals)[UNITS_PER_THREAD][Cell::RESIDUALS];
     float (&d_given)[UNITS_PER_THREAD][Cell::STATES];
     bool (&clipped)[UNITS_PER_THREAD];  // h was clipped, so its gradient is 0
     const RowShifts &gate_shifts, &d_shifts, &state_shifts;
     const TokenBit& token_bit;
 
-    // Where this lane's partial sums of each tile go, at `half` 0 and in buffer 0.
+    // Addresses for this lane's partial sums of each tile, for `half` 0 and buffer 0.
     const unsigned (&partial_to)[TILES_PER_WARP];
     const unsigned (&barrier_to)[TILES_PER_WARP];
 
-    int group;            // of the warp; it has the tiles group, group + GROUPS, ...
+    int group;            // of the warp, which owns the tiles group, group + GROUPS, ...
     int b;                // this thread's row in the block
     bool row_exists;
     int length;           // of the row; -1 if it does not exist
@@ -49,7 +49,7 @@ struct ComputeThread {
     __device__ __forceinline__ bool active(int round) const {
         return !RAGGED || sizes.time - 1 - round < length;
     }
-    // Whether the state is reset between the step of this round and the next step.
+    // Returns whether the state is reset between the step of this round and the next time step.
     __device__ __forceinline__ bool reset_after(int round) const {
         return RAGGED && call.resets && shared.resets[round % STAGES] >> (8 + b) & 1;
     }
@@ -57,17 +57,17 @@ struct ComputeThread {
     __device__ __forceinline__ void step(int round) {
         const unsigned now = unsigned(round) % 2;
         wait_for_step(shared, round);
-        if (BLOCKS > 1 && threadIdx.x == 0)  // from all blocks, this one included
+        if (BLOCKS > 1 && threadIdx.x == 0)  // from all blocks, including this one
             shared.full[1 - now].expect(BUFFER_BYTES);
         if (round == 0) linearize(round);
         differentiate(round);
         delay();
-        named_barrier(COMPUTE_THREADS);  // all dg of the block are here
+        named_barrier(COMPUTE_THREADS);  // dg of the whole block has been written
 
         float2 partials[TILES_PER_WARP][ROWS / 4];
         product.run(shared.dg[now][0], DG_STRIDE, partials);
-        // While the tensor cores run, or in a cluster while the partial sums travel. The last
-        // round's result is not used.
+        // Overlaps with the tensor cores or, in a cluster, with the exchange of the partial sums.
+        // The result of the last round is not used.
         if (BLOCKS == 1) linearize(round + 1);
 #pragma unroll
         for (int i = 0; i < TILES_PER_WARP; ++i) {
@@ -80,7 +80,7 @@ struct ComputeThread {
         if (BLOCKS > 1) linearize(round + 1);
     }
 
-    // Prepares what the cell's derivative needs of a round besides dh.
+    // Computes the part of the cell's derivative that does not depend on dh.
     __device__ __forceinline__ void linearize(int round) {
         if (!active(round)) return;
         const int stage = unsigned(round) % STAGES;
@@ -90,7 +90,8 @@ struct ComputeThread {
             return token_bit.at(sizes, row.index, row.length, step);
         };
         const unsigned gate_shift = gate_shifts.at(bit(step)), d_shift = d_shifts.at(bit(step));
-        // The state before the first step is not copied by words (`load_s0`), so never shifted.
+        // The state before the first step is never shifted, because `load_s0` does not copy it in
+        // words.
         const unsigned before_shift = step > 0 ? state_shifts.at(bit(step - 1)) : 0;
 #pragma unroll
         for (int j = 0; j < UNITS_PER_THREAD; ++j) {
@@ -114,7 +115,7 @@ struct ComputeThread {
                                 : widen(shared.in[stage][BEFORE_IN + s][b]
                                                  [unit + (before_shift >> s & 1)]);
                 if (reset) before[s] = 0.0f;
-                // 0 if no gradient is given
+                // 0 if there is no gradient
                 d_given[j][s] = widen(shared.in[stage][D_IN + s][b][unit + (d_shift >> s & 1)]);
             }
             Cell::linearize(before, gates, residuals[j]);
@@ -126,7 +127,7 @@ struct ComputeThread {
         }
     }
 
-    // Returns the gradient that reaches h of unit j through R.
+    // Returns the part of the gradient of h of unit j that comes through R.
     __device__ __forceinline__ float sum_partials(int round, int j) const {
         float sum = 0.0f;
 #pragma unroll
@@ -163,8 +164,8 @@ struct ComputeThread {
         }
     }
 
-    // Sends two rows of partial sums of a unit of tile i to the block that owns the unit: unit
-    // r, or r + 8 for `half` 1 and for lanes that have no rows of their own.
+    // Sends two rows of the partial sums of a unit of tile i to the block that owns the unit. The
+    // unit is r, or r + 8 for `half` 1 and in lanes that have no rows of their own.
     __device__ __forceinline__ void reduce_scatter(int i, int half, unsigned round,
                                                    float2 v) const {
         if (GROUPS * TILES_PER_WARP > TILES && group + i * GROUPS >= TILES) return;
@@ -175,8 +176,8 @@ struct ComputeThread {
             send(to, v, barrier_to[i] + round % 2 * sizeof(Barrier));
     }
 
-    // Stores this thread's dg where rows may begin in the middle of a word: fewer instructions
-    // than assembling words from shared memory in the IO warps.
+    // Stores this thread's dg if rows may start in the middle of a word. This takes fewer
+    // instructions than assembling words from shared memory in the IO warps.
     __device__ __forceinline__ void store_dg(int round) const {
         const Offset token = row.token(sizes, sizes.time - 1 - round);
 #pragma unroll
@@ -207,7 +208,7 @@ struct ComputeThread {
     }
 };
 
-// Runs all rounds on a compute thread.
+// Runs all rounds in a compute thread.
 __device__ __forceinline__ void compute(const BackwardCall& call, const Block& block,
                                         Shared& shared) {
     const Sizes& sizes = call.sizes;
@@ -233,7 +234,7 @@ __device__ __forceinline__ void compute(const BackwardCall& call, const Block& b
     const Offset state_stride = sizes.batch * sizes.units();
     const Offset state = Offset(block.row0 + b) * sizes.units() + block.place();
 
-    // At a row's last step, the gradient of the states after it is that of `last`.
+    // The gradient of the states after a row's last step is d_last.
     float d_state[UNITS_PER_THREAD][Cell::STATES] = {};
 #pragma unroll
     for (int j = 0; j < UNITS_PER_THREAD; ++j) {

@@ -1,5 +1,5 @@
-// The IO warps of the fused backward kernel: they prefetch the inputs of STAGES - 1 rounds ahead,
-// and store dg of the round before unless the compute warps do.
+// The IO warps of the fused backward kernel: they prefetch inputs STAGES - 1 rounds ahead, and
+// store dg of the previous round unless the compute warps do.
 #pragma once
 #include "fused/backward_shared.cuh"
 #include "fused/io_warps.cuh"
@@ -27,8 +27,8 @@ struct IoThread {
     WideRows<WIDE_STATES>& wide_before;
     RecurrentDgRows& recurrent_dg;
     ExternalDgRows& external_dg;
-    const Row& row;        // that this thread copies, if `row_exists`
-    const Row& reset_row;  // whose resets this lane of the first IO warp reads
+    const Row& row;        // the row this thread copies, if `row_exists`
+    const Row& reset_row;  // the row whose resets this lane of the first IO warp reads
     const SharedAddresses& address;
     bool row_exists;
     Offset units, place;
@@ -51,7 +51,7 @@ struct IoThread {
                 wide_before.load(address(&shared.wide[stage][0][0][0]), previous);
             }
         }
-        // Lanes 0 to 7 read this step's resets, lanes 8 to 15 those of the next step.
+        // Lanes 0 to 7 read the resets of this step, lanes 8 to 15 those of the next step.
         if (RAGGED && call.resets && io_thread() < 32 && step >= -1) {
             const int reset_step = step + io_thread() / 8;
             const bool reads =
@@ -72,8 +72,8 @@ struct IoThread {
         external_dg.store(address(&shared.external_dg[round % 2][0][0][0]), token, true);
     }
 
-    // Copies the state before the first step, which is f32: rounded as the forward pass saves
-    // other states, except for the wide ones.
+    // Copies the state before the first step, which is f32. It is rounded like the states that the
+    // forward pass saves, except for wide states.
     __device__ __forceinline__ void load_s0(int stage) {
         for (int i = io_thread(); i < Cell::STATES * ROWS * UNITS; i += IO_WARPS * 32) {
             const int s = i / (ROWS * UNITS), b = i / UNITS % ROWS, unit = i % UNITS;
@@ -87,7 +87,7 @@ struct IoThread {
     }
 };
 
-// Runs all rounds on an IO thread, in step with the compute warps.
+// Runs all rounds in an IO thread, in lockstep with the compute warps.
 __device__ __forceinline__ void load_store(const BackwardCall& call, const Block& block,
                                            Shared& shared) {
     const Sizes& sizes = call.sizes;
@@ -96,7 +96,7 @@ __device__ __forceinline__ void load_store(const BackwardCall& call, const Block
     const Row row(sizes, call.lengths, block.row0 + (row_exists ? row_in_block : 0));
     const Offset units = sizes.units(), tensor = sizes.tokens() * units, place = block.place();
 
-    // Over the steps, and over the steps before them.
+    // `walk` covers the steps, `walk_before` the steps before them.
     const TokenWalk walk(sizes, row, sizes.time - 1, -1);
     const TokenWalk walk_before(sizes, row, sizes.time - 2, -1);
     GateRows gates(block, walk, [&](int gate) { return gate_in(call, block, gate); });
@@ -126,7 +126,7 @@ __device__ __forceinline__ void load_store(const BackwardCall& call, const Block
 
     for (int round = 0; round < STAGES - 1; ++round) thread.load(round);
     for (int round = 0; round <= sizes.time; ++round) {
-        wait_for_copies<STAGES - 3>();  // those of this round and the next are complete
+        wait_for_copies<STAGES - 3>();  // the copies for this round and the next are complete
         arrive_for_step(shared, round);
         wait_for_step(shared, round);
         if (round > 0) thread.store(round - 1);

@@ -16,8 +16,8 @@
 //   COPY_BYTES      the largest of 16, 8, 4, 2 and 1 that divides the address of every row
 //   TENSOR_CORES    1 for 16-bit tensors, 0 for f32
 //
-// A time step is so short that testing for an option at run time costs more than the option
-// itself, so each combination is its own program:
+// A time step is so short that testing for an option at run time would cost more than the option
+// itself, so each combination of options is a separate program:
 //
 //   SAVES           the forward pass writes what a backward pass needs
 //   RAGGED          the call has lengths or resets
@@ -41,7 +41,7 @@ constexpr int MAX_UNITS = BLOCKS == 1 ? HEAD_DIM : UNITS;  // of any block
 // Rows may begin in the middle of a 4-byte word.
 constexpr bool SPLIT_ROWS = COPY_BYTES < 4;
 
-// The length of an array of `n` elements; C++ has no empty arrays.
+// Returns the length of an array for `n` elements, since C++ has no empty arrays.
 __host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
 // The head, batch rows and units of a block.
@@ -57,17 +57,18 @@ struct Block {
         rows = ::min(ROWS, sizes.batch - row0);
     }
 
-    // Returns the index of the block's first unit among a token's N D.
+    // Returns the index of the block's first unit in [N, D].
     __device__ __forceinline__ Offset place() const { return Offset(head) * HEAD_DIM + unit0; }
 };
 
-// A tensor in global memory: the block's first unit at token 0, and the elements between tokens.
+// A tensor in global memory: the address of the block's first unit at token 0, and the number of
+// elements between tokens.
 template <class P> struct Tensor {
     P* first;
     Offset token_stride;
 };
 
-// Returns one gate of the pair of tensors that hold all gates.
+// Returns one gate of the two tensors that hold all gates.
 template <class P>
 __device__ __forceinline__ Tensor<P> gate_tensor(const Gates<P>& gates, const Sizes& sizes,
                                                  int gate, Offset place) {
@@ -75,8 +76,8 @@ __device__ __forceinline__ Tensor<P> gate_tensor(const Gates<P>& gates, const Si
     return {&gates.at(sizes, 0, gate, place), per_token * sizes.units()};
 }
 
-// All gates of a unit, as INTERLEAVED saves them: aligned to their size. Without INTERLEAVED
-// nothing is copied as a vector, and one element keeps the type valid for any number of gates.
+// All gates of a unit, as saved with INTERLEAVED, aligned to their size. Without INTERLEAVED this
+// is not used, and one element keeps the type valid for any number of gates.
 constexpr int VECTOR_GATES = INTERLEAVED ? Cell::GATES : 1;
 struct alignas(VECTOR_GATES * sizeof(T)) GateVector {
     T gate[VECTOR_GATES];

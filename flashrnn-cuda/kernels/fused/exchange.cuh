@@ -1,15 +1,15 @@
-// Synchronisation within a block and the exchange between the blocks of a cluster.
+// Synchronisation within a block, and the exchange between the blocks of a cluster.
 //
-// Blocks write into each other's shared memory by `st.async`, which counts its bytes on an mbarrier
-// of the receiver. No other barrier joins the blocks during the time loop.
+// Blocks write to each other's shared memory with `st.async`, which counts the bytes on an mbarrier
+// of the receiver. During the time loop the blocks share no other barrier.
 #pragma once
 #include "fused/async_copy.cuh"
 #include "fused/block.cuh"
 
 static_assert(BLOCKS == 1 || __CUDA_ARCH__ >= 900, "clusters need sm_90");
 
-// With DELAYS a warp sometimes waits here, for up to a microsecond: the tests compare the results
-// with and without, since results must not depend on warp scheduling.
+// With DELAYS, a warp sometimes waits here for up to a microsecond. Tests compare results with and
+// without delays, because results must not depend on warp scheduling.
 __device__ __forceinline__ void delay() {
 #if DELAYS
     const unsigned warp = blockIdx.x * 2654435761u ^ threadIdx.x / 32 * 40503u;
@@ -23,7 +23,7 @@ __device__ __forceinline__ void named_barrier(int threads) {
     asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
-// An mbarrier: a barrier in shared memory that counts arrivals and bytes.
+// An mbarrier, which counts arrivals and bytes. It is in shared memory.
 struct Barrier {
     unsigned long long state;
 
@@ -38,7 +38,8 @@ struct Barrier {
                      : "memory");
     }
 
-    // Makes the current phase wait for `bytes` more. Call it before the phase's last arrival.
+    // Adds `bytes` to the bytes that complete the current phase. Call it before the phase's last
+    // arrival.
     __device__ __forceinline__ void expect(unsigned bytes) {
         asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(
                          shared_address(this)),
@@ -46,9 +47,9 @@ struct Barrier {
                      : "memory");
     }
 
-    // Waits for the end of the phase of this parity: all its arrivals and bytes are then visible.
-    // Block scope suffices since the other blocks write into this block's shared memory; cluster
-    // scope would invalidate the L1 cache.
+    // Waits for the phase of this parity to complete. All its bytes, and all writes before its
+    // arrivals, are then visible. Block scope suffices because other blocks write into this block's
+    // shared memory; cluster scope would invalidate the L1 cache.
     __device__ __forceinline__ void wait(unsigned parity) {
         asm volatile(
             "{\n"
@@ -79,7 +80,7 @@ __device__ __forceinline__ unsigned address_in(unsigned address, unsigned rank) 
     return remote;
 }
 
-// Sends 16 or 8 bytes to another block of the cluster, counted on a barrier there.
+// Sends 16 or 8 bytes to another block of the cluster, and counts them on a barrier there.
 __device__ __forceinline__ void send(unsigned to, const uint4& v, unsigned barrier) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], "
                  "{%1,%2,%3,%4}, [%5];" ::"r"(to),
@@ -94,12 +95,12 @@ __device__ __forceinline__ void send(unsigned to, float2 v, unsigned barrier) {
 }
 
 // The exchange of a double buffer in shared memory, once per step: step n reads buffer n % 2. In a
-// cluster the block's `Shared` has a barrier per buffer, `Barrier full[2]`, whose phase n / 2 ends
-// when every warp of the block has arrived for step n and all bytes expected from the cluster are
-// here. A single block uses `__syncthreads` instead.
+// cluster, the block's `Shared` has one barrier per buffer, `Barrier full[2]`. Its phase n / 2
+// completes when every warp of the block has arrived for step n and all expected bytes from the
+// cluster have been received. A single block uses `__syncthreads` instead.
 
-// Prepares the barriers. Shared memory written before is then visible to the block, and the
-// cluster's blocks may send. Every thread calls it.
+// Initialises the barriers. Afterwards earlier writes to shared memory are visible to the block,
+// and the blocks of the cluster may send. Every thread must call it.
 template <class Shared> __device__ __forceinline__ void open_exchange(Shared& shared) {
     if constexpr (BLOCKS > 1) {
         if (threadIdx.x == 0) {
@@ -113,8 +114,8 @@ template <class Shared> __device__ __forceinline__ void open_exchange(Shared& sh
     }
 }
 
-// Arrives for step `step`: this warp has written what that step reads, and no longer reads what
-// the step overwrites. Every warp of the block calls it once per step.
+// Arrives for step `step`: this warp has written what the step reads, and has finished reading what
+// the step overwrites. Every warp of the block must call it once per step.
 template <class Shared>
 __device__ __forceinline__ void arrive_for_step(Shared& shared, unsigned step) {
     delay();
@@ -123,7 +124,7 @@ __device__ __forceinline__ void arrive_for_step(Shared& shared, unsigned step) {
     if (threadIdx.x % 32 == 0) shared.full[step % 2].arrive();
 }
 
-// Waits until what step `step` reads is here. Every warp of the block calls it.
+// Waits until all data that step `step` reads is available. Every warp of the block must call it.
 template <class Shared>
 __device__ __forceinline__ void wait_for_step(Shared& shared, unsigned step) {
     delay();
@@ -131,12 +132,12 @@ __device__ __forceinline__ void wait_for_step(Shared& shared, unsigned step) {
         __syncthreads();
     else
         shared.full[step % 2].wait(step / 2 % 2);
-    // racecheck does not understand mbarriers: its build adds a barrier that it does.
+    // racecheck does not understand mbarriers, so its builds add a block barrier.
     if (BLOCK_BARRIERS) __syncthreads();
     delay();
 }
 
-// Keeps the block alive while others may still send to it. Every thread calls it.
+// Keeps the block alive while other blocks may still send to it. Every thread must call it.
 __device__ __forceinline__ void close_exchange() {
     if constexpr (BLOCKS > 1) {
         __syncwarp();

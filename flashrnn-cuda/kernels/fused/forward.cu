@@ -1,10 +1,10 @@
-// The forward pass of all time steps in one kernel: R stays in registers, h in shared memory.
+// The forward pass of all time steps in one kernel. R stays in registers, h in shared memory.
 //
-// A cluster of BLOCKS blocks owns one head and ROWS batch rows, a block UNITS units of the head.
-// The blocks of a cluster exchange h in every step. Different clusters never wait for each other.
+// A cluster of BLOCKS blocks owns one head and ROWS batch rows, and each block owns UNITS units of
+// the head. The blocks of a cluster exchange h in every step. Clusters never wait for each other.
 //
-// Compute warps run the product and the cell (forward_compute.cuh), IO warps prefetch wx and store
-// the results (forward_io.cuh). `Shared` is in forward_shared.cuh.
+// Compute warps run the product and the cell (forward_compute.cuh), while IO warps prefetch wx and
+// store the results (forward_io.cuh). `Shared` is in forward_shared.cuh.
 #include "fused/forward_compute.cuh"
 #include "fused/forward_io.cuh"
 
@@ -15,7 +15,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Sizes& sizes = call.sizes;
     const Block block(sizes);
 
-    // h before the first step, of all the head's units, and zeros where there is no row or unit.
+    // h of the whole head before the first step, and zeros for missing rows and units.
     for (int i = threadIdx.x; i < 2 * ROWS * H_STRIDE; i += THREADS) {
         const int buffer = i / (ROWS * H_STRIDE), row = i / H_STRIDE % ROWS, unit = i % H_STRIDE;
         const bool exists = buffer == 0 && call.s0 && row < block.rows && unit < HEAD_DIM;

@@ -1,14 +1,14 @@
-// The compute warps of the fused forward kernel: the product R h, and the cell.
+// The compute warps of the fused forward kernel: they compute the product R h and run the cell.
 #pragma once
 #include "fused/alignment.cuh"
 #include "fused/forward_shared.cuh"
 
-// A thread of the compute warps: one unit of ROWS_PER_LANE batch rows. The part of R and the f32
-// states stay in its registers from the first to the last step.
+// A thread of the compute warps, which owns one unit of ROWS_PER_LANE batch rows. Its part of R and
+// the f32 states stay in registers for all steps.
 //
-// The arrays are locals of `compute`. The compiler keeps a struct in registers only if all indices
-// into it are constants, so as members they would keep the scalars in memory until every loop is
-// unrolled.
+// The arrays are locals of `compute`, not members. The compiler keeps a struct in registers only if
+// all indices into it are constants, so with array members the scalars would also be in memory
+// until every loop is unrolled.
 struct ComputeThread {
     const ForwardCall& call;
     const Sizes& sizes;
@@ -21,13 +21,13 @@ struct ComputeThread {
     const TokenBit (&token_bits)[2];
     const RowShifts& x_shifts;
 
-    int lane, group, split;   // `group` is the warp's 8 units, `split` its part of k
+    int lane, group, split;   // index of the warp's 8 units, and of its part of k
     int lane_unit, lane_row;  // this thread's unit in the group, and its first row in the block
     int group_unit;           // the group's first unit in the block
-    bool unit_exists;         // in the head
-    Offset place;             // of the unit in [N, D]
+    bool unit_exists;         // whether the unit is in the head
+    Offset place;             // index of the unit in [N, D]
     Offset state_stride;      // elements from each state to the next in [S, B, N, D]
-    unsigned block_rank;      // in the cluster
+    unsigned block_rank;      // index in the cluster
 
     __device__ __forceinline__ int batch_row(int j) const { return block.row0 + lane_row + j; }
     __device__ __forceinline__ int length(int j) const { return RAGGED ? lengths[j] : sizes.time; }
@@ -59,7 +59,7 @@ struct ComputeThread {
         arrive_for_step(shared, step + 1);
     }
 
-    // Adds up the partial sums of the splits. Returns whether this warp has the totals.
+    // Adds up the partial sums of the splits. Returns whether this warp holds the totals.
     __device__ __forceinline__ bool reduce_splits(
         float (&sums)[ROWS_PER_LANE][at_least_one(Cell::RECURRENT)]) {
         constexpr int N = ROWS_PER_LANE * Cell::RECURRENT;
@@ -86,7 +86,7 @@ struct ComputeThread {
         return true;
     }
 
-    // Computes x_t + b, while the tensor cores run the product.
+    // Computes x_t + b while the tensor cores compute the product.
     __device__ __forceinline__ void load_gates(unsigned step, unsigned stage,
                                                float (&gates)[ROWS_PER_LANE][Cell::GATES]) {
         float x[at_least_one(Cell::EXTERNAL)][ROWS_PER_LANE];
@@ -114,7 +114,7 @@ struct ComputeThread {
         }
     }
 
-    // Completes the gates and replaces the states by those after the step.
+    // Completes the gates and updates the states.
     __device__ __forceinline__ void run_cell(
         unsigned step, unsigned stage,
         const float (&sums)[ROWS_PER_LANE][at_least_one(Cell::RECURRENT)],
@@ -122,7 +122,7 @@ struct ComputeThread {
         const unsigned resets = RAGGED && call.resets ? shared.resets[stage] : 0;
 #pragma unroll
         for (int j = 0; j < ROWS_PER_LANE; ++j) {
-            // The states of units beyond the head stay 0: their gates are arbitrary, and must not
+            // Units beyond the head keep their state at 0: their gates are arbitrary, and must not
             // reach a product.
             const bool active =
                 RAGGED ? int(step) < lengths[j] : HEAD_DIM % UNITS == 0 || unit_exists;
@@ -141,8 +141,8 @@ struct ComputeThread {
         }
     }
 
-    // Sends the warp's 8 units of h in buffer `next` to the other blocks of the cluster, in pieces
-    // of 16 bytes: lane l sends piece l % PIECES to block l / PIECES, and so on.
+    // Sends h of the warp's 8 units, in buffer `next`, to the other blocks of the cluster in pieces
+    // of 16 bytes. Lane l sends piece l % PIECES to block l / PIECES, and so on.
     __device__ __forceinline__ void all_gather_h(unsigned next) {
         __syncwarp();
         constexpr int PIECE = 16 / sizeof(T), ROW_PIECES = 8 / PIECE, PIECES = ROWS * ROW_PIECES;
@@ -159,7 +159,7 @@ struct ComputeThread {
         }
     }
 
-    // Hands states and gates to the IO warps, or stores gates that are interleaved.
+    // Passes states and gates to the IO warps. Interleaved gates are stored directly.
     __device__ __forceinline__ void save(unsigned step,
                                          const float (&gates)[ROWS_PER_LANE][Cell::GATES]) {
         float v[at_least_one(SAVED)][ROWS_PER_LANE];
@@ -188,7 +188,7 @@ struct ComputeThread {
         }
     }
 
-    // Stores all gates of this thread's unit as one vector per row.
+    // Stores all gates of this thread's unit, as one vector per row.
     __device__ __forceinline__ void store_interleaved(
         unsigned step, const float (&gates)[ROWS_PER_LANE][Cell::GATES]) {
 #pragma unroll
@@ -210,7 +210,7 @@ struct ComputeThread {
         }
     }
 
-    // Writes the states that each row ends in.
+    // Writes the final states of each row.
     __device__ __forceinline__ void finish() {
 #pragma unroll
         for (int j = 0; j < ROWS_PER_LANE; ++j) {
@@ -224,7 +224,7 @@ struct ComputeThread {
     }
 };
 
-// Runs all time steps on a compute thread.
+// Runs all time steps in a compute thread.
 __device__ __forceinline__ void compute(const ForwardCall& call, const Block& block,
                                         Shared& shared) {
     const Sizes& sizes = call.sizes;

@@ -1,5 +1,5 @@
 // The IO warps of the fused forward kernel: they prefetch wx and resets STAGES - 1 steps ahead, and
-// store h, states and gates of the step before.
+// store h, states and gates of the previous step.
 #pragma once
 #include "fused/forward_shared.cuh"
 #include "fused/io_warps.cuh"
@@ -19,8 +19,8 @@ struct IoThread {
     HRows& h;
     SavedRows& saved;
     WideRows& wide;
-    const Row& row;        // that this thread copies, if `row_exists`
-    const Row& reset_row;  // whose resets this lane of the first IO warp reads
+    const Row& row;        // the row this thread copies, if `row_exists`
+    const Row& reset_row;  // the row whose resets this lane of the first IO warp reads
     const SharedAddresses& address;
     bool row_exists;
 
@@ -50,7 +50,7 @@ struct IoThread {
     }
 };
 
-// Runs all time steps on an IO thread, in step with the compute warps.
+// Runs all time steps in an IO thread, in lockstep with the compute warps.
 __device__ __forceinline__ void load_store(const ForwardCall& call, const Block& block,
                                            Shared& shared) {
     const Sizes& sizes = call.sizes;
@@ -87,10 +87,10 @@ __device__ __forceinline__ void load_store(const ForwardCall& call, const Block&
     for (int step = 0; step < STAGES - 1; ++step) thread.load(step);
     for (int step = 0; step <= sizes.time; ++step) {
         wait_for_copies<STAGES - 2>();
-        // wx of this step is here, and the results stored last may be overwritten.
+        // wx of this step has been copied, and the results stored last may be overwritten.
         arrive_for_step(shared, step);
         wait_for_step(shared, step);
-        // The compute warps' barrier for split-K is a block barrier in racecheck's build.
+        // In racecheck builds the split-K barrier is a block barrier, so the IO warps must join it.
         if (BLOCK_BARRIERS && SPLIT_K > 1 && step < sizes.time) __syncthreads();
         if (step > 0) thread.store(step - 1);
         if (step < sizes.time) thread.load(step + STAGES - 1);

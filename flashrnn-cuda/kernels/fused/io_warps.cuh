@@ -1,12 +1,12 @@
-// IO warps: they prefetch the inputs of later steps into shared memory and store the results of
-// the step before, up to 16 bytes per lane. Each thread serves one batch row and computes its
+// IO warps prefetch the inputs of later steps into shared memory and store the results of the
+// previous step, up to 16 bytes per lane. Each thread serves one batch row and computes its
 // addresses once, before the time loop.
 //
-// COPY_BYTES divides the address of every row. At 16, 8 or 4 it is what a lane copies at a time.
-// At 2, rows may begin in the middle of a word (alignment.cuh): a lane then copies whole words, and
-// the first and last element of a stored row are written alone where another row shares their word.
-// At 1 the gate vectors may begin anywhere and are copied by element; no allocator returns such
-// memory, so this is not fast.
+// COPY_BYTES divides the address of every row. If it is 16, 8 or 4, a lane copies that many bytes
+// at a time. If it is 2, rows may start in the middle of a word (alignment.cuh). A lane then copies
+// whole words, except that the first and last elements of a stored row are stored individually if
+// they share a word with another row. If it is 1, interleaved gates may start anywhere and are
+// copied by element. This is slow, but no allocator returns such memory.
 #pragma once
 #include "fused/alignment.cuh"
 #include "fused/async_copy.cuh"
@@ -16,19 +16,19 @@ constexpr int LANES_PER_ROW = 32 * IO_WARPS / ROWS;
 // Returns the index of this thread among the block's IO threads.
 __device__ __forceinline__ int io_thread() { return threadIdx.x - COMPUTE_THREADS; }
 
-// The tokens of consecutive steps where every row has all steps.
+// The tokens of consecutive steps, if every row has all steps.
 struct TokenWalk {
     Offset first, stride;
 
-    // Begins at step `step`, forwards in time (direction 1) or backwards (-1).
+    // Starts at step `step` and moves forwards in time (direction 1) or backwards (-1).
     __device__ __forceinline__ TokenWalk(const Sizes& sizes, const Row& row, int step,
                                          int direction)
         : first(sizes.token(row.index, sizes.reverse ? sizes.time - 1 - step : step)),
           stride((sizes.reverse ? -direction : direction) * (sizes.time_major ? sizes.batch : 1)) {}
 };
 
-// Shared memory addresses from one base that the compiler must keep in a register. Otherwise it
-// computes each address from the block's rank in its cluster again in every step.
+// Computes shared memory addresses from one base address, which the compiler must keep in a
+// register. Otherwise it would recompute each address from the block's rank in every step.
 struct SharedAddresses {
     const void* memory;
     unsigned base;
@@ -43,13 +43,13 @@ struct SharedAddresses {
     }
 };
 
-// Whether a tensor of P is copied by element.
+// Whether tensors of P are copied by element.
 template <class P> constexpr bool BY_ELEMENT = false;
 template <> constexpr bool BY_ELEMENT<const GateVector> = INTERLEAVED && COPY_BYTES == 1;
 
-// Returns how many lanes share one tensor's row, a power of 2: the number that minimises the words
-// per lane, and then the number of lanes, down to those that copy 32 bytes together. Fewer lanes
-// have more of their words at constant distances from one address register.
+// Returns the number of lanes that share a tensor's row, a power of 2. It minimises the words per
+// lane, then the number of lanes, as long as they copy at least 32 bytes together. With fewer
+// lanes, more of a lane's words are at constant distances from one address register.
 __host__ __device__ constexpr int lanes_per_tensor(int tensors, int words, int word_bytes) {
     int best = LANES_PER_ROW, best_count = 1 << 30;
     for (int lanes = LANES_PER_ROW; lanes > 0 && lanes * word_bytes >= 32; lanes /= 2) {
@@ -62,13 +62,14 @@ __host__ __device__ constexpr int lanes_per_tensor(int tensors, int words, int w
     return best;
 }
 
-// This thread's share of its batch row in TENSORS tensors: words of the block's units. In shared
-// memory tensors are TENSOR_STRIDE elements apart, rows ROW_STRIDE.
+// Copies this thread's share of its batch row in TENSORS tensors: words of the block's units. In
+// shared memory, tensors are TENSOR_STRIDE elements apart and rows ROW_STRIDE.
 //
-// With RAGGED each call looks up its token; otherwise each call advances to the next step.
+// With RAGGED, each call computes the address of its token. Otherwise each call advances to the
+// next step.
 template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct RowCopies {
     static constexpr bool SPLIT = SPLIT_ROWS && sizeof(P) == sizeof(T);
-    // f32 rows beside 16-bit tensors are aligned to twice as many bytes.
+    // When tensors are 16-bit, f32 rows are aligned to twice as many bytes.
     static constexpr int ALIGNMENT = COPY_BYTES * int(sizeof(P) / sizeof(T));
     static constexpr int ALIGNED_BYTES = ALIGNMENT < 4 ? 4 : ALIGNMENT > 16 ? 16 : ALIGNMENT;
     static constexpr int WORD_BYTES = BY_ELEMENT<P> ? int(sizeof(P)) : ALIGNED_BYTES;
@@ -77,7 +78,7 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct RowCop
         SPLIT ? MAX_UNITS / WORD_UNITS + 1 : (MAX_UNITS + WORD_UNITS - 1) / WORD_UNITS;
     static constexpr int TENSOR_LANES = lanes_per_tensor(TENSORS, ROW_WORDS, WORD_BYTES);
     static constexpr int TENSORS_AT_ONCE = LANES_PER_ROW / TENSOR_LANES;
-    // Of each lane: tensors, words of each, and units from each word to the next.
+    // Per lane: the number of tensors, the words of each, and the units between consecutive words.
     static constexpr int LANE_TENSORS = (TENSORS + TENSORS_AT_ONCE - 1) / TENSORS_AT_ONCE;
     static constexpr int LANE_WORDS = (ROW_WORDS + TENSOR_LANES - 1) / TENSOR_LANES;
     static constexpr int WORD_STRIDE = TENSOR_LANES * WORD_UNITS;
@@ -89,7 +90,7 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct RowCop
     int unit;                                    // this lane's first unit
     int place;                                   // its offset in shared memory, in bytes
 
-    // `tensor_of(i)` is tensor i; its `first` may be null.
+    // `tensor_of(i)` returns tensor i, whose `first` may be null.
     template <class TensorOf>
     __device__ __forceinline__ RowCopies(const Block& block, const TokenWalk& walk,
                                          TensorOf tensor_of) {
@@ -108,14 +109,14 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct RowCop
         }
     }
 
-    // Starts copies of the row of `token` to `shared`, the shared memory address of tensor 0's row
+    // Starts copying the row of `token` to `shared`, the shared memory address of row 0 of tensor
     // 0.
     __device__ __forceinline__ void load(unsigned shared, Offset token) {
 #pragma unroll
         for (int i = 0; i < LANE_TENSORS; ++i) {
             const P* from = advance(i, token);
-            // The element before a shifted row belongs to the same allocation and is copied too.
-            // The element after a row may not be in any, and is not read.
+            // The element before a shifted row belongs to the same allocation, so it may be copied
+            // too. The element after a row may be outside the allocation, so it is not read.
             const int shift = shift_of(from), units = remaining[i] + shift;
             from -= shift;
 #pragma unroll
@@ -134,8 +135,8 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct RowCop
         }
     }
 
-    // Stores the row at `shared` to `token`, or zeros if the row is not active. Several words are
-    // loaded before the first is stored, to overlap their latencies.
+    // Stores the row at `shared` to `token`, or zeros if the row is not active. Loads several words
+    // before it stores the first, to overlap their latencies.
     __device__ __forceinline__ void store(unsigned shared, Offset token, bool active) {
         constexpr int AT_ONCE = LANE_WORDS >= 8 ? 1 : 8 / LANE_WORDS;
 #pragma unroll
@@ -144,7 +145,7 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct RowCop
     }
 
 private:
-    // Returns tensor i's row of `token` at this lane's first unit.
+    // Returns the address of this lane's first unit in the row of `token` of tensor i.
     __device__ __forceinline__ P* advance(int i, Offset token) {
         if constexpr (RAGGED) return base[i] + token * stride[i];
         P* const now = base[i];
@@ -152,7 +153,7 @@ private:
         return now;
     }
 
-    // Returns 1 if the element is the upper half of a word.
+    // Returns 1 if the element is the upper half of a word, otherwise 0.
     static __device__ __forceinline__ int shift_of(const P* p) {
         return SPLIT ? int(reinterpret_cast<size_t>(p) / sizeof(P) & 1) : 0;
     }
@@ -204,9 +205,9 @@ private:
         }
     }
 
-    // Whether the low and high element of word j are units of the row. `units` counts from the
-    // word's low element. In a shifted row the low element of the first word precedes unit 0; the
-    // word beyond MAX_UNITS has at most a low one.
+    // These return whether the low and the high element of word j are units of the row. `units`
+    // counts from the low element of the word. In a shifted row, the low element of the first word
+    // precedes unit 0. The word beyond MAX_UNITS has at most a low element.
     __device__ __forceinline__ bool has_low(int shift, int units, int j) const {
         return units > 0 && (j > 0 || unit >= shift);
     }
@@ -217,7 +218,7 @@ private:
         return j * WORD_STRIDE < MAX_UNITS;
     }
 
-    // Stores word j, and only this row's element of a word that two rows share.
+    // Stores word j. If two rows share the word, stores only the element of this row.
     __device__ __forceinline__ void store_split(P* to, unsigned v, int remaining, int j) const {
         const int shift = shift_of(to), units = remaining + shift - j * WORD_STRIDE;
         const bool low = has_low(shift, units, j), high = has_high(units, j);

@@ -1,13 +1,13 @@
-// The arithmetic of the fused kernels for f32 tensors: multiply-adds. It has the functions and
-// structs of tensor_cores.cuh, with the same results in the same lanes. The four lanes that share
-// lane / 4 split k, 4 elements in turn.
+// The arithmetic of the fused kernels for f32 tensors: multiply-adds. The functions and structs are
+// those of tensor_cores.cuh, with the same results in the same lanes. The four lanes with the same
+// lane / 4 divide k, in turns of 4 elements.
 #pragma once
 #include "fused/block.cuh"
 
-// Batch rows per compute thread, from lane % 4 * ROWS_PER_LANE.
+// Batch rows per compute thread. The first is lane % 4 * ROWS_PER_LANE.
 constexpr int ROWS_PER_LANE = ROWS / 4;
 
-// Reduce-scatters four sets of N sums over groups of four lanes: lane q receives the totals of
+// Reduce-scatters four sets of N sums over groups of four lanes. Lane q receives the totals of
 // v[q], added in the same order in every lane.
 template <int N>
 __device__ __forceinline__ void scatter_sums(const float (&v)[4][N], float (&out)[N]) {
@@ -120,7 +120,7 @@ template <int TILES, int STEPS> struct BackwardProduct {
     __device__ __forceinline__ void run(const T* dg, int row_stride,
                                         float2 (&out)[TILES][LANE_UNITS]) const {
         constexpr int N = TILES * LANE_UNITS * 2;
-        // For each of the four lanes: its units of each tile, and two rows.
+        // For each of the four lanes: the sums of its units of each tile, for two rows.
         float sums[4][N] = {}, own[N];
 #pragma unroll
         for (int step = 0; step < STEPS * 2; ++step) {

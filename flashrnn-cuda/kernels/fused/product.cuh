@@ -1,6 +1,5 @@
-// The arithmetic of the fused kernels: the tensor cores for 16-bit tensors, multiply-adds for f32.
-// Both headers define the same functions and structs, with the same assignment of units and rows
-// to lanes.
+// The arithmetic of the fused kernels: tensor cores for 16-bit tensors, multiply-adds for f32. Both
+// headers define the same functions and structs, and assign units and rows to the same lanes.
 #pragma once
 #if TENSOR_CORES
 #include "fused/tensor_cores.cuh"

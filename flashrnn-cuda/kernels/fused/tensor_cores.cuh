@@ -1,17 +1,18 @@
 // The arithmetic of the fused kernels for 16-bit tensors: the tensor cores' m16n8k16.
 //
-// In a matrix of 8 x 8, lane l has row l / 4 and columns 2 (l % 4) and the next. n is the batch
-// row: with ROWS == 4 each row takes two columns, and the second of each pair is unused.
+// In an 8 x 8 matrix, lane l holds columns 2 (l % 4) and 2 (l % 4) + 1 of row l / 4. n is the batch
+// row. With ROWS == 4 each batch row takes two columns, and the second column of each pair is
+// unused.
 #pragma once
 #include "fused/async_copy.cuh"
 #include "fused/block.cuh"
 
 constexpr bool IS_BF16 = T_IS_BF16;
 
-// Batch rows per compute thread, from lane % 4 * ROWS_PER_LANE.
+// Batch rows per compute thread. The first is lane % 4 * ROWS_PER_LANE.
 constexpr int ROWS_PER_LANE = ROWS / 4;
 
-// Returns two states or gates rounded to T and saturated, `low` in the lower half.
+// Rounds two states or gates to T, saturates them, and returns both, with `low` in the lower half.
 __device__ __forceinline__ unsigned pack(float low, float high) {
     unsigned v;
     if constexpr (IS_BF16)
@@ -34,7 +35,7 @@ __device__ __forceinline__ float high(unsigned v) {
     return widen(half);
 }
 
-// Adds a b to d: 16 x 16 times 16 x 8.
+// Adds the product of a (16 x 16) and b (16 x 8) to d.
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0,
                                     unsigned b1) {
 #define FLASHRNN_MMA(type)                                                         \
@@ -49,7 +50,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsig
 #undef FLASHRNN_MMA
 }
 
-// Loads four 8 x 8 matrices. Lane l passes the address of row l % 8 of matrix l / 8, and receives
+// Loads four 8 x 8 matrices. Lane l passes the address of row l % 8 of matrix l / 8. It receives
 // its elements of each matrix or, if TRANSPOSED, of each transpose.
 template <bool TRANSPOSED>
 __device__ __forceinline__ void load_matrices(unsigned (&v)[4], unsigned address) {
@@ -65,8 +66,9 @@ __device__ __forceinline__ void load_matrices(unsigned (&v)[4], unsigned address
                      : "memory");
 }
 
-// Stores the transposes of COUNT matrices, 1, 2 or 4: the inverse of load_matrices<true>.
-// `row_of(i, row)` is the address of a row of matrix i, and every lane can compute any.
+// Stores the transposes of COUNT (1, 2 or 4) matrices, the inverse of load_matrices<true>.
+// `row_of(i, row)` returns the address of a row of matrix i. Every lane must be able to call it for
+// any i and row.
 template <int COUNT, class RowOf>
 __device__ __forceinline__ void store_transposed(const unsigned (&v)[COUNT], RowOf row_of) {
     const int lane = threadIdx.x % 32;
@@ -96,8 +98,8 @@ __device__ __forceinline__ void store_transposed(const unsigned (&v)[COUNT], Row
 #endif
 }
 
-// Loads this lane's unit and rows of COUNT tensors. `first` is row 0 of tensor 0 at the warp's
-// first unit.
+// Loads the elements of this lane's unit and rows from COUNT tensors. `first` is the address of row
+// 0 of tensor 0 at the warp's first unit.
 template <int COUNT>
 __device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROWS_PER_LANE],
                                              const T* first, int tensor_stride, int row_stride) {
@@ -125,7 +127,7 @@ __device__ __forceinline__ void store_tensors(
     if constexpr (COUNT == 1 && ROWS_PER_LANE == 1) {
         first[threadIdx.x % 4 * row_stride + threadIdx.x % 32 / 4] = saturated<T>(v[0][0]);
     } else if constexpr (COUNT > 0) {
-        // The 8 rows of a matrix are those of one tensor, or 4 of each of two.
+        // A matrix's 8 rows come from one tensor, or 4 from each of two.
         constexpr int MATRIX_TENSORS = 8 / ROWS;
         constexpr int MATRICES = (COUNT + MATRIX_TENSORS - 1) / MATRIX_TENSORS;
         constexpr int AT_ONCE = MATRICES > 2 ? 4 : MATRICES;
@@ -149,16 +151,16 @@ __device__ __forceinline__ void store_tensors(
     }
 }
 
-// The forward product R h of a warp's 8 units and all rows, over STEPS times 16 of k. Tile i of
-// 16 rows of R has gates 2i (rows 0 to 7) and 2i + 1 (rows 8 to 15) of the units, so that a lane
-// receives every gate of its unit.
+// The forward product R h of a warp's 8 units and all rows, over STEPS times 16 of k. Each tile has
+// 16 rows of R. Rows 0 to 7 of tile i are gate 2i of the units, rows 8 to 15 gate 2i + 1, so a lane
+// receives all gates of its unit.
 template <int STEPS> struct ForwardProduct {
     static constexpr int TILES = (Cell::RECURRENT + 1) / 2;
     unsigned weights[TILES][STEPS][4];
     int first;
 
-    // Loads R [Gr, N, D, DEPTH] from `first_k` on. `r` is at this lane's unit and gate 0; null if
-    // there is no such unit.
+    // Loads R [Gr, N, D, DEPTH], starting at `first_k`. `r` is the address of this lane's unit in
+    // gate 0, or null if there is no such unit.
     __device__ __forceinline__ void load(const T* r, Offset gate_stride, int first_k) {
         const int q = threadIdx.x % 4;
         first = first_k;
@@ -181,11 +183,12 @@ template <int STEPS> struct ForwardProduct {
         }
     }
 
-    // Multiplies by `h` [ROWS][row_stride]. `out` is of this lane's unit and rows.
+    // Multiplies by `h` [ROWS][row_stride]. `out` receives the results of this lane's unit and
+    // rows.
     __device__ __forceinline__ void run(
         const T* h, int row_stride,
         float (&out)[ROWS_PER_LANE][at_least_one(Cell::RECURRENT)]) const {
-        // For long k, two accumulators per tile halve the chain of dependent instructions.
+        // If k is long, two accumulators per tile halve the chain of dependent instructions.
         constexpr int CHAINS = STEPS > 8 ? 2 : 1;
         const int lane = threadIdx.x % 32;
         const unsigned address =
@@ -217,15 +220,15 @@ template <int STEPS> struct ForwardProduct {
 
 // The backward product R^T dg of TILES tiles of 16 units and all rows, over STEPS times 32 of k.
 //
-// A lane receives units lane / 4 and lane / 4 + 8 of each tile, for rows 2 (lane % 4) and the
-// next. With ROWS == 4, lanes whose rows do not exist receive the second unit of the others.
+// A lane receives units lane / 4 and lane / 4 + 8 of each tile, for rows 2 (lane % 4) and 2 (lane %
+// 4) + 1. With ROWS == 4, lanes whose rows do not exist receive the second unit of the other lanes.
 template <int TILES, int STEPS> struct BackwardProduct {
     static constexpr int LANE_UNITS = ROWS / 4;  // per tile
     unsigned weights[TILES][STEPS][2][4];
     int first;
 
-    // Loads R transposed from `first_k` on. `at(tile, unit, k)` is the address of the weights of
-    // a tile's unit at k and k + 1; null if there are none.
+    // Loads R transposed, starting at `first_k`. `at(tile, unit, k)` returns the address of a
+    // unit's weights at k and k + 1, or null if there are none.
     template <class At> __device__ __forceinline__ void load(At at, int first_k) {
         const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
         first = first_k;
@@ -250,7 +253,8 @@ template <int TILES, int STEPS> struct BackwardProduct {
         }
     }
 
-    // Multiplies by `dg` [ROWS][row_stride]. `out` is of this lane's units and two rows.
+    // Multiplies by `dg` [ROWS][row_stride]. `out` receives the results of this lane's units, for
+    // two rows.
     __device__ __forceinline__ void run(const T* dg, int row_stride,
                                         float2 (&out)[TILES][LANE_UNITS]) const {
         const int lane = threadIdx.x % 32;

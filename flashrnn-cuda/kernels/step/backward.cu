@@ -1,10 +1,10 @@
-// One step of the backward pass in one kernel: the gradient that reaches h through R, a product of
-// R transposed with dg of the next step, and with the cell's derivative as its epilogue dg of this
-// step. One more step, -1, computes d_s0.
+// One step of the backward pass in one kernel. The product of R transposed and dg of the next step
+// is the gradient that reaches h through R. The cell's derivative, as the epilogue, computes dg of
+// this step. One more step, -1, computes d_s0.
 //
-// Blocks, registers and buffers are as in step/forward.cu, with k over the recurrent gates and the
-// head's units. Steps hand each other dg, rounded to T, in two buffers, and the gradient of the f32
-// states in place. Round r processes step T - 1 - r.
+// Blocks, registers and buffers are as in step/forward.cu, except that k runs over the recurrent
+// gates of the head's units. Each step passes dg, rounded to T, to the next in two buffers, and
+// updates the gradient of the f32 states in place. Round r processes step T - 1 - r.
 #include "call.cuh"
 #include "step/overlap.cuh"
 #include "step/product.cuh"
@@ -20,17 +20,17 @@ extern "C" __global__ void backward_begin(BackwardCall call, BackwardCall* table
     call.exchange[thread] = call.exchange[buffer + thread] = rounded<T>(0.0f);
 }
 
-// Advances the table past a graph's steps; the last kernel of a graph.
+// Advances the table by the steps of a graph. This is the last kernel of a graph.
 extern "C" __global__ void backward_advance(BackwardCall* table, int steps) {
     table->first_step += steps;
 }
 
-// What a (unit, row) pair needs that does not depend on the next step.
+// The inputs of a (unit, row) pair that do not depend on the next step.
 struct Inputs {
     Row row;
     Offset token;
-    Offset state;       // of the unit and row in [B, N, D]
-    bool exists;        // the thread has this pair
+    Offset state;       // index of the unit and row in [B, N, D]
+    bool exists;        // whether the thread has this pair
     bool active;        // 0 <= step < length
     bool from_outside;  // the next step has no gradient for this one: it is the row's last step, or
                         // the state is reset after it
@@ -99,7 +99,7 @@ __device__ __forceinline__ void store_d_s0(const BackwardCall& call, const Sizes
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     backward_step(const BackwardCall* __restrict__ table, int offset) {
     let_next_start();
-    const BackwardCall call = *table;  // copied: after the wait, a field would be loaded again
+    const BackwardCall call = *table;  // a copy, so that fields are not reloaded after the wait
     const Sizes sizes = call.sizes;
     const int round = call.first_step + offset;
     const int step = sizes.time - 1 - round;
@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         __syncthreads();
         finish(0, in);
     } else {
-        // The inputs of several pairs do not fit the registers.
+        // The inputs of several pairs would not fit the registers.
         wait_for_previous();
         if (!live) return;
         product.run(sums);

@@ -1,12 +1,12 @@
 // One step of the forward pass in one kernel: the product R h_{t-1}, with the cell as its epilogue.
-// The time loop is a CUDA graph of these kernels.
+// The time loop is a CUDA graph of such kernels.
 //
-// A block computes UNITS units of a head for ROWS batch rows. Before the previous step has ended it
-// loads the first chunks of R and all other inputs that do not depend on h into registers.
+// A block computes UNITS units of a head for ROWS batch rows. Before the previous step has ended,
+// it loads the first chunks of R and all other inputs that do not depend on h into registers.
 //
-// Steps communicate through global memory. h, rounded to T, is in two buffers: a step reads one and
-// writes the other, since other blocks still read the first. The f32 states are updated in place,
-// since only the thread that writes a state reads it.
+// Steps communicate through global memory. h, rounded to T, has two buffers: a step reads one and
+// writes the other, because other blocks may still read the first. The f32 states are updated in
+// place, because each is read only by the thread that writes it.
 #include "call.cuh"
 #include "step/overlap.cuh"
 #include "step/product.cuh"
@@ -31,7 +31,7 @@ extern "C" __global__ void forward_begin(ForwardCall call, ForwardCall* table) {
         call.state[s * stride + state] = call.s0 ? call.s0[s * stride + state] : 0.0f;
 }
 
-// Advances the table past a graph's steps; the last kernel of a graph.
+// Advances the table by the steps of a graph. This is the last kernel of a graph.
 extern "C" __global__ void forward_advance(ForwardCall* table, int steps) {
     table->first_step += steps;
 }
@@ -81,7 +81,7 @@ __device__ __forceinline__ void store(const ForwardCall& call, const Sizes& size
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     forward_step(const ForwardCall* __restrict__ table, int offset) {
     let_next_start();
-    const ForwardCall call = *table;  // copied: after the wait, a field would be loaded again
+    const ForwardCall call = *table;  // a copy, so that fields are not reloaded after the wait
     const Sizes sizes = call.sizes;
     const int step = call.first_step + offset;
     const bool live = step < sizes.time;
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         [&](int row) { return before + tile.head_row(sizes, row) * sizes.depth; });
     product.fetch();
 
-    // Of each (unit, row) pair what does not depend on the previous step.
+    // The inputs of each (unit, row) pair that do not depend on the previous step.
     float gates[PAIRS][Cell::GATES];  // x_t + b
     Offset tokens[PAIRS];
     bool exists[PAIRS], active[PAIRS], reset[PAIRS];

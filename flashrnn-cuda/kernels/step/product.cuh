@@ -2,18 +2,18 @@
 //
 //     out[g][unit][row] = sum over k of weights[g][unit][k] x[row][k]        g < PER_UNIT
 //
-// Forward, PER_UNIT is Gr and x is h, with k over the head's units. Backward, PER_UNIT is 1 and x
-// is dg, with k over gates and units. Both operands are in memory with k innermost, in chunks of 64
-// bytes padded with zeros.
+// In the forward pass, PER_UNIT is Gr, x is h, and k runs over the units of the head. In the
+// backward pass, PER_UNIT is 1, x is dg, and k runs over gates and units. In memory k is the
+// innermost index of both operands, in chunks of 64 bytes padded with zeros.
 //
-// The warps split k: warp w multiplies chunks w, w + WARPS, ... of all outputs, and the partial
-// sums meet in shared memory. The weights of the first chunks are loaded into registers before the
-// previous step has ended (`fetch`).
+// The warps divide k: warp w multiplies chunks w, w + WARPS, ... of all outputs, and the partial
+// sums are added in shared memory. The weights of the first chunks are loaded into registers before
+// the previous step has ended (`fetch`).
 //
-// With q = lane % 4 and r = lane / 4, a lane has the outputs of the tensor cores' m16n8
+// With q = lane % 4 and r = lane / 4, a lane has the outputs that it has in the tensor cores' m16n8
 // accumulators: (r, 2q), (r, 2q + 1), (r + 8, 2q) and (r + 8, 2q + 1) of each tile of 16 weight
-// rows and 8 batch rows. The order of k within a chunk is arbitrary if both operands share it, so
-// lane q loads 16 contiguous bytes: elements q V to q V + V - 1 of the chunk.
+// rows and 8 batch rows. The order of k within a chunk is arbitrary as long as both operands share
+// it, so lane q loads 16 contiguous bytes: elements q V to q V + V - 1 of the chunk.
 #pragma once
 #include "step/overlap.cuh"
 #include "step/tile.cuh"
@@ -29,18 +29,18 @@ template <class P> __device__ __forceinline__ uint4 load_x(const P* p) {
     return load_exchanged(reinterpret_cast<const uint4*>(p));
 }
 
-// The arithmetic, `-DMULTIPLY=`: tensor cores for BF16, F16 and TF32 (f32 rounded to TF32),
+// The arithmetic, set by `-DMULTIPLY=`: tensor cores for BF16, F16 and TF32 (f32 rounded to TF32),
 // multiply-adds for F32.
 enum Multiply { BF16, F16, TF32, F32 };
 
-// Rounds f32 bits to the nearest TF32.
+// Rounds an f32 to the nearest TF32. Both are passed as bits.
 __device__ __forceinline__ unsigned to_tf32(unsigned bits) {
     unsigned v;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(v) : "f"(__uint_as_float(bits)));
     return v;
 }
 
-// Adds a b to d: one instruction of the tensor cores.
+// Adds the product of a and b to d, in one tensor core instruction.
 template <Multiply HOW>
 __device__ __forceinline__ void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2,
                                     unsigned a3, unsigned b0, unsigned b1) {
@@ -59,7 +59,8 @@ __device__ __forceinline__ void mma(float (&d)[4], unsigned a0, unsigned a1, uns
 template <Multiply HOW> struct Accumulator {
     float d[4] = {};
 
-    // Adds a chunk: `a0` and `a1` are 16 bytes of weight rows r and r + 8, `x` of batch row r.
+    // Adds a chunk. `a0` and `a1` are 16 bytes of weight rows r and r + 8, and `x` is 16 bytes of
+    // batch row r.
     __device__ __forceinline__ void add(const uint4& a0, const uint4& a1, const uint4& x) {
         if constexpr (HOW == TF32) {
             mma<HOW>(d, to_tf32(a0.x), to_tf32(a1.x), to_tf32(a0.y), to_tf32(a1.y),
@@ -78,8 +79,9 @@ template <Multiply HOW> struct Accumulator {
     }
 };
 
-// Without tensor cores a lane sums its part of k for weight rows r and r + 8 and all 8 batch rows,
-// whose x it receives from the other lanes. `finish` adds the four lanes that share r.
+// Without tensor cores, a lane sums its part of k for weight rows r and r + 8 and all 8 batch rows,
+// whose x it receives from the other lanes. `finish` adds the sums of the four lanes with the same
+// r.
 template <> struct Accumulator<F32> {
     float d[2][8] = {};
 
@@ -122,8 +124,8 @@ template <> struct Accumulator<F32> {
 template <int PER_UNIT> struct Product {
     static constexpr int TILES = (PER_UNIT * UNITS + 15) / 16;  // of 16 weight rows
     static constexpr int COLUMNS = ROWS / 8;                    // tiles of 8 batch rows
-    // Chunks fetched ahead: as many as fit about 96 registers beside the accumulators, weights and
-    // x.
+    // The number of chunks to fetch ahead: as many as fit about 96 registers together with the
+    // accumulators, weights and x.
     static constexpr int SUM_REGISTERS =
         TILES * COLUMNS * int(sizeof(Accumulator<MULTIPLY>) / sizeof(float));
     static constexpr int FIT = (96 - SUM_REGISTERS) / (TILES * 8 + COLUMNS * 4);
@@ -136,13 +138,13 @@ template <int PER_UNIT> struct Product {
     };
 
     int chunks, warp, r, q;
-    // At this lane's part of chunk 0; null if there is no such row.
+    // The addresses of this lane's part of chunk 0; null if there is no such row.
     const T* weights[TILES][2];  // rows r and r + 8 of each tile
     const T* x[COLUMNS];         // batch row r of each tile
     uint4 ahead[AHEAD][TILES][2];
 
-    // `weights_of(gate, unit)` and `x_of(row)` are the starts of rows, for units and rows of the
-    // block below `units` and `rows`.
+    // `weights_of(gate, unit)` and `x_of(row)` return the addresses of rows. They are called for
+    // units below `units` and rows below `rows`.
     template <class WeightsOf, class XOf>
     __device__ __forceinline__ Product(int depth, int units, int rows, WeightsOf weights_of,
                                        XOf x_of)
@@ -168,7 +170,7 @@ template <int PER_UNIT> struct Product {
     // Loads the weights of the first chunks, which do not depend on the previous step.
     __device__ __forceinline__ void fetch() { fetch(warp); }
 
-    // Multiplies, and leaves the sums of each warp in shared memory. The caller synchronises.
+    // Multiplies, and leaves the sums of each warp in shared memory. The caller must synchronise.
     __device__ __forceinline__ void run(Sums& sums) {
         Accumulator<MULTIPLY> accumulator[TILES][COLUMNS];
         for (int first = warp; first < chunks; first += WARPS * AHEAD) {
@@ -208,8 +210,7 @@ template <int PER_UNIT> struct Product {
         }
     }
 
-    // Returns one output: the sum over the warps in their order, which does not depend on their
-    // number of chunks.
+    // Returns one output: the sum over all warps in their order, whatever their number of chunks.
     static __device__ __forceinline__ float sum(const Sums& sums, int gate, int unit, int row) {
         float total = 0.0f;
 #pragma unroll
@@ -218,7 +219,7 @@ template <int PER_UNIT> struct Product {
     }
 
 private:
-    // Loads the weights of this warp's AHEAD chunks from `first` on.
+    // Loads the weights of AHEAD chunks of this warp, starting at chunk `first`.
     __device__ __forceinline__ void fetch(int first) {
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {

@@ -11,14 +11,15 @@
 
 constexpr int THREADS = 32 * WARPS;
 
-// Blocks that should fit a multiprocessor, so that the next step's blocks are resident while this
-// step's run: 16 warps of 128 registers. f32 weights need more registers.
+// Blocks that should fit a multiprocessor, so that the blocks of the next step are resident while
+// those of this step run: 16 warps of 128 registers. f32 weights need more registers.
 constexpr int RESIDENT = sizeof(T) == 4 ? 1 : 16 / WARPS;
 
-// (unit, row) pairs per thread; pair i of thread t is pair t + i THREADS of the block.
+// (unit, row) pairs per thread. Pair i of thread t is pair t + i THREADS of the block.
 constexpr int PAIRS = (UNITS * ROWS + THREADS - 1) / THREADS;
 
-// The block's units of a head and batch rows. Blocks are ordered by rows, heads, then units.
+// The block's units of a head, and its batch rows. Blocks are ordered by rows, then heads, then
+// units.
 struct Tile {
     int head, unit0, row0, units, rows;
 
