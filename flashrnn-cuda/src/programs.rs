@@ -91,7 +91,7 @@ pub enum Waits {
     /// The fastest way.
     #[default]
     Plain,
-    /// Each warp sometimes waits for a random time before it goes on.
+    /// As fast as possible, except that each warp sometimes waits for a random time.
     Delayed,
     /// Each wait for an mbarrier in a cluster also synchronises the block by a block barrier, the
     /// only kind that compute-sanitizer's racecheck understands.

@@ -23,7 +23,7 @@ struct RowShifts {
         }
     }
 
-    // Returns the bits for a token. `token_bit` is the token's lowest bit, on which they depend.
+    // Returns the bits for a token whose index has the lowest bit `token_bit`.
     __device__ __forceinline__ unsigned at(unsigned token_bit) const {
         return SPLIT_ROWS ? bits ^ (bits >> 16 & -token_bit) : 0;
     }

@@ -10,7 +10,7 @@
 // sums are added in shared memory. The weights of the first chunks are loaded into registers before
 // the previous step has ended (`fetch`).
 //
-// With q = lane % 4 and r = lane / 4, a lane has the outputs that it has in the tensor cores' m16n8
+// With q = lane % 4 and r = lane / 4, a lane holds the same outputs as in the tensor cores' m16n8
 // accumulators: (r, 2q), (r, 2q + 1), (r + 8, 2q) and (r + 8, 2q + 1) of each tile of 16 weight
 // rows and 8 batch rows. The order of k within a chunk is arbitrary as long as both operands share
 // it, so lane q loads 16 contiguous bytes: elements q V to q V + V - 1 of the chunk.

@@ -50,7 +50,7 @@ impl Pool {
         let pool = Self(pool);
         let mut keep = u64::MAX;
         pool.set(PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut keep).cast())?;
-        // An allocation must not make its stream wait for another stream to free memory.
+        // A stream must not wait for another stream in order to reuse memory freed there.
         let mut no: c_int = 0;
         pool.set(
             PoolAttribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES,

@@ -75,8 +75,8 @@ impl Device {
             sys::cuMemcpyHtoDAsync_v2(view.ptr(), source, bytes, self.stream.cu_stream())
         };
         check(result, "copying to the device")?;
-        // The driver has already copied pageable memory to a staging buffer. It may read memory of
-        // its own (pinned or managed) later, so wait for that.
+        // The driver has already copied pageable memory to a staging buffer. The GPU may read
+        // pinned or managed memory later, so wait for that.
         let mut kind = 0_u32;
         let mut asked = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
         let mut answer = (&raw mut kind).cast();

@@ -131,7 +131,7 @@ mod strangers {
         assert!(cache.read(&key()).is_some());
     }
 
-    /// Needs root, which tests often have in containers.
+    /// Needs root. In containers, tests often run as root.
     #[test]
     fn what_belongs_to_another_user_is_not_trusted() {
         let folder = tempfile::tempdir().unwrap();
