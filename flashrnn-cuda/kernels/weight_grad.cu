@@ -3,10 +3,10 @@
 
 using W = WEIGHT;
 
-// Packs r [Gr, N, D_out, D_in] as [Gr, N, D_out, depth] for the forward pass and transposed, as [N,
-// D_in, Gr, depth], for the backward pass, both padded with zeros. Copies b [G, N, D] to f32. Each
-// block has 256 threads and transposes tiles of 32 x 32 of (k, m) in shared memory, so that the
-// reads and both writes are contiguous.
+// Packs r [Gr, N, D_out, D_in] as [Gr, N, D_out, depth] for the forward pass and transposed, as
+// [N, D_in, Gr, depth], for the backward pass, both padded with zeros. Copies b [G, N, D] to f32.
+// Each block has 256 threads and transposes tiles of 32 x 32 of (k, m) in shared memory, so that
+// the reads and both writes are contiguous.
 extern "C" __global__ void pack(const W* r, const W* b, T* forward, T* backward, float* bias,
                                 int recurrent, int heads, int head_dim, int depth,
                                 Offset bias_len) {

@@ -90,8 +90,7 @@ struct ComputeThread {
             return token_bit.at(sizes, row.index, row.length, step);
         };
         const unsigned gate_shift = gate_shifts.at(bit(step)), d_shift = d_shifts.at(bit(step));
-        // The state before the first step is never shifted, because `load_s0` does not copy it in
-        // words.
+        // The state before the first step is never shifted, because `load_s0` copies elements.
         const unsigned before_shift = step > 0 ? state_shifts.at(bit(step - 1)) : 0;
 #pragma unroll
         for (int j = 0; j < UNITS_PER_THREAD; ++j) {

@@ -35,8 +35,8 @@ constexpr int WIDE = WIDE_STATES + WIDE_GATES;
 // Gates without recurrent input. The product does not read their dg.
 constexpr int EXTERNAL_ONLY = Cell::GATES - Cell::RECURRENT;
 
-// Fused::backward_shared in Rust computes the size of this struct. Round r processes step T - 1 -
-// r.
+// Fused::backward_shared in Rust computes the size of this struct. Round r processes time step
+// T - 1 - r.
 struct Shared {
     T dg[2][ROWS][DG_STRIDE];  // of round r in r % 2
     T external_dg[2][at_least_one(EXTERNAL_ONLY)][ROWS][IN_STRIDE];
@@ -49,8 +49,7 @@ struct Shared {
 
 static_assert(sizeof(Shared) <= SHARED_BYTES, "Fused::backward_shared differs from this struct");
 
-// Returns the interleaved gates of a stage, [ROWS][IN_STRIDE], which are stored in place of its
-// gates.
+// Returns the interleaved gates of a stage, [ROWS][IN_STRIDE], which replace its gates.
 __device__ __forceinline__ GateVector* gate_vectors(Shared& shared, int stage) {
     return reinterpret_cast<GateVector*>(&shared.in[stage][GATES_IN][0][0]);
 }

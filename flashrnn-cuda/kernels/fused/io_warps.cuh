@@ -109,8 +109,7 @@ template <class P, int TENSORS, int TENSOR_STRIDE, int ROW_STRIDE> struct RowCop
         }
     }
 
-    // Starts copying the row of `token` to `shared`, the shared memory address of row 0 of tensor
-    // 0.
+    // Starts copying the row of `token`. `shared` is the shared memory address of tensor 0, row 0.
     __device__ __forceinline__ void load(unsigned shared, Offset token) {
 #pragma unroll
         for (int i = 0; i < LANE_TENSORS; ++i) {

@@ -1,8 +1,8 @@
 // The arithmetic of the fused kernels for 16-bit tensors: the tensor cores' m16n8k16.
 //
 // In an 8 x 8 matrix, lane l holds columns 2 (l % 4) and 2 (l % 4) + 1 of row l / 4. n is the batch
-// row. With ROWS == 4 each batch row takes two columns, and the second column of each pair is
-// unused.
+// row. With ROWS == 4 each batch row takes two columns, and the second column of each pair
+// is unused.
 #pragma once
 #include "fused/async_copy.cuh"
 #include "fused/block.cuh"
@@ -220,8 +220,9 @@ template <int STEPS> struct ForwardProduct {
 
 // The backward product R^T dg of TILES tiles of 16 units and all rows, over STEPS times 32 of k.
 //
-// A lane receives units lane / 4 and lane / 4 + 8 of each tile, for rows 2 (lane % 4) and 2 (lane %
-// 4) + 1. With ROWS == 4, lanes whose rows do not exist receive the second unit of the other lanes.
+// A lane receives units lane / 4 and lane / 4 + 8 of each tile, for rows 2 (lane % 4) and
+// 2 (lane % 4) + 1. With ROWS == 4, lanes whose rows do not exist receive the second unit of the
+// other lanes.
 template <int TILES, int STEPS> struct BackwardProduct {
     static constexpr int LANE_UNITS = ROWS / 4;  // per tile
     unsigned weights[TILES][STEPS][2][4];

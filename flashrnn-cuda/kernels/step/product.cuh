@@ -80,8 +80,8 @@ template <Multiply HOW> struct Accumulator {
 };
 
 // Without tensor cores, a lane sums its part of k for weight rows r and r + 8 and all 8 batch rows,
-// whose x it receives from the other lanes. `finish` adds the sums of the four lanes with the same
-// r.
+// whose x it receives from the other lanes. `finish` adds the sums of the four lanes of
+// each r.
 template <> struct Accumulator<F32> {
     float d[2][8] = {};
 

@@ -110,8 +110,8 @@ impl Device {
         }
     }
 
-    /// Frees memory from `allocate`, in stream order. Failures are ignored here; the next call
-    /// reports them, because they are failures of the device.
+    /// Frees memory from `allocate`, in stream order. A failure is not reported here: the device
+    /// stays failed, so the next call reports it.
     pub(crate) fn free(&self, ptr: CUdeviceptr) {
         if ptr == 0 {
             return;

@@ -53,7 +53,7 @@ impl Module {
         })
     }
 
-    /// Returns the kernel `name`, which the source declares `extern "C"`. Launches of it may use
+    /// Returns the kernel `name`, which the source declares `extern "C"`. The kernel may use
     /// all of the shared memory of a block.
     pub(crate) fn kernel(self: &Arc<Self>, name: &str) -> Result<Kernel> {
         let _entered = enter(&self.context)?;

@@ -22,8 +22,8 @@ impl Operand {
     }
 }
 
-/// The addresses of the matrices of a batched product, in device memory: `[3, parts, gates,
-/// heads]`.
+/// The addresses of the matrices of a batched product, in device memory:
+/// `[3, parts, gates, heads]`.
 pub(crate) struct AddressTable {
     table: Address,
     /// Matrices per operand.

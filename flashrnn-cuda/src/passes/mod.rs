@@ -80,8 +80,8 @@ impl Common {
         Gates { external: address, inner: address + external as Address }
     }
 
-    /// Returns the addresses of the wide states and the wide gates in `saved.wide`: `[WIDE, tokens,
-    /// N, D]`, followed by `[WIDE_GATES, tokens, N, D]`.
+    /// Returns the addresses of the wide states and the wide gates in `saved.wide`:
+    /// `[WIDE, tokens, N, D]`, followed by `[WIDE_GATES, tokens, N, D]`.
     pub(crate) fn wide_at(&self, address: Address) -> (Address, Address) {
         let states =
             self.shapes.wide.len() * self.shapes.tokens() * self.shapes.units() * size_of::<f32>();

@@ -42,8 +42,8 @@ impl Recompute {
         })
     }
 
-    /// Enqueues the gathering of h before every step from `states [S, tokens, N, D]` into `out
-    /// [tokens, N, depth]`.
+    /// Enqueues the gathering of h before every step from `states [S, tokens, N, D]` into
+    /// `out [tokens, N, depth]`.
     pub(crate) fn previous_h(
         &self,
         common: &Common,
@@ -68,8 +68,9 @@ impl Recompute {
         unsafe { common.launch_strided(stream, &self.previous_h, len, &mut arguments) }
     }
 
-    /// Enqueues the computation of the gates of all tokens from `r [Gr, N, D, depth]`, `b [G, N,
-    /// D]`, `wx [tokens, Gx, N, D]` and `previous_h [tokens, N, depth]`, in chunks of tokens.
+    /// Enqueues the computation of the gates of all tokens from `r [Gr, N, D, depth]`,
+    /// `b [G, N, D]`, `wx [tokens, Gx, N, D]` and `previous_h [tokens, N, depth]`, in chunks of
+    /// tokens.
     pub(crate) fn gates(
         &self,
         common: &Common,

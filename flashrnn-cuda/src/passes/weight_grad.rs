@@ -33,8 +33,8 @@ impl WeightGrad {
         })
     }
 
-    /// Enqueues the computation of `d_r [Gr, N, D_out, D_in]` from dg and `previous_h [tokens, N,
-    /// depth]`.
+    /// Enqueues the computation of `d_r [Gr, N, D_out, D_in]` from dg and
+    /// `previous_h [tokens, N, depth]`.
     pub(crate) fn d_r(
         &self,
         common: &Common,
@@ -99,8 +99,8 @@ impl WeightGrad {
         self.reduce(common, stream, partial, d_r, accumulate)
     }
 
-    /// Enqueues the computation of `d_b [G, N, D]` from dg. The partial sums are in `partial
-    /// [parts, G, N, D]`, where the gates of `d_gates.inner` come first.
+    /// Enqueues the computation of `d_b [G, N, D]` from dg. The partial sums are in
+    /// `partial [parts, G, N, D]`, where the gates of `d_gates.inner` come first.
     pub(crate) fn d_b(
         &self,
         common: &Common,

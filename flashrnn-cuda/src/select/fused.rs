@@ -68,7 +68,7 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
 }
 
 /// Returns the layout of the fused backward kernel, or `None` if the head does not fit. A block
-/// holds the part of R transposed that has all units of the head and the gates of its own units.
+/// holds the part of R transposed that maps the gates of its own units to all units of the head.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
     if shapes.recurrent == 0 {
         return None;

@@ -1,5 +1,5 @@
-//! Pure functions of the problem, the element type and the GPU that choose the kernels of a plan
-//! and divide their work.
+//! Pure functions that choose the kernels of a plan and divide their work. They depend only on the
+//! problem, the element type and the GPU.
 
 pub mod alignment;
 pub(crate) mod choice;

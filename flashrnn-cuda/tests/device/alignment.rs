@@ -1,5 +1,5 @@
 //! Head dimensions that are not a multiple of 8, and tensors that start at any element. The fused
-//! kernels copy such rows in words of 8 or 4 bytes, or start in the middle of a word.
+//! kernels copy such rows in words of 8 or 4 bytes, or from the middle of a word.
 
 use std::fmt::Debug;
 use std::ops::Range;
