@@ -1,7 +1,7 @@
 //! Starting threads whose stacks do not fit the address space is an error.
 //!
 //! The test limits the address space of its process, so it is the only one in this file. It is
-//! excluded from the address sanitizer's run, since the sanitizer ends a process that cannot map
+//! excluded from the address sanitizer's run, because the sanitizer ends a process that cannot map
 //! memory for a thread.
 #![cfg(target_os = "linux")]
 

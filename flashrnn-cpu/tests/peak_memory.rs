@@ -76,7 +76,7 @@ fn ratio<C: Cell, T: Element>(
     (PEAK.load(Ordering::SeqCst) - before) as f64 / tensors as f64
 }
 
-/// The file's only test, so that no other test allocates at the same time.
+/// This is the file's only test, so no other test allocates at the same time.
 #[test]
 fn peak_memory_is_close_to_the_tensors_memory() {
     let mut failures = Vec::new();

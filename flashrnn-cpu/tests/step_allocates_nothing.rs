@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use flashrnn_core::{Backend, Cell, Elman, Gru, Lstm, Plan, Problem, Slstm, Step};
 use flashrnn_cpu::Cpu;
 
-/// The system's allocator, counting the allocations of each thread, since the test harness's
+/// The system's allocator, counting the allocations of each thread, because the test harness's
 /// threads allocate too.
 struct Counting;
 
@@ -57,7 +57,7 @@ fn check<C: Cell>(cell: &C, batch: usize, heads: usize, head_dim: usize) {
     assert_eq!(allocations, 0, "{} with B = {batch}, N = {heads}, D = {head_dim}", C::NAME);
 }
 
-/// A step runs on the calling thread, so the allocations of this one are all.
+/// A step runs on the calling thread, so no other thread allocates for it.
 #[test]
 fn step_allocates_nothing() {
     for (batch, heads, head_dim) in [(1, 1, 1), (1, 4, 64), (3, 2, 33), (16, 4, 64), (1, 1, 512)] {

@@ -137,7 +137,7 @@ fn trim_frees_the_kept_workspaces(cpu: &Cpu) {
     assert!(IN_USE.load(SeqCst) - before < 1024);
 }
 
-/// The file's only test, so that no other test allocates at the same time.
+/// This is the file's only test, so no other test allocates at the same time.
 #[test]
 fn workspaces() {
     let cpus = [1, 2, 4].map(|threads| Cpu::with_threads(threads).unwrap());

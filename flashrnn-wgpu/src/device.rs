@@ -110,8 +110,8 @@ impl Device {
         self.limits.min_storage_buffer_offset_alignment.max(4).into()
     }
 
-    /// Runs `work` and returns the first error that wgpu reports while it runs. `bytes` is the size
-    /// of its allocation.
+    /// Runs `work` and returns the first error that wgpu reports while it runs. `bytes` is the
+    /// number of bytes that `work` allocates.
     pub fn scope<R>(&self, bytes: usize, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let filters = [
             wgpu::ErrorFilter::Internal,

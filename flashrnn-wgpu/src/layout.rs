@@ -26,8 +26,8 @@ pub(crate) fn state_len(shapes: &Shapes) -> usize {
 }
 
 impl Params {
-    /// Sets the offsets of the tensors in `work` of a forward pass. Returns the size of `work` in
-    /// words.
+    /// Lays out the tensors of a forward pass in `work` by setting their offsets. Returns the size
+    /// of `work` in words.
     pub fn lay_out_forward(&mut self, shapes: &Shapes) -> usize {
         let mut layout = WorkLayout::default();
         self.lengths_at = layout.add(shapes.batch);
@@ -36,8 +36,8 @@ impl Params {
         layout.words()
     }
 
-    /// Sets the offsets of the tensors in `work` of a backward pass. Returns the size of `work` in
-    /// words.
+    /// Lays out the tensors of a backward pass in `work` by setting their offsets. Returns the size
+    /// of `work` in words.
     pub fn lay_out_backward(&mut self, shapes: &Shapes) -> usize {
         let (step, state) = (shapes.batch * shapes.units(), state_len(shapes));
         let mut layout = WorkLayout::default();

@@ -1,4 +1,4 @@
-//! Beyond conformance: long sequences, views, the caller's device, and errors.
+//! Tests beyond conformance: long sequences, views, the caller's device, and errors.
 
 use flashrnn_core::{
     Backend, Dtype, Element, Elman, Error, Gru, Len, Lstm, Options, Plan, Problem, Save, Slstm,
@@ -33,7 +33,7 @@ fn long_sequences_stay_exact() {
     check!(Elman, Gru, Lstm, Slstm);
 }
 
-/// More steps than one bind group or one dispatch of a fused kernel covers, in both passes.
+/// Runs more steps than one bind group or one dispatch of a fused kernel covers, in both passes.
 #[test]
 fn many_passes() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -51,9 +51,9 @@ fn many_passes() {
     }
 }
 
-/// Fused kernels of several rows and larger heads, with weights in registers and re-read at every
-/// step, against per-step kernels and the reference, each with lengths, resets, s0 and clips. A
-/// driver that runs on the CPU does not get these kernels otherwise.
+/// Compares fused kernels with per-step kernels and the reference. They cover larger heads,
+/// several rows per workgroup, and weights in registers and re-read at every step. All cases have
+/// lengths, resets, s0 and clips. Drivers that run on the CPU do not get these kernels otherwise.
 #[test]
 fn fused_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -92,9 +92,10 @@ fn fused_tiles() {
     check!(Gru, bf16, 7, of(8, 1, 1, 191));
 }
 
-/// Per-step kernels that a driver on the CPU does not get otherwise: sums by subgroup operations,
-/// of one, three and four lines; pairs of 16-bit units as whole words; and tiles for heads of one
-/// size. Mesa's driver has subgroups of 8, and of 16 with `LP_NATIVE_VECTOR_WIDTH=512`.
+/// Tests per-step kernels that drivers on the CPU do not get otherwise: sums by subgroup
+/// operations, of one, three and four lines; pairs of 16-bit units as whole words; and tiles for
+/// heads of one size. Mesa's driver has subgroups of 8, and of 16 with
+/// `LP_NATIVE_VECTOR_WIDTH=512`.
 #[test]
 fn kernels_of_gpus() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -121,8 +122,8 @@ fn kernels_of_gpus() {
     check!(Slstm, bf16, 34, Save::Recompute);
 }
 
-/// Heads whose gradient of R is computed by cooperative matrices on adapters that have them, in
-/// several parts and rounds.
+/// Tests heads whose gradient of R is computed by cooperative matrices on adapters that have them,
+/// in several parts and rounds.
 #[test]
 fn gradients_of_whole_tiles() {
     let Some(wgpu) = testing::wgpu() else { return };
@@ -208,7 +209,7 @@ fn a_lost_device_is_an_error() {
     fn lost<R>(what: Result<R, Error>) -> bool {
         matches!(what, Err(Error::Device(why)) if why.to_string().contains("lost"))
     }
-    // wgpu reports the loss when something waits for the device. A run fails earlier, since it
+    // wgpu reports the loss when something waits for the device. A run fails earlier, because it
     // cannot allocate.
     assert!(run::<_, _, f32, f32>(&wgpu, &Gru, &case).is_err());
     assert!(lost(wgpu.synchronize()));

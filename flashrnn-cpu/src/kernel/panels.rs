@@ -108,7 +108,7 @@ impl Panels {
         self.vectors().div_ceil(self.block)
     }
 
-    /// Returns the vectors of units of a block.
+    /// Returns the range of vectors of units in a block.
     #[inline(always)]
     pub fn block_vectors(&self, block: usize) -> Range<usize> {
         block * self.block..((block + 1) * self.block).min(self.vectors())

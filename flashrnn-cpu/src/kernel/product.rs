@@ -68,7 +68,7 @@ mod tests {
 
     /// Compares the packed product of `[per_unit · units, depth]` with plain sums.
     fn check_product(per_unit: usize, units: usize, depth: usize, rows: usize, block: usize) {
-        // Packed for one size of blocks and read in blocks of another.
+        // Packed with one block size and read with another.
         let packing = Panels { depth, per_unit, units, block: 4, lanes: 1, panel: 4 };
         let panels = Panels { block, ..packing };
         let matrix: Vec<f64> =

@@ -78,7 +78,8 @@ macro_rules! real {
             }
             #[inline(always)]
             fn copysign(self, sign: Self) -> Self {
-                // Selects bits of the second operand where the third is set, else of the first.
+                // Selects bits of the second operand where the third is set, and of the first
+                // elsewhere.
                 intrinsic!(Self($from_int($ternary::<0xd8>(
                     $to_int(self.0),
                     $to_int(sign.0),

@@ -33,7 +33,7 @@ impl Level {
         levels
     }
 
-    /// Returns the name to print.
+    /// Returns the name of the instruction set.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

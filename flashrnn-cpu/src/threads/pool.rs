@@ -43,8 +43,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Returns the pool that backends without their own share. The first use in a process starts
-    /// it.
+    /// Returns the pool shared by all backends that have no pool of their own. The first use in a
+    /// process starts it.
     ///
     /// # Errors
     /// Same as [`Self::start`].

@@ -1,4 +1,4 @@
-// For even D and a tensor that begins at an even element: pairs are whole words.
+// Used if D is even and the tensor begins at an even element, so that pairs are whole words.
 @group(0) @binding(BINDING) var<storage, ACCESS> TENSOR: array<u32>;
 fn load_TENSOR(i: u32) -> f32 {
     let at = params.TENSOR_first + i;

@@ -1,4 +1,4 @@
-// For even D: the last element is the second of a pair.
+// Used if D is even, so that the last element is the second of a pair.
 @group(0) @binding(BINDING) var<storage, ACCESS> TENSOR: array<u32>;
 fn load_TENSOR(i: u32) -> f32 { return bitcast<f32>(TENSOR[params.TENSOR_first + i]); }
 // Loads elements i and i + 1 without converting them.

@@ -10,7 +10,7 @@ fn store_TENSOR(i: u32, x: f32) {
     atomicAnd(&TENSOR[at / 2u], ~(0xffffu << shift));
     atomicOr(&TENSOR[at / 2u], ROUND_FORMAT(x) << shift);
 }
-// Stores element i and, with `both`, element i + 1.
+// Stores element i and, if `both` is set, element i + 1.
 fn store2_TENSOR(i: u32, x: vec2f, both: bool) {
     let at = params.TENSOR_first + i;
     if both && at % 2u == 0u {

@@ -57,7 +57,7 @@ impl Kernels {
         Ok(lock(&self.compiled).entry(key).or_insert(Arc::new(kernel)).clone())
     }
 
-    /// Writes the pipelines that were compiled since the last call to disk.
+    /// Writes to disk the pipelines that were compiled since the last call.
     pub fn save_pipelines(&self) {
         if let Some(Some(cache)) = self.cache.get() {
             cache.save();

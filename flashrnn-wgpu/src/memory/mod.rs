@@ -157,7 +157,7 @@ impl<P> fmt::Debug for View<'_, P> {
 pub struct ViewMut<'a, P>(pub(crate) View<'a, P>);
 
 impl<'a, P> ViewMut<'a, P> {
-    /// Borrows elements of the caller's buffer, as [`View::of`] does, for writing.
+    /// Borrows elements of the caller's buffer for writing, as [`View::of`] does for reading.
     ///
     /// # Errors
     /// Same as [`View::of`], and [`Error::Argument`] if the buffer's usages lack `COPY_DST`.

@@ -34,7 +34,7 @@ impl Pools {
     }
 }
 
-/// Memory that a plan keeps for its calls, since a driver can take longer to allocate it than to
+/// Memory that a plan keeps for its calls, because a driver can take longer to allocate it than to
 /// run a call.
 #[derive(Default)]
 pub(crate) struct Pool {

@@ -1,4 +1,4 @@
-//! Allocating, filling and reading buffers.
+//! Allocates, fills and reads buffers.
 
 use std::sync::mpsc;
 

@@ -1,4 +1,4 @@
-//! Packing R and b in the order in which the kernels read them.
+//! Packs R and b in the order in which the kernels read them.
 
 use flashrnn_core::{Element, Result};
 

@@ -1,4 +1,4 @@
-//! Recomputing the gates of some steps before their backward pass.
+//! Recomputes the gates of some steps before their backward pass.
 
 use std::ops::Range;
 

@@ -16,7 +16,7 @@ use crate::select::{self, BIAS_GRAD, Round, WEIGHT_GRAD};
 struct Sum<'a, W> {
     kernel: &'a Kernel,
     out: View<'a, W>,
-    /// Elements of `out`.
+    /// Number of elements of `out`.
     columns: usize,
     round: Round,
     /// Workgroups of a part, or `None` if each invocation computes one column of one part.

@@ -26,11 +26,11 @@ const WEIGHTS: &str = include_str!("../../shaders/weights.wgsl");
 
 /// A shader's text and its storage buffers, which are bound after the two uniform ones.
 pub struct Program {
-    /// The text.
+    /// The WGSL text.
     pub source: String,
     /// The storage buffers.
     pub tensors: Vec<Tensor>,
-    /// Their names.
+    /// The names of the storage buffers.
     pub(crate) names: &'static [&'static str],
 }
 
@@ -182,17 +182,17 @@ impl Programs {
     }
 }
 
-/// Builds the probe of whether the driver runs long loops to their end.
+/// Builds the probe that tests whether the driver runs long loops to their end.
 pub fn long_loops() -> Program {
     probe("u32", &[], include_str!("../../shaders/probe/long_loops.wgsl"))
 }
 
-/// Builds the probe of whether the driver converts f16 exactly.
+/// Builds the probe that tests whether the driver converts f16 exactly.
 pub fn native_f16() -> Program {
     probe("atomic<u32>", &[WIDEN_F16], include_str!("../../shaders/probe/native_f16.wgsl"))
 }
 
-/// Builds the probe of whether subgroups are full and their shuffles work.
+/// Builds the probe that tests whether subgroups are full and their shuffles work.
 pub fn subgroups() -> Program {
     probe("atomic<u32>", &[], include_str!("../../shaders/probe/subgroups.wgsl"))
 }

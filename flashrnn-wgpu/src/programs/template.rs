@@ -16,8 +16,8 @@ use std::ops::Range;
 type Sizes<'a> = [(&'a str, usize)];
 
 /// Repeats the body of each `for`, with its variable replaced by the numbers of its range, and
-/// keeps the body of an `if` whose size is not 0 (with `!`, is 0). Bounds are numbers or names in
-/// `sizes`. No variable may be a prefix of another.
+/// keeps the body of an `if` whose size is not 0 (or is 0, after `!`). Bounds are numbers or names
+/// in `sizes`. No variable may be a prefix of another.
 ///
 /// # Panics
 /// If a directive is malformed or names an unknown size.

@@ -29,7 +29,7 @@ pub struct Fused {
 pub struct Lines {
     /// Lines: the gates of a unit in the forward pass, some units in the backward pass.
     pub lines: usize,
-    /// Threads that have lines.
+    /// Number of threads that multiply lines.
     pub threads: usize,
     /// Pieces of each line in a chunk.
     pub groups: usize,

@@ -21,9 +21,11 @@ pub(crate) struct BackwardCall<'a, T: Element> {
     pub states: &'a [T],
     /// `[S, B, N, D]`
     pub s0: Option<&'a [T::Wide]>,
-    /// The exact values of the wide states, `[wide states, B, T, N, D]`; None if `states` is exact.
+    /// The exact values of the wide states, `[wide states, B, T, N, D]`; `None` if `states` is
+    /// exact.
     pub wide: Option<&'a [T::Wide]>,
-    /// The exact values of saved wide gates, `[wide gates, B, T, N, D]`; None if `gates` is exact.
+    /// The exact values of saved wide gates, `[wide gates, B, T, N, D]`; `None` if `gates` is
+    /// exact.
     pub wide_gates: Option<&'a [T::Wide]>,
     /// The rounding errors of recomputed wide gates, `[wide gates, B, T, N, D]`.
     pub remainders: Option<&'a [T]>,
