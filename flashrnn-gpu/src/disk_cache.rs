@@ -6,10 +6,10 @@
 //! folder. A damaged entry fails its checksum and is replaced.
 //!
 //! The environment variable `FLASHRNN_CACHE` names the folder. The default is `flashrnn` in the
-//! user's cache folder (`~/.cache` on Linux). `FLASHRNN_CACHE=off` turns the cache off. Machine code
-//! written by another user must not run, so on Unix a folder or file is used only if it belongs to
-//! this user or root and no other user can write it. If the folder cannot be used, nothing is
-//! cached, which is not an error.
+//! user's cache folder (`~/.cache` on Linux). `FLASHRNN_CACHE=off` turns the cache off. Machine
+//! code written by another user must not run, so on Unix a folder or file is used only if it
+//! belongs to this user or root and no other user can write it. If the folder cannot be used,
+//! nothing is cached, which is not an error.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, Metadata, OpenOptions};

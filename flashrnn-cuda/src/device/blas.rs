@@ -34,8 +34,8 @@ impl BlasScratch {
     }
 }
 
-// SAFETY: a cuBLAS handle may be used on any thread, by one at a time. The mutex in `Context`
-// ensures that.
+// SAFETY: a cuBLAS handle may be used on any thread, but by only one at a time. The mutex in
+// `Context` ensures that.
 unsafe impl Send for Blas {}
 
 /// A batch of matrices in column-major order: element (i, j) is at index `i + j * ld`.

@@ -8,8 +8,8 @@ use crate::device::blas::{BlasScratch, Matrix, Product};
 use crate::memory::View;
 use crate::testing;
 
-/// Computes `C = A B` with every choice of transposes. Returns the norm of C's error, relative to the
-/// norm of the exact C.
+/// Computes `C = A B` with every choice of transposes. Returns the norm of C's error, relative to
+/// the norm of the exact C.
 fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
