@@ -70,7 +70,7 @@ pub struct Gradients<T: Element, W: Element> {
 /// Returns a view's elements in row-major order.
 ///
 /// # Errors
-/// [`Error::Shape`] unless the view has the dimensions `want`.
+/// [`Error::Shape`] if the dimensions of the view are not `want`.
 fn standard<'a, P: Clone, D: Dimension>(
     tensor: &'static str,
     view: &'a ArrayView<'_, P, D>,

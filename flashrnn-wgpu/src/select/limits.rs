@@ -13,7 +13,7 @@ pub fn unsupported(what: String, why: String) -> Error {
 /// Checks that the device can bind every tensor. `max_bytes` is the maximum size of a binding.
 ///
 /// # Errors
-/// [`Error::Unsupported`]
+/// [`Error::Unsupported`] if a tensor is too large.
 pub fn check_limits(
     max_bytes: u64,
     shapes: &Shapes,
@@ -33,7 +33,7 @@ pub fn check_limits(
 /// Checks that a buffer can hold these regions of scratch memory.
 ///
 /// # Errors
-/// [`Error::Unsupported`]
+/// [`Error::Unsupported`] if the buffer would be too large.
 pub fn check_scratch(max_buffer: u64, regions: &[usize]) -> Result<()> {
     let bytes = workspace(regions).bytes;
     if bytes as u64 <= max_buffer {
