@@ -174,10 +174,11 @@ impl Gate {
 pub trait Cell: Clone + Send + Sync + 'static {
     /// The name in lower case, as used on the command line and in kernel caches.
     const NAME: &'static str;
-    /// The names of the states, in order. The first is h, which `R` multiplies.
+    /// The names of the states, at most 32, in order. The first is h, which `R` multiplies.
     const STATES: &'static [&'static str];
-    /// The gates (pre-activations), in order: first those with recurrent input only, then those
-    /// with both, then those with external input only. At least the first takes recurrent input.
+    /// The gates (pre-activations), at most 32, in order: first those with recurrent input only,
+    /// then those with both, then those with external input only. At least the first takes
+    /// recurrent input.
     const GATES: &'static [Gate];
     /// The indices of states that the backward pass needs in full precision even if tensors are
     /// 16 bits.

@@ -5,8 +5,8 @@ use crate::cell::{Array, Cell};
 /// Provides the numbers of a cell's states and gates. Implemented for every [`Cell`].
 ///
 /// Using one of them checks the cell's constants at compile time: there is one name per state and
-/// gate, the gates are in the order required by [`Cell::GATES`], and indices are in range and
-/// distinct.
+/// gate, the gates are in the order required by [`Cell::GATES`], indices are in range and distinct,
+/// and there are at most 32 states and 32 gates, which is what a bit set in a GPU kernel can hold.
 ///
 /// ```compile_fail,E0080
 /// use flashrnn_core::{Cell, CellSizes, Gate, Real};
@@ -26,6 +26,25 @@ use crate::cell::{Array, Cell};
 ///     }
 /// }
 /// println!("{}", Liar::S);
+/// ```
+///
+/// ```compile_fail,E0080
+/// use flashrnn_core::{Cell, CellSizes, Gate, Real};
+///
+/// #[derive(Clone)]
+/// struct TooMany;
+///
+/// impl Cell for TooMany {
+///     const NAME: &'static str = "too_many";
+///     const STATES: &'static [&'static str] = &["h"];
+///     const GATES: &'static [Gate] = &[Gate::both("g"); 33];
+///     type State<R: Real> = [R; 1];
+///     type Gates<R: Real> = [R; 33];
+///     fn forward<R: Real>(&self, state: [R; 1], _: [R; 33]) -> [R; 1] {
+///         state
+///     }
+/// }
+/// println!("{}", TooMany::S);
 /// ```
 pub trait CellSizes: Cell {
     /// The number of states.
@@ -56,6 +75,7 @@ impl<C: Cell> Checked<C> {
 const fn sizes<C: Cell>() -> [usize; 4] {
     let (states, gates) = (<C::State<f64> as Array<f64>>::LEN, <C::Gates<f64> as Array<f64>>::LEN);
     assert!(states >= 1, "a cell has at least one state, h");
+    assert!(states <= 32 && gates <= 32, "a cell has at most 32 states and 32 gates");
     assert!(C::STATES.len() == states, "Cell::STATES must name every state");
     assert!(C::GATES.len() == gates, "Cell::GATES must declare every gate");
     let (mut recurrent, mut external, mut k) = (0, 0, 0);

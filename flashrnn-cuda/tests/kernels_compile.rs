@@ -9,7 +9,7 @@ use flashrnn_core::{Elman, Gru, Lstm, Slstm};
 use flashrnn_cuda::compile::{Arch, Program, compile};
 use flashrnn_cuda::select::Gpu;
 use flashrnn_cuda::{programs, testing};
-use flashrnn_testsuite::cells::Twin;
+use flashrnn_testsuite::cells::{ManyGates, Twin};
 
 /// Number of compiling threads: as many as the continuous integration machine has cores.
 const THREADS: usize = 2;
@@ -71,6 +71,12 @@ fn fused_of_50_units(mut programs: Vec<Program>) -> Vec<Program> {
     programs
 }
 
+/// Keeps the programs of f32 tensors.
+fn of_f32(mut programs: Vec<Program>) -> Vec<Program> {
+    programs.retain(|program| program.options.iter().any(|option| option == "-DELEMENT=float"));
+    programs
+}
+
 #[test]
 fn every_kernel_compiles_without_local_memory() {
     if !testing::nvrtc() {
@@ -88,6 +94,8 @@ fn every_kernel_compiles_without_local_memory() {
             ("slstm", programs::all(&Slstm, gpu)),
             // Five gates, which no single copy can load.
             ("twin", fused_of_50_units(programs::all(&Twin, gpu))),
+            // 17 gates, more than the fused kernels support and than registers hold.
+            ("many_gates", of_f32(programs::all(&ManyGates, gpu))),
         ];
         for (cell, list) in lists {
             for program in list {
@@ -124,7 +132,8 @@ fn every_kernel_compiles_without_local_memory() {
                     .unwrap()
                     .push(format!("{what}: the compiler's log names no kernel"));
             }
-            for kernel in report.iter().filter(|kernel| kernel.local > 0) {
+            let may_spill = *cell == "many_gates";
+            for kernel in report.iter().filter(|kernel| kernel.local > 0 && !may_spill) {
                 failures.lock().unwrap().push(format!(
                     "{what}: {} bytes of local memory in {}",
                     kernel.local, kernel.name

@@ -77,3 +77,34 @@ impl Cell for Autonomous {
         [u.tanh() * (c + R::lit(0.5)).sqrt(), c.stop_gradient()]
     }
 }
+
+/// A cell with 17 gates of all three kinds, more than some kernels support:
+///
+/// ```text
+/// h' = (h + Σ_k tanh(g_k) / (k + 2)) / 4
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct ManyGates;
+
+impl Cell for ManyGates {
+    const NAME: &'static str = "many_gates";
+    const STATES: &'static [&'static str] = &["h"];
+    const GATES: &'static [Gate] = &{
+        let mut gates = [Gate::both("both"); 17];
+        gates[0] = Gate::recurrent("first");
+        gates[15] = Gate::external("last but one");
+        gates[16] = Gate::external("last");
+        gates
+    };
+    type State<R: Real> = [R; 1];
+    type Gates<R: Real> = [R; 17];
+
+    #[inline(always)]
+    fn forward<R: Real>(&self, [h]: [R; 1], gates: [R; 17]) -> [R; 1] {
+        let mut sum = h;
+        for (k, g) in gates.into_iter().enumerate() {
+            sum = sum + g.tanh() * R::lit(1.0 / (k as f64 + 2.0));
+        }
+        [sum * R::lit(0.25)]
+    }
+}

@@ -6,7 +6,7 @@ use flashrnn_core::{
 use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
 
 use crate::case::{Case, Tensors};
-use crate::cells::{Autonomous, Leaky, Twin};
+use crate::cells::{Autonomous, Leaky, ManyGates, Twin};
 use crate::results::{Measured, Results, compare};
 use crate::run::{CallOptions, ForwardPass, download, poison, run, upload};
 
@@ -86,6 +86,7 @@ pub fn subjects<B: Backend>(backend: &B) -> Vec<Box<dyn Subject<B>>> {
     list.push(Typed::<_, bf16, f32>::boxed(&Twin, "Twin"));
     list.push(Typed::<_, f32, f32>::boxed(&Autonomous, "Autonomous"));
     list.push(Typed::<_, f16, f16>::boxed(&Autonomous, "Autonomous"));
+    list.push(Typed::<_, f32, f32>::boxed(&ManyGates, "ManyGates"));
     let dtypes = backend.info().dtypes;
     list.retain(|subject| {
         dtypes.contains(&subject.dtype()) && dtypes.contains(&subject.weight_dtype())

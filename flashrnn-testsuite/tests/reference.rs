@@ -5,7 +5,7 @@ use flashrnn_core::reference::{self, Gradients, Inputs, OutputGradients};
 use flashrnn_core::{
     Array, Cell, Elman, Gru, Layout, Lstm, Options, Problem, Result, Slstm, derived_backward,
 };
-use flashrnn_testsuite::cells::{Autonomous, Leaky, Twin};
+use flashrnn_testsuite::cells::{Autonomous, Leaky, ManyGates, Twin};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::results::error;
 use flashrnn_testsuite::{Case, Tensors};
@@ -274,6 +274,7 @@ fn constant_states() {
     }
     check(&Slstm);
     check(&Autonomous);
+    check(&ManyGates);
 }
 
 /// The overridden `backward` of each built-in cell agrees with the derived one.

@@ -32,10 +32,14 @@ const MAX_WEIGHTS: [usize; 2] = [128, 64];
 /// Maximum registers per thread for weights that leave enough for 8 IO warps and 8 compute warps.
 const MAX_WEIGHTS_IO: usize = 32;
 
+/// Maximum states, and maximum gates, of a cell in a fused kernel: the bits of `RowShifts`
+/// (alignment.cuh), one per tensor.
+const MAX_TENSORS: usize = 16;
+
 /// Returns the layout of the fused forward kernel, or `None` if the head does not fit. For each
 /// group of 8 units, the rows of R, or half of each row's k, must fit the registers of a warp.
 pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
-    if shapes.recurrent == 0 {
+    if shapes.recurrent == 0 || shapes.states.max(shapes.gates) > MAX_TENSORS {
         return None;
     }
     let max_weights = MAX_WEIGHTS[usize::from(element_bytes == 4)];
@@ -70,7 +74,7 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
 /// Returns the layout of the fused backward kernel, or `None` if the head does not fit. A block
 /// holds the part of R transposed that maps the gates of its own units to all units of the head.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
-    if shapes.recurrent == 0 {
+    if shapes.recurrent == 0 || shapes.states.max(shapes.gates) > MAX_TENSORS {
         return None;
     }
     let layout = |units: usize| -> Option<Fused> {
@@ -212,6 +216,19 @@ mod tests {
 
     const H200: Gpu = Gpu { cluster: 16, multiprocessors: 132, shared_memory: 227 << 10 };
     const RTX_4090: Gpu = Gpu { cluster: 1, multiprocessors: 128, shared_memory: 99 << 10 };
+
+    #[test]
+    fn cells_with_many_gates_do_not_fit() {
+        let shapes = |gates| Shapes {
+            gates,
+            external: gates,
+            ..Problem::new(1, 1, 1, 8).shapes::<Elman>().unwrap()
+        };
+        for (gates, fits) in [(16, true), (17, false)] {
+            assert_eq!(fused_forward(&shapes(gates), 2, H200).is_some(), fits);
+            assert_eq!(fused_backward(&shapes(gates), 2, H200).is_some(), fits);
+        }
+    }
 
     #[test]
     fn known_problems() {

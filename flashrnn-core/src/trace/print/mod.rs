@@ -167,11 +167,10 @@ fn names(inputs: &[Parameter], outputs: &[Parameter]) -> Vec<String> {
     elements.map(unique).collect()
 }
 
-/// Returns the bit set of `indices` as a hexadecimal literal. Indices above 31 do not fit and are
-/// left out.
+/// Returns the bit set of `indices`, which are below 32 (`CellSizes` checks it), as a hexadecimal
+/// literal.
 fn bit_set(indices: &[usize]) -> String {
-    let bits = indices.iter().filter_map(|&k| 1u32.checked_shl(k as u32));
-    format!("{:#x}", bits.fold(0, |set, bit| set | bit))
+    format!("{:#x}", indices.iter().fold(0_u32, |set, &k| set | 1 << k))
 }
 
 /// Joins names for a comment.
