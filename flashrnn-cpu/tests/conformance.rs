@@ -12,7 +12,7 @@ flashrnn_testsuite::conformance!(
         Cpu::with_threads(2).unwrap(),
         Cpu::with_threads(5).unwrap()
     ],
-    skip: [("operations_on_denormals", "flushed by default; checked below with `Keep`")]
+    skip: [("operations_on_subnormals", "flushed by default; checked below with `Keep`")]
 );
 
 /// Returns a backend for this level, or a portable one if the machine does not support it.
@@ -27,7 +27,7 @@ mod avx2 {
     use super::{Level, cpu};
     flashrnn_testsuite::conformance!(
         cpu(Level::Avx2),
-        skip: [("operations_on_denormals", "flushed by default; checked below with `Keep`")]
+        skip: [("operations_on_subnormals", "flushed by default; checked below with `Keep`")]
     );
 }
 
@@ -35,7 +35,7 @@ mod portable {
     use super::{Level, cpu};
     flashrnn_testsuite::conformance!(
         cpu(Level::Portable),
-        skip: [("operations_on_denormals", "flushed by default; checked below with `Keep`")]
+        skip: [("operations_on_subnormals", "flushed by default; checked below with `Keep`")]
     );
 }
 
@@ -43,7 +43,7 @@ mod portable {
 fn kept_subnormals_are_computed_with() {
     for level in Level::available() {
         let suite = Suite::new(cpu(level).with_subnormals(Subnormals::Keep), vec![], vec![]);
-        suite.check("operations_on_denormals", properties::operations_on_denormals);
+        suite.check("operations_on_subnormals", properties::operations_on_subnormals);
     }
 }
 

@@ -38,12 +38,6 @@ impl<T: Element> fmt::Debug for Packed<T> {
 
 /// Returns the layout of the weights that a plan packs and accepts.
 pub(crate) fn layout(common: &Common) -> Arc<WeightsLayout<PackedOrder>> {
-    let shapes = &common.shapes;
-    Arc::new(WeightsLayout {
-        recurrent: shapes.recurrent,
-        gates: shapes.gates,
-        heads: shapes.heads,
-        head_dim: shapes.head_dim,
-        order: PackedOrder { depth: common.depth, stream: common.device.stream_id() },
-    })
+    let order = PackedOrder { depth: common.depth, stream: common.device.stream_id() };
+    Arc::new(common.shapes.weights_layout(order))
 }

@@ -16,7 +16,7 @@ pub fn check_dtypes<T: Element, W: Element>(backend: &'static str) -> Result<()>
     }
     if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
         let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
-        let why = "weights have the tensors' type, or f32 beside 16-bit tensors".into();
+        let why = "weights have the tensors' type, or f32 with 16-bit tensors".into();
         return Err(Error::Unsupported { backend, what, why });
     }
     Ok(())

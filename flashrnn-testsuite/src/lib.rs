@@ -108,7 +108,7 @@ macro_rules! conformance {
             nan_stays_nan
             operation_gradients
             operations
-            operations_on_denormals
+            operations_on_subnormals
             operations_on_special_values
             padding_is_not_read
             pytorch

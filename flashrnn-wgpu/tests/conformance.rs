@@ -33,7 +33,7 @@ mod on_gpu {
     flashrnn_testsuite::conformance!(if_available: super::on_gpu(), same_bits_as: [super::shared::<1>()], skip: [
         ("infinite_gates", "WGSL does not guarantee infinities"),
         ("nan_stays_nan", "WGSL does not guarantee NaN"),
-        ("operations_on_denormals", "WGSL does not guarantee subnormals"),
+        ("operations_on_subnormals", "WGSL does not guarantee subnormals"),
         ("operations_on_special_values", "WGSL does not guarantee infinities, NaN and the sign of a zero"),
     ]);
 
@@ -48,7 +48,7 @@ mod on_gpu {
         flashrnn_testsuite::conformance!(if_available: alternating(), skip: [
             ("infinite_gates", "WGSL does not guarantee infinities"),
             ("nan_stays_nan", "WGSL does not guarantee NaN"),
-            ("operations_on_denormals", "WGSL does not guarantee subnormals"),
+            ("operations_on_subnormals", "WGSL does not guarantee subnormals"),
             ("operations_on_special_values", "WGSL does not guarantee infinities, NaN and the sign of a zero"),
         ]);
     }

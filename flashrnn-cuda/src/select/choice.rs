@@ -38,7 +38,7 @@ pub(crate) fn describe(
     family: Family,
 ) -> [KernelChoice; 2] {
     let why = match family {
-        Family::Alternating => "asked for",
+        Family::Alternating => "requested",
         Family::Auto | Family::Fused => why_not_fused(gpu),
     };
     let layouts = fused_layouts(shapes, element_bytes, gpu, family).unwrap_or_default();
@@ -113,7 +113,7 @@ mod tests {
         let small = Problem::new(16, 1, 12, 64).shapes::<Lstm>().unwrap();
         let large = Problem::new(16, 1, 1, 4096).shapes::<Lstm>().unwrap();
         let alternating = describe(&small, 2, H200, Family::Alternating);
-        assert!(alternating.iter().all(|c| (c.family, c.why) == ("alternating", "asked for")));
+        assert!(alternating.iter().all(|c| (c.family, c.why) == ("alternating", "requested")));
         assert!(fused_layouts(&small, 2, H200, Family::Fused).is_ok());
         let refused = fused_layouts(&large, 2, H200, Family::Fused);
         assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");

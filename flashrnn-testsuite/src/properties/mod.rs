@@ -19,7 +19,7 @@ pub use calls::{
 };
 pub use limits::{infinite_gates, slopes_in_the_tails, states_saturate};
 pub use operations::{
-    operation_gradients, operations, operations_on_denormals, operations_on_special_values,
+    operation_gradients, operations, operations_on_special_values, operations_on_subnormals,
 };
 pub use options::{extreme_inputs, large_sizes, master_weights, recompute, reference, time_major};
 pub use pieces::{chunks, resets_split_sequences, rows_match_single_rows, streaming};

@@ -4,7 +4,7 @@
 use flashrnn_core::{Backend, Dtype, Element, Error, Result, reference};
 
 use super::probe::{
-    BINARY, Op, Probe, UNARY, denormal, pairs, probe_case, report, smallest_normal, special, sweep,
+    BINARY, Op, Probe, UNARY, pairs, probe_case, report, smallest_normal, special, subnormal, sweep,
 };
 use crate::random::Random;
 use crate::results::Results;
@@ -15,7 +15,8 @@ use crate::suite::{Failures, Suite};
 /// flushed to 0.
 pub fn operations<B: Backend>(suite: &Suite<B>) -> Failures {
     both_types(suite, |dtype, cell, operands| {
-        let kinds = cell.op.operands(&operands).iter().all(|&x| !special(x) && !denormal(dtype, x));
+        let kinds =
+            cell.op.operands(&operands).iter().all(|&x| !special(x) && !subnormal(dtype, x));
         kinds.then_some((cell.op.roundoffs(), smallest_normal(dtype)))
     })
 }
@@ -26,16 +27,16 @@ pub fn operations_on_special_values<B: Backend>(suite: &Suite<B>) -> Failures {
     both_types(suite, |dtype, cell, operands| {
         let operands = cell.op.operands(&operands);
         let kinds =
-            operands.iter().any(|&x| special(x)) && !operands.iter().any(|&x| denormal(dtype, x));
+            operands.iter().any(|&x| special(x)) && !operands.iter().any(|&x| subnormal(dtype, x));
         kinds.then_some((cell.op.roundoffs(), smallest_normal(dtype)))
     })
 }
 
 /// Every operation agrees with f64 on subnormal operands. Devices that flush them skip this
 /// property.
-pub fn operations_on_denormals<B: Backend>(suite: &Suite<B>) -> Failures {
+pub fn operations_on_subnormals<B: Backend>(suite: &Suite<B>) -> Failures {
     both_types(suite, |dtype, cell, operands| {
-        let kinds = cell.op.operands(&operands).iter().any(|&x| denormal(dtype, x));
+        let kinds = cell.op.operands(&operands).iter().any(|&x| subnormal(dtype, x));
         kinds.then_some((cell.op.roundoffs(), smallest_normal(dtype)))
     })
 }

@@ -124,7 +124,7 @@ pub(super) fn special(x: f64) -> bool {
 }
 
 /// Returns whether `x` is subnormal in `dtype`.
-pub(super) fn denormal(dtype: Dtype, x: f64) -> bool {
+pub(super) fn subnormal(dtype: Dtype, x: f64) -> bool {
     x != 0.0 && x.abs() < smallest_normal(dtype)
 }
 

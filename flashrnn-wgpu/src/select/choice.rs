@@ -56,7 +56,7 @@ fn alternating(
         blocks: step_groups(shapes),
         cluster: 1,
         why: match family {
-            Family::Alternating => "asked for",
+            Family::Alternating => "requested",
             _ => why_not_fused(adapter),
         },
     }
@@ -95,6 +95,6 @@ mod tests {
         let large = kernels(2, 1024, Family::Auto)[0].to_string();
         let want = "forward: alternating, one launch per step, 256 blocks";
         assert!(large.starts_with(want), "{large}");
-        assert_eq!(kernels(12, 64, Family::Alternating)[0].why, "asked for");
+        assert_eq!(kernels(12, 64, Family::Alternating)[0].why, "requested");
     }
 }
