@@ -20,8 +20,8 @@ use crate::programs::Waits;
 /// Runs recurrent networks on one stream of an NVIDIA GPU. Clones share the GPU and the stream;
 /// [`Cuda::with_stream`] shares only the GPU.
 ///
-/// Calls enqueue work on the stream and return; only `synchronize`, `download` and `trim` wait for
-/// it. A failure on the GPU may therefore be reported by a later call than the one that caused it.
+/// Calls enqueue work on the stream and return; only `synchronize`, `download`, `trim` and dropping
+/// the last handle and plan of a stream wait for it. A failure on the GPU may therefore be reported by a later call than the one that caused it.
 /// Every call restores the CUDA context that was current on the caller's thread.
 #[derive(Clone)]
 pub struct Cuda {

@@ -11,8 +11,7 @@
 //! 3. `programs/` joins shader files for a cell, element types and tile sizes, with the arguments
 //!    of `call.rs`. Templates are expanded by `programs/template.rs`.
 //! 4. `kernels/` compiles programs once per device, keeps pipelines on disk ([`cache`]), and
-//! records
-//!    dispatches (`recorder.rs`). `probe.rs` runs kernels that test the driver.
+//!    records dispatches (`recorder.rs`). `probe.rs` runs kernels that test the driver.
 //! 5. `select/` chooses kernels, tiles and parts from the properties of an adapter, by pure
 //!    functions. `select/choice.rs` describes the choice as a [`KernelChoice`], `select/limits.rs`
 //!    refuses problems that the device cannot hold.

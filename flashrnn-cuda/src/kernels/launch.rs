@@ -88,8 +88,9 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         let Ok(_entered) = enter(&self.context) else { return };
-        // SAFETY: no kernel of this module is running. Kernels and stores keep the module alive,
-        // and the store of every stream waits for its stream before it drops its modules.
+        // SAFETY: no kernel of this module is running, and no graph refers to it. Kernels and
+        // stores keep the module alive, the store of every stream waits for its stream before it
+        // drops its modules, and the owner of a graph drops it before the graph's kernels.
         unsafe { sys::cuModuleUnload(self.module) };
     }
 }

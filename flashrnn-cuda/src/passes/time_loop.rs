@@ -30,13 +30,14 @@ const TABLE_BYTES: usize = 4096;
 /// The time loop of one pass (forward or backward). It works for all problems that differ only in
 /// T, options and buffers.
 pub(crate) struct TimeLoop {
+    /// First, so that the graph is destroyed before the modules of its kernels are unloaded.
+    graph: OnceLock<Graph>,
     device: Arc<Device>,
     begin: Kernel,
     step: Kernel,
     advance: Kernel,
     launch: Launch,
     table: Buffer<u8>,
-    graph: OnceLock<Graph>,
     /// Locked while a call is enqueued, because only one call at a time may use the table.
     enqueuing: Mutex<()>,
 }

@@ -4,7 +4,7 @@ use flashrnn_core::{Error, Result, Shapes};
 use flashrnn_gpu::{Family, KernelChoice};
 
 use crate::select::Gpu;
-use crate::select::fused::{Fused, fused_backward, fused_forward};
+use crate::select::fused::{Fused, MAX_TENSORS, fused_backward, fused_forward};
 use crate::select::step::{Tile, backward_tile, blocks, forward_tile};
 
 /// Returns the layouts of the fused kernels of both passes. `None` selects the per-step kernels.
@@ -24,7 +24,7 @@ pub(crate) fn fused_layouts(
         Family::Fused if layouts.contains(&None) => Err(Error::Unsupported {
             backend: "cuda",
             what: "fused kernels for this problem".into(),
-            why: why_not_fused(gpu).into(),
+            why: why_not_fused(shapes, gpu).into(),
         }),
         Family::Auto | Family::Fused => Ok(layouts),
     }
@@ -39,7 +39,7 @@ pub(crate) fn describe(
 ) -> [KernelChoice; 2] {
     let why = match family {
         Family::Alternating => "requested",
-        Family::Auto | Family::Fused => why_not_fused(gpu),
+        Family::Auto | Family::Fused => why_not_fused(shapes, gpu),
     };
     let layouts = fused_layouts(shapes, element_bytes, gpu, family).unwrap_or_default();
     let [forward_layout, backward_layout] = layouts;
@@ -78,8 +78,10 @@ fn alternating(pass: &'static str, shapes: &Shapes, tile: Tile, why: &'static st
     }
 }
 
-fn why_not_fused(gpu: Gpu) -> &'static str {
-    if gpu.cluster > 1 {
+fn why_not_fused(shapes: &Shapes, gpu: Gpu) -> &'static str {
+    if shapes.states.max(shapes.gates) > MAX_TENSORS {
+        "a fused kernel has at most 16 states and 16 gates"
+    } else if gpu.cluster > 1 {
         "R does not fit the registers of a cluster, or a step its shared memory"
     } else {
         "R does not fit a block, and this device has no clusters"

@@ -34,7 +34,7 @@ const MAX_WEIGHTS_IO: usize = 32;
 
 /// Maximum states, and maximum gates, of a cell in a fused kernel: the bits of `RowShifts`
 /// (alignment.cuh), one per tensor.
-const MAX_TENSORS: usize = 16;
+pub(crate) const MAX_TENSORS: usize = 16;
 
 /// Returns the layout of the fused forward kernel, or `None` if the head does not fit. For each
 /// group of 8 units, the rows of R, or half of each row's k, must fit the registers of a warp.
