@@ -9,6 +9,7 @@ export RUSTC_BOOTSTRAP=1 CARGO_INCREMENTAL=0
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/address_sanitizer
 # Debug assertions are off, because their checks would panic before the sanitizer sees the access.
 export RUSTFLAGS="-Zsanitizer=address -Cdebug-assertions=off"
-# The skipped test leaves no room for threads, where the sanitizer itself cannot run.
+# The skipped test limits the address space so that no thread can start. The sanitizer cannot run
+# under such a limit.
 exec cargo test -p flashrnn-cpu --lib --tests --target "$target" "$@" -- \
     --skip threads_without_room_are_an_error

@@ -64,7 +64,7 @@ def exact(cell, wx, r, b, d_h):
 
 
 def ours(binary, backend, kernel, cell, wx, r, b, d_h):
-    """Computes them by the command."""
+    """Computes h and the gradients with the command."""
     d_states = torch.zeros(STATES[cell], *d_h.shape, dtype=d_h.dtype)
     d_states[0] = d_h
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def flashrnn():
     module = sys.modules[
         "flashrnn.flashrnn.flashrnn"
     ]  # its namesake in the package is the function
-    # FlashRNN 1.0.8 queries properties of the device that CUDA 13 no longer has. It uses these.
+    # FlashRNN 1.0.8 queries device properties that CUDA 13 no longer has, but uses only these.
     device = torch.cuda.get_device_properties(0)
     module.get_gpu_info = lambda device_id=0: {
         "maxThreadsPerBlock": 1024,
@@ -111,7 +111,7 @@ def flashrnn():
 
 
 def theirs(function, backend, cell, wx, r, b, d_h):
-    """Computes them by the package flashrnn."""
+    """Computes h and the gradients with the package flashrnn."""
     wx, r, b = (x.clone().requires_grad_() for x in (wx, r, b))
     states, _ = function(wx, r, b, function=cell, backend=backend, dtype="bfloat16")
     states[0].backward(d_h)

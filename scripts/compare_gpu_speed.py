@@ -154,7 +154,7 @@ def cudnn_times(workload, budget):
 
 
 def can(peer, workload):
-    """Tells whether a peer computes this. FlashRNN runs no GRU fused, cuDNN has one head."""
+    """Returns whether a peer supports this. FlashRNN runs no GRU fused, cuDNN has one head."""
     cell, dtype, _, N, _ = workload
     return {
         "cuda_fused": cell != "gru",

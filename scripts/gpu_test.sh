@@ -22,7 +22,7 @@ if [ "${1-}" = --sanitize ]; then
 fi
 failures=()
 
-# Runs a test binary, shows what it prints, and searches that for skips.
+# Runs a test binary, shows what it prints, and searches the output for skips.
 run() {
     echo "== $*"
     if ! "$@" 2>&1 | tee "$log"; then

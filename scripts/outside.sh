@@ -28,7 +28,7 @@ fn main() {
     }
 }
 EOF
-# Our lock file's versions, so that nothing new is fetched.
+# Uses our lock file's versions, so that nothing new is fetched.
 cp Cargo.lock "$outside"
 
 cd "$outside"

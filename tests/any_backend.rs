@@ -1,12 +1,12 @@
 //! A backend chosen at run time has the properties of the underlying backend, and rejects memory of
-//! another.
+//! another backend.
 
 #![cfg(feature = "cpu")]
 
 use flashrnn::any::BackendName;
 use flashrnn::{AnyBackend, Backend, Error};
 
-/// The CPU without flushing subnormal numbers, which one of the properties tests.
+/// Returns a CPU backend that keeps subnormal numbers, which one of the properties tests.
 fn with_subnormals() -> AnyBackend {
     AnyBackend::Cpu(flashrnn::Cpu::new().with_subnormals(flashrnn::cpu::Subnormals::Keep))
 }

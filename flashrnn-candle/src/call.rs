@@ -75,7 +75,7 @@ impl<T: Number, W: Number> Call<T, W> {
         stage(&self.backend, data)
     }
 
-    /// Converts a buffer into host memory.
+    /// Moves a buffer's elements to a `Vec`; copies only from a GPU.
     pub fn read<P: Element>(&self, buffer: AnyBuffer<P>) -> Result<Vec<P>> {
         into_vec(&self.backend, buffer)
     }

@@ -193,7 +193,7 @@ trait FrozenCalls: Send + Sync {
     fn step(&self, wx: &Tensor, state: &mut State) -> Result<Tensor>;
 }
 
-/// Weights packed from r and b of `W`, for a wx of `T`.
+/// Weights packed from r and b of type `W`, for a wx of type `T`.
 struct Typed<C, T: Number, W: Number> {
     rnn: Rnn<C>,
     weights: Weights<AnyBackend, T>,

@@ -9,8 +9,8 @@ use crate::{Frozen, Output, SequenceOptions, State};
 /// A layer for inference, whose parameters were copied and packed once by
 /// [`RnnLayer::freeze`](crate::RnnLayer::freeze).
 ///
-/// It keeps the values the parameters had then; freeze the layer again after an optimiser step. Its
-/// outputs are not connected to any variable.
+/// It keeps the values that the parameters had when it was made; freeze the layer again after an
+/// optimiser step. Its outputs are not connected to any variable.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

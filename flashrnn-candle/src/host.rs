@@ -94,7 +94,7 @@ fn second_derivatives_wanted() -> bool {
 /// An operation that returns precomputed values and has no derivative.
 struct Gradient {
     shape: Shape,
-    /// Taken by the only forward pass.
+    /// The values. The forward pass, which runs only once, takes them.
     values: Mutex<Option<CpuStorage>>,
 }
 

@@ -1,7 +1,7 @@
 //! Concatenates ranges of two tensors, in one differentiable operation.
 //!
-//! candle's own operations could do this in several steps, but their gradients would not report
-//! that they have no derivatives (see [`gradient`]).
+//! candle's own operations could do this in several steps, but differentiating their gradients
+//! would silently treat them as constants (see [`gradient`]).
 
 use std::marker::PhantomData;
 use std::ops::Range;

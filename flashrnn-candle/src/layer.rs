@@ -133,7 +133,7 @@ impl<C: Cell> RnnLayer<C> {
     }
 
     /// Makes a layer from existing weights with the shapes given in [`Weights`]. If they are
-    /// variables or computed from variables, gradients reach those.
+    /// variables or computed from variables, gradients flow back to those variables.
     ///
     /// # Errors
     /// If the shapes contradict each other or the cell, or a size is 0.

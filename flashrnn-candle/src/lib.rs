@@ -81,12 +81,12 @@
 //! values. Only [`FrozenLayer`] and [`Frozen`] keep old values.
 //!
 //! Between a forward pass and its backward pass, the operation keeps its own copies of the weights
-//! and of `s0`. These may be overwritten, as a stateful model does, without affecting the
-//! gradients. The backward pass does read `wx` again with [`Save::Recompute`](flashrnn::Save), and
-//! that of a layer reads `x` and `w`. If these were changed in place, it returns an error, provided
-//! that it detects the change: it compares up to 64 elements of each, which detects an optimiser
-//! step or `Var::set`, but may miss a change of a few elements. candle's own operations do not
-//! check.
+//! and of `s0`. Overwriting these tensors, as a stateful model does, therefore does not affect the
+//! gradients. With [`Save::Recompute`](flashrnn::Save), however, the backward pass reads `wx`
+//! again, and the backward pass of a layer always reads `x` and `w`. If such a tensor was changed
+//! in place, the backward pass returns an error, provided that it detects the change. It compares
+//! up to 64 elements of each tensor, which detects an optimiser step or `Var::set`, but may miss a
+//! change of a few elements. candle's own operations do not check.
 //!
 //! # Gradients
 //! Any number of forward passes may precede a backward pass, and a graph may be differentiated more
@@ -94,8 +94,9 @@
 //!
 //! Second derivatives are not supported. If a loss is computed from the gradient of a variable, its
 //! `backward` returns an error; to use the gradient as a constant, `detach` it. This check costs
-//! memory: the gradient of a variable holds no reference to the forward pass, but to the terms that
-//! candle summed, each as large as the gradient. `detach` gradients that you keep or accumulate.
+//! memory: the gradient of a variable does not keep the forward pass alive, but it does keep the
+//! terms that candle summed, each as large as the gradient. `detach` gradients that you keep or
+//! accumulate.
 //!
 //! # Memory and copies
 //! A candle operation has at most three inputs and one output, and its backward pass receives
@@ -106,9 +107,10 @@
 //!   [`Output::h`] is a view of it and [`Output::last`] a copy. With 16-bit elements the flat
 //!   tensor is f32, because `last` is, and h is a rounded copy.
 //! - Between forward and backward it keeps the packed weights, `s0`, the states of every step
-//!   (`S·B·T·N·D` elements) and what [`Save`](flashrnn::Save) selects: `G·B·T·N·D` elements with
-//!   `Gates`, none with `Recompute`. h exists twice, in the states and in the output. Nothing is
-//!   kept if no input depends on a variable.
+//!   (`S·B·T·N·D` elements) and what [`Save`](flashrnn::Save) selects: with `Gates` all gates
+//!   (`G·B·T·N·D` elements), with `Recompute` none, and in both cases wide values for 16-bit
+//!   tensors. h exists twice, in the states and in the output. Nothing is kept if no input depends
+//!   on a variable.
 //! - In the backward pass, candle pads the gradient of each view with zeros to the size of the flat
 //!   tensor and sums them, which takes a few passes over memory of the size of h.
 //!   [`Rnn::all_states`] multiplies this by S, so it is off by default.

@@ -154,7 +154,8 @@ impl<T: Number, W: Number> CustomOp3 for Op<T, W> {
                 )
             })
             .map_err(Error::wrap)?;
-        // candle would keep a gradient for a tensor that depends on no variable in its store.
+        // candle's gradient store would keep a gradient even for a tensor that depends on no
+        // variable.
         let d_wx =
             wx.track_op().then(|| gradient(T::to_cpu_storage_owned(self.call.read(d_wx)?), wx));
         let d_r = r.track_op().then(|| gradient(W::to_cpu_storage_owned(self.call.read(d_r)?), r));

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flashrnn::Problem;
 
-/// The number of plans kept, which suffices for batches of a dozen lengths, each with a forward
-/// pass and steps.
+/// The number of plans kept, enough for a dozen sequence lengths, each with a plan for whole passes
+/// and one for single steps.
 const CAPACITY: usize = 32;
 
 /// Keeps the most recently used plans of one cell on one backend, by sizes, options and element

@@ -31,7 +31,7 @@ pub(crate) fn stage<'a, P: Pod + Send + Sync>(
     }
 }
 
-/// Converts a buffer into host memory.
+/// Moves a buffer's elements to a `Vec`; copies only from a GPU.
 pub(crate) fn into_vec<P: Pod + Send + Sync>(
     backend: &AnyBackend,
     buffer: AnyBuffer<P>,

@@ -60,8 +60,8 @@ fn layers_have_no_second_derivatives() -> Result<()> {
     Ok(())
 }
 
-/// If candle is told to keep the graphs of gradients, gradients that were propagated through other
-/// operations are errors as well.
+/// If candle is told to keep the graphs of gradients, differentiating a gradient that was
+/// propagated through other operations is an error as well.
 #[test]
 fn earlier_operations_have_no_second_derivatives() -> Result<()> {
     const KEEP: &str = "CANDLE_GRAD_DO_NOT_DETACH";

@@ -1,5 +1,5 @@
-//! Tests layers in PyTorch's layout: that their weights have the same meaning as those of
-//! candle-nn's LSTM and GRU, and that they train.
+//! Tests layers in PyTorch's layout: that their weights mean the same as in candle-nn's LSTM and
+//! GRU, and that the layers train.
 
 use std::collections::HashMap;
 

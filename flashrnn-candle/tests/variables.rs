@@ -1,5 +1,5 @@
 //! Tests variables that change in place. Every call uses their current values, and a backward pass
-//! those of its forward pass.
+//! uses the values of its forward pass.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, VarBuilder, VarMap};

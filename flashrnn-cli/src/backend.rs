@@ -23,8 +23,8 @@ pub fn kernel_parser() -> impl TypedValueParser<Value = Family> {
     .try_map(|name| name.parse::<Family>())
 }
 
-/// Makes the backend with this name and these kernels. `dtype` is the element type to compute in,
-/// if there is only one.
+/// Makes the backend `name`, restricted to the kernels of `kernel`. `dtype` is the element type to
+/// compute in, if there is only one.
 ///
 /// # Errors
 /// If the backend is not compiled in, its device or libraries are missing, or it has no choice of
@@ -43,7 +43,7 @@ pub fn find(name: BackendName, dtype: Option<DtypeName>, kernel: Family) -> Resu
     with_kernel(backend, kernel)
 }
 
-/// Returns whether the command was built with this backend.
+/// Returns whether the command was built with the backend `name`.
 pub fn compiled_in(name: BackendName) -> bool {
     match name {
         BackendName::Auto | BackendName::Cpu => true,
@@ -52,7 +52,7 @@ pub fn compiled_in(name: BackendName) -> bool {
     }
 }
 
-/// Returns the backend restricted to these kernels.
+/// Returns `backend`, restricted to the kernels of `kernel`.
 ///
 /// # Errors
 /// If the backend has no choice of kernels.

@@ -46,7 +46,7 @@ fn or_exit(memory: *mut u8, size: usize) -> *mut u8 {
     memory
 }
 
-/// Checks that `bytes` of memory are available, if the system reports it.
+/// Checks that `bytes` of memory are available, if the system reports how much is.
 ///
 /// # Errors
 /// Names `what` needs the memory, how much it needs, and how much is available.

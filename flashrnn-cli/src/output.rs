@@ -30,7 +30,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(old) if old.is_file() && has_one_link(&old) => {
-            // Renaming checks only the permissions of the folder, so check those of the file here.
+            // Renaming checks only the permissions of the folder, so check the file's permissions
+            // here.
             OpenOptions::new().write(true).open(path)?;
             match replace(&fs::canonicalize(path)?, bytes, Some(&old)) {
                 Err(error) if error.kind() == ErrorKind::PermissionDenied => overwrite(path, bytes),

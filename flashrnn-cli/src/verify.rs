@@ -39,7 +39,8 @@ struct Worst {
     excused: bool,
 }
 
-/// Runs the cases and prints the largest error of each tensor. Returns whether all are accepted.
+/// Runs the cases and prints the largest error of each tensor. Returns whether every error is
+/// accepted.
 pub fn main(args: Args, out: &mut impl Write) -> Result<bool> {
     let backend = backend::find(args.backend, None, args.kernel)?;
     let info = backend.info();

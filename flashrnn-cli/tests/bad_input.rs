@@ -9,7 +9,7 @@ use std::fs;
 use common::{Folder, Tensor, file, flashrnn, good, stderr, stdout};
 use safetensors::Dtype;
 
-/// Returns the file of the good problem with `tensor` added, or replacing that of the same name.
+/// Returns the valid input file with `tensor` added, or replaced if it has one of that name.
 fn with(tensor: Tensor) -> Vec<u8> {
     let mut tensors = good();
     tensors.retain(|t| t.name != tensor.name);
@@ -196,7 +196,7 @@ fn values() {
     let lengths = |values: &[i64]| with(Tensor::integers("lengths", values));
     rejects(&lengths(&[1, -1]), &[], 1, &["lengths[1]", "-1", "0 to 3"]);
     rejects(&lengths(&[4, 0]), &[], 1, &["lengths[0]", "4", "0 to 3"]);
-    // These would be valid if truncated to 32 bits.
+    // The lengths would be valid if truncated to 32 bits.
     rejects(&lengths(&[1 << 32, 0]), &[], 1, &["lengths[0]", "4294967296"]);
     rejects(&lengths(&[0, i64::MIN + 1]), &[], 1, &["lengths[1]"]);
 }

@@ -99,7 +99,7 @@ fn same_as_reference<C: Cell>(cell: &C, problem: &Problem, tensors_given: Tensor
     }
 }
 
-/// Checks every option by itself and all together, and sequences and batches of size 0.
+/// Checks the options that change the result, alone and combined, and empty batches and sequences.
 fn all_problems<C: Cell>(cell: &C) {
     let plain = Problem::new(3, 6, 2, 5);
     let problems = [

@@ -13,9 +13,9 @@ use crate::{Cell, Element, Error, Info, Len, Problem, Result, Shapes, WeightsLay
 /// A device that runs recurrences, with its memory.
 ///
 /// The interface is the whole recurrence, not single operations. `plan` is its only generic entry
-/// point: there a CPU monomorphises the cell, and a GPU traces, prints and compiles it. Whatever a
-/// backend does not support, it reports as [`Error::Unsupported`] from `plan`, never from a later
-/// call.
+/// point: there a CPU monomorphises the cell, and a GPU traces, prints and compiles it. A backend
+/// reports what it does not support as [`Error::Unsupported`] from `plan`, never from a call of
+/// that plan.
 pub trait Backend: Clone + Send + Sync + 'static {
     /// Owned memory for elements of `P`.
     type Buffer<P: Pod + Send + Sync>: Send + Sync;
@@ -23,12 +23,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type View<'a, P: Pod + Send + Sync>: Copy + Send + Len;
     /// A mutably borrowed part of a buffer, or of memory owned by someone else.
     type ViewMut<'a, P: Pod + Send + Sync>: Send + Len;
-    /// R and b in the order this backend's kernels read them, for tensors of `T`. Only
-    /// [`Plan::pack`] makes one in safe code, and it cannot be copied.
+    /// R and b for tensors of `T`, in the order in which this backend's kernels read them. In safe
+    /// code, only [`Plan::pack`] returns such a value, and it cannot be copied.
     type Packed<T: Element>: Send + Sync;
-    /// Everything that order depends on besides `Gr`, `G`, `N` and `D`, such as the widths of
-    /// vectors and tiles, and the device. It never depends on the batch, the time, a cell's own
-    /// numbers or the number of threads.
+    /// Everything that the order of packed weights depends on besides `Gr`, `G`, `N` and `D`, such
+    /// as the widths of vectors and tiles, or the device. The order never depends on the batch
+    /// size, the number of time steps, the parameters of a cell or the number of threads.
     type PackedOrder: Clone + Debug + Eq + Send + Sync + 'static;
     /// A problem prepared to run with tensors of `T` and weights of `W`.
     type Plan<T: Element, W: Element>: Plan<T, W, Backend = Self>;
@@ -45,19 +45,20 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Allocates a zeroed buffer of `len` elements.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]
+    /// [`Error::OutOfMemory`] if there is too little memory, [`Error::Device`] if the device fails.
     fn alloc<P: Pod + Send + Sync>(&self, len: usize) -> Result<Self::Buffer<P>>;
 
     /// Allocates a buffer and copies `data` into it.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]
+    /// [`Error::OutOfMemory`] if there is too little memory, [`Error::Device`] if the device fails.
     fn upload<P: Pod + Send + Sync>(&self, data: &[P]) -> Result<Self::Buffer<P>>;
 
     /// Copies `view` to host memory after waiting for everything enqueued before.
     ///
     /// # Errors
-    /// [`Error::Device`]
+    /// [`Error::Argument`] for memory of another device or stream, [`Error::OutOfMemory`] if there
+    /// is too little memory, [`Error::Device`] if the device or earlier work failed.
     fn download<P: Pod + Send + Sync>(&self, view: Self::View<'_, P>) -> Result<Vec<P>>;
 
     /// Waits until everything enqueued has run.
@@ -66,10 +67,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// [`Error::Device`] with the first failure among the enqueued work.
     fn synchronize(&self) -> Result<()>;
 
-    /// Returns memory to the system that is cached for later calls and not in use.
+    /// Frees memory that is cached for later calls but not in use.
     ///
     /// # Errors
-    /// [`Error::Device`]
+    /// [`Error::Device`] if the device fails.
     fn trim(&self) -> Result<()>;
 
     /// Borrows the whole buffer for reading.
@@ -82,8 +83,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Self::ViewMut<'a, P>;
 
     /// Prepares `problem` with `cell` to run on tensors of `T` and weights of `W`. `W` is `T`, or
-    /// f32 with 16-bit tensors. Both are inferred from the tensors passed to the plan's calls
-    /// (beware that unsuffixed literals are f64), or named as in `plan::<f32, f32, _>(…)`.
+    /// f32 if `T` is 16 bits. Both types are inferred from the tensors passed to the plan's calls
+    /// (beware that unsuffixed literals are f64), or named explicitly, as in
+    /// `plan::<f32, f32, _>(…)`.
     ///
     /// # Errors
     /// [`Error::InvalidProblem`] if the problem is invalid, [`Error::Unsupported`] if this backend
@@ -97,8 +99,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
 /// A problem prepared to run.
 ///
-/// Methods only enqueue work. A plan holds no data of its calls, so several of them may run at
-/// once, and two forward passes may precede one backward pass.
+/// Methods may return before their work has run. A plan holds no data of its calls, so several
+/// calls may run at once, and two forward passes may precede one backward pass.
 pub trait Plan<T: Element, W: Element>: Send + Sync {
     /// The backend this plan runs on.
     type Backend: Backend;
@@ -109,11 +111,11 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
     fn shapes(&self) -> &Shapes;
 
     /// Returns the layout of this plan's packed weights. Every call compares it with the layout of
-    /// the weights it is passed.
+    /// the weights passed to the call.
     fn weights_layout(&self) -> &Arc<WeightsLayout<<Self::Backend as Backend>::PackedOrder>>;
 
-    /// Returns whether this plan's calls accept `weights`, as they do if the plan that packed them
-    /// has an equal layout.
+    /// Returns whether this plan's calls accept `weights`, which they do if the plan that packed
+    /// `weights` has an equal layout.
     fn accepts(&self, weights: &Weights<Self::Backend, T>) -> bool {
         weights.has_layout(self.weights_layout())
     }
@@ -122,18 +124,20 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
     /// of every other plan that [accepts](Plan::accepts) the result.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::OutOfMemory`]
+    /// [`Error::Shape`] if `r` or `b` has the wrong size, [`Error::Argument`] for memory of another
+    /// device, [`Error::OutOfMemory`] if there is too little memory, [`Error::Device`] if the
+    /// device fails.
     fn pack(
         &self,
         r: <Self::Backend as Backend>::View<'_, W>,
         b: <Self::Backend as Backend>::View<'_, W>,
     ) -> Result<Weights<Self::Backend, T>>;
 
-    /// Allocates memory for what the forward pass saves for the backward pass. Callers that bring
-    /// their own memory find its sizes in [`Shapes::saved`].
+    /// Allocates memory for what the forward pass saves for the backward pass. Callers that provide
+    /// their own memory find the required sizes in [`Shapes::saved`].
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]
+    /// [`Error::OutOfMemory`] if there is too little memory, [`Error::Device`] if the device fails.
     fn saved(&self) -> Result<Saved<Self::Backend, T>>;
 
     /// Returns the size and alignment of the scratch memory that [`Plan::forward`] needs.
@@ -147,7 +151,8 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
     /// # Errors
     /// [`Error::Shape`] and [`Error::Value`] for tensors that don't fit the problem,
     /// [`Error::Argument`] for weights that this plan does not [accept](Plan::accepts) and for
-    /// memory of another device.
+    /// memory of another device; [`Error::OutOfMemory`] if there is too little memory,
+    /// [`Error::Device`] if the device fails.
     fn forward(&self, call: Forward<'_, Self::Backend, T>) -> Result<()>;
 
     /// Computes the gradients by backpropagation through time.
@@ -181,11 +186,11 @@ pub struct Forward<'a, B: Backend, T: Element> {
     pub states: Option<B::ViewMut<'a, T>>,
     /// `[S, B, N, D]`, written: the final state of each row.
     pub last: Option<B::ViewMut<'a, T::Wide>>,
-    /// Written: what the backward pass needs besides `states`, which is then required too. The
-    /// memory comes from [`Plan::saved`] or from the caller; inference passes `None`.
+    /// Memory for what the backward pass needs besides `states`, written. If present, `states` is
+    /// required too. Comes from [`Plan::saved`] or from the caller; inference passes `None`.
     pub saved: Option<SavedMut<'a, B, T>>,
     /// Scratch memory of the size given by [`Plan::forward_workspace`]. If absent, the call takes
-    /// some from a pool.
+    /// scratch memory from a pool.
     pub workspace: Option<B::ViewMut<'a, u8>>,
 }
 
@@ -223,7 +228,7 @@ pub struct Backward<'a, B: Backend, T: Element, W: Element> {
     /// Whether to add to `d_r` and `d_b` instead of overwriting them.
     pub accumulate: bool,
     /// Scratch memory of the size given by [`Plan::backward_workspace`]. If absent, the call takes
-    /// some from a pool.
+    /// scratch memory from a pool.
     pub workspace: Option<B::ViewMut<'a, u8>>,
 }
 
@@ -239,9 +244,9 @@ pub struct Step<'a, B: Backend, T: Element> {
     pub h: Option<B::ViewMut<'a, T>>,
 }
 
-/// Owns the memory of what a forward pass saves for its backward pass. Made by [`Plan::saved`].
-/// Callers with their own allocator pass views of two buffers of the sizes given by
-/// [`Shapes::saved`] instead.
+/// Owns the memory in which a forward pass saves values for its backward pass. Made by
+/// [`Plan::saved`]. Callers with their own allocator instead pass views of two buffers, of the
+/// sizes given by [`Shapes::saved`].
 ///
 /// The order of the elements is private to the backend. Only a plan for the same cell, sizes and
 /// options, on the same backend and device, reads back what the forward pass wrote. Another plan of

@@ -6,7 +6,7 @@ use crate::{
 };
 
 impl<'a, B: Backend, T: Element> Forward<'a, B, T> {
-    /// Makes a call without optional tensors. Add those you need by struct update.
+    /// Makes a call without optional tensors. Add the tensors you need by struct update.
     #[must_use]
     pub fn new(weights: &'a Weights<B, T>, wx: B::View<'a, T>) -> Self {
         Self {

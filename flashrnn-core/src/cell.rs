@@ -85,10 +85,10 @@ impl Gate {
 /// A recurrent cell: `s_t = P(s_{t-1}, g_t)` with `g_t = R s⁰_{t-1} + x_t + b`, where `P` acts
 /// elementwise.
 ///
-/// You write [`forward`](Cell::forward), generic over the number it computes with; every backend
-/// and every derivative is generated from that one function. State 0 is h, which `R` multiplies.
-/// Every gate receives its bias `b`; [`GATES`](Cell::GATES) declares which gates receive `R h` and
-/// which receive `x`.
+/// You write [`forward`](Cell::forward), generic over the type of number it computes with; the code
+/// of every backend and of every derivative is generated from that one function. State 0 is h,
+/// which `R` multiplies. Every gate receives its bias `b`; [`GATES`](Cell::GATES) declares which
+/// gates receive `R h` and which receive `x`.
 ///
 /// Mark `forward` (and `backward`) `#[inline(always)]`: the CPU backend inlines them into its SIMD
 /// loops and is many times slower if it can't.
@@ -176,21 +176,21 @@ pub trait Cell: Clone + Send + Sync + 'static {
     const NAME: &'static str;
     /// The names of the states, at most 32, in order. The first is h, which `R` multiplies.
     const STATES: &'static [&'static str];
-    /// The gates (pre-activations), at most 32, in order: first those with recurrent input only,
-    /// then those with both, then those with external input only. At least the first takes
-    /// recurrent input.
+    /// The gates (pre-activations), at most 32, in order: first gates with recurrent input only,
+    /// then gates with both inputs, then gates with external input only. At least the first gate
+    /// takes recurrent input.
     const GATES: &'static [Gate];
     /// The indices of states that the backward pass needs in full precision even if tensors are
     /// 16 bits.
     const WIDE: &'static [usize] = &[];
-    /// The indices of gates that the backward pass needs in full precision even if tensors are
-    /// 16 bits, such as those whose rounding error an exponential would amplify.
+    /// The indices of gates that the backward pass needs in full precision even if tensors are 16
+    /// bits, such as gates whose rounding error an exponential would amplify.
     const WIDE_GATES: &'static [usize] = &[];
     /// The indices of states that every gradient treats as constants: incoming gradients for them
     /// are ignored, and their own gradients are 0.
     const CONSTANT: &'static [usize] = &[];
 
-    /// Whether this is one of this crate's cells, for which a backend may hold precompiled code.
+    /// Whether the cell is one of this crate's, for which a backend may hold precompiled code.
     /// Other cells keep the default.
     #[doc(hidden)]
     const BUILT_IN: bool = false;
@@ -223,7 +223,8 @@ pub trait Cell: Clone + Send + Sync + 'static {
 /// Computes [`Cell::backward`] from [`Cell::forward`] alone, by one forward-mode pass per state and
 /// gate.
 ///
-/// All passes compute the same values beside their tangents; a compiler or the tracer merges them.
+/// All passes compute the same values, apart from their tangents; a compiler or the tracer merges
+/// them.
 #[inline(always)]
 pub fn derived_backward<C: Cell, R: Real>(
     cell: &C,

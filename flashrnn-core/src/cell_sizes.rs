@@ -6,7 +6,8 @@ use crate::cell::{Array, Cell};
 ///
 /// Using one of them checks the cell's constants at compile time: there is one name per state and
 /// gate, the gates are in the order required by [`Cell::GATES`], indices are in range and distinct,
-/// and there are at most 32 states and 32 gates, which is what a bit set in a GPU kernel can hold.
+/// and there are at most 32 states and 32 gates, because GPU kernels hold them in bit sets of 32
+/// bits.
 ///
 /// ```compile_fail,E0080
 /// use flashrnn_core::{Cell, CellSizes, Gate, Real};

@@ -30,7 +30,7 @@ impl<R: Real> Dual<R> {
         Self { value, tangent: R::lit(1.0) }
     }
 
-    /// Applies the chain rule to a function with this `value` and `slope` at `self`.
+    /// Applies the chain rule to a function that has the given `value` and `slope` at `self`.
     #[inline(always)]
     fn chain(self, value: R, slope: R) -> Self {
         Self { value, tangent: self.tangent * slope }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-/// Reports a failure of any flashrnn call. No public function panics on bad input, on a missing
-/// driver or library, or on a lost device; each returns this instead.
+/// Reports a failure of any flashrnn call. On bad input, a missing driver or library, or a lost
+/// device, public functions return this instead of panicking. Exceptions, such as
+/// [`Function::eval`](crate::trace::Function::eval), document their panics.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -39,8 +40,8 @@ pub enum Error {
         /// The values that would be accepted.
         want: &'static str,
     },
-    /// A tensor that the call needs is missing, or one was passed that it can't use: one of two
-    /// that exclude each other, weights packed in another layout, memory of another device.
+    /// A required tensor is missing, or the call can't use a tensor that it was passed: one that
+    /// excludes another, weights packed in another layout, or memory of another device.
     #[error("{tensor}: {why}")]
     Argument {
         /// The tensor's name in the operator.
@@ -48,8 +49,9 @@ pub enum Error {
         /// Why it is needed or rejected.
         why: &'static str,
     },
-    /// The backend does not support this problem, or is not available in this program or on this
-    /// machine. Returned by `plan` and by the constructors of backends, never by a later call.
+    /// The backend does not support what was requested, or is not available in this program or on
+    /// this machine. Returned by `plan`, by the constructors of backends, or by a method that only
+    /// one backend has, never by a call of a plan.
     #[error("backend {backend} does not support {what}: {why}")]
     Unsupported {
         /// The backend's name.
@@ -106,7 +108,7 @@ pub struct Failure {
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Compares the messages, including those of the sources.
+/// Compares the messages, including the messages of the sources.
 impl PartialEq for Failure {
     fn eq(&self, other: &Self) -> bool {
         let cause = |failure: &Self| failure.cause.as_ref().map(ToString::to_string);

@@ -42,11 +42,11 @@
 //! 1. [`Real`], the number a cell computes with, and [`Cell`], which is generic over it; [`Dual`]
 //!    differentiates it.
 //! 2. [`cells`]: Elman, GRU, LSTM, sLSTM.
-//! 3. [`Problem`]: sizes and options; [`Shapes`]: the resulting shape of every tensor.
-//! 4. [`mod@reference`]: the operator as a plain f64 loop.
-//! 5. [`Backend`] and [`Plan`]: the traits a backend implements; [`Forward`], [`Backward`],
-//!    [`Step`]: the arguments of its calls, with [`Weights`] and [`Saved`].
-//! 6. [`trace`]: a cell as a graph and as source code, for backends that compile it.
+//! 3. [`Problem`], the sizes and options, and [`Shapes`], the resulting shape of every tensor.
+//! 4. [`mod@reference`], the operator as a plain f64 loop.
+//! 5. [`Backend`] and [`Plan`], the traits a backend implements, and [`Forward`], [`Backward`] and
+//!    [`Step`], the arguments of a plan's calls, with [`Weights`] and [`Saved`].
+//! 6. [`trace`], a cell as a graph and as source code, for backends that compile it.
 
 #![forbid(unsafe_code)]
 

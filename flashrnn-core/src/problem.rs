@@ -15,10 +15,11 @@ pub enum Layout {
 /// Selects what the forward pass saves for the backward pass, besides the states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Save {
-    /// Saves every gate: `B·T·G·N·D` elements more, for a faster backward pass.
+    /// Saves every gate, which takes `B·T·G·N·D` more elements and makes the backward pass faster.
     #[default]
     Gates,
-    /// Saves nothing: the backward pass recomputes the gates from the states and `wx`.
+    /// Saves no gates: the backward pass recomputes them from the states and `wx`. With 16-bit
+    /// tensors, the states in [`Cell::WIDE`] are still saved in full precision.
     Recompute,
 }
 
@@ -35,8 +36,8 @@ pub struct Options {
     /// Clamps h after each step to ±v, where v > 0. The gradient passes where `|h'| <= v` before
     /// the clamp and is 0 elsewhere; NaN stays NaN.
     pub forward_clip: Option<f64>,
-    /// Clamps the gradient that flows through R to `h_{t-1}` (or s0) elementwise to ±v, where
-    /// v > 0, after it is summed over the gates.
+    /// Clamps each element of the gradient that flows through R to `h_{t-1}` (or s0), after summing
+    /// it over the gates, to ±v, where v > 0.
     pub recurrent_grad_clip: Option<f64>,
     /// Blocks the gradient that flows through R to `h_{t-1}` (`d_r` is still computed). Overrides
     /// `recurrent_grad_clip`.
@@ -191,9 +192,9 @@ pub struct WeightsLayout<O> {
 
 impl Shapes {
     /// Checks that every tensor fits the address space even in f64, with head dimensions padded to
-    /// multiples of 64 and twice the size, as a double buffer has. Backends can therefore multiply
-    /// sizes for memory of their own without overflow. An empty batch counts as one row, and an
-    /// empty sequence as one step.
+    /// multiples of 64, and at twice its size, as in a double buffer. Backends can therefore
+    /// compute the sizes of their own memory without overflow. An empty batch counts as one row,
+    /// and an empty sequence as one step.
     fn fit_the_address_space(&self) -> bool {
         let fits = |dims: &[usize]| {
             dims.iter()
@@ -270,8 +271,8 @@ impl Shapes {
         }
     }
 
-    /// Returns the sizes of [`Saved`](crate::Saved), in elements of `gates` and of `wide`, for
-    /// tensors of `T`.
+    /// Returns the sizes of the buffers `gates` and `wide` of [`Saved`](crate::Saved), in elements,
+    /// for tensors of `T`.
     #[must_use]
     pub fn saved<T: crate::Element>(&self, save: Save) -> [usize; 2] {
         let unit_steps = self.tokens() * self.units();
@@ -282,7 +283,7 @@ impl Shapes {
         [gates, wide * unit_steps]
     }
 
-    /// Returns the layout of packed weights of these sizes, in a backend's `order`.
+    /// Returns the layout of weights of the problem's sizes, packed in a backend's `order`.
     #[must_use]
     pub fn weights_layout<O>(&self, order: O) -> WeightsLayout<O> {
         let &Self { recurrent, gates, heads, head_dim, .. } = self;

@@ -2,8 +2,8 @@
 //!
 //! A [`Cell`](crate::Cell) is written once, generic over [`Real`]. Instantiated with `f64` it is
 //! the reference, with a SIMD vector the CPU kernel, with [`Dual`](crate::Dual) its own derivative,
-//! and with a handle into a graph it traces itself. No method therefore needs a context: literals
-//! belong to no graph, and a condition is a value ([`Real::Mask`]) that only [`Real::select`]
+//! and with a handle into a graph it traces itself. For this reason, no method takes a context:
+//! literals belong to no graph. A condition is a value ([`Real::Mask`]) that only [`Real::select`]
 //! consumes, so a cell cannot branch.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};

@@ -22,8 +22,8 @@ pub struct Inputs {
     /// `[B, T]`
     pub resets: Option<Vec<u8>>,
     /// The [`Element::MAX`](crate::Element::MAX) of a 16-bit element type to simulate: stored
-    /// states, saved gates and the h that `R` multiplies saturate there, but are not rounded.
-    /// Nothing saturates if absent.
+    /// states, saved gates and the h that `R` multiplies saturate there, but are not rounded. If
+    /// absent, nothing saturates.
     pub range: Option<f64>,
 }
 
@@ -269,9 +269,9 @@ fn initial_state(shapes: &Shapes, x: &Inputs, b: usize) -> Vec<f64> {
     (0..shapes.states).flat_map(state).copied().collect()
 }
 
-/// Propagates gradients through the cell at one step: returns those of the gates `[G, N, D]`, and
-/// replaces those of the states after the step, `d_state [S, N, D]`, by those of the states before
-/// it. Leaves out the path through `R`.
+/// Propagates gradients through the cell at one step, and returns the gradients of the gates
+/// `[G, N, D]`. On entry, `d_state [S, N, D]` holds the gradients of the states after the step; on
+/// return, those of the states before the step, without the path through `R`.
 fn cell_backward<C: Cell>(
     cell: &C,
     problem: &Problem,
@@ -302,7 +302,7 @@ fn cell_backward<C: Cell>(
 }
 
 /// Propagates the gradients of the gates `[G, N, D]` through `R h` at one step: returns the
-/// gradient of `h [N, D]`, and adds that of `r` to `d_r`.
+/// gradient of `h [N, D]`, and adds the gradient of `r` to `d_r`.
 fn recurrent_backward(
     shapes: &Shapes,
     r: &[f64],

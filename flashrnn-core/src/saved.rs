@@ -1,4 +1,4 @@
-//! The methods of what a forward pass saves for its backward pass.
+//! The methods of [`Saved`], [`SavedRef`] and [`SavedMut`].
 
 use std::fmt;
 

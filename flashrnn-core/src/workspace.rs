@@ -36,7 +36,7 @@ pub struct Info {
 }
 
 /// Describes the scratch memory of a pass, whose contents are meaningless after the call. A call
-/// that is passed a workspace allocates nothing; one that is not takes memory from a pool of the
+/// allocates nothing if it is passed a workspace; otherwise it takes memory from a pool of the
 /// backend or the plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workspace {

@@ -74,7 +74,7 @@ pub use suite::Suite;
 /// the properties that the backend can't have, each with its reason; the name of an unknown
 /// property is an error. For a backend that may be missing on the machine, pass
 /// `if_available: $backend`, where the backend and the further instances are `Option`s. With `None`
-/// every test passes; the expression should report why.
+/// every test passes; the expression should report why the backend is missing.
 #[cfg(feature = "conformance")]
 #[macro_export]
 macro_rules! conformance {

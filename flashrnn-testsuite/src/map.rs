@@ -71,8 +71,8 @@ impl<'a> Map<'a> {
         old
     }
 
-    /// Fills in the old indices of one block `[N, D, E]`. `target` and `source` number the new and
-    /// the old block.
+    /// Fills in the old indices of one block `[N, D, E]`. `target` and `source` are the indices of
+    /// the new and the old block.
     fn units(&self, old: &mut [usize], target: usize, source: usize, e: usize) {
         let size = self.to.head_dim * e;
         for (n, &head) in self.heads.iter().enumerate() {
@@ -85,7 +85,7 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// Returns the old index of every new element of the tensor with this name.
+    /// Returns the old index of every new element of the tensor called `name`.
     fn positions(&self, name: &str) -> Vec<usize> {
         let Shapes { states, external, recurrent, gates, head_dim, .. } = *self.from;
         match name {

@@ -23,17 +23,17 @@ impl Results {
         self.tensors.extend(other.tensors);
     }
 
-    /// Returns the tensor with this name, or an empty one.
+    /// Returns the tensor called `name`, or an empty one.
     pub fn get(&self, name: &str) -> &[f64] {
         self.iter().find(|(n, _)| *n == name).map_or(&[], |(_, values)| values)
     }
 
-    /// Returns the tensor with this name for writing, or an empty one.
+    /// Returns the tensor called `name` for writing, or an empty one.
     pub fn get_mut(&mut self, name: &str) -> &mut [f64] {
         self.tensors.iter_mut().find(|(n, _)| *n == name).map_or(&mut [], |(_, values)| values)
     }
 
-    /// Returns only the tensors with these names.
+    /// Returns only the tensors in `names`.
     pub fn only(&self, names: &[&str]) -> Self {
         let keep = |(name, _): &&(&str, Vec<f64>)| names.contains(name);
         Self { tensors: self.tensors.iter().filter(keep).cloned().collect() }
@@ -111,7 +111,7 @@ pub fn tolerance(dtype: Dtype) -> f64 {
         // functions by polynomials in f64 too.
         Dtype::F64 => 1e-12,
         // Four roundoffs. h is rounded before it is multiplied by R, and states and gates when they
-        // are saved. The recurrence propagates these three roundings per step, whose signs are
+        // are saved. The recurrence propagates the three roundings of each step, whose signs are
         // random.
         Dtype::F16 => 2e-3,
         Dtype::Bf16 => 1.5e-2,

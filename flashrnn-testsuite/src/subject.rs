@@ -73,8 +73,8 @@ pub trait Subject<B: Backend> {
 }
 
 /// Returns every subject whose element types `backend` supports. Built-in cells come with every T,
-/// and with W = T and W = f32; the suite's own cells only with some, since compiling kernels for a
-/// subject takes long on some backends.
+/// and with W = T and W = f32; the suite's own cells come only with some types, since compiling
+/// kernels for a subject takes long on some backends.
 pub fn subjects<B: Backend>(backend: &B) -> Vec<Box<dyn Subject<B>>> {
     let mut list = built_in(&Elman, "Elman");
     list.extend(built_in(&Gru, "Gru"));

@@ -60,7 +60,7 @@ impl<B: Backend> Suite<B> {
     /// Checks that every skip names one of the properties in `names` and has a reason.
     ///
     /// # Panics
-    /// If one does not.
+    /// If a skip does not.
     pub fn check_skips(&self, names: &[&str]) {
         for (name, reason) in &self.skips {
             assert!(names.contains(name), "skip of the unknown property {name}");
@@ -70,7 +70,7 @@ impl<B: Backend> Suite<B> {
 
     /// Runs `check` on random setups for every subject, and returns the shrunk failure of each.
     ///
-    /// `adapt` changes a setup to what the property requires.
+    /// `adapt` adjusts a setup to the property's requirements.
     pub fn each(
         &self,
         draw: Draw,

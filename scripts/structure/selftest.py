@@ -78,7 +78,7 @@ def tests_are_left_out():
     ):
         files = {"lib.rs": A_AND_B, "a.rs": text, "b.rs": "pub struct B;"}
         edges_are({**files, "a/tests.rs": "use crate::b::B;"})
-    # What follows, and what is not for tests alone, counts.
+    # Code after test items, and code that is not for tests alone, counts.
     for text in (
         "#[cfg(test)]\nmod tests { fn f() {} }\nuse crate::b::B;",
         "struct S { #[cfg(test)] c: u8, b: crate::b::B }",
@@ -139,7 +139,7 @@ def nested_modules_are_resolved():
 def globs_lead_to_their_module():
     files = {"lib.rs": "mod a;\nmod b;\npub use b::*;", "b.rs": "pub struct B;"}
     edges_are({**files, "a.rs": "use super::*;"}, ("a", "lib"), ("lib", "b"))
-    # One name of a glob's is looked up in the module that the glob names.
+    # A name imported by a glob is looked up in the module that the glob names.
     edges_are({**files, "a.rs": "use crate::B;"}, ("a", "b"), ("lib", "b"))
 
 

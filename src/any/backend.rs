@@ -119,7 +119,7 @@ macro_rules! wrap {
 pub(super) use {each, wrap};
 
 impl AnyBackend {
-    /// Makes the backend with this name. [`BackendName::Auto`] means [`AnyBackend::auto`] for f32.
+    /// Makes the backend `name`. [`BackendName::Auto`] means [`AnyBackend::auto`] for f32.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if this program was built without the backend, [`Error::Device`] if
@@ -144,8 +144,8 @@ impl AnyBackend {
         }
     }
 
-    /// Makes the backend of a GPU that supports `dtype`, preferring CUDA to wgpu, or that of the
-    /// CPU if there is none. A software driver that runs on the CPU does not count as a GPU.
+    /// Makes the backend of a GPU that supports `dtype`, preferring CUDA to wgpu, or the CPU
+    /// backend if there is none. A software driver that runs on the CPU does not count as a GPU.
     ///
     /// # Errors
     /// If there is no such GPU and this program was built without the feature `cpu`, the error of

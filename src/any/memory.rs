@@ -100,9 +100,9 @@ impl<P: Pod + Send + Sync> Len for AnyViewMut<'_, P> {
 
 /// One of the backends of [`AnyBackend`].
 pub(super) trait Member: Backend {
-    /// Returns the view of this backend, if `view` is one.
+    /// Returns the backend's own view, if `view` holds one.
     fn own<'a, P: Pod + Send + Sync>(view: AnyView<'a, P>) -> Option<Self::View<'a, P>>;
-    /// Returns the mutable view of this backend, if `view` is one.
+    /// Returns the backend's own mutable view, if `view` holds one.
     fn own_mut<'a, P: Pod + Send + Sync>(view: AnyViewMut<'a, P>) -> Option<Self::ViewMut<'a, P>>;
 }
 
@@ -134,7 +134,7 @@ pub(super) fn foreign(tensor: &'static str) -> Error {
     Error::Argument { tensor, why: "belongs to another backend than the plan" }
 }
 
-/// Converts a view to that of the backend `B`.
+/// Converts a view to one of the backend `B`.
 pub(super) fn own<'a, B: Member, P: Pod + Send + Sync>(
     tensor: &'static str,
     view: AnyView<'a, P>,
@@ -142,7 +142,7 @@ pub(super) fn own<'a, B: Member, P: Pod + Send + Sync>(
     B::own(view).ok_or(foreign(tensor))
 }
 
-/// Converts a mutable view to that of the backend `B`.
+/// Converts a mutable view to one of the backend `B`.
 pub(super) fn own_mut<'a, B: Member, P: Pod + Send + Sync>(
     tensor: &'static str,
     view: AnyViewMut<'a, P>,
@@ -150,7 +150,7 @@ pub(super) fn own_mut<'a, B: Member, P: Pod + Send + Sync>(
     B::own_mut(view).ok_or(foreign(tensor))
 }
 
-/// Converts an optional view to that of the backend `B`.
+/// Converts an optional view to one of the backend `B`.
 pub(super) fn maybe<'a, B: Member, P: Pod + Send + Sync>(
     tensor: &'static str,
     view: Option<AnyView<'a, P>>,
@@ -158,7 +158,7 @@ pub(super) fn maybe<'a, B: Member, P: Pod + Send + Sync>(
     view.map(|view| own::<B, P>(tensor, view)).transpose()
 }
 
-/// Converts an optional mutable view to that of the backend `B`.
+/// Converts an optional mutable view to one of the backend `B`.
 pub(super) fn maybe_mut<'a, B: Member, P: Pod + Send + Sync>(
     tensor: &'static str,
     view: Option<AnyViewMut<'a, P>>,
@@ -166,7 +166,7 @@ pub(super) fn maybe_mut<'a, B: Member, P: Pod + Send + Sync>(
     view.map(|view| own_mut::<B, P>(tensor, view)).transpose()
 }
 
-/// Converts the views of what a forward pass saved to those of the backend `B`.
+/// Converts the views of the memory that a forward pass wrote to views of the backend `B`.
 pub(super) fn saved<'a, B: Member, T: Element>(
     saved: SavedRef<'a, AnyBackend, T>,
 ) -> Result<SavedRef<'a, B, T>> {
@@ -176,7 +176,7 @@ pub(super) fn saved<'a, B: Member, T: Element>(
     })
 }
 
-/// Converts the mutable views of what a forward pass saves to those of the backend `B`.
+/// Converts the mutable views of the memory that a forward pass writes to views of the backend `B`.
 pub(super) fn saved_mut<'a, B: Member, T: Element>(
     saved: SavedMut<'a, AnyBackend, T>,
 ) -> Result<SavedMut<'a, B, T>> {

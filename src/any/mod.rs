@@ -1,9 +1,9 @@
 //! A backend chosen at run time, as a value of a single type: [`AnyBackend`].
 //!
 //! Each of its associated types (buffers, views, packed weights, plans) is an enum over the
-//! compiled backends. Memory and weights of another backend than the plan's are rejected with
+//! compiled backends. A plan rejects memory and weights of another backend with
 //! [`Error::Argument`](flashrnn_core::Error::Argument). A call costs a few comparisons more than
-//! one of the backend itself.
+//! the same call of the backend itself.
 
 mod backend;
 mod memory;

@@ -143,7 +143,7 @@ impl<T: Element, W: Element> Plan<T, W> for AnyPlan<T, W> {
     }
 }
 
-/// Converts weights to those of the backend `B`, whose call then checks their layout.
+/// Converts weights to weights of the backend `B`, whose call then checks their layout.
 fn weights<B: Packed, T: Element>(weights: &Weights<AnyBackend, T>) -> Result<&Weights<B, T>> {
     B::weights(weights.packed()).ok_or(foreign("weights"))
 }

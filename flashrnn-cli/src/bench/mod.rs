@@ -224,7 +224,7 @@ mod tests {
         args: Args,
     }
 
-    /// Returns the workloads on the CPU with these flags.
+    /// Returns the workloads on the CPU for the command line `flags`.
     fn selected(flags: &str) -> Result<Vec<Workload>> {
         let line = Line::try_parse_from(["bench"].into_iter().chain(flags.split_whitespace()))?;
         Ok(workloads(&line.args, &AnyBackend::Cpu(Cpu::new())))

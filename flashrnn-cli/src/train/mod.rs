@@ -80,8 +80,8 @@ pub struct Args {
 
 /// The number of characters in the sample at the end.
 const SAMPLE: usize = 500;
-/// The maximum number of parameters, and of elements in one activation. More are assumed to be a
-/// mistake.
+/// The maximum number of parameters, and of elements in one activation. Anything larger is assumed
+/// to be a mistake.
 const MAX_ELEMENTS: usize = 1 << 31;
 
 impl Args {

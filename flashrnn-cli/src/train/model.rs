@@ -190,7 +190,7 @@ impl Parameters {
         })
     }
 
-    /// Returns a builder of the same values as constants.
+    /// Returns a builder that provides the current values as constants.
     pub fn frozen(&self) -> VarBuilder<'static> {
         let tensors =
             self.all().into_iter().map(|(name, var)| (name, var.as_tensor().detach())).collect();

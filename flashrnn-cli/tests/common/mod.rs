@@ -76,7 +76,7 @@ pub fn good() -> Vec<Tensor> {
     vec![floats("Wx", &[2, 3, 4, 1, 2]), floats("R", &[4, 1, 2, 2]), floats("b", &[4, 1, 2])]
 }
 
-/// Serialises a file with these tensors.
+/// Serialises a file of `tensors`.
 pub fn file(tensors: &[Tensor]) -> Vec<u8> {
     let views = tensors.iter().map(|t| {
         (

@@ -1,7 +1,7 @@
 use crate::{Cell, Gate, Real};
 
 /// The long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al.
-/// 2000), as PyTorch's `nn.LSTM`, whose `g` is called `z` here:
+/// 2000), as in PyTorch's `nn.LSTM`, whose gate `g` is called `z` here:
 ///
 /// ```text
 /// c' = σ(f) c + σ(i) tanh z    h' = σ(o) tanh c'

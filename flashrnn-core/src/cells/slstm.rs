@@ -11,14 +11,14 @@ use crate::{Cell, Gate, Real};
 /// ```
 ///
 /// `m` only rescales `c` and `n`, so every gradient treats it as a constant: incoming gradients for
-/// it are ignored, and its own is 0. The min in f' and the max in n' are only guards, and gradients
-/// pass through them. For a loss on h, and an initial state of zeros or an earlier `last`, the
-/// other gradients are nevertheless exact.
+/// `m` are ignored, and its own gradient is 0. The min in f' and the max in n' are only guards, and
+/// gradients pass through them. The other gradients are nevertheless exact for a loss on h, if the
+/// initial state is zeros or an earlier `last`.
 ///
 /// Infinite gates yield the limits of the formulas and finite gradients. An infinite input gate is
 /// replaced by the largest f32 of its sign, ±3.4e38. Where n = 0, `i = -∞` therefore yields
-/// `h' = σ(o) tanh z`, like every finite `i`, and any later input outweighs it; where n > 0, it
-/// masks the input of the step.
+/// `h' = σ(o) tanh z`, like every finite `i`, and any later input outweighs it; where n > 0,
+/// `i = -∞` masks the input of the step.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slstm;
 

@@ -73,7 +73,7 @@ impl Graph {
         self.0.borrow().nodes[id]
     }
 
-    /// Returns the node of this operation, adding one if there is none yet.
+    /// Returns the node of the operation `op`, adding a node if there is none yet.
     fn node(&self, op: Op) -> Id {
         let key = match op {
             // Sums and products have the same bits in both orders.
@@ -125,7 +125,8 @@ pub enum Mask<'g> {
     },
 }
 
-/// Compares handles: equal ones are the same literal, bit for bit, or the same node of one graph.
+/// Compares handles, which are equal if they are the same literal, bit for bit, or the same node of
+/// one graph.
 impl PartialEq for Expr<'_> {
     fn eq(&self, other: &Self) -> bool {
         match (*self, *other) {
@@ -173,7 +174,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// Records `value` with `slope` times the derivative of `source` as its derivative.
+    /// Records the number `value`, whose derivative is `slope` times the derivative of `source`.
     fn chain(value: Self, source: Self, slope: Self) -> Self {
         match value.graph().or(source.graph()) {
             None => value,

@@ -4,8 +4,8 @@ use super::expr::{Expr, Graph};
 use super::op::{Id, Op, run};
 use crate::Real;
 
-/// A function from named inputs to named outputs, as operations in topological order. Some output
-/// depends on every node.
+/// A function from named inputs to named outputs, as operations in topological order. Every node
+/// contributes to at least one output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     inputs: Vec<String>,
@@ -32,7 +32,7 @@ impl Function {
         Self::of_nodes(inputs, outputs, clean.nodes())
     }
 
-    /// Makes the function of these nodes, without those that no output depends on.
+    /// Makes a function of the nodes in `all` that contribute to at least one of `outputs`.
     fn of_nodes(inputs: Vec<String>, mut outputs: Vec<(String, Id)>, all: Vec<Op>) -> Self {
         let mut live = vec![false; all.len()];
         for &(_, id) in &outputs {
@@ -58,9 +58,9 @@ impl Function {
     }
 
     /// Splits the function in two, so that everything that depends only on the first `early` inputs
-    /// can be computed before the other inputs are available. The first function takes those inputs
-    /// and returns residuals, named `0`, `1`, and so on; the second takes the residuals, then the
-    /// other inputs.
+    /// can be computed before the other inputs are available. The first function takes the first
+    /// `early` inputs and returns residuals, named `0`, `1`, and so on; the second takes the
+    /// residuals, then the other inputs.
     pub fn split(&self, early: usize) -> (Self, Self) {
         let mut late: Vec<bool> = vec![];
         for &op in &self.nodes {

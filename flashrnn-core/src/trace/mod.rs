@@ -1,8 +1,8 @@
 //! Traces a cell into a graph, differentiates it, and prints it as source code for GPUs.
 //!
 //! A [`Cell`] is generic over its number. Run on [`Expr`], a handle into a [`Graph`], it records
-//! its operations there, merging equal ones. [`Function`] keeps those its outputs depend on, and
-//! can be interpreted with any number. [`mod@print`] turns functions into source code.
+//! its operations there, merging equal ones. [`Function`] keeps the operations that its outputs
+//! depend on, and can be evaluated on any [`Real`]. [`mod@print`] turns functions into source code.
 //!
 //! [`forward`] is the trace of [`Cell::forward`]. [`backward`] is the trace of [`Cell::backward`]
 //! if the cell overrides it. Otherwise the forward graph is differentiated in reverse mode, in one
@@ -35,8 +35,8 @@ pub use op::{Binary, Id, Op, Unary};
 use crate::cell::Array;
 use crate::{Cell, Gate, Real, derived_backward};
 
-/// Traces `P`: from the states before a step and the gates to the states after it, named as in
-/// [`Cell::STATES`] and [`Cell::GATES`].
+/// Traces `P`. The inputs are the states before a step and the gates, and the outputs are the
+/// states after the step, named as in [`Cell::STATES`] and [`Cell::GATES`].
 pub fn forward<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
     let state = inputs::<C::State<Expr>>(&graph, C::STATES, "");
@@ -45,9 +45,10 @@ pub fn forward<C: Cell>(cell: &C) -> Function {
     Function::new(&graph, named(C::STATES, "", after.as_ref()))
 }
 
-/// Traces the vector-Jacobian product of `P`: from the states before a step, the gates and the
-/// gradients of the states after the step, to the gradients of the states before it and of the
-/// gates. A gradient's name is that of its state or gate prefixed with `d_`.
+/// Traces the vector-Jacobian product of `P`. The inputs are the states before a step, the gates,
+/// and the gradients of the states after the step. The outputs are the gradients of the states
+/// before the step and of the gates. The name of a gradient is the name of its state or gate,
+/// prefixed with `d_`.
 ///
 /// Incoming gradients of [`Cell::CONSTANT`] states are ignored, and their own are 0, whatever the
 /// cell's `backward` does.

@@ -8,7 +8,7 @@ pub type Id = usize;
 /// A node of a graph or function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
-    /// The input of this index.
+    /// The input with this index.
     Input(usize),
     /// A constant, as the bits of an f64. Number types round it as [`Real::lit`] does.
     Literal(u64),
@@ -18,7 +18,7 @@ pub enum Op {
     Binary(Binary, Id, Id),
     /// The mask `a > b`.
     Gt(Id, Id),
-    /// The second operand where the mask in the first is set, else the third.
+    /// The second operand where the first, a mask, is set; else the third.
     Select(Id, Id, Id),
     /// The number `value`, whose derivative is `slope` times the derivative of `source`. Occurs in
     /// graphs, which are differentiated, but not in functions.
@@ -107,7 +107,7 @@ impl Op {
         operands
     }
 
-    /// Returns the same operation with each operand replaced by `f` of it.
+    /// Returns this operation with `f` applied to each operand.
     pub(super) fn map(self, mut f: impl FnMut(Id) -> Id) -> Self {
         match self {
             Self::Input(_) | Self::Literal(_) => self,

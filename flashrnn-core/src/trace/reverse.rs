@@ -21,7 +21,8 @@ impl<'g> Gradients<'g> {
 /// Returns the gradients of a loss with respect to `inputs`, from `outputs`, which pairs each
 /// output with the gradient of the loss with respect to it.
 ///
-/// Every rule is the transpose of [`Dual`](crate::Dual)'s; those of the slopes round differently.
+/// Every rule is the transpose of [`Dual`](crate::Dual)'s; the rules of the two slopes round
+/// differently.
 pub(super) fn gradients<'g>(
     graph: &'g Graph,
     inputs: &[Expr<'g>],

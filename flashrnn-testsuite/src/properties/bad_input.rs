@@ -67,7 +67,7 @@ fn problems<B: Backend>(backend: &B) -> Failures {
     failures
 }
 
-/// The element counts of the tensors of one call; 0 for those it does not have.
+/// The element counts of the tensors of one call; 0 for tensors that the call does not have.
 #[derive(Clone)]
 struct Sizes(Vec<(&'static str, usize)>);
 
@@ -82,7 +82,7 @@ impl Sizes {
     }
 }
 
-/// A plan for 2 sequences of 3 steps and 2 heads of 4 units, and what calls of it got wrong.
+/// A plan for 2 sequences of 3 steps and 2 heads of 4 units, and the failures of its calls.
 struct Calls<'a, B: Backend> {
     backend: &'a B,
     plan: B::Plan<f32, f32>,
@@ -268,7 +268,7 @@ fn forward<B: Backend>(
     })
 }
 
-/// Selects those tensors of a backward call that exclude or require each other.
+/// Selects among the tensors of a backward call that exclude or require each other.
 #[derive(Clone, Copy)]
 struct Given {
     wx: bool,

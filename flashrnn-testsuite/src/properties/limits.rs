@@ -13,7 +13,7 @@ use crate::run::run;
 use crate::suite::{Draw, Failures, Suite, close, ok};
 
 /// For infinite pre-activations, backends agree with the f64 reference, which yields the limits of
-/// the cells' formulas and finite gradients. So does single stepping. Gates without external input
+/// the cells' formulas and finite gradients. So do single steps. Gates without external input
 /// become infinite through their bias.
 pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
@@ -23,7 +23,7 @@ pub fn infinite_gates<B: Backend>(suite: &Suite<B>) -> Failures {
             let shapes = ok(subject.shapes(&case.problem))?;
             let mut case = case.clone();
             // Either inputs or biases are infinite, never both: there is no limit where opposite
-            // infinities meet, nor where one is multiplied by a σ that f32 rounds to 0.
+            // infinities meet, nor where an infinity is multiplied by a σ that f32 rounds to 0.
             let (input_scale, bias_scale) = if case.inputs.b.first().is_some_and(|b| *b > 0.0) {
                 (f64::INFINITY, 1.0)
             } else {
@@ -179,8 +179,8 @@ fn saturation<B: Backend, T: Element, W: Element>(
     if !want.get("states").iter().any(|v| v.abs() == T::MAX) {
         return Err(format!("{what}: no state leaves the range"));
     }
-    // A recomputed gate may keep its true value, so that any finite result is accepted. (The error
-    // of an infinite result is infinite.)
+    // A recomputed gate may keep its true value, so any finite result is accepted. (The error of an
+    // infinite result is infinite.)
     let exact_gate = overflow.a != 0.0 && problem.options.save == Save::Recompute;
     let allowed = if exact_gate { f64::MAX } else { tolerance(T::DTYPE) };
     let wrong = errors(&got, &want).into_iter().filter(|(_, error)| *error > allowed);

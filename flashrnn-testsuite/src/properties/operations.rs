@@ -22,7 +22,7 @@ pub fn operations<B: Backend>(suite: &Suite<B>) -> Failures {
 }
 
 /// Every operation agrees with f64 on zeros of both signs, infinities and NaN. Devices that do not
-/// implement these skip this property.
+/// implement these values skip the property.
 pub fn operations_on_special_values<B: Backend>(suite: &Suite<B>) -> Failures {
     both_types(suite, |dtype, cell, operands| {
         let operands = cell.op.operands(&operands);
@@ -32,7 +32,7 @@ pub fn operations_on_special_values<B: Backend>(suite: &Suite<B>) -> Failures {
     })
 }
 
-/// Every operation agrees with f64 on subnormal operands. Devices that flush them skip this
+/// Every operation agrees with f64 on subnormal operands. Devices that flush them skip the
 /// property.
 pub fn operations_on_subnormals<B: Backend>(suite: &Suite<B>) -> Failures {
     both_types(suite, |dtype, cell, operands| {
@@ -41,8 +41,8 @@ pub fn operations_on_subnormals<B: Backend>(suite: &Suite<B>) -> Failures {
     })
 }
 
-/// Returns the allowed error of one element, a number of roundoffs and an absolute bound, or `None`
-/// to ignore it.
+/// Returns the allowed error of one element, as a number of roundoffs and an absolute bound, or
+/// `None` to ignore the element.
 type Rule = fn(Dtype, &Probe, [f64; 2]) -> Option<(f64, f64)>;
 
 fn both_types<B: Backend>(suite: &Suite<B>, rule: Rule) -> Failures {

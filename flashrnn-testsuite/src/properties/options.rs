@@ -1,4 +1,5 @@
-//! Compares the operator with the f64 reference, and options that must not change the result.
+//! Compares the operator with the f64 reference, and checks options that must not change the
+//! result.
 
 use flashrnn_core::{Backend, Dtype, Layout, Options, Save, bf16, f16};
 

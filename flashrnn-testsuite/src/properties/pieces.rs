@@ -28,8 +28,9 @@ pub fn streaming<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// A sequence split in two or three chunks, where each passes `last` on as `s0` and receives `d_s0`
-/// as `d_last`, produces the same bits in the forward pass and the same gradients up to rounding.
+/// A sequence split into two or three chunks produces the same bits in the forward pass, and the
+/// same gradients up to rounding. The `last` of a chunk is the `s0` of the next one, and the `d_s0`
+/// of the next chunk is its `d_last`.
 pub fn chunks<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 5, work: 50_000 },

@@ -55,7 +55,7 @@ pub(super) const BINARY: [Op; 10] = [
 ];
 
 impl Op {
-    /// Returns those of two operands that the operation reads.
+    /// Returns the operands in `both` that the operation reads.
     pub(super) fn operands(self, both: &[f64; 2]) -> &[f64] {
         if UNARY.contains(&self) { &both[..1] } else { both }
     }
@@ -69,7 +69,8 @@ impl Op {
             // CPUs round correctly; GPUs may be off by up to 2.5 units in the last place (division
             // in WGSL).
             Self::Add | Self::Sub | Self::Mul | Self::Div | Self::Sqrt => 5.0,
-            // Range reduction, a polynomial, and what follows it: eight units in the last place.
+            // Range reduction, a polynomial and the operations after it cost up to eight units in
+            // the last place.
             _ => 16.0,
         }
     }

@@ -11,7 +11,7 @@ use crate::suite::{Failures, Suite};
 
 /// Weights packed by another plan yield the right results if the layouts are equal (the batch,
 /// time, options, constants of the cell and number of threads may differ). Otherwise every call
-/// rejects them with [`Error::Argument`], so that they are never read by the wrong sizes.
+/// rejects them with [`Error::Argument`], so that no kernel reads them with the wrong sizes.
 pub fn foreign_weights<B: Backend>(suite: &Suite<B>) -> Failures {
     let backend = &suite.backend;
     let mut failures = Failures::new();
@@ -164,8 +164,8 @@ fn shared<B: Backend, C: Cell>(
     Ok((got != want).then(|| "accepted, but the results differ".into()))
 }
 
-/// Passes weights of `other` to each call of `own` in turn, and returns a message if one is not
-/// rejected.
+/// Passes weights of `other` to each call of `own` in turn, and returns a message if one of the
+/// calls accepts them.
 fn rejected<B: Backend, C: Cell, D: Cell>(
     backend: &B,
     own: (&C, &Problem),

@@ -6,10 +6,9 @@ use crate::{Cell, CellSizes};
 
 /// Prints `struct Cell`: the sizes of `cell`, and its forward and backward functions in f32.
 ///
-/// Functions and constants that C++ lacks are called in the namespace `real`, which the kernels
-/// define. A bit set holds bit k for state or gate k; the text of a cell with more than 32 states
-/// or gates does not compile. Cells with equal text are equal, since a cell's parameters appear in
-/// it as literals, exact in f32.
+/// Functions and constants that C++ lacks are in the namespace `real`, which the kernels define.
+/// Bit k of a bit set stands for state or gate k. Cells with equal text are equal, since a cell's
+/// parameters appear in the text as literals, exact in f32.
 pub fn cell<C: Cell>(cell: &C) -> String {
     let (states, gates) = (C::S, C::G);
     let (linearize, transposed) = backward(cell).split(states + gates);

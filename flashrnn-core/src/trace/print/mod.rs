@@ -147,9 +147,9 @@ fn binary<L: Language>(op: Binary, a: &str, b: &str) -> String {
     }
 }
 
-/// Returns a distinct local variable's name for each element of `inputs`. However odd the element's
-/// name, the result is an identifier in every C-like language; since it begins with the array's
-/// name, it is neither a keyword nor `v1`, and it never equals a parameter.
+/// Returns a distinct variable name for each element of `inputs`. However odd the element's name,
+/// the result is an identifier in every C-like language; since it begins with the array's name, it
+/// is neither a keyword nor `v1`, and it never equals a parameter.
 fn names(inputs: &[Parameter], outputs: &[Parameter]) -> Vec<String> {
     let mut taken: HashSet<String> =
         inputs.iter().chain(outputs).map(|p| p.array.to_string()).collect();

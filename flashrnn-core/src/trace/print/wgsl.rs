@@ -9,7 +9,7 @@ pub fn cell<C: Cell>(cell: &C) -> String {
     format!("{}\n{}", sizes::<C>(), functions(cell))
 }
 
-/// Prints the sizes of a cell as constants. A bit set holds bit k for state or gate k.
+/// Prints the sizes of a cell as constants. Bit k of a bit set stands for state or gate k.
 pub fn sizes<C: Cell>() -> String {
     format!(
         "\
@@ -34,8 +34,8 @@ const CONSTANT = {constant}u;
 
 /// Prints the functions `cell_forward` and `cell_backward` of `cell`, in f32.
 ///
-/// Functions and constants that WGSL lacks are called by names that begin with `real_`, which the
-/// shaders define. Cells with equal text are equal, since a cell's parameters appear in it as
+/// Functions and constants that WGSL lacks have names that begin with `real_`, and are defined by
+/// the shaders. Cells with equal text are equal, since a cell's parameters appear in the text as
 /// literals, exact in f32.
 pub fn functions<C: Cell>(cell: &C) -> String {
     let (s, g) = (Parameter::states::<C>("s"), Parameter::gates::<C>("g"));
