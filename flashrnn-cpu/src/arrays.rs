@@ -20,7 +20,7 @@ pub struct Inputs<'a, T: Element> {
     pub wx: ArrayView5<'a, T>,
     /// The initial state `[S, B, N, D]`; zeros if absent.
     pub s0: Option<ArrayView4<'a, T::Wide>>,
-    /// The steps of each row `[B]`, 0 to T; T if absent.
+    /// The number of steps of each row, 0 to T, `[B]`; T if absent.
     pub lengths: Option<ArrayView1<'a, i32>>,
     /// `[B, T]`: the state is zeroed before a step whose flag is not 0.
     pub resets: Option<ArrayView2<'a, u8>>,
@@ -45,7 +45,7 @@ pub struct Outputs<T: Element> {
     saved: Saved<Cpu, T>,
 }
 
-/// The gradients of the outputs. An absent one is zero.
+/// The gradients of the outputs. An absent gradient counts as zero.
 #[derive(Debug)]
 pub struct OutputGradients<'a, T: Element> {
     /// `[S, B, T, N, D]` (time-major: `[S, T, B, N, D]`)

@@ -13,13 +13,13 @@ use crate::threads::{Pool, Subnormals, Workers, default_threads};
 /// # Threads
 /// The thread that makes a call works on it, and helper threads join if there is enough work. No
 /// thread runs another job while it waits, so calls may be made while holding a lock, from rayon's
-/// threads and from several threads at once. Concurrent callers divide the helpers among them.
-/// Results do not depend on the number of threads.
+/// threads and from several threads at once. Concurrent callers divide the helpers among
+/// themselves. Results do not depend on the number of threads.
 ///
-/// A forked child process has no helpers. Its calls of plans made before the fork run on the
-/// calling thread. Plans that it makes with [`Cpu::new`], and backends that it makes with
-/// [`Cpu::with_threads`], get new helpers. As with any library that uses locks, no thread may be
-/// making a plan or a call while another forks the process.
+/// A forked child process has no helpers. In the child, calls of plans made before the fork run on
+/// the calling thread. Plans that the child makes with [`Cpu::new`], and backends that it makes
+/// with [`Cpu::with_threads`], get new helpers. As with any library that uses locks, no thread may
+/// be making a plan or a call while another forks the process.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     pub(crate) level: Level,
@@ -40,10 +40,10 @@ impl Cpu {
     pub const MAX_THREADS: usize = Pool::MAX_THREADS;
 
     /// Makes a backend that uses the machine's best instruction set, and threads that all such
-    /// backends share. Their number is the environment variable `RAYON_NUM_THREADS` if it is set to
-    /// a positive number, and otherwise the parallelism that the system offers to this process. The
-    /// first [`plan`](flashrnn_core::Backend::plan) starts them, and fails if they cannot be
-    /// started.
+    /// backends share. The number of threads is the value of the environment variable
+    /// `RAYON_NUM_THREADS` if that is a positive number, and otherwise the parallelism that the
+    /// system offers to this process. The first [`plan`](flashrnn_core::Backend::plan) starts the
+    /// threads, and fails if they cannot be started.
     #[must_use]
     pub fn new() -> Self {
         let level = Level::available().pop().unwrap_or(Level::Portable);

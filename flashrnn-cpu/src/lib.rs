@@ -14,10 +14,11 @@
 //! for one element type and instruction set, and the cell's kernel (`cell_kernel`) computes blocks
 //! of it. `dispatch` selects the engine and the kernel when a plan is made. They use
 //!
-//! - `schedule`: the division of a call into tasks and teams, and the time loop,
-//! - `kernel`: one block of one step: the product, which takes most of the time, and the cell,
-//! - `batched`: the products over all steps, before and after the time loop,
-//! - `simd`: vectors, the numbers that a cell computes with,
+//! - `schedule`, which divides a call into tasks and teams and runs the time loop,
+//! - `kernel`, which computes one block of one step (the product, which takes most of the time,
+//!   then the cell),
+//! - `batched`, which computes the products over all steps, before and after the time loop,
+//! - `simd`, the vectors that a cell computes with,
 //! - `threads` and `memory`.
 
 #[cfg(feature = "ndarray")]

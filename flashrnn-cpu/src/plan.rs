@@ -158,7 +158,7 @@ fn unaligned_workspace(bytes: usize) -> Workspace {
     Workspace { bytes, align: 1 }
 }
 
-/// Returns the elements in their wide type, without a copy if they already have it.
+/// Returns the elements in their wide type, without a copy if they are already wide.
 fn widened<W: Element, S: Element>(x: &[W]) -> Result<Cow<'_, [S]>> {
     if W::DTYPE == S::DTYPE {
         return Ok(bytemuck::cast_slice(x).into());

@@ -1,5 +1,5 @@
-//! Calls from the threads of other pools. No thread runs another job while it waits, so one that
-//! holds a lock during a call never tries to take it again.
+//! Calls from the threads of other pools. No thread runs another job while it waits, so a thread
+//! that holds a lock during a call never tries to take it again.
 
 mod common;
 

@@ -1,11 +1,12 @@
-//! All plans whose kernels read packed weights in the same order accept them; others refuse them.
+//! Packed weights are accepted by all plans whose kernels read them in the same order, and refused
+//! by all others.
 
 mod common;
 
 use flashrnn_core::{Cell, Elman, Error, Forward, Gru, Lstm, Plan, Problem, Slstm};
 use flashrnn_cpu::{Cpu, Level};
 
-/// Packs weights on some number of threads and uses them on another.
+/// Packs weights with one number of threads and uses them with another.
 fn check_threads<C: Cell>(cell: &C, head_dim: usize) {
     let cpus: Vec<_> = [1, 2, 5, 16].map(|threads| Cpu::with_threads(threads).unwrap()).into();
     let problem = Problem::new(3, 4, 1, head_dim);

@@ -2,7 +2,7 @@
 //
 // By default they are CUDA's functions without fast-math. Their errors are at most 2 units in the
 // last place, and they support subnormals, infinities and NaN. With `-DMATH=`, which the fused
-// kernels of 16-bit tensors set, they are approximations in hardware. HARDWARE_F16 has errors near
+// kernels of 16-bit tensors set, they are hardware approximations. HARDWARE_F16 has errors near
 // 1e-6. HARDWARE_BF16 has a tanh with errors up to 5e-4, a tenth of bf16's rounding error, at half
 // the cost.
 //

@@ -22,7 +22,7 @@ struct Sizes {
     }
 };
 
-// Returns the token that a step processes in a row of this length.
+// Returns the token that a step processes in a row of `length` steps.
 __device__ __forceinline__ Offset token_of(const Sizes& sizes, int row, int length, int step) {
     return sizes.token(row, sizes.reverse && step < length ? length - 1 - step : step);
 }

@@ -21,8 +21,9 @@ use crate::programs::Waits;
 /// [`Cuda::with_stream`] shares only the GPU.
 ///
 /// Calls enqueue work on the stream and return; only `synchronize`, `download`, `trim` and dropping
-/// the last handle and plan of a stream wait for it. A failure on the GPU may therefore be reported by a later call than the one that caused it.
-/// Every call restores the CUDA context that was current on the caller's thread.
+/// the last handle and plan of a stream wait for it. A failure on the GPU may therefore be reported
+/// by a later call than the one that caused it. Every call restores the CUDA context that was
+/// current on the caller's thread.
 #[derive(Clone)]
 pub struct Cuda {
     pub(crate) device: Arc<Device>,
@@ -42,7 +43,7 @@ impl Cuda {
         Self::with_device(0)
     }
 
-    /// Opens the GPU with the driver's number `ordinal`, with a new stream.
+    /// Opens the GPU with the driver's index `ordinal`, with a new stream.
     ///
     /// # Errors
     /// Same as [`Cuda::new`].
@@ -118,7 +119,8 @@ impl Cuda {
         Self { family, ..self }
     }
 
-    /// Returns a handle of the same GPU and stream whose fused kernels synchronise as `waits` says.
+    /// Returns a handle of the same GPU and stream whose fused kernels synchronise as `waits`
+    /// specifies.
     #[doc(hidden)]
     #[must_use]
     pub fn with_waits(self, waits: Waits) -> Self {

@@ -10,8 +10,8 @@
 //! # Streams, memory and contexts
 //! A [`Cuda`] enqueues on one stream. [`Cuda::with_stream`] and [`Cuda::with_new_stream`] make
 //! handles of other streams that share its context, loaded kernels and memory pool. Buffers, packed
-//! weights and what a forward pass saved are valid only on the stream they were made on; plans of
-//! other streams refuse them with [`Error::Argument`](flashrnn_core::Error::Argument). Every call
+//! weights and saved tensors are valid only on the stream on which they were made; plans of other
+//! streams refuse them with [`Error::Argument`](flashrnn_core::Error::Argument). Every call
 //! restores the CUDA context that was current on the caller's thread.
 //!
 //! A call takes its scratch memory from the pool, in stream order, or uses the workspace passed to

@@ -19,8 +19,8 @@ pub struct Packed<T: Element> {
     pub(crate) b: Buffer<f32>,
 }
 
-/// Identifies the order of packed weights, which depends on the padding of rows, and the stream
-/// that their memory belongs to.
+/// Identifies the order of packed weights and the stream that their memory belongs to. The order
+/// depends on the padding of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedOrder {
     depth: usize,

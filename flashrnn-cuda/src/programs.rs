@@ -84,7 +84,7 @@ fn step_program(
     program
 }
 
-/// How the warps of a fused kernel synchronise. Tests vary it, because results must not depend on
+/// How the warps of a fused kernel synchronise. Tests vary this, because results must not depend on
 /// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Waits {
@@ -93,8 +93,8 @@ pub enum Waits {
     Plain,
     /// As fast as possible, except that each warp sometimes waits for a random time.
     Delayed,
-    /// Each wait for an mbarrier in a cluster also synchronises the block by a block barrier, the
-    /// only kind that compute-sanitizer's racecheck understands.
+    /// Each wait for an mbarrier in a cluster also synchronises the block with a block barrier, the
+    /// only kind of barrier that compute-sanitizer's racecheck understands.
     Block,
 }
 
@@ -110,8 +110,8 @@ pub struct Features {
     pub clips: bool,
     /// How warps synchronise.
     pub waits: Waits,
-    /// The largest power of two, at most 16, that divides the addresses of all rows; `None` for
-    /// what D allows.
+    /// The largest power of two, at most 16, that divides the addresses of all rows; `None` for the
+    /// largest that D allows.
     pub copy_bytes: Option<usize>,
     /// Whether saved gates are `[tokens, N, D, G]`.
     pub interleaved: bool,
@@ -237,9 +237,10 @@ fn element_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Returns the programs of a cell for a test that compiles all kernels. For each element type they
-/// are the per-step kernels with every tile that [`step`](mod@step) can choose, for any batch, head
-/// dimension and number of gates, and the fused kernels of some head dimensions.
+/// Returns the programs of a cell for a test that compiles all kernels. For each element type,
+/// these are the per-step kernels with every tile that [`step`](mod@step) can choose, for any
+/// batch, head dimension and number of gates, and the fused kernels for a selection of head
+/// dimensions.
 pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let cell = CellSource::new(cell);
     let mut list = Vec::new();

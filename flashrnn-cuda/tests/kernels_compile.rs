@@ -94,7 +94,7 @@ fn every_kernel_compiles_without_local_memory() {
             ("slstm", programs::all(&Slstm, gpu)),
             // Five gates, which no single copy can load.
             ("twin", fused_of_50_units(programs::all(&Twin, gpu))),
-            // 17 gates, more than the fused kernels support and than registers hold.
+            // 17 gates, more than the fused kernels support, and more than registers can hold.
             ("many_gates", of_f32(programs::all(&ManyGates, gpu))),
         ];
         for (cell, list) in lists {

@@ -53,8 +53,8 @@ mod broken {
     const INIT: &str = "int cuInit(unsigned flags) { return 0; }";
     const ONE_DEVICE: &str = "int cuDeviceGetCount(int* n) { *n = 1; return 0; }";
 
-    /// If the loader finds a broken library first, the error names it. The library lacks functions,
-    /// fails, or is not a library.
+    /// If the loader finds a broken library first, the error names it. Broken means that the
+    /// library lacks functions, fails, or is not a library.
     #[test]
     fn broken_libraries_are_named() {
         if std::env::var_os(CHILD).is_some() {

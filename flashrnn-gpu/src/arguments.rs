@@ -103,10 +103,10 @@ impl Struct {
 /// Defines a `#[repr(C)]` struct of kernel arguments with a constant `STRUCT` of type
 /// [`Struct`](crate::arguments::Struct).
 ///
-/// The type of a field is `i32`, `u32`, `f32`, another such struct, or any Rust type followed by
-/// its name in the language of the kernels: `h: u64 as "const float*"`. The struct must have no
-/// padding, which the derived `Pod` checks. The calling crate must depend on bytemuck with the
-/// feature `derive`.
+/// A field may be an `i32`, a `u32`, an `f32` or another such struct. Any other type must be a
+/// single identifier, followed by its name in the language of the kernels, as in
+/// `h: u64 as "const float*"`. The struct must have no padding, which the derived `Pod` checks. The
+/// calling crate must depend on bytemuck with the feature `derive`.
 #[macro_export]
 macro_rules! arguments {
     (

@@ -78,15 +78,15 @@ pub struct DiskCache {
 }
 
 impl DiskCache {
-    /// Opens the entries with this extension in the folder that the environment selects
+    /// Opens the entries with the extension `extension` in the folder that the environment selects
     /// ([`folder`]). Returns `None` if there is none.
     #[must_use]
     pub fn open(extension: &'static str) -> Option<Self> {
         folder().map(|folder| Self::new(folder, extension))
     }
 
-    /// Opens the entries with this extension in `folder`. Writing the first entry creates the
-    /// folder.
+    /// Opens the entries with the extension `extension` in `folder`. Writing the first entry
+    /// creates the folder.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>, extension: &'static str) -> Self {
         Self { folder: folder.into(), extension }

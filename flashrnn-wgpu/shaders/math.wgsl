@@ -1,7 +1,7 @@
 // The functions that a printed cell calls, with the semantics of Rust's trait `Real`.
 //
 // WGSL's exp, log and tanh may be too inaccurate for a recurrence (tanh may return anything for
-// large arguments), so they are computed by sums and products here:
+// large arguments), so they are computed from sums and products here:
 //
 //     e^x = 2^n (1 + p)                 n = round(x / ln 2), r = x - n ln 2, |r| <= ln(2) / 2,
 //                                       p = e^r - 1 = r + r^2 q(r)

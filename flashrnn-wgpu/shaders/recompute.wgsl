@@ -1,4 +1,4 @@
-// Recomputes the gates of some steps, g = x_t + b + R h, in f32: gates [steps, B, G, N, D].
+// Recomputes the gates of some steps, g = x_t + b + R h, in f32, as gates [steps, B, G, N, D].
 //
 // A workgroup of 16 x 16 invocations computes 16 units of one head and 16 rows of `gates`; an
 // invocation computes all gates of one unit and row. R and h are loaded into workgroup memory in

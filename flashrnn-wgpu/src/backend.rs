@@ -23,7 +23,7 @@ pub struct Wgpu {
     pub(crate) preferences: Preferences,
 }
 
-/// Lists the adapters by name, kind, API and driver.
+/// Lists the adapters, each with its name, kind, API and driver.
 #[must_use]
 pub fn adapters() -> Vec<String> {
     let list = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
@@ -166,7 +166,7 @@ impl Wgpu {
         Self::of_device(Device::new(device, queue, name, Arc::default()))
     }
 
-    /// Returns a handle of the same device whose plans use these kernels.
+    /// Returns a handle of the same device whose plans use the kernels of `family`.
     #[must_use]
     pub fn with_family(self, family: Family) -> Self {
         Self { preferences: Preferences { family, ..self.preferences }, ..self }

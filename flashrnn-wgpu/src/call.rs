@@ -35,7 +35,7 @@ arguments! {
         parts: u32,
         /// Tokens of a part.
         part_tokens: u32,
-        /// Whether `reduce` adds to what `out` holds.
+        /// Whether `reduce` adds to the contents of `out`.
         accumulate: u32,
         /// Columns of the sums that `reduce` adds.
         row_length: u32,

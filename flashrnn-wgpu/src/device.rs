@@ -27,7 +27,7 @@ pub(crate) struct Device {
     /// Buffers bound in place of absent tensors: one for tensors that are read, and one for tensors
     /// that are written, with a slot for each.
     pub placeholders: [wgpu::Buffer; 2],
-    /// Whether it was opened with the features of the kernels with cooperative matrices.
+    /// Whether the device was opened with the features of the kernels with cooperative matrices.
     pub matrices: bool,
     /// The first error that wgpu reported outside of a [`Device::scope`].
     failures: Arc<Mutex<Option<Error>>>,
@@ -38,7 +38,7 @@ pub(crate) struct Device {
     pub buffers_made: std::sync::atomic::AtomicUsize,
 }
 
-/// Converts an error of wgpu's. `bytes` is the size of the allocation that failed.
+/// Converts a wgpu error. `bytes` is the size of the allocation that failed.
 pub(crate) fn failure(error: wgpu::Error, bytes: usize) -> Error {
     match error {
         wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes },
@@ -99,7 +99,8 @@ impl Device {
         max.min(1 << 32).min(isize::MAX as u64) / 16 * 16
     }
 
-    /// Returns whether these bytes of a buffer can be bound, from the aligned offset before them.
+    /// Returns whether the range `bytes` of a buffer can be bound. The binding begins at the last
+    /// aligned offset that is not beyond the start of the range.
     pub fn binds(&self, bytes: &Range<u64>) -> bool {
         let first = bytes.start / self.alignment() * self.alignment();
         bytes.end.next_multiple_of(4) - first <= self.limits.max_storage_buffer_binding_size

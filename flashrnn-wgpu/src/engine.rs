@@ -33,10 +33,10 @@ pub(crate) struct Engine {
     pub adapter: Adapter,
     /// `None` if per-step kernels run the time steps.
     pub fused: Option<Fused>,
-    /// For word-aligned tensors.
+    /// The kernel of the forward pass's time steps for word-aligned tensors.
     forward_kernel: Arc<Kernel>,
-    /// The maximum number of steps that the backward pass runs at a time: all of them, or as many
-    /// as have their gates recomputed together.
+    /// The maximum number of steps that the backward pass runs at a time: all of them, or those
+    /// whose gates are recomputed together.
     pub steps_at_once: usize,
     /// The layout of the packed weights that the kernels read.
     pub layout: Arc<WeightsLayout<PackedOrder>>,
@@ -51,7 +51,7 @@ pub(crate) struct Engine {
 
 /// The kernels of the backward pass.
 pub(crate) struct BackwardKernels {
-    /// For word-aligned tensors.
+    /// The kernel of the time steps for word-aligned tensors.
     steps: Arc<Kernel>,
     /// Present if the plan recomputes the gates ([`Save::Recompute`]).
     pub recompute: Option<Arc<Kernel>>,
@@ -176,7 +176,7 @@ impl Engine {
         }
     }
 
-    /// Returns whether tensors at these offsets, combined by `|`, begin at whole words.
+    /// Returns whether tensors begin at whole words. `firsts` is the bitwise or of their offsets.
     fn is_word_aligned(&self, firsts: u32) -> bool {
         self.programs.element == Dtype::F32 || firsts.is_multiple_of(2)
     }
@@ -254,8 +254,8 @@ impl Engine {
         }
     }
 
-    /// Returns scratch memory for a call with these regions, from the caller's workspace or the
-    /// plan's pool.
+    /// Returns scratch memory for a call with the region sizes `regions`, from the caller's
+    /// workspace or the plan's pool.
     pub fn scratch<'a>(
         &'a self,
         workspace_of_caller: Option<ViewMut<'a, u8>>,

@@ -7,8 +7,8 @@ use crate::call::Params;
 /// Alignment of a workspace and of the regions in it, in bytes: the largest that a binding needs.
 pub(crate) const ALIGN: usize = 256;
 
-/// Returns the size and alignment of a workspace that holds regions of these bytes, one after
-/// another.
+/// Returns the size and alignment of a workspace that holds regions of the sizes `regions`, in
+/// bytes, one after another.
 pub(crate) fn workspace(regions: &[usize]) -> Workspace {
     let bytes = regions.iter().fold(0usize, |sum, &bytes| sum.saturating_add(region_bytes(bytes)));
     Workspace { bytes, align: ALIGN }
@@ -66,8 +66,8 @@ impl WorkLayout {
         at as u32
     }
 
-    /// Returns the number of words of all tensors, plus one, because the last unit of an odd number
-    /// is read together with the word behind it.
+    /// Returns the number of words of all tensors, plus one, because the last of an odd number of
+    /// units is read together with the word after it.
     fn words(self) -> usize {
         self.0 + 1
     }

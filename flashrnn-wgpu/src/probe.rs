@@ -94,7 +94,7 @@ fn result<const WORDS: usize>(
     Ok(std::array::from_fn(|i| words[i]))
 }
 
-/// Returns what `probe/long_loops.wgsl` computes in this many iterations.
+/// Returns what `probe/long_loops.wgsl` computes in `iterations` iterations.
 fn xorshift(iterations: u32) -> u32 {
     (0..iterations).fold(1, |mut value: u32, _| {
         value ^= value << 13;
@@ -127,7 +127,7 @@ mod tests {
     }
 
     /// True for all drivers that these tests have run on. On others, f16 is converted by integer
-    /// operations, which no test of numbers reaches.
+    /// operations, which no numerical test covers.
     #[test]
     fn the_driver_converts_f16_exactly() {
         let Some(wgpu) = testing::wgpu() else { return };

@@ -6,7 +6,7 @@ use crate::select::Preferences;
 
 pub use crate::select::{Adapter, Fused, GradTile};
 
-/// Returns a handle of the same device whose plans use these fused kernels.
+/// Returns a handle of the same device whose plans use the fused kernels `fused`.
 #[must_use]
 pub fn with_fused(wgpu: Wgpu, fused: Fused) -> Wgpu {
     Wgpu { preferences: Preferences { fused: Some(fused), ..wgpu.preferences }, ..wgpu }

@@ -37,7 +37,7 @@ mod on_gpu {
         ("operations_on_special_values", "WGSL does not guarantee infinities, NaN and the sign of a zero"),
     ]);
 
-    /// Per-step kernels, which large heads use, and on the CPU all but the smallest heads.
+    /// Per-step kernels. Large heads use them, and on the CPU all but the smallest heads.
     mod alternating {
         use flashrnn_wgpu::{Family, Wgpu};
 

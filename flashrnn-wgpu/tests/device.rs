@@ -51,7 +51,7 @@ fn many_passes() {
     }
 }
 
-/// Compares fused kernels with per-step kernels and the reference. They cover larger heads,
+/// Compares fused kernels with per-step kernels and the reference. The cases cover larger heads,
 /// several rows per workgroup, and weights in registers and re-read at every step. All cases have
 /// lengths, resets, s0 and clips. Drivers that run on the CPU do not get these kernels otherwise.
 #[test]

@@ -175,7 +175,7 @@ fn tensors_may_be_parts_of_buffers() {
     }
 }
 
-/// Returns the `why` of an [`Error::Argument`] for this tensor.
+/// Returns the `why` of an [`Error::Argument`] that names `tensor`.
 fn refused<R: std::fmt::Debug>(tensor: &str, result: Result<R, Error>) -> &'static str {
     match result {
         Err(Error::Argument { tensor: got, why }) if got == tensor => why,

@@ -11,7 +11,7 @@ use crate::simd::{SimdTask, Storage, Vector};
 /// The steps of all rows, numbered consecutively, row after row.
 pub(crate) struct Steps<'a> {
     rows: &'a [Row],
-    /// The number of each row's first step, and the number of all steps.
+    /// The index of each row's first step, followed by the total number of steps.
     starts: &'a [usize],
 }
 
@@ -26,12 +26,12 @@ impl<'a> Steps<'a> {
         Self { rows, starts }
     }
 
-    /// Returns the number of all steps.
+    /// Returns the total number of steps.
     pub fn count(&self) -> usize {
         self.starts[self.rows.len()]
     }
 
-    /// Returns, for each number in `range`, its row and its step within that row.
+    /// Returns, for each index in `range`, the row and the step within that row.
     pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = (Row, usize)> {
         let mut row = self.starts.partition_point(|&start| start <= range.start).saturating_sub(1);
         range.map(move |i| {
@@ -42,7 +42,7 @@ impl<'a> Steps<'a> {
         })
     }
 
-    /// Divides all steps into ranges of `size`; the last may be shorter.
+    /// Divides all steps into ranges of `size` steps; the last range may be shorter.
     pub fn chunks(&self, size: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
         (0..self.count().div_ceil(size)).map(move |i| self.chunk(i, size))
     }

@@ -19,7 +19,7 @@ use crate::threads::Workers;
 /// The number of steps that share one pass over R.
 const CHUNK_STEPS: usize = 96;
 
-/// The tensors of a call.
+/// The arguments of the pass that recomputes the gates.
 pub(crate) struct Recompute<'a, T: Element> {
     pub time: TimeAxis<'a>,
     /// The packed order of the forward pass.
@@ -39,10 +39,10 @@ pub(crate) struct Recompute<'a, T: Element> {
     pub d_wx: SharedSlice<'a, T>,
     /// `[B, T, G - Gx, N, D]`, written.
     pub d_inner: SharedSlice<'a, T>,
-    /// `[wide gates, B, T, N, D]`, written. The rounding errors of the wide gates stored as `T`,
-    /// themselves rounded to `T`. A gate and its remainder together have twice the digits of `T`,
-    /// and the remainder takes half the memory of a wide number. An infinite gate saturates to a
-    /// finite one with an infinite remainder.
+    /// `[wide gates, B, T, N, D]`, written. The rounding errors of wide gates stored as `T`; the
+    /// errors are also rounded to `T`. A gate and its remainder together have twice the digits of
+    /// `T`, and the remainder takes half the memory of a wide number. An infinite gate saturates to
+    /// a finite one with an infinite remainder.
     pub remainders: Option<SharedSlice<'a, T>>,
 }
 
@@ -98,7 +98,8 @@ impl<T: Element> Recompute<'_, T> {
                 out: &mut *h,
                 stride,
             };
-            // SAFETY: guaranteed by the caller; each task writes gates of its own head and steps.
+            // SAFETY: guaranteed by the caller; each task writes only the gates of its own head and
+            // steps.
             unsafe {
                 V::vectorize(gather);
                 V::vectorize(Chunk { call: self, head, range, h, products });

@@ -24,7 +24,7 @@ const CHUNK_STEPS: usize = 256;
 /// The number of units per task.
 const TASK_UNITS: usize = 256;
 
-/// The tensors of a call.
+/// The arguments of the pass that computes `d_r` and `d_b`.
 pub(crate) struct WeightGrad<'a, T: Element> {
     pub time: TimeAxis<'a>,
     /// `[S, B, T, N, D]`

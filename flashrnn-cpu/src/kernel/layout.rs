@@ -32,8 +32,8 @@ impl GateLayout {
         Self { units: shapes.units(), inner, external, tokens: shapes.tokens() }
     }
 
-    /// Returns the tensor that holds a gate, which is `external` or `inner`, and the offset of a
-    /// token's units in it.
+    /// Returns the tensor that holds a gate, either `external` or `inner`, and the offset in it of
+    /// a token's units.
     #[inline(always)]
     pub fn locate<A>(&self, gate: usize, token: usize, [external, inner]: [A; 2]) -> (A, usize) {
         if gate >= self.inner {

@@ -93,7 +93,7 @@ impl Panels {
         PackedOrder { lanes: self.lanes, panel: self.panel }
     }
 
-    /// Returns the number of vectors of units per head. The last may be partly filled.
+    /// Returns the number of vectors of units per head. The last vector may be partly filled.
     pub fn vectors(&self) -> usize {
         self.units.div_ceil(self.lanes)
     }
@@ -114,7 +114,7 @@ impl Panels {
         block * self.block..((block + 1) * self.block).min(self.vectors())
     }
 
-    /// Returns the first unit of each cache line that holds units of a block as elements of `P`.
+    /// Returns the first unit in each cache line of a block, if units are stored as `P`.
     #[inline(always)]
     pub fn block_lines<P>(&self, block: usize) -> impl Iterator<Item = usize> + use<P> {
         let Range { start, end } = self.block_vectors(block);
@@ -167,7 +167,7 @@ impl Panels {
     /// Packs the matrices of all heads from `from` to `packed [N, len]`.
     ///
     /// `source(head, kind, unit, k)` returns the index in `from` of term `k` of a unit's output
-    /// `kind`, and the number of elements from there to the next unit's.
+    /// `kind`, and the distance in elements to the same term of the next unit.
     pub fn pack<S: Element>(
         &self,
         workers: &Workers,

@@ -31,7 +31,7 @@ impl<'a, P> SharedSlice<'a, P> {
     /// Returns the `n` elements that start at `i`, still shared.
     ///
     /// # Panics
-    /// If they are out of bounds.
+    /// If these elements are out of bounds.
     pub fn part(self, i: usize, n: usize) -> Self {
         assert!(in_bounds(i, n, self.len));
         Self { start: self.start.wrapping_add(i), len: n, lifetime: PhantomData }
@@ -48,10 +48,10 @@ impl<'a, P> SharedSlice<'a, P> {
     /// Returns the `n` elements that start at `i`.
     ///
     /// # Safety
-    /// No other thread accesses them during the slice's lifetime.
+    /// No other thread accesses these elements during the slice's lifetime.
     ///
     /// # Panics
-    /// If they are out of bounds.
+    /// If these elements are out of bounds.
     #[inline(always)]
     pub unsafe fn slice(self, i: usize, n: usize) -> &'a mut [P] {
         assert!(in_bounds(i, n, self.len));

@@ -10,9 +10,9 @@ pub(crate) struct Division {
     pub tiles: usize,
     /// The number of threads that share a task.
     pub team: usize,
-    /// The number of heads, with the same rows, that one thread advances together, step by step. It
-    /// divides the number of heads. Bundling helps because the inputs of neighbouring heads in a
-    /// step share pages of memory.
+    /// The number of heads that one thread advances together, step by step, for the same rows. It
+    /// divides the total number of heads. Bundling helps because the inputs of neighbouring heads
+    /// in a step share pages of memory.
     pub bundle: usize,
 }
 
@@ -24,7 +24,7 @@ pub(crate) struct Work {
     pub batch: usize,
     /// Blocks of units per head.
     pub blocks: usize,
-    /// Vector multiply-adds per row, head and step. This is about the number of cycles.
+    /// Vector multiply-adds per row, head and step, which is about the number of cycles.
     pub row_step: usize,
     /// Bytes of a head's packed matrix.
     pub matrix: usize,

@@ -87,7 +87,7 @@ pub(crate) struct Task<'a, S> {
     pub state: SharedSlice<'a, S>,
     /// `[2, rows, depth]`: a double buffer of the product's factors. The forward pass keeps h there
     /// (depth D, rounded to the tensors' type), the backward pass the gradients of the gates (depth
-    /// Gr · D). One half is read while the other is written, so a step needs one barrier only.
+    /// Gr · D). One half is read while the other is written, so a step needs only one barrier.
     pub inputs: SharedSlice<'a, S>,
 }
 

@@ -4,8 +4,8 @@
 //! threads would deadlock when the pool is busy and some of them never start, so no member waits
 //! for a thread that has not begun. Instead members claim blocks, first from their own range (whose
 //! part of R is in their core's cache), then from the others'. The member that finishes the last
-//! block of a step opens the next step. A single member completes all steps, late members join in,
-//! and a member waits only for blocks that another one is computing.
+//! block of a step opens the next step. A single member can complete all steps, late members can
+//! join in, and a member waits only for blocks that another member is computing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -101,8 +101,8 @@ impl<'a> Team<'a> {
         self.step.store(step, Ordering::Release);
     }
 
-    /// Claims a block of this step from the range of member `range`. Returns `None` if all of them
-    /// are claimed.
+    /// Claims a block of step `step` from the range of member `range`. Returns `None` if all blocks
+    /// of that range are claimed.
     fn claim(&self, range: usize, step: usize) -> Option<usize> {
         let members = self.claims.len();
         let (first, end) = (range * self.blocks / members, (range + 1) * self.blocks / members);

@@ -202,9 +202,9 @@ impl TimeLoop {
                 unsafe { pass.begin(task) };
             }
         });
-        // Several teams may work at once, each starting with a different task. Every member joins
-        // all teams in the end, so that it could complete everything alone; a finished team returns
-        // at once.
+        // Several teams may work at once, each starting with a different task. Eventually every
+        // member joins every team, so a single member could complete everything alone. Joining a
+        // finished team returns at once.
         let concurrent = concurrent_teams(workers.threads(), self.division, tasks.len());
         workers.run(self.members, |me| {
             let scratch = scratch_of(me);

@@ -119,7 +119,8 @@ impl FloatBits for F64x4 {
     }
     #[inline(always)]
     fn scale(self, n: Self) -> Self {
-        // As for f32, in floating point: AVX2 has no arithmetic shift of 64-bit integers.
+        // As for f32, but n is halved in floating point, because AVX2 has no arithmetic shift of
+        // 64-bit integers.
         let half = (n * Self::lit(0.5)).round();
         self * Self::power_of_two(half) * Self::power_of_two(n - half)
     }

@@ -12,7 +12,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// Returns the instruction sets that this machine supports, the best last.
+    /// Returns the instruction sets that this machine supports, with the best one last.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut levels = vec![Self::Portable];

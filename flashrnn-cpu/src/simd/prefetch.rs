@@ -2,7 +2,7 @@
 
 use crate::memory::CACHE_LINE;
 
-/// Prefetches to the L2 cache the cache lines that hold the [`CACHE_LINE`] bytes at `p`, which need
+/// Prefetches the cache lines that hold the [`CACHE_LINE`] bytes at `p` into the L2 cache. `p` need
 /// not be valid.
 #[inline(always)]
 pub(crate) fn prefetch<P>(p: *const P) {

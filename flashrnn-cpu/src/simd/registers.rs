@@ -119,8 +119,8 @@ macro_rules! real_functions {
         fn softplus_neg_abs(self) -> Self {
             math::softplus_neg_abs(self)
         }
-        // If an operand is NaN, the instructions return the second one, which is `self` as `Real`
-        // requires.
+        // If an operand is NaN, the instructions return the second operand, which is `self`, as
+        // `Real` requires.
         #[inline(always)]
         fn clamp_min(self, bound: Self) -> Self {
             intrinsic!(Self($max(bound.0, self.0)))

@@ -16,7 +16,8 @@ pub(crate) trait SimdTask<V> {
 pub(crate) trait Simd: Real + 'static {
     type Scalar: Element<Wide = Self::Scalar>;
     const LANES: usize;
-    /// Vectors per panel of a packed matrix. [`Simd::ROWS`] rows of a panel fill the registers.
+    /// Vectors per panel of a packed matrix. The sums of [`Simd::ROWS`] rows and one panel fill the
+    /// registers.
     const PANEL: usize;
     /// Rows of a product that share one pass over a panel.
     const ROWS: usize;

@@ -144,7 +144,7 @@ impl<'a> Call<'a> {
         Self { work, members, joined: AtomicUsize::new(1), panic: Mutex::default() }
     }
 
-    /// Joins as one more member and does its work. Returns false if the call has all its members.
+    /// Joins as another member and does its work. Returns false if the call has all its members.
     fn join(&self) -> bool {
         if self.joined.load(Relaxed) >= self.members {
             return false;
@@ -165,7 +165,7 @@ impl<'a> Call<'a> {
         true
     }
 
-    /// Returns the payload of a helper's panic.
+    /// Returns the payload of the first panic of a helper, if there was one.
     pub fn into_panic(self) -> Option<Box<dyn Any + Send>> {
         self.panic.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -72,8 +72,8 @@ impl Pool {
             return work(0);
         }
         let caller = Caller::enter(&self.board);
-        // Other callers are working too; together with their helpers they should not outnumber the
-        // pool.
+        // Other callers are working too. All callers and their helpers together should not
+        // outnumber the pool.
         let helpers = self.board.helpers().saturating_sub(caller.others).min(members - 1);
         let call = Call::new(work, helpers + 1);
         // Dropping this closes the call, even if the work panics.

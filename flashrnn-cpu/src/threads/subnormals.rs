@@ -1,16 +1,16 @@
 //! The treatment of subnormal numbers.
 //!
-//! Processors need about a hundred times as long for operations on subnormal numbers. States and
+//! Operations on subnormal numbers take about a hundred times as long as others. States and
 //! gradients that decay pass through subnormal numbers on their way to zero, so by default they are
 //! flushed to zero.
 
-/// Whether kernels flush subnormal numbers of f32 and f64 to zero or compute with them, which makes
-/// a pass over them 10 to 190 times slower.
+/// Whether kernels flush subnormal numbers of f32 and f64 to zero or compute with them. Computing
+/// with them makes a pass over such numbers 10 to 190 times slower.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Subnormals {
     /// Treats operands below the smallest normal number (1.2e-38 in f32, 2.2e-308 in f64) as zero,
-    /// and returns zero instead of such results. The subnormals of f16 are normal numbers of f32
-    /// and are kept; those of bf16 are subnormals of f32 and are flushed. Has no effect if the
+    /// and replaces results below it by zero. The subnormals of f16 are normal numbers of f32 and
+    /// are kept; those of bf16 are subnormals of f32 and are flushed. Has no effect if the
     /// processor has no such mode or the mode cannot be set (WebAssembly).
     #[default]
     Flush,

@@ -10,7 +10,7 @@ struct RowShifts {
     // Lower half: the bits at token 0. Upper half: the bits that flip from each token to the next.
     unsigned bits = 0;
 
-    // `tensor_of(i)` returns tensor i. There are at most 16.
+    // `tensor_of(i)` returns tensor i. There are at most 16 tensors.
     template <class TensorOf>
     __device__ __forceinline__ RowShifts(int tensors, TensorOf tensor_of) {
         if constexpr (SPLIT_ROWS) {

@@ -5,8 +5,8 @@
 // batch rows, and each block owns UNITS units of the head. In each round a block
 //
 //   1. sums the PARTIALS partial sums of its units' dh,
-//   2. computes dg of its units by the cell's derivative, of which `linearize` has already computed
-//      what does not depend on dh,
+//   2. computes dg of its units with the cell's derivative (`linearize` has already computed the
+//      part that does not depend on dh),
 //   3. multiplies dg by its columns of R transposed, and
 //   4. sends each block of the cluster the partial sums of that block's dh (a reduce-scatter).
 //

@@ -18,7 +18,7 @@ struct ComputeThread {
 
     // The gradient of the states after the step, without the part that reaches h through R.
     float (&d_state)[UNITS_PER_THREAD][Cell::STATES];
-    // What `linearize` computes of a step before its dh is known.
+    // What `linearize` computes for a step before its dh is known.
     float (&residuals)[UNITS_PER_THREAD][Cell::RESIDUALS];
     float (&d_given)[UNITS_PER_THREAD][Cell::STATES];
     bool (&clipped)[UNITS_PER_THREAD];  // h was clipped, so its gradient is 0

@@ -3,7 +3,8 @@
 #include "fused/exchange.cuh"
 #include "fused/product.cuh"
 
-// The product's tiles of 16 units of the head. Each group of SPLIT_K warps computes TILES_PER_WARP.
+// The product's tiles of 16 units of the head. Each group of SPLIT_K warps computes TILES_PER_WARP
+// of the tiles.
 constexpr int BLOCK_TILES = UNITS / 16, TILES = BLOCKS * BLOCK_TILES;
 constexpr int GROUPS = COMPUTE_WARPS / SPLIT_K;
 // The product's k runs over the recurrent gates of the block's units, in steps of 32 per split.

@@ -47,7 +47,7 @@ struct Barrier {
                      : "memory");
     }
 
-    // Waits for the phase of this parity to complete. All its bytes, and all writes before its
+    // Waits for the phase of parity `parity` to complete. All its bytes, and all writes before its
     // arrivals, are then visible. Block scope suffices because other blocks write into this block's
     // shared memory; cluster scope would invalidate the L1 cache.
     __device__ __forceinline__ void wait(unsigned parity) {
@@ -95,9 +95,9 @@ __device__ __forceinline__ void send(unsigned to, float2 v, unsigned barrier) {
 }
 
 // The exchange of a double buffer in shared memory, once per step: step n reads buffer n % 2. In a
-// cluster, the block's `Shared` has one barrier per buffer, `Barrier full[2]`. Its phase n / 2
-// completes when every warp of the block has arrived for step n and all expected bytes from the
-// cluster have been received. A single block uses `__syncthreads` instead.
+// cluster, the block's `Shared` has one barrier per buffer, `Barrier full[2]`. Phase n / 2 of
+// barrier n % 2 completes when every warp of the block has arrived for step n and all expected
+// bytes from the cluster have been received. A single block uses `__syncthreads` instead.
 
 // Initialises the barriers. Afterwards earlier writes to shared memory are visible to the block,
 // and the blocks of the cluster may send. Every thread must call it.

@@ -6,7 +6,7 @@
 constexpr int GROUPS = UNITS / 8;  // of 8 units, each computed by SPLIT_K warps
 static_assert(COMPUTE_WARPS == GROUPS * SPLIT_K, "8 units per group of SPLIT_K warps");
 
-// Steps of 16 along k for each split. The number is even, except at the end of k.
+// Steps of 16 along k for each split. With more than one split, the number is even.
 constexpr int ALL_K_STEPS = (HEAD_DIM + 15) / 16;
 constexpr int K_STEPS =
     SPLIT_K == 1 ? ALL_K_STEPS : (ALL_K_STEPS + 2 * SPLIT_K - 1) / (2 * SPLIT_K) * 2;

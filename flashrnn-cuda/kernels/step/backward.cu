@@ -3,8 +3,8 @@
 // this step. One more step, -1, computes d_s0.
 //
 // Blocks, registers and buffers are as in step/forward.cu, except that k runs over the recurrent
-// gates of the head's units. Each step passes dg, rounded to T, to the next in two buffers, and
-// updates the gradient of the f32 states in place. Round r processes step T - 1 - r.
+// gates of the head's units. Each step passes dg, rounded to T, to the next through a double
+// buffer, and updates the gradient of the f32 states in place. Round r processes step T - 1 - r.
 #include "call.cuh"
 #include "step/overlap.cuh"
 #include "step/product.cuh"

@@ -1,6 +1,6 @@
 // Programmatic dependent launch (sm_90 and later). The next kernel on the stream starts while this
-// one runs, and loads all inputs that do not depend on this one before it waits. On older devices,
-// kernels run one after the other.
+// one runs, and before it waits, it loads all inputs that do not depend on this one. On older
+// devices, kernels run one after the other.
 #pragma once
 
 // Allows the next kernel to start. It must wait before it reads what this kernel writes.

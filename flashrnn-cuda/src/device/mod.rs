@@ -48,7 +48,7 @@ impl Device {
     }
 
     /// Makes the device's context current on this thread until the guard is dropped. Every public
-    /// method starts with this.
+    /// method calls this first.
     pub(crate) fn enter(&self) -> Result<Entered> {
         self.context.enter()
     }

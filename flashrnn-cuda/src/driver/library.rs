@@ -199,8 +199,8 @@ mod tests {
             .collect()
     }
 
-    /// cudarc panics if a function is missing, so the lists must contain every function of the
-    /// three libraries that the sources of this crate name.
+    /// Checks that the lists contain every function of the three libraries that this crate's
+    /// sources name, because cudarc panics if a function is missing.
     #[test]
     fn every_function_that_is_called_is_looked_for() {
         let lists = [DRIVER, NVRTC, CUBLAS].map(|library| library.functions).concat();

@@ -10,7 +10,8 @@ use libloading::Library;
 
 /// Describes a shared library: its name, the functions it must have, and how to install it.
 pub(crate) struct Wanted {
-    /// The name without the platform's prefix and suffix; several if it depends on the platform.
+    /// The name without the platform's prefix and suffix; several if the name depends on the
+    /// platform.
     pub stems: &'static [&'static str],
     /// The name prefix of libraries that this library loads itself, which the system's loader may
     /// not find.
@@ -42,7 +43,7 @@ impl Wanted {
         format!("{DLL_PREFIX}{}{DLL_SUFFIX}", self.stems[0])
     }
 
-    /// Returns the error for an unusable library, which starts with `why`.
+    /// Returns the error for an unusable library. Its message starts with `why`.
     pub(crate) fn missing(&self, why: &str) -> Error {
         Error::device(format!("{why}: {}", self.advice))
     }
@@ -99,8 +100,8 @@ fn toolkit_folders() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Returns the file names that a library may have. They are some of the names that cudarc tries, in
-/// the same order, so cudarc finds the same file.
+/// Returns the file names that a library may have. They are a subset of the names that cudarc
+/// tries, in the same order, so cudarc finds the same file.
 fn names(stem: &str) -> Vec<String> {
     let major = CUDA_VERSION / 1000;
     let minor = CUDA_VERSION % 1000 / 10;

@@ -31,8 +31,8 @@ unsafe impl Sync for Pool {}
 impl Pool {
     /// Creates a pool on device `ordinal`, whose context must be current.
     pub(crate) fn new(ordinal: usize) -> Result<Self> {
-        // The names of the fields differ between CUDA versions, their positions do not: allocation
-        // type, handle type, location type, location id.
+        // The names of the fields differ between CUDA versions, but their positions do not:
+        // allocation type, handle type, location type, location id.
         const WORDS: usize = size_of::<sys::CUmemPoolProps>() / 8;
         const {
             assert!(size_of::<sys::CUmemPoolProps>().is_multiple_of(8) && WORDS >= 2);
@@ -43,8 +43,8 @@ impl Pool {
         let mut properties = [0_u64; WORDS];
         bytemuck::cast_slice_mut::<u64, u32>(&mut properties)[..4].copy_from_slice(&head);
         let mut pool = ptr::null_mut();
-        // SAFETY: `properties` has the size and alignment of the driver's struct. It is a valid
-        // one, because every field after the first four may be 0.
+        // SAFETY: `properties` has the size and alignment of the driver's struct. Its value is
+        // valid, because every field after the first four may be 0.
         let result = unsafe { sys::cuMemPoolCreate(&raw mut pool, properties.as_ptr().cast()) };
         check(result, "creating a memory pool")?;
         let pool = Self(pool);
@@ -67,7 +67,7 @@ impl Pool {
         check(result, "setting up a memory pool")
     }
 
-    /// Allocates `bytes` bytes in the order of `stream`. The context must be current.
+    /// Makes a stream-ordered allocation of `bytes` bytes on `stream`. The context must be current.
     pub(crate) fn allocate(
         &self,
         bytes: usize,

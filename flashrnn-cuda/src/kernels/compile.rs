@@ -206,7 +206,8 @@ impl Handle {
         let options: Vec<CString> =
             options.iter().filter_map(|option| CString::new(*option).ok()).collect();
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-        // SAFETY: the program is alive, and the array has that many null-terminated strings.
+        // SAFETY: the program is alive, and `pointers` holds null-terminated strings that are
+        // alive.
         let result = unsafe {
             sys::nvrtcCompileProgram(self.program, pointers.len() as c_int, pointers.as_ptr())
         };

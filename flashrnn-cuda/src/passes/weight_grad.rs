@@ -142,8 +142,8 @@ impl WeightGrad {
         self.reduce(common, stream, partial, d_b, accumulate)
     }
 
-    /// Returns the gates with every matrix at a multiple of 16 bytes, as the products need. If they
-    /// are not aligned yet, enqueues a copy with padded rows.
+    /// Returns the gates with every matrix at a multiple of 16 bytes, as the products require. If
+    /// the gates are not aligned, enqueues a copy with padded rows.
     fn aligned(&self, common: &Common, gates: GateRows) -> Result<GateRows> {
         if (gates.head * common.bytes).is_multiple_of(16) && gates.address.is_multiple_of(16) {
             return Ok(gates);

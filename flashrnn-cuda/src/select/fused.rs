@@ -26,14 +26,14 @@ pub struct Fused {
 }
 
 /// Maximum registers per thread for weights, in a block of up to 12 warps: for 16-bit tensors, and
-/// for f32, which needs more other registers because it has no tensor cores.
+/// for f32, which needs more registers for other values because it has no tensor cores.
 const MAX_WEIGHTS: [usize; 2] = [128, 64];
 
-/// Maximum registers per thread for weights that leave enough for 8 IO warps and 8 compute warps.
+/// Maximum registers per thread for weights if a block has 8 IO warps and up to 8 compute warps.
 const MAX_WEIGHTS_IO: usize = 32;
 
-/// Maximum states, and maximum gates, of a cell in a fused kernel: the bits of `RowShifts`
-/// (alignment.cuh), one per tensor.
+/// Maximum number of states, and also of gates, of a cell in a fused kernel. `RowShifts`
+/// (alignment.cuh) has one bit for each.
 pub(crate) const MAX_TENSORS: usize = 16;
 
 /// Returns the layout of the fused forward kernel, or `None` if the head does not fit. For each
@@ -80,7 +80,8 @@ pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option
     let layout = |units: usize| -> Option<Fused> {
         let blocks = shapes.head_dim.div_ceil(units);
         let tiles = blocks * units / 16;
-        // An f32 lane uses each element of dg that it reads for two units of each of its tiles.
+        // In f32, each element of dg that a lane loads serves two units per tile. With at least two
+        // tiles per warp, it serves at least four.
         let min_tiles = if element_bytes == 4 { tiles.min(2) } else { 1 };
         let tiles_per_warp = tiles.div_ceil(8).max(min_tiles);
         let fused = Fused {
@@ -141,9 +142,9 @@ impl Fused {
         self.blocks * shapes.heads * shapes.batch.div_ceil(self.rows)
     }
 
-    /// Returns the layout with as many stages as fit the shared memory, up to 8; more would not
-    /// hide more latency. Returns `None` if the GPU does not support such clusters or 3 stages do
-    /// not fit.
+    /// Returns the layout with the most stages of 8, 6, 4 and 3 that fit in shared memory; more
+    /// than 8 would not hide more latency. Returns `None` if 3 stages do not fit, or if the GPU
+    /// does not support clusters of this size.
     fn with_stages(self, gpu: Gpu, shared: impl Fn(&Self) -> usize) -> Option<Self> {
         let stages = [8, 6, 4, 3].into_iter().map(|stages| Self { stages, ..self });
         stages
@@ -151,7 +152,7 @@ impl Fused {
             .find(|fused| shared(fused) <= gpu.shared_memory)
     }
 
-    /// Returns the number of steps of 32 along k per warp of the backward kernel.
+    /// Returns how many steps of 32 along k each warp of the backward kernel takes.
     pub fn backward_steps(&self, shapes: &Shapes) -> usize {
         (shapes.recurrent * self.units).div_ceil(32 * self.split_k)
     }
@@ -197,8 +198,8 @@ impl Fused {
     }
 }
 
-/// Returns the number of steps of 16 along k per warp of the forward kernel. It is even, except at
-/// the end of k.
+/// Returns how many steps of 16 along k each warp of the forward kernel takes. If warps split k,
+/// the number is even.
 fn forward_steps(shapes: &Shapes, split: usize) -> usize {
     let steps = shapes.head_dim.div_ceil(16);
     if split == 1 { steps } else { steps.div_ceil(2 * split) * 2 }

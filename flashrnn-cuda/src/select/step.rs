@@ -38,7 +38,7 @@ impl Multiply {
     }
 }
 
-/// The kernels read k in chunks of this many bytes.
+/// The size in bytes of the chunks in which the kernels read k.
 const CHUNK: usize = 64;
 
 /// Returns D rounded up to whole chunks.
@@ -63,7 +63,7 @@ pub fn forward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
 /// Returns the tile of a backward step, whose product has one row of weights per unit and sums over
 /// `Gr` gates.
 ///
-/// A block has one thread per unit and row. The thread fetches their inputs before the previous
+/// A block has one thread per unit and row. The threads fetch their inputs before the previous
 /// launch has ended.
 pub fn backward_tile(shapes: &Shapes, element_bytes: usize) -> Tile {
     let wide = Tile { units: 16, rows: rows(shapes.batch), warps: 8 };

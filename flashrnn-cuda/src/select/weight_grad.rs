@@ -22,7 +22,8 @@ impl Parts {
     }
 }
 
-/// Returns a number of equal parts and their length. Fewer tokens remain than a part has.
+/// Returns a number of equal parts and their length. The remaining tokens are fewer than a part
+/// has.
 ///
 /// The target is enough parts to keep the GPU busy if each has `blocks` blocks, but at most 64, and
 /// at least 256 tokens per part. Numbers from half to twice the target are used instead if they

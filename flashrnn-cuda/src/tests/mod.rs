@@ -49,7 +49,7 @@ fn grow(
     early: bool,
 ) {
     let launch = Launch { early, ..Launch::new([(n as u32).div_ceil(128), 1, 1], 128) };
-    // SAFETY: grow takes (float*, int), and x of the caller has n elements.
+    // SAFETY: grow takes (float*, int), and the caller's x has n elements.
     unsafe { kernel.launch(stream, &launch, &mut [argument(&mut x), argument(&mut n)]).unwrap() };
 }
 

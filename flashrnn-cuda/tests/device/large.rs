@@ -10,7 +10,7 @@ use super::{cuda, memory};
 const LARGE: [usize; 4] = [4160, 8192, 1, 64];
 
 /// Some rows of [`LARGE`]: the first ones, those around element 2³¹, and the last. There are as
-/// many as in a tile of the large batch, so that the sums of a row are the same.
+/// many rows as in a tile of the large batch, so that the sums of a row are the same.
 const ROWS: [usize; 16] =
     [0, 1, 2047, 2048, 4000, 4094, 4095, 4096, 4097, 4098, 4099, 4100, 4128, 4157, 4158, 4159];
 
@@ -91,7 +91,7 @@ fn large<T: Element + PartialEq>(family: Family) -> Result<()> {
     let off = norm(&mut d_b.iter().zip(&sums).map(|(d, sum)| d.to_f64() - sum))
         / norm(&mut sums.iter().copied());
     println!("{}: d_b off by {off:.1e} from the sum of d_wx", T::DTYPE);
-    // f32 adds 34 million terms, which nearly cancel, in at most 64 parts.
+    // The f32 sum has 34 million terms, which nearly cancel, in at most 64 parts.
     assert!(off < 2e-3, "{off}");
     Ok(())
 }

@@ -8,8 +8,8 @@ use flashrnn_cuda::{Buffer, Cuda, Family, ViewMut, testing};
 
 use super::{Layer, cuda, size};
 
-/// Checks both passes with workspaces of the caller: they return the same bits as without, and
-/// never allocate from the pool.
+/// Checks both passes with workspaces of the caller: they return the same bits as without
+/// workspaces, and never allocate from the pool.
 fn check_workspaces<C: Cell, T: Element + PartialEq>(
     cuda: &Cuda,
     cell: &C,
@@ -134,8 +134,8 @@ fn trim_returns_the_pools_memory() -> Result<()> {
     Ok(())
 }
 
-/// In each call, each tensor in turn belongs to another handle: one on another stream of the same
-/// context, or one with a context of its own.
+/// Passes each tensor of each call in turn from another handle, which is either on another stream
+/// of the same context or has a context of its own.
 #[test]
 fn memory_of_another_handle_is_refused() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };

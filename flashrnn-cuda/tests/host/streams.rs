@@ -80,7 +80,7 @@ fn concurrent_streams_of_one_device_return_the_bits_of_one_alone() -> Result<()>
         layer.backward(None)?;
         layer.outputs()
     }
-    // One for a fused kernel, and one for per-step kernels.
+    // One problem for a fused kernel, and one for per-step kernels.
     let problems = [Problem::new(9, 300, 3, 80), Problem::new(5, 70, 1, 700)];
     for problem in &problems {
         let want = results::<f32>(&first, problem)?;

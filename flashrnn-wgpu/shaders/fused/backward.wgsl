@@ -7,7 +7,7 @@
 // 1. All threads compute their part of the product of the next step's dg with R transposed, for
 //    LINES units and k in one gate. They store the next step's dg, move the inputs that they loaded
 //    a step ago to workgroup memory, and load those of the following iteration.
-// 2. The threads of the cell add the parts and compute the cell's derivative, this step's dg.
+// 2. The threads of the cell add the parts and compute this step's dg with the cell's derivative.
 //
 // Between dispatches, dg rounded to T is in `work` at `exchange_at`, [B, Gr, N, D], and the
 // gradient of the f32 states at `state_at`, [S, B, N, D], both updated in place.

@@ -4,10 +4,11 @@
 // A step has two phases, with a barrier before each:
 //
 // 1. All threads compute their part of R h, for all gates of a unit. They store the outputs of the
-//    previous step, move the wx that they loaded a step ago to workgroup memory, and load the next.
-// 2. The threads of the cell add the parts and compute the cell. If a thread computes
-//    whole sums (SHARED is 0), there is no barrier between the phases. A step then reads one of two
-//    BUFFERS and writes the other, and wx is AHEAD by one step.
+//    previous step, move the wx that they loaded a step ago to workgroup memory, and load the next
+//    wx.
+// 2. The threads of the cell add the parts and compute the cell. If a thread computes whole sums
+//    (SHARED is 0), there is no barrier between the phases. A step then reads one of two BUFFERS
+//    and writes the other, and wx is AHEAD by one step.
 //
 // Between dispatches the states are in `work` at `state_at`, [S, B, N, D], updated in place.
 

@@ -71,7 +71,7 @@ fn piece_of_work(line: u32, piece: u32) -> vec4f {
     return x;
 }
 
-// This thread's parts of the sums of its lines by its 4 rows.
+// Returns this thread's partial sums: the products of its lines with its 4 rows over its part of k.
 fn product(place: Place, thread: u32) -> array<vec4f, PADDED_LINES> {
     //@ for $line in 0..LINES
     var sum$line = vec4f();

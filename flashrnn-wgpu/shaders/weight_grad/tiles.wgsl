@@ -31,7 +31,7 @@ var<workgroup> tile_h: array<vec4f, 512>;
 // partial [parts, Gr, N, D_out, D_in]: sums of dg h. A workgroup computes a tile of (64 FOURS)^2
 // (out, in) of one gate, head and part; an invocation computes FOURS^2 blocks of 4 x 4 of it, 64
 // apart. In a round, an invocation moves 4 units of dg and of h of one token to workgroup memory.
-// They are loaded a round ahead and converted late, because a conversion waits for the load.
+// The units are loaded a round ahead and converted late, because a conversion waits for the load.
 @compute @workgroup_size(16, 16)
 fn weight_grad(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_id) local: vec3u,
                    @builtin(local_invocation_index) thread: u32) {

@@ -67,7 +67,7 @@ impl Cache {
         })
     }
 
-    /// Returns the pipelines, to compile another one with them.
+    /// Returns the pipeline cache, for compiling another pipeline.
     pub fn pipelines(&self) -> &wgpu::PipelineCache {
         self.added.store(true, Ordering::Relaxed);
         &self.pipelines
@@ -101,8 +101,8 @@ fn pipelines(device: &Device, data: Option<&[u8]>) -> Result<wgpu::PipelineCache
         let descriptor =
             wgpu::PipelineCacheDescriptor { label: Some("flashrnn"), data, fallback: true };
         // SAFETY: `data` was returned by `PipelineCache::get_data`: only `Cache::save` writes such
-        // files, a checksum shows that one is whole, and `DiskCache` reads none that another user
-        // may have written. wgpu refuses or drops the data of other adapters and drivers.
+        // files, a checksum shows that a file is intact, and `DiskCache` reads none that another
+        // user may have written. wgpu refuses or drops the data of other adapters and drivers.
         #[allow(unsafe_code)]
         Ok(unsafe { device.handle.create_pipeline_cache(&descriptor) })
     })

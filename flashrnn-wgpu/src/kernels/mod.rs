@@ -20,7 +20,7 @@ use crate::programs::Program;
 /// The kernels of a device, compiled once for all plans.
 pub(crate) struct Kernels {
     pub device: Arc<Device>,
-    /// Keyed by entry point and text.
+    /// The compiled kernels by entry point and text.
     compiled: Mutex<HashMap<String, Arc<Kernel>>>,
     uniforms: Uniforms,
     /// Pipelines on disk; opened with the first kernel.

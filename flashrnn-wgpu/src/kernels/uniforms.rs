@@ -25,8 +25,8 @@ pub(crate) struct Uniforms {
     /// [`MAX_DISPATCHES`] [`Step`]s, `stride` bytes apart.
     steps: wgpu::Buffer,
     stride: u32,
-    /// Keyed by content, so that calls with equal arguments share a buffer. A buffer is written
-    /// only once.
+    /// Buffers by content, so that calls with equal arguments share one. A buffer is written only
+    /// once.
     params: Mutex<HashMap<Words, wgpu::Buffer>>,
 }
 

@@ -93,7 +93,7 @@ const READ: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE.union(wgpu::BufferU
 
 impl<'a, P> View<'a, P> {
     /// Borrows `len` elements of the caller's buffer, beginning with element `first`. The buffer
-    /// must be on the device that calls run on; wgpu panics if it is of another instance.
+    /// must be on the device that calls run on; wgpu panics if it belongs to another instance.
     ///
     /// # Errors
     /// [`Error::Shape`] if the buffer is too small; [`Error::Argument`] if its usages lack

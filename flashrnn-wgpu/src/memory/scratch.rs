@@ -81,8 +81,8 @@ impl<'a> Scratch<'a> {
         Ok(Self { buffer: view.buffer.clone(), first: view.first as u64, pool: None })
     }
 
-    /// Binds regions of these bytes, laid out as [`workspace`](crate::layout::workspace) counts
-    /// them.
+    /// Binds regions of the sizes `bytes`, in the order and with the padding of
+    /// [`workspace`](crate::layout::workspace).
     pub fn regions<const N: usize>(&self, bytes: [usize; N]) -> [Binding<'_>; N] {
         let mut first = self.first;
         bytes.map(|bytes| {

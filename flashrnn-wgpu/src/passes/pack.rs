@@ -18,8 +18,8 @@ impl Engine {
         b: View<'_, W>,
     ) -> Result<Packed<T>> {
         let [step, fused] = select::packed(&self.shapes, self.fused, self.programs.narrow());
-        // One more piece, because b of the last unit of an odd number is read together with the
-        // word behind it.
+        // One more piece, because b of the last of an odd number of units is read together with the
+        // word after it.
         let buffer = self.device().zeroed::<u32>(4 * (step + fused + 1))?;
         self.device().scope(0, || {
             let mut params = self.params();

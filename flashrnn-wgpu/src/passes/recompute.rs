@@ -20,7 +20,7 @@ impl Engine {
         }
     }
 
-    /// Returns the arguments of the backward pass's kernels for these steps.
+    /// Returns the arguments of the backward pass's kernels for `steps`.
     pub(super) fn params_of_steps(&self, params: &Params, steps: &Range<usize>) -> Params {
         Params {
             gates_step: steps.start as u32,

@@ -71,9 +71,9 @@ pub struct Programs {
     /// The functions of the printed cell. Only the kernels of the time steps need them; the others
     /// serve all cells with equal sizes.
     pub functions: String,
-    /// T
+    /// The type `T` of the tensors.
     pub element: Dtype,
-    /// W
+    /// The type `W` of the weights.
     pub weight: Dtype,
     /// Whether the driver converts f16 exactly.
     pub native_f16_exact: bool,
@@ -197,7 +197,7 @@ pub fn subgroups() -> Program {
     probe("atomic<u32>", &[], include_str!("../../shaders/probe/subgroups.wgsl"))
 }
 
-/// Builds a probe, which writes its result to an array of this WGSL type.
+/// Builds a probe that writes to an array of the WGSL type `result`.
 fn probe(result: &'static str, files: &[&str], kernel: &str) -> Program {
     let head = format!("const MAX_GROUPS_X = {MAX_GROUPS_X}u;\n");
     let uniforms = uniforms();

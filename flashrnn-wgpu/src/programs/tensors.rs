@@ -88,12 +88,12 @@ impl Tensor {
         Self { access: Access::Write, ..Self::read(dtype) }
     }
 
-    /// Declares an array of a WGSL type that is read.
+    /// Declares an array, read by the kernel, of elements of the WGSL type `ty`.
     pub(super) fn read_plain(ty: &'static str) -> Self {
         Self { access: Access::Read, saturates: false, kind: Kind::Plain(ty) }
     }
 
-    /// Declares an array of a WGSL type that is written.
+    /// Declares an array, written by the kernel, of elements of the WGSL type `ty`.
     pub(super) fn write_plain(ty: &'static str) -> Self {
         Self { access: Access::Write, ..Self::read_plain(ty) }
     }

@@ -24,8 +24,8 @@ impl Adapter {
         self.subgroup > 1 && !self.cpu
     }
 
-    /// Returns whether heads of this size have kernels for word-aligned pairs of 16-bit units,
-    /// which serve tensors that begin at an even element.
+    /// Returns whether heads of `head_dim` units have kernels for word-aligned pairs of 16-bit
+    /// units, which serve tensors that begin at an even element.
     pub fn word_aligned(self, head_dim: usize) -> bool {
         head_dim.is_multiple_of(2) && !self.cpu
     }
@@ -36,8 +36,8 @@ impl Adapter {
 pub const MAX_LOOP: usize = 32768;
 
 /// Returns [`Adapter::subgroup`] for a device with subgroups of `min` to `max` threads. Kernels
-/// need subgroups of a single size that divides a workgroup of 256. `has` is whether the device has
-/// subgroup operations.
+/// need subgroups of a single size that divides a workgroup of 256. `has` says whether the device
+/// has subgroup operations.
 pub fn subgroup(has: bool, min: u32, max: u32) -> usize {
     if has && min == max && [8, 16, 32, 64, 128].contains(&max) { max as usize } else { 1 }
 }

@@ -4,8 +4,8 @@ use flashrnn_core::{Dtype, Shapes};
 
 use super::Adapter;
 
-/// Maximum number of time steps in one dispatch of a fused kernel. They take a few milliseconds on
-/// a GPU, so no watchdog ends the dispatch, and no loop is longer than
+/// Maximum number of time steps in one dispatch of a fused kernel. That many steps take a few
+/// milliseconds on a GPU, so no watchdog ends the dispatch, and no loop is longer than
 /// [`MAX_LOOP`](super::MAX_LOOP).
 pub const FUSED_STEPS: usize = 2048;
 
@@ -46,8 +46,8 @@ pub fn piece(narrow: bool) -> usize {
     if narrow { 8 } else { 4 }
 }
 
-/// The number of registers of a multiprocessor. wgpu does not report it; this is NVIDIA's. On a
-/// device with fewer, R is spilled, which is slow but correct.
+/// The number of registers of a multiprocessor. wgpu does not report it; this is the number of
+/// NVIDIA's GPUs. On a device with fewer, R is spilled, which is slow but correct.
 const REGISTERS: usize = 65536;
 
 /// Maximum number of registers of a thread. A quarter is reserved for values other than weights and

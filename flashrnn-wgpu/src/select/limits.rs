@@ -30,7 +30,7 @@ pub fn check_limits(
     Ok(())
 }
 
-/// Checks that a buffer can hold these regions of scratch memory.
+/// Checks that a buffer can hold scratch memory with the region sizes `regions`.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if the buffer would be too large.

@@ -14,8 +14,8 @@ pub fn step_groups(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(STEP_UNITS) * shapes.heads * shapes.batch.div_ceil(STEP_ROWS)
 }
 
-/// Returns the maximum number of iterations of a kernel's loop, that of the backward pass's product
-/// with the smallest [`chunk`].
+/// Returns the maximum number of iterations of a kernel's loop, which is that of the backward
+/// pass's product with the smallest [`chunk`].
 pub fn longest_loop(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(4) * shapes.recurrent
 }
@@ -39,8 +39,8 @@ pub struct Tile {
     pub parts: usize,
     /// Pieces of each line that a thread holds in registers.
     pub pieces: usize,
-    /// Number of times that workgroup memory is filled; 0 if the kernel computes it, because it
-    /// serves heads of all sizes.
+    /// Number of times that workgroup memory is filled; 0 if the kernel serves heads of all sizes
+    /// and computes this number itself.
     pub rounds: usize,
     /// Lines whose sums are added at a time.
     pub at_once: usize,
@@ -48,7 +48,7 @@ pub struct Tile {
     pub subgroup_parts: usize,
 }
 
-/// Maximum number of registers of a thread that hold weights, of this round and the next.
+/// Maximum number of registers of a thread that hold weights of the current and the next round.
 const MAX_WEIGHTS: usize = 128;
 
 impl Tile {
