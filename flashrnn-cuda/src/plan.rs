@@ -62,8 +62,8 @@ macro_rules! check_device {
 
 /// Runs one problem on a GPU, with the kernels chosen and compiled for it.
 pub struct CudaPlan<T: Element, W: Element> {
-    /// Its store of kernels waits for the stream when it is dropped, so this must be dropped before
-    /// the kernels in `engine`, whose modules it may be the last to share.
+    /// Dropped before `engine`. If this is the last handle of the stream, dropping it waits for the
+    /// stream, so no kernel of `engine` is running when its module is unloaded.
     cuda: Cuda,
     engine: Engine,
     weights: PhantomData<fn() -> (T, W)>,
