@@ -40,7 +40,7 @@ pub(crate) fn check(name: &'static str, tensor: &Tensor, want: &[usize]) -> Resu
 pub(crate) fn slice<'a, P: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [P]> {
     let all = storage.as_slice::<P>()?;
     let part = layout.contiguous_offsets().and_then(|(start, end)| all.get(start..end));
-    part.ok_or_else(|| Error::msg("flashrnn: a packed tensor is not contiguous"))
+    part.ok_or_else(|| Error::msg("flashrnn: a tensor is not contiguous"))
 }
 
 /// Returns the host memory of a tensor.
