@@ -65,15 +65,9 @@ fn the_log_is_parsed() {
     assert_eq!(found, [("f".to_string(), 12, 0), ("g".to_string(), 255, 14)]);
 }
 
-/// Keeps only the fused kernels for heads of 50 units.
-fn fused_of_50_units(mut programs: Vec<Program>) -> Vec<Program> {
-    programs.retain(|program| program.options.iter().any(|option| option == "-DHEAD_DIM=50"));
-    programs
-}
-
-/// Keeps the programs of f32 tensors.
-fn of_f32(mut programs: Vec<Program>) -> Vec<Program> {
-    programs.retain(|program| program.options.iter().any(|option| option == "-DELEMENT=float"));
+/// Keeps the programs that are compiled with `option`.
+fn with_option(mut programs: Vec<Program>, option: &str) -> Vec<Program> {
+    programs.retain(|program| program.options.iter().any(|other| other == option));
     programs
 }
 
@@ -93,9 +87,9 @@ fn every_kernel_compiles_without_local_memory() {
             ("lstm", programs::all(&Lstm, gpu)),
             ("slstm", programs::all(&Slstm, gpu)),
             // Five gates, which no single copy can load.
-            ("twin", fused_of_50_units(programs::all(&Twin, gpu))),
+            ("twin", with_option(programs::all(&Twin, gpu), "-DHEAD_DIM=50")),
             // 17 gates, more than the fused kernels support, and more than registers can hold.
-            ("many_gates", of_f32(programs::all(&ManyGates, gpu))),
+            ("many_gates", with_option(programs::all(&ManyGates, gpu), "-DELEMENT=float")),
         ];
         for (cell, list) in lists {
             for program in list {

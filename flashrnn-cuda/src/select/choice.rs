@@ -4,7 +4,7 @@ use flashrnn_core::{Error, Result, Shapes};
 use flashrnn_gpu::{Family, KernelChoice};
 
 use crate::select::Gpu;
-use crate::select::fused::{Fused, MAX_TENSORS, fused_backward, fused_forward};
+use crate::select::fused::{Fused, fused_backward, fused_forward, too_many_tensors};
 use crate::select::step::{Tile, backward_tile, blocks, forward_tile};
 
 /// Returns the layouts of the fused kernels of both passes. `None` selects the per-step kernels.
@@ -79,7 +79,7 @@ fn alternating(pass: &'static str, shapes: &Shapes, tile: Tile, why: &'static st
 }
 
 fn why_not_fused(shapes: &Shapes, gpu: Gpu) -> &'static str {
-    if shapes.states.max(shapes.gates) > MAX_TENSORS {
+    if too_many_tensors(shapes) {
         "a fused kernel has at most 16 states and 16 gates"
     } else if gpu.cluster > 1 {
         "R does not fit the registers of a cluster, or a step its shared memory"

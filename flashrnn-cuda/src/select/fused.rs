@@ -34,12 +34,17 @@ const MAX_WEIGHTS_IO: usize = 32;
 
 /// Maximum number of states, and also of gates, of a cell in a fused kernel. `RowShifts`
 /// (alignment.cuh) has one bit for each.
-pub(crate) const MAX_TENSORS: usize = 16;
+const MAX_TENSORS: usize = 16;
+
+/// Returns whether a cell has too many states or gates for the fused kernels.
+pub(crate) fn too_many_tensors(shapes: &Shapes) -> bool {
+    shapes.states.max(shapes.gates) > MAX_TENSORS
+}
 
 /// Returns the layout of the fused forward kernel, or `None` if the head does not fit. For each
 /// group of 8 units, the rows of R, or half of each row's k, must fit the registers of a warp.
 pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
-    if shapes.recurrent == 0 || shapes.states.max(shapes.gates) > MAX_TENSORS {
+    if shapes.recurrent == 0 || too_many_tensors(shapes) {
         return None;
     }
     let max_weights = MAX_WEIGHTS[usize::from(element_bytes == 4)];
@@ -74,7 +79,7 @@ pub fn fused_forward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<
 /// Returns the layout of the fused backward kernel, or `None` if the head does not fit. A block
 /// holds the part of R transposed that maps the gates of its own units to all units of the head.
 pub fn fused_backward(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> Option<Fused> {
-    if shapes.recurrent == 0 || shapes.states.max(shapes.gates) > MAX_TENSORS {
+    if shapes.recurrent == 0 || too_many_tensors(shapes) {
         return None;
     }
     let layout = |units: usize| -> Option<Fused> {
