@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytemuck::Pod;
 use candle_core::{Error, Result};
 use flashrnn::any::{AnyBuffer, AnyPlan, AnyView};
 use flashrnn::{AnyBackend, Backend, Element, Forward, Plan, Saved, Shapes, Weights};
@@ -71,7 +72,7 @@ impl<T: Number, W: Number> Call<T, W> {
         self.backend.alloc(len).map_err(Error::wrap)
     }
 
-    pub fn stage<'a, P: Element>(&self, data: &'a [P]) -> Result<Staged<'a, P>> {
+    pub fn stage<'a, P: Pod + Send + Sync>(&self, data: &'a [P]) -> Result<Staged<'a, P>> {
         stage(&self.backend, data)
     }
 
@@ -82,16 +83,8 @@ impl<T: Number, W: Number> Call<T, W> {
 
     pub fn masks(&self) -> Result<Masks<'_>> {
         Ok(Masks {
-            lengths: self
-                .lengths
-                .as_deref()
-                .map(|lengths| stage(&self.backend, lengths))
-                .transpose()?,
-            resets: self
-                .resets
-                .as_deref()
-                .map(|resets| stage(&self.backend, resets))
-                .transpose()?,
+            lengths: self.lengths.as_deref().map(|lengths| self.stage(lengths)).transpose()?,
+            resets: self.resets.as_deref().map(|resets| self.stage(resets)).transpose()?,
         })
     }
 

@@ -58,7 +58,6 @@ impl FromStr for BackendName {
 ///
 /// ```
 /// use flashrnn::prelude::*;
-/// use flashrnn::{AnyBackend, BackendName};
 ///
 /// # fn main() -> flashrnn::Result<()> {
 /// let backend = AnyBackend::new("cpu".parse::<BackendName>()?)?;
