@@ -53,7 +53,7 @@ impl FromStr for Family {
 
 /// Describes the kernel that runs the time steps of one pass.
 ///
-/// The terms are CUDA's. In WGSL a block is a workgroup, and a launch is a dispatch.
+/// Uses CUDA's terms: a WGSL workgroup is a block here, and a dispatch is a launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelChoice {
     /// `forward` or `backward`.

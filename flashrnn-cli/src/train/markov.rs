@@ -42,8 +42,8 @@ impl Markov {
         Self { contexts, vocabulary }
     }
 
-    /// Returns the probability of `token` after `context`, of which only the last two characters
-    /// are used.
+    /// Returns the probability of `token` after `context`, using only the last two tokens of
+    /// `context`.
     pub fn probability(&self, context: &[u32], token: u32) -> f64 {
         let longest = ORDER.min(context.len());
         (0..=longest).fold(1.0 / self.vocabulary as f64, |shorter, order| {

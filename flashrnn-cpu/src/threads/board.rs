@@ -139,7 +139,7 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Makes a call of `members` threads, of which the caller is member 0.
+    /// Makes a call of `members` threads. The caller is member 0.
     pub fn new(work: &'a (dyn Fn(usize) + Sync), members: usize) -> Self {
         Self { work, members, joined: AtomicUsize::new(1), panic: Mutex::default() }
     }

@@ -72,7 +72,7 @@ pub fn results<T: Element>(plan: &CpuPlan<T, T>) -> Results<T> {
     }
 }
 
-/// Runs both passes and a step, the passes in `workspaces` if given.
+/// Runs both passes, in `workspaces` if given, and a step.
 pub fn run<T: Element>(
     plan: &CpuPlan<T, T>,
     weights: &Weights<Cpu, T>,

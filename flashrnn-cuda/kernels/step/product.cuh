@@ -1,4 +1,4 @@
-// The product of a step, for the block's units and batch rows:
+// The matrix product of one time step, for the block's units and batch rows:
 //
 //     out[g][unit][row] = sum over k of weights[g][unit][k] x[row][k]        g < PER_UNIT
 //

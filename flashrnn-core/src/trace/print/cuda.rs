@@ -7,7 +7,7 @@ use crate::{Cell, CellSizes};
 /// Prints `struct Cell`: the sizes of `cell`, and its forward and backward functions in f32.
 ///
 /// Functions and constants that C++ lacks are in the namespace `real`, which the kernels define.
-/// Bit k of a bit set stands for state or gate k. Cells with equal text are equal, since a cell's
+/// Bit k of a bit set represents state or gate k. Cells with equal text are equal, since a cell's
 /// parameters appear in the text as literals, exact in f32.
 pub fn cell<C: Cell>(cell: &C) -> String {
     let (states, gates) = (C::S, C::G);

@@ -9,7 +9,7 @@ pub fn cell<C: Cell>(cell: &C) -> String {
     format!("{}\n{}", sizes::<C>(), functions(cell))
 }
 
-/// Prints the sizes of a cell as constants. Bit k of a bit set stands for state or gate k.
+/// Prints the sizes of a cell as constants. Bit k of a bit set represents state or gate k.
 pub fn sizes<C: Cell>() -> String {
     format!(
         "\
