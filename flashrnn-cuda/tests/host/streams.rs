@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use flashrnn_core::{Backend, Element, Error, Lstm, Plan, Problem, Result, bf16};
-use flashrnn_cuda::{Cuda, testing};
+use flashrnn_cuda::{Cuda, Family, testing};
 
 use super::{Layer, cuda};
 
@@ -67,6 +67,30 @@ fn a_handle_outlives_the_one_it_was_made_from() -> Result<()> {
     layer.forward(None)?;
     layer.backward(None)?;
     assert!(layer.outputs()? == want);
+    Ok(())
+}
+
+/// A graph of steps must be destroyed before the modules of its kernels are unloaded, whichever of
+/// plan and handle is dropped first. Run this under compute-sanitizer.
+#[test]
+fn graphs_of_steps_are_dropped_with_their_plan_or_their_handle() -> Result<()> {
+    let Some((first, _alone)) = cuda() else { return Ok(()) };
+    drop(first);
+    let problem = Problem::new(3, 40, 1, 48);
+    for round in 0..8 {
+        let Some(cuda) = testing::cuda() else { return Ok(()) };
+        let cuda = cuda.with_family(Family::Alternating);
+        let mut layer = Layer::<f32>::new(&cuda, &Lstm, &problem)?;
+        layer.forward(None)?;
+        layer.backward(None)?;
+        if round % 2 == 0 {
+            drop(layer);
+            drop(cuda);
+        } else {
+            drop(cuda);
+            drop(layer);
+        }
+    }
     Ok(())
 }
 
