@@ -6,7 +6,7 @@
 use flashrnn::any::BackendName;
 use flashrnn::{AnyBackend, Backend, Error};
 
-/// Returns a CPU backend that keeps subnormal numbers, which one of the properties tests.
+/// Returns a CPU backend that keeps subnormal numbers, so that `operations_on_subnormals` can run.
 fn with_subnormals() -> AnyBackend {
     AnyBackend::Cpu(flashrnn::Cpu::new().with_subnormals(flashrnn::cpu::Subnormals::Keep))
 }

@@ -181,13 +181,13 @@ pub trait Cell: Clone + Send + Sync + 'static {
     /// takes recurrent input.
     const GATES: &'static [Gate];
     /// The indices of states that the backward pass needs in full precision even if tensors are
-    /// 16 bits.
+    /// 16-bit.
     const WIDE: &'static [usize] = &[];
-    /// The indices of gates that the backward pass needs in full precision even if tensors are 16
-    /// bits, such as gates whose rounding error an exponential would amplify.
+    /// The indices of gates that the backward pass needs in full precision even if tensors are
+    /// 16-bit, such as gates whose rounding error an exponential would amplify.
     const WIDE_GATES: &'static [usize] = &[];
     /// The indices of states that every gradient treats as constants: incoming gradients for them
-    /// are ignored, and their own gradients are 0.
+    /// are ignored, and the gradients returned for them are 0.
     const CONSTANT: &'static [usize] = &[];
 
     /// Whether the cell is one of this crate's, for which a backend may hold precompiled code.

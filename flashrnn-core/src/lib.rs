@@ -27,9 +27,9 @@
 //! elements, every backend rounds
 //! - `h`, `states`, saved gates, and the h that `R` multiplies to the nearest number, and
 //!   *saturates* them: values out of range (beyond ±65504 in f16), including infinities, are stored
-//!   as the largest finite number of the same sign. NaN stays NaN. The forward pass computes with
-//!   the carried f32 state and stays exact out of range; the backward pass treats the stored state
-//!   as the true one. (Gates that it recomputes may keep their true value.)
+//!   as the largest finite number of the same sign. NaN stays NaN. The forward pass carries the f32
+//!   state, which does not saturate; only the h that `R` multiplies does. The backward pass treats
+//!   the stored state as the true one. (Gates that it recomputes may keep their true value.)
 //! - the gradients `d_wx`, `d_r` and `d_b` to the nearest number, or to infinity out of range, so
 //!   that loss scaling detects the overflow.
 //!

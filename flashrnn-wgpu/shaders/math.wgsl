@@ -74,7 +74,7 @@ fn real_exp(x: f32) -> f32 {
 }
 
 fn real_tanh(x: f32) -> f32 {
-    // For |x| >= 20 the result is 1.
+    // For |x| >= 20 the result is ±1, so 2 |x| can be clamped to 40.
     let e = exp_parts(min(abs(x) + abs(x), 40.0f));
     let power = power_of_two(e.n);
     let t = fma(e.p, power, opaque(power - 1.0f));

@@ -14,7 +14,8 @@ const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_SRC)
     .union(wgpu::BufferUsages::COPY_DST);
 
-/// Size in bytes of a placeholder for an absent tensor. This is the largest alignment of a binding.
+/// Size in bytes of a placeholder for an absent tensor. Placeholders follow one another, and no
+/// device requires a larger alignment of a binding's offset.
 pub(crate) const PLACEHOLDER_BYTES: u64 = 256;
 
 /// A wgpu device, shared by the clones of a [`Wgpu`](crate::Wgpu) and their plans.

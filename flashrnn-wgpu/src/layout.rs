@@ -4,7 +4,8 @@ use flashrnn_core::{Shapes, Workspace};
 
 use crate::call::Params;
 
-/// Alignment of a workspace and of the regions in it, in bytes: the largest that a binding needs.
+/// Alignment of a workspace and of the regions in it, in bytes. No device requires a larger
+/// alignment of a binding's offset.
 pub(crate) const ALIGN: usize = 256;
 
 /// Returns the size and alignment of a workspace that holds regions of the sizes `regions`, in

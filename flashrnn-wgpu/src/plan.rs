@@ -74,7 +74,7 @@ pub struct WgpuPlan<T: Element, W: Element> {
 }
 
 impl<T: Element, W: Element> WgpuPlan<T, W> {
-    /// Describes the kernels of the forward and of the backward pass's time steps.
+    /// Describes the kernels that run the time steps of the forward and the backward pass.
     #[must_use]
     pub fn kernels(&self) -> [KernelChoice; 2] {
         let Engine { wgpu, shapes, fused, adapter, .. } = &self.engine;

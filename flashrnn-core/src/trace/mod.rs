@@ -50,8 +50,8 @@ pub fn forward<C: Cell>(cell: &C) -> Function {
 /// before the step and of the gates. The name of a gradient is the name of its state or gate,
 /// prefixed with `d_`.
 ///
-/// Incoming gradients of [`Cell::CONSTANT`] states are ignored, and their own are 0, whatever the
-/// cell's `backward` does.
+/// Incoming gradients of [`Cell::CONSTANT`] states are ignored, and the gradients returned for them
+/// are 0, whatever the cell's `backward` does.
 pub fn backward<C: Cell>(cell: &C) -> Function {
     let graph = Graph::new();
     let state = inputs::<C::State<Expr>>(&graph, C::STATES, "");

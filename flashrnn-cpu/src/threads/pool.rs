@@ -191,8 +191,8 @@ mod tests {
         }
     }
 
-    /// Several helpers panic with a payload that panics when it is dropped: the caller receives one
-    /// of them and does not hang.
+    /// If several helpers panic with payloads that panic when dropped, the caller receives one
+    /// payload and does not hang.
     #[test]
     fn payloads_that_panic_when_dropped_do_not_hang_the_caller() {
         struct Payload;

@@ -163,8 +163,9 @@ struct ComputeThread {
         }
     }
 
-    // Sends two rows of the partial sums of a unit of tile i to the block that owns the unit. The
-    // unit is r, or r + 8 for `half` 1 and in lanes that have no rows of their own.
+    // Sends the partial sums of one unit of tile i, for two rows, to the block that owns the unit.
+    // Within the tile it is unit r; if `half` is 1, or the lane has no rows of its own, it is unit
+    // r + 8.
     __device__ __forceinline__ void reduce_scatter(int i, int half, unsigned round,
                                                    float2 v) const {
         if (GROUPS * TILES_PER_WARP > TILES && group + i * GROUPS >= TILES) return;

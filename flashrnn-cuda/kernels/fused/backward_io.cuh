@@ -72,8 +72,8 @@ struct IoThread {
         external_dg.store(address(&shared.external_dg[round % 2][0][0][0]), token, true);
     }
 
-    // Copies the state before the first step, which is f32. It is rounded like the states that the
-    // forward pass saves, except for wide states.
+    // Copies the f32 states before the first step, rounded like those that the forward pass saves.
+    // Wide states are also copied unrounded.
     __device__ __forceinline__ void load_s0(int stage) {
         for (int i = io_thread(); i < Cell::STATES * ROWS * UNITS; i += IO_WARPS * 32) {
             const int s = i / (ROWS * UNITS), b = i / UNITS % ROWS, unit = i % UNITS;

@@ -207,7 +207,7 @@ struct GateRows {
     address: Address,
     /// The buffer for a copy with aligned rows.
     padded: Address,
-    /// Index of the first gate among the recurrent ones.
+    /// Index of this tensor's first gate, counted among the recurrent gates.
     first: usize,
     /// Number of gates.
     count: usize,

@@ -1,4 +1,5 @@
-//! Extreme values: infinite gates, slopes in the tails, and states out of the range of 16 bits.
+//! Extreme values: infinite gates, slopes in the tails, and states outside the range of 16-bit
+//! elements.
 
 use flashrnn_core::reference::{Inputs, OutputGradients};
 use flashrnn_core::{
@@ -96,7 +97,7 @@ fn slope_failures<B: Backend, T: Element>(backend: &B, op: Op) -> std::result::R
     report(what, wrong)
 }
 
-/// A cell whose sum leaves the range of 16 bits: `c' = c + step tanh g`,
+/// A cell whose sum leaves the range of 16-bit elements: `c' = c + step tanh g`,
 /// `h' = tanh(o) (c' + a) scale`. Two gates take only external input, after one that takes both.
 #[derive(Clone, Copy, Debug)]
 struct Tally {
@@ -118,7 +119,7 @@ impl Cell for Tally {
     }
 }
 
-/// A case in which a value leaves the range of 16 bits.
+/// A case in which a value leaves the range of 16-bit elements.
 #[derive(Clone, Copy, Debug)]
 struct Overflow {
     cell: Tally,

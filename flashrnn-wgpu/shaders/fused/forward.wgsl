@@ -15,7 +15,7 @@
 const OUTPUTS = STATES + GATES;
 const OPERANDS = BUFFERS;
 
-// A thread multiplies one part of k, for all gates of a unit.
+// Returns the part of k over which a thread sums, for all gates of a unit.
 fn part_of(thread: u32) -> u32 { return thread / UNITS; }
 
 //@ if SHARED

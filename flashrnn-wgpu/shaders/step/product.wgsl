@@ -11,7 +11,7 @@
 // piece)`.
 
 const ROUND = PARTS * PIECES;
-// Two places of padding put the rows in different banks.
+// Two pieces of padding per row put the four rows that are read at once in different banks.
 const ROW = ROUND + 2u;
 // Sums that are added at a time: AT_ONCE lines of every thread, by 4 rows. Workgroup memory holds
 // MEMORY_PARTS parts of each, which ADDERS threads add.

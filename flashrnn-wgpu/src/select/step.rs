@@ -64,7 +64,7 @@ impl Tile {
 
     fn new(lines: usize, parts: usize, length: usize, adapter: Adapter) -> Self {
         let Adapter { workgroup_bytes, subgroup, .. } = adapter;
-        // All 256 threads load: 16 rows of at least 16 pieces.
+        // A round has at least 16 pieces of each of the 16 rows, so that all 256 threads load.
         let min_pieces = 16usize.div_ceil(parts);
         let with = |pieces: usize| {
             let rounds = if adapter.cpu { 0 } else { length.div_ceil(parts * pieces) };
