@@ -8,8 +8,8 @@ The peers are PyTorch's nn.LSTM, nn.GRU and nn.RNN, the same modules in ONNX Run
 and the PyTorch backend ("vanilla") of the package flashrnn. A peer that is not installed is left
 out, with a message on stderr.
 
-- All take turns on each workload for several rounds, and the median over the rounds is reported, so
-  a machine that slows down does so for all.
+- All take turns on each workload for several rounds, and the median over the rounds is reported. If
+  the machine slows down, it does so for all of them.
 - The nn modules read an input of width 8, so their time is nearly that of the recurrence alone,
   which is all that `flashrnn bench` computes.
 - forward runs without gradients. forward+backward is forward, the sum of h as the loss, and the

@@ -5,9 +5,9 @@
     python scripts/compare_gpu.py target/release/flashrnn
 
 All compute the same problems in bfloat16: Wx and b from N(0, 1), R from N(0, 1)/√D, and the
-gradient of h from N(0, 1). The results are compared with a loop in PyTorch in float64 on the GPU
-and its autograd. The error of a tensor is the norm of the difference over the norm of the exact
-tensor. Rounding the exact result to bfloat16 alone costs about 1.7e-3.
+gradient of h from N(0, 1). The results are compared with those of a float64 loop in PyTorch on the
+GPU, and of its autograd. The error of a tensor is the norm of the difference over the norm of the
+exact tensor. Rounding the exact result to bfloat16 alone costs about 1.7e-3.
 
 The package flashrnn is left out if it is not installed. It compiles its kernels at the first call
 of each shape, which takes about a minute. For speed, see compare_gpu_speed.py.
@@ -99,7 +99,8 @@ def flashrnn():
     module = sys.modules[
         "flashrnn.flashrnn.flashrnn"
     ]  # its namesake in the package is the function
-    # FlashRNN 1.0.8 queries device properties that CUDA 13 no longer has, but uses only these.
+    # FlashRNN 1.0.8 queries device properties that CUDA 13 no longer has, but uses only those
+    # below.
     device = torch.cuda.get_device_properties(0)
     module.get_gpu_info = lambda device_id=0: {
         "maxThreadsPerBlock": 1024,

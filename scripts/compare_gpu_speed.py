@@ -9,16 +9,16 @@ r"""Times the CUDA backend beside the package flashrnn (FlashRNN's CUDA kernels)
 
 Prints a Markdown table of medians in milliseconds of whole calls on tensors in device memory, with
 T = 1024. Forward is inference: h of every step and the last states. Forward+backward computes the
-gradients of Wx, R, b and, for us alone, the initial state from that of h. Our times are taken by
-the command's clock until the device is done, the peers' by CUDA events.
+gradients of Wx, R, b and, for us alone, the initial state from the gradient of h. Our times are
+taken by the command's clock until the device is done, the peers' by CUDA events.
 
 cuDNN is PyTorch's nn.LSTM, in bfloat16 and in float16, for which it has a faster kernel. It
 multiplies its input too, which is as wide as the state: with a narrow input it does not choose that
 kernel and is several times slower.
 
-The package flashrnn compiles its kernels for each shape, which takes a minute or more each. That
-happens before anything is measured, several at once; the first command does nothing else. For
-accuracy, see compare_gpu.py.
+The package flashrnn compiles its kernels for each shape, which takes a minute or more per shape.
+This happens before anything is measured, for several shapes at once; the first command does nothing
+else. For accuracy, see compare_gpu.py.
 """
 
 import argparse
@@ -166,7 +166,7 @@ def can(peer, workload):
 def elsewhere(extensions, peer, workload, budget):
     """Runs a peer in a process of its own, with its own folder of extensions.
 
-    Returns its times by column, none if it fails.
+    Returns its times by column, or none if it fails.
     """
     folder = os.path.join(os.path.abspath(extensions), f"{peer}-{label(workload)}")
     os.makedirs(folder, exist_ok=True)

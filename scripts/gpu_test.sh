@@ -37,8 +37,8 @@ run() {
 
 if [ "$sanitize" ]; then
     for tool in memcheck racecheck; do
-        # racecheck does not know mbarriers between the blocks of a cluster, so each gets a block
-        # barrier beside it.
+        # racecheck does not know mbarriers between the blocks of a cluster, so each mbarrier gets a
+        # block barrier beside it.
         [ "$tool" = memcheck ] || export FLASHRNN_BLOCK_BARRIERS=1
         # One test at a time, because the tool disturbs the recording of graphs on other streams.
         checked=(compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds and runs a crate outside this workspace that depends on flashrnn-cuda, as a user's would:
-# without our .cargo/config.toml and without CUDA in the environment. The crate opens the first
-# device, or reports what is missing.
+# Builds and runs a crate outside this workspace that depends on flashrnn-cuda, as a user's crate
+# would: without our .cargo/config.toml and without CUDA in the environment. The crate opens the
+# first device, or reports what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}/outside

@@ -37,7 +37,7 @@ def write(path, data):
 
 
 def umask():
-    """Returns the mode bits that new files do not get. Reading them takes setting them."""
+    """Returns the mode bits that new files do not get. They can be read only by setting them."""
     bits = os.umask(0)
     os.umask(bits)
     return bits

@@ -161,7 +161,8 @@ pub trait Plan<T: Element, W: Element>: Send + Sync {
     /// The same as [`Plan::forward`], and [`Error::Argument`] if a tensor is missing.
     fn backward(&self, call: Backward<'_, Self::Backend, T, W>) -> Result<()>;
 
-    /// Advances a state by one time step without allocating. Ignores the problem's T and direction.
+    /// Advances a state by one time step, with scratch memory that the plan or a pool keeps.
+    /// Ignores the problem's T and direction.
     ///
     /// # Errors
     /// The same as [`Plan::forward`].

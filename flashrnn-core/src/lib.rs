@@ -34,9 +34,9 @@
 //!   that loss scaling detects the overflow.
 //!
 //! For infinite pre-activations, the [built-in cells](cells) return the limits of their formulas
-//! and finite gradients; NaN propagates. (WGSL guarantees neither infinities nor NaN.) The slopes
-//! of tanh and sigmoid keep their relative accuracy in both tails, down to a few times the smallest
-//! normal number.
+//! and finite gradients; NaN propagates. (WGSL guarantees neither infinities nor NaN.) With f32 and
+//! f64 tensors, the slopes of tanh and sigmoid keep their relative accuracy in both tails, down to
+//! a few times the smallest normal number.
 //!
 //! # Reading order
 //! 1. [`Real`], the number a cell computes with, and [`Cell`], which is generic over it; [`Dual`]

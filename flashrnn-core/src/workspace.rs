@@ -36,8 +36,8 @@ pub struct Info {
 }
 
 /// Describes the scratch memory of a pass, whose contents are meaningless after the call. A call
-/// allocates nothing if it is passed a workspace; otherwise it takes memory from a pool of the
-/// backend or the plan.
+/// allocates no scratch memory if it is passed a workspace; otherwise it takes some from a pool of
+/// the backend or the plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workspace {
     /// The size in bytes; 0 where the pass needs none.

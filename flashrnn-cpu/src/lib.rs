@@ -2,8 +2,8 @@
 //!
 //! A call is divided into tasks. A task covers one head and some rows of the batch, and runs all
 //! time steps with its part of R in the cache. A team of threads shares a large head, and each
-//! thread computes some of its units. Each step of a task multiplies by packed panels of R, then
-//! applies the cell's function to vectors of units. After the loop, the weight gradient is one
+//! thread computes some of the head's units. Each step of a task multiplies by packed panels of R,
+//! then applies the cell's function to vectors of units. After the loop, the weight gradient is one
 //! large product. Arithmetic is in f32, or in f64 for f64 tensors; f16 and bf16 are storage formats
 //! only.
 //!

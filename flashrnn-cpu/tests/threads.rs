@@ -1,5 +1,5 @@
 //! Calls from the threads of other pools. No thread runs another job while it waits, so a thread
-//! that holds a lock during a call never tries to take it again.
+//! that holds a lock during a call never tries to take the lock again.
 
 mod common;
 

@@ -1,6 +1,5 @@
-// Kernels of the backward pass that process all tokens at once, before or after its time loop. They
-// compute h before each step, the gates if they were not saved, and the operands of the weight
-// gradients.
+// Kernels of the backward pass that process all tokens at once, outside its time loop. They compute
+// h before each step, the gates if they were not saved, and the operands of the weight gradients.
 #include "operator.cuh"
 
 // 16 bytes of a row.

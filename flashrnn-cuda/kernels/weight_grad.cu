@@ -1,4 +1,4 @@
-// Packing of R and b before the time loops, and sums of their gradients after them.
+// Kernels that pack R and b before the time loops, and that sum d_r and d_b after the loops.
 #include "element.cuh"
 
 using W = WEIGHT;

@@ -20,10 +20,10 @@ use crate::programs::Waits;
 /// Runs recurrent networks on one stream of an NVIDIA GPU. Clones share the GPU and the stream;
 /// [`Cuda::with_stream`] shares only the GPU.
 ///
-/// Calls enqueue work on the stream and return; only `synchronize`, `download`, `trim` and dropping
-/// the last handle and plan of a stream wait for it. A failure on the GPU may therefore be reported
-/// by a later call than the one that caused it. Every call restores the CUDA context that was
-/// current on the caller's thread.
+/// Calls enqueue work on the stream and return. Only `synchronize`, `download`, `trim`, uploads
+/// from pinned memory, allocations when memory is short, and dropping the last handle and plan of a
+/// stream wait for it. A failure on the GPU may therefore be reported by a later call than the one
+/// that caused it. Every call restores the CUDA context that was current on the caller's thread.
 #[derive(Clone)]
 pub struct Cuda {
     pub(crate) device: Arc<Device>,

@@ -15,10 +15,10 @@
 //! restores the CUDA context that was current on the caller's thread.
 //!
 //! A call takes its scratch memory from the pool, in stream order, or uses the workspace passed to
-//! it. A call with a workspace allocates nothing, with two exceptions that occur once: the first
-//! backward pass of a context creates its cuBLAS handle, and the first call of a time loop on a
-//! stream records its graph. [`Backend::trim`](flashrnn_core::Backend::trim) returns the pool's
-//! unused memory to the GPU.
+//! it. A call with a workspace allocates nothing, with three exceptions that occur once: the first
+//! backward pass of a context creates its cuBLAS handle, the first call of a time loop on a stream
+//! records its graph, and the first call with less aligned tensors loads fused kernels for them.
+//! [`Backend::trim`](flashrnn_core::Backend::trim) returns the pool's unused memory to the GPU.
 //!
 //! # Reading order
 //! From the driver up to the public interface:

@@ -191,8 +191,8 @@ fn fused(
     program
 }
 
-/// Returns the program of the kernels that process all tokens at once, before and after the
-/// backward time loop.
+/// Returns the program of the kernels that process all tokens at once, outside the backward time
+/// loop.
 pub fn recompute(cell: &CellSource, element: Dtype) -> Program {
     program("recompute", include_str!("../kernels/recompute.cu"), Some(cell), element)
 }

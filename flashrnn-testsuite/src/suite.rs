@@ -77,8 +77,8 @@ impl<B: Backend> Suite<B> {
         adapt: impl Fn(&mut Setup),
         check: impl Fn(&dyn Subject<B>, &Case) -> Result<(), String>,
     ) -> Failures {
-        // Properties checked concurrently start with different subjects, so that each finds kernels
-        // already compiled by the other.
+        // Two properties checked concurrently start with different subjects, so that each finds
+        // kernels that the other has already compiled.
         static CHECKED: AtomicUsize = AtomicUsize::new(0);
         let subjects = subjects(&self.backend);
         let first = CHECKED.fetch_add(1, Ordering::Relaxed) % 2 * (subjects.len() / 2);

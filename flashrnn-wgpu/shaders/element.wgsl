@@ -1,7 +1,7 @@
 // The element types as bits: an f32 is a u32, and two 16-bit elements share a u32. Arithmetic is
 // f32. A load widens; a store rounds to nearest, ties to even (the built-in pack2x16float may round
-// otherwise). States and gates saturate: values beyond the range of 16 bits, including infinities,
-// become the largest finite number. Gradients and weights become infinite.
+// otherwise). States and gates saturate: values beyond the range of a 16-bit T, including
+// infinities, become the largest finite number. Gradients and weights become infinite.
 
 fn widen_f32(bits: u32) -> f32 { return bitcast<f32>(bits); }
 fn narrow_f32(x: f32) -> u32 { return bitcast<u32>(x); }

@@ -61,9 +61,9 @@ impl Backend for Wgpu {
 /// A plan keeps the scratch memory of calls without a workspace: a buffer of
 /// [`Plan::forward_workspace`] or [`Plan::backward_workspace`] bytes for each call that ran
 /// concurrently. It is freed when the plan is dropped, and by [`Backend::trim`]. A backward pass
-/// needs up to 64 MiB for partial sums (or a single part, if that is larger), the gradients of the
-/// gates that take no external input, in f32, and with
-/// [`Save::Recompute`](flashrnn_core::Save::Recompute) up to 64 MiB for gates.
+/// needs up to 64 MiB for partial sums (more if a single part is larger), memory for the f32
+/// gradients of the gates that take no external input, and, with
+/// [`Save::Recompute`](flashrnn_core::Save::Recompute), up to 64 MiB for gates.
 ///
 /// A workspace, and the buffers of [`View::of`], must be on the plan's device. Within one call, the
 /// tensors that are read, the tensors that are written and the workspace must be in different

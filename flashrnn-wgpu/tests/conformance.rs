@@ -1,7 +1,7 @@
 //! Tests the properties that every backend must have, on a device that wgpu finds.
 //!
 //! WGSL allows compilers to assume that there are no infinities and no NaN, to ignore the sign of a
-//! zero, and to flush subnormals. GPUs do; drivers that run on the CPU do not.
+//! zero, and to flush subnormals. Drivers of GPUs do so; drivers that run on the CPU do not.
 
 use std::sync::OnceLock;
 

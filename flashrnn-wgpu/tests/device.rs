@@ -14,8 +14,7 @@ fn largest(got: &Results, want: &Results) -> f64 {
     errors(got, want).into_iter().map(|(_, error)| error).fold(0.0, f64::max)
 }
 
-/// f32 stays within 1e-5 of f64 over 256 steps, as the documentation promises; the error grows with
-/// the number of steps.
+/// f32 stays within 1e-5 of f64 over 256 steps; the error grows with the number of steps.
 #[test]
 fn long_sequences_stay_exact() {
     let Some(wgpu) = testing::wgpu() else { return };

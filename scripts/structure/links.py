@@ -15,7 +15,7 @@ def prose(text):
 
 
 def anchors(text):
-    """Returns the names of the headings, as GitHub makes them."""
+    """Returns the anchors that GitHub makes of the headings."""
     found = set()
     for heading in re.findall(r"^#{1,6}\s+(.+?)\s*#*$", FENCE.sub("", text), re.MULTILINE):
         heading = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()

@@ -11,9 +11,9 @@ use crate::{Cell, Gate, Real};
 /// ```
 ///
 /// `m` only rescales `c` and `n`, so every gradient treats it as a constant: incoming gradients for
-/// `m` are ignored, and its own gradient is 0. The min in f' and the max in n' are only guards, and
-/// gradients pass through them. The other gradients are nevertheless exact for a loss on h, if the
-/// initial state is zeros or an earlier `last`.
+/// `m` are ignored, and the gradient returned for it is 0. The min in f' and the max in n' are only
+/// guards, and gradients pass through them. The other gradients are nevertheless exact for a loss
+/// on h, if the initial state is zeros or an earlier `last`.
 ///
 /// Infinite gates yield the limits of the formulas and finite gradients. An infinite input gate is
 /// replaced by the largest f32 of its sign, ±3.4e38. Where n = 0, `i = -∞` therefore yields

@@ -123,7 +123,8 @@ fn shorter_backward_is_taken() {
     assert_eq!(f.eval(&[0.0, 5.0, 3.0]), [0.0, 3.0]);
 }
 
-/// The incoming gradient of a constant state is ignored, and its own is 0, whatever the slopes.
+/// The incoming gradient of a constant state is ignored, and the gradient returned for it is 0,
+/// whatever the slopes.
 #[test]
 fn constant_states() {
     let f = backward(&Everything);

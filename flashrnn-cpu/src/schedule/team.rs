@@ -35,7 +35,7 @@ pub(super) struct Team<'a> {
     done: &'a AtomicU64,
 }
 
-/// Opens the last step if a block panics, so that the other members stop waiting for it.
+/// Ends all steps if a block panics, so that the other members stop waiting for that block.
 struct ReleaseOnPanic<'a>(&'a Team<'a>);
 
 impl Drop for ReleaseOnPanic<'_> {

@@ -142,7 +142,8 @@ struct ComputeThread {
     }
 
     // Sends h of the warp's 8 units, in buffer `next`, to the other blocks of the cluster in pieces
-    // of 16 bytes. Lane l sends piece l % PIECES to block l / PIECES, and so on.
+    // of 16 bytes. Lane l sends piece l % PIECES to every (32 / PIECES)-th block from l / PIECES
+    // on.
     __device__ __forceinline__ void all_gather_h(unsigned next) {
         __syncwarp();
         constexpr int PIECE = 16 / sizeof(T), ROW_PIECES = 8 / PIECE, PIECES = ROWS * ROW_PIECES;

@@ -1,6 +1,6 @@
 // The arithmetic of the fused kernels for f32 tensors: multiply-adds. The functions and structs are
-// those of tensor_cores.cuh, with the same results in the same lanes. The four lanes with the same
-// lane / 4 divide k, in turns of 4 elements.
+// those of tensor_cores.cuh, and assign units and rows to the same lanes. The four lanes with the
+// same lane / 4 divide k, taking 4 elements in turn.
 #pragma once
 #include "fused/block.cuh"
 

@@ -66,7 +66,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&v)[4], unsigned address
                      : "memory");
 }
 
-// Stores the transposes of COUNT (1, 2 or 4) matrices, the inverse of load_matrices<true>.
+// Stores the transposes of COUNT (1, 2 or 4) matrices. This is the inverse of load_matrices<true>.
 // `row_of(i, row)` returns the address of a row of matrix i. Every lane must be able to call it for
 // any i and row.
 template <int COUNT, class RowOf>
@@ -119,7 +119,7 @@ __device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROW
     }
 }
 
-// Stores what load_tensors loads.
+// Stores elements in the order in which load_tensors loads them.
 template <int COUNT>
 __device__ __forceinline__ void store_tensors(
     const float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], T* first, int tensor_stride,
@@ -151,9 +151,9 @@ __device__ __forceinline__ void store_tensors(
     }
 }
 
-// The forward product R h of a warp's 8 units and all rows, over STEPS times 16 of k. Each tile has
-// 16 rows of R. Rows 0 to 7 of tile i are gate 2i of the units, rows 8 to 15 gate 2i + 1, so a lane
-// receives all gates of its unit.
+// The forward product R h of a warp's 8 units and all rows, over 16 STEPS values of k. Each tile
+// has 16 rows of R. Rows 0 to 7 of tile i are gate 2i of the units, rows 8 to 15 gate 2i + 1, so a
+// lane receives all gates of its unit.
 template <int STEPS> struct ForwardProduct {
     static constexpr int TILES = (Cell::RECURRENT + 1) / 2;
     unsigned weights[TILES][STEPS][4];
@@ -218,7 +218,7 @@ template <int STEPS> struct ForwardProduct {
     }
 };
 
-// The backward product R^T dg of TILES tiles of 16 units and all rows, over STEPS times 32 of k.
+// The backward product R^T dg of TILES tiles of 16 units and all rows, over 32 STEPS values of k.
 //
 // A lane receives units lane / 4 and lane / 4 + 8 of each tile, for rows 2 (lane % 4) and
 // 2 (lane % 4) + 1. With ROWS == 4, lanes whose rows do not exist receive the second unit of the

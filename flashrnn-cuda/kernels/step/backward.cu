@@ -32,8 +32,8 @@ struct Inputs {
     Offset state;       // index of the unit and row in [B, N, D]
     bool exists;        // whether the thread has this pair
     bool active;        // 0 <= step < length
-    bool from_outside;  // the next step has no gradient for this one: it is the row's last step, or
-                        // the state is reset after it
+    bool from_outside;  // the next step has no gradient for this one, because this is the row's
+                        // last step or the state is reset after it
     bool clipped;       // h was clipped, so its gradient is 0
     float residuals[Cell::RESIDUALS], d[Cell::STATES];
 

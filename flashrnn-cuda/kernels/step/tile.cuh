@@ -12,7 +12,7 @@
 constexpr int THREADS = 32 * WARPS;
 
 // Blocks that should fit a multiprocessor, so that the blocks of the next step are resident while
-// those of this step run: 16 warps of 128 registers. f32 weights need more registers.
+// those of this step run: 16 warps with 128 registers per thread. f32 weights need more registers.
 constexpr int RESIDENT = sizeof(T) == 4 ? 1 : 16 / WARPS;
 
 // (unit, row) pairs per thread. Pair i of thread t is pair t + i THREADS of the block.

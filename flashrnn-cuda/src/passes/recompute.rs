@@ -1,5 +1,5 @@
-//! The parts of the backward pass that run before its time loop, for all tokens at once: the
-//! previous h of every step and, if they were not saved, the gates.
+//! The parts of the backward pass that run before or beside its time loop, for all tokens at once:
+//! the previous h of every step and, if they were not saved, the gates.
 
 use std::sync::Arc;
 

@@ -80,8 +80,8 @@ impl TimeLoop {
         };
         if steps < MIN_GRAPH_CALL {
             for offset in 0..steps {
-                // The first step must not start early: it reads the table before it waits, and
-                // `begin` writes that.
+                // The first step must not start early, because it reads the table, which `begin`
+                // writes, before it waits.
                 self.step(stream, offset, offset > 0)?;
             }
             return Ok(());

@@ -109,8 +109,8 @@ pub fn time_major<B: Backend>(suite: &Suite<B>) -> Failures {
     )
 }
 
-/// With 16-bit tensors and f32 weights, `d_r` and `d_b` are not rounded to 16 bits: some element of
-/// a large enough gradient is not representable in them.
+/// With 16-bit tensors and f32 weights, `d_r` and `d_b` are not rounded to the tensors' type: a
+/// large enough gradient has an element that this type cannot represent.
 pub fn master_weights<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 2, work: 20_000 },

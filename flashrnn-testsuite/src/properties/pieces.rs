@@ -30,7 +30,7 @@ pub fn streaming<B: Backend>(suite: &Suite<B>) -> Failures {
 
 /// A sequence split into two or three chunks produces the same bits in the forward pass, and the
 /// same gradients up to rounding. The `last` of a chunk is the `s0` of the next one, and the `d_s0`
-/// of the next chunk is its `d_last`.
+/// of a chunk is the `d_last` of the previous one.
 pub fn chunks<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 5, work: 50_000 },

@@ -179,7 +179,8 @@ fn specials<T: Element>() -> Vec<f64> {
 }
 
 /// Makes a case without recurrence and with one step, in which every unit applies the operation to
-/// one pair of operands. Also returns the list of pairs, padded to a multiple of the head dimension.
+/// one pair of operands. Also returns the list of pairs, padded to a multiple of the head
+/// dimension.
 pub(super) fn probe_case(mut operands: Vec<[f64; 2]>) -> (Case, Vec<[f64; 2]>) {
     let width = 37;
     while !operands.len().is_multiple_of(width) {

@@ -4,9 +4,9 @@
 //
 // A step has two phases, with a barrier before each:
 //
-// 1. All threads compute their part of the product of the next step's dg with R transposed, for
-//    LINES units and k in one gate. They store the next step's dg, move the inputs that they loaded
-//    a step ago to workgroup memory, and load those of the following iteration.
+// 1. MULTIPLIERS threads compute the product of the next step's dg with R transposed, each for
+//    LINES units and a part of one gate's k. All threads store the next step's dg, move the inputs
+//    that they loaded a step ago to workgroup memory, and load those of the following iteration.
 // 2. The threads of the cell add the parts and compute this step's dg with the cell's derivative.
 //
 // Between dispatches, dg rounded to T is in `work` at `exchange_at`, [B, Gr, N, D], and the
@@ -21,7 +21,8 @@ const OPERANDS = GATES;
 
 var<workgroup> parts: array<array<array<f32, UNITS>, ROWS>, PARTS>;
 
-// A thread multiplies one part of one gate's k, for LINES units that are UNITS / LINES apart.
+// Returns the part of k, within one gate, over which a thread sums, for LINES units that are
+// UNITS / LINES apart.
 fn part_of(thread: u32) -> u32 { return thread / (UNITS / LINES); }
 fn set_part(thread: u32, i: u32, line: u32, x: f32) {
     parts[part_of(thread)][line][thread % (UNITS / LINES) + i * (UNITS / LINES)] = x;
@@ -130,7 +131,7 @@ fn fused_backward(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_in
     for (var round = 0u; ; round++) {
         let done = begin + round - 1u;
         let before_first = done == params.time;  // step -1
-        let step = params.time - 1u - done;      // meaningless there
+        let step = params.time - 1u - done;      // meaningless in step -1
         workgroupBarrier();
         if round > 1u && done <= params.time { store_outputs(io, io_tensor, done - 1u); }
         if round > steps { break; }

@@ -8,7 +8,7 @@
 //    wx.
 // 2. The threads of the cell add the parts and compute the cell. If a thread computes whole sums
 //    (SHARED is 0), there is no barrier between the phases. A step then reads one of two BUFFERS
-//    and writes the other, and wx is AHEAD by one step.
+//    and writes the other, and wx is moved to workgroup memory one step earlier (AHEAD is 1).
 //
 // Between dispatches the states are in `work` at `state_at`, [S, B, N, D], updated in place.
 

@@ -34,7 +34,7 @@ fn backward_step(@builtin(workgroup_id) id: vec3u, builtins: Builtins) {
     let at = place.head * params.head_dim + place.unit;
     let round = params.first_step + at_step.index;
     let before_first = round == params.time;  // step -1
-    let step = params.time - 1u - round;      // meaningless there
+    let step = params.time - 1u - round;      // meaningless in step -1
     let stride = tokens() * units();
     // The next step contributes no gradient if this step is the row's last or a reset follows it.
     let last = select(step + 1u == place.length, place.length == 0u, before_first);

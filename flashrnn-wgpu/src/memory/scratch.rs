@@ -25,7 +25,7 @@ impl Pools {
         pool
     }
 
-    /// Drops the memory of all pools that no call is using.
+    /// Drops the memory that no call is using, in all pools.
     pub fn trim(&self) {
         for pool in lock(&self.0).iter().filter_map(Weak::upgrade) {
             lock(&pool.free).clear();

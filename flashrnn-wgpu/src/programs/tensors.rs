@@ -1,8 +1,8 @@
 //! The storage buffers of the kernels, by name.
 //!
 //! `tensors!` defines a kernel's buffers as a struct with a field for each, in the order of their
-//! bindings. A program declares them as such a struct of [`Tensor`]s, a call binds them as the same
-//! struct of buffers. A field's name is the buffer's name in the shaders.
+//! bindings. A program declares the buffers as such a struct of [`Tensor`]s, and a call binds them
+//! as the same struct of bindings. A field's name is the buffer's name in the shaders.
 
 use flashrnn_core::Dtype;
 

@@ -13,7 +13,7 @@ use crate::schedule::{Task, running_rows};
 use crate::simd::{SimdTask, Vector};
 
 /// A block of the backward pass. Step 0 is the last step of the task's longest row; the iteration
-/// after its first step produces `d_s0`.
+/// after that row's first step produces `d_s0`.
 pub(crate) type BackwardBlock<'a, T> = Block<'a, BackwardCall<'a, T>, <T as Element>::Wide>;
 
 impl<C: Cell, T: Element, V: Vector<T>> SimdTask<V> for CellTask<'_, C, BackwardBlock<'_, T>> {

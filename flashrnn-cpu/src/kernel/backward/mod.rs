@@ -1,5 +1,5 @@
-//! The backward pass of a task. Each iteration computes a block of units of its rows in one step,
-//! from the last step to the first; an extra iteration produces `d_s0`.
+//! The backward pass of a task. Each iteration computes a block of units of the task's rows in one
+//! step, from the last step to the first; an extra iteration produces `d_s0`.
 //!
 //! ```text
 //! for each step from the last, for each block of units, for each group of rows:

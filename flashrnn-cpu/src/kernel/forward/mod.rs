@@ -1,4 +1,5 @@
-//! The forward pass of a task. Each iteration computes a block of units of its rows in one step.
+//! The forward pass of a task. Each iteration computes a block of units of the task's rows in one
+//! step.
 //!
 //! ```text
 //! for each step, for each block of units, for each group of rows:
