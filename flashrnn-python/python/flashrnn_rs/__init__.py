@@ -1,0 +1,35 @@
+"""Fast, trainable recurrent networks: LSTM, GRU, Elman and sLSTM, with several heads.
+
+`flashrnn_rs.numpy` works on NumPy arrays and needs nothing else. All other functions and classes
+work on PyTorch tensors and need PyTorch, which is imported with the first of them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashrnn_rs.functional import rnn as rnn
+
+# Where the names that need PyTorch are defined.
+_TORCH = {"rnn": "functional"}
+
+__all__ = list(_TORCH)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TORCH:
+        raise AttributeError(f"module 'flashrnn_rs' has no attribute {name!r}")
+    try:
+        module = import_module(f"flashrnn_rs.{_TORCH[name]}")
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            why = f"flashrnn_rs.{name} needs PyTorch: pip install 'flashrnn-rs[torch]'"
+            raise ModuleNotFoundError(why, name="torch") from error
+        raise
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_TORCH]

@@ -1,0 +1,282 @@
+"""The operators `torch.ops.flashrnn_rs.*`: the passes on PyTorch tensors, without autograd.
+
+`infer` and `forward` run the forward pass, `backward` the backward pass. They are functional and
+have fakes, so that `torch.compile` and `torch.export` take them as they are. Shapes and devices are
+checked by `flashrnn_rs.functional`, before it calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from flashrnn_rs import _native
+from flashrnn_rs._plans import Description, Options, Shapes, plan_on_cpu, saved_sizes
+
+__all__ = ["DTYPES", "wide_dtype"]
+
+DTYPES = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+"""The names of the dtypes that tensors may have."""
+
+# The fields of `Options`, in their order.
+_OPTIONS = (
+    "str cell, bool time_major, bool reverse, float? forward_clip, float? recurrent_grad_clip, "
+    "bool cut_recurrent_grad, bool tf32, str save"
+)
+_INPUTS = "Tensor wx, Tensor r, Tensor b, Tensor? s0, Tensor? lengths, Tensor? resets"
+
+_library = torch.library.Library("flashrnn_rs", "DEF")
+# `out` is `states [S, B, T, N, D]` if `all_states`, otherwise `h [B, T, N, D]`.
+_library.define(f"infer({_INPUTS}, bool all_states, {_OPTIONS}) -> (Tensor out, Tensor last)")
+_library.define(
+    f"forward({_INPUTS}, {_OPTIONS}) -> (Tensor states, Tensor last, Tensor gates, Tensor wide)"
+)
+# `wx` is needed to recompute gates. `d_out` is the gradient of `h` or of `states`. A gradient that
+# is not wanted is empty.
+_library.define(
+    "backward(Tensor r, Tensor b, Tensor states, Tensor gates, Tensor wide, Tensor? wx, "
+    "Tensor? s0, Tensor? lengths, Tensor? resets, Tensor? d_out, Tensor? d_last, "
+    f"bool[3] wanted, {_OPTIONS}) -> (Tensor d_wx, Tensor d_r, Tensor d_b, Tensor d_s0)"
+)
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of `s0`, `last` and their gradients, for tensors of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _plan(description: Description, device: torch.device) -> _native.Plan:
+    """Returns the plan for a device, on CUDA for the current stream."""
+    if device.type == "cpu":
+        return plan_on_cpu(description, torch.get_num_threads())
+    _load_cuda()
+    stream = torch.cuda.current_stream(device).cuda_stream
+    return _plan_on_cuda(description, device.index, stream)
+
+
+@lru_cache(maxsize=128)
+def _plan_on_cuda(description: Description, ordinal: int, stream: int) -> _native.Plan:
+    return _native.Plan.cuda(description, ordinal, stream)
+
+
+@lru_cache(maxsize=1)
+def _load_cuda() -> None:
+    """Loads NVRTC and cuBLAS of PyTorch's wheels, if it came with them.
+
+    Libraries that are not found are left to the native module, which searches CUDA toolkits.
+    """
+    try:
+        pathfinder = import_module("cuda.pathfinder")
+    except ModuleNotFoundError:
+        return
+    for name in ("nvrtc", "cublasLt", "cublas"):
+        with suppress(pathfinder.DynamicLibNotFoundError):
+            pathfinder.load_nvidia_dynamic_lib(name)
+
+
+class _Call:
+    """A call of a plan: names tensors by address and keeps them alive until it ends."""
+
+    def __init__(self, shapes: Shapes, options: Options, like: Tensor, r: Tensor) -> None:
+        dtypes = DTYPES[like.dtype], DTYPES[r.dtype]
+        self.plan = _plan(shapes.describe(options, *dtypes), like.device)
+        self._like = like
+        self._kept: list[Tensor] = []
+
+    @overload
+    def at(self, tensor: Tensor) -> tuple[int, int]: ...
+    @overload
+    def at(self, tensor: Tensor | None) -> tuple[int, int] | None: ...
+    def at(self, tensor: Tensor | None) -> tuple[int, int] | None:
+        """Returns the address and the number of elements of a tensor, made contiguous."""
+        if tensor is None:
+            return None
+        tensor = tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr(), tensor.numel()
+
+    def pack(self, r: Tensor, b: Tensor) -> _native.Weights:
+        """Packs the weights."""
+        return self.plan.pack(self.at(r), self.at(b))
+
+    def scratch(self, which: int) -> tuple[int, int] | None:
+        """Returns memory of PyTorch's allocator for a pass; the CPU backend keeps its own."""
+        if self._like.device.type == "cpu":
+            return None
+        return self.at(self._like.new_empty(self.plan.workspaces[which], dtype=torch.uint8))
+
+
+def _new_wide(like: Tensor, shape: Sequence[int] | int) -> Tensor:
+    return like.new_empty(shape, dtype=wide_dtype(like.dtype))
+
+
+# Each operator has a function that allocates its results, which is also its fake.
+
+
+def _infer_results(
+    wx: Tensor,
+    r: Tensor,
+    b: Tensor,
+    s0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    all_states: bool,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    shapes = Shapes.of(Options(*options), wx.shape)
+    return wx.new_empty(shapes.states if all_states else shapes.h), _new_wide(wx, shapes.state)
+
+
+def _forward_results(
+    wx: Tensor,
+    r: Tensor,
+    b: Tensor,
+    s0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shapes = Shapes.of(Options(*options), wx.shape)
+    gates, wide = saved_sizes(Options(*options), shapes, DTYPES[wx.dtype])
+    last = _new_wide(wx, shapes.state)
+    return wx.new_empty(shapes.states), last, wx.new_empty(gates), _new_wide(wx, wide)
+
+
+def _backward_results(
+    r: Tensor,
+    b: Tensor,
+    states: Tensor,
+    gates: Tensor,
+    wide: Tensor,
+    wx: Tensor | None,
+    s0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    d_out: Tensor | None,
+    d_last: Tensor | None,
+    wanted: Sequence[bool],
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shapes = Shapes.of_states(Options(*options), states.shape)
+    want_r, want_b, want_s0 = wanted
+    return (
+        states.new_empty(shapes.wx),
+        r.new_empty(shapes.r if want_r else 0),
+        b.new_empty(shapes.b if want_b else 0),
+        _new_wide(states, shapes.state if want_s0 else 0),
+    )
+
+
+# The operators themselves.
+
+
+def _infer(
+    wx: Tensor,
+    r: Tensor,
+    b: Tensor,
+    s0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    all_states: bool,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    out, last = _infer_results(wx, r, b, s0, lengths, resets, all_states, *options)
+    call = _Call(Shapes.of(Options(*options), wx.shape), Options(*options), wx, r)
+    call.plan.forward(
+        call.pack(r, b),
+        wx=call.at(wx),
+        s0=call.at(s0),
+        lengths=call.at(lengths),
+        resets=call.at(resets),
+        states=call.at(out if all_states else None),
+        h=call.at(None if all_states else out),
+        last=call.at(last),
+        workspace=call.scratch(0),
+    )
+    return out, last
+
+
+def _forward(
+    wx: Tensor,
+    r: Tensor,
+    b: Tensor,
+    s0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states, last, gates, wide = _forward_results(wx, r, b, s0, lengths, resets, *options)
+    call = _Call(Shapes.of(Options(*options), wx.shape), Options(*options), wx, r)
+    call.plan.forward(
+        call.pack(r, b),
+        wx=call.at(wx),
+        s0=call.at(s0),
+        lengths=call.at(lengths),
+        resets=call.at(resets),
+        states=call.at(states),
+        last=call.at(last),
+        saved=(call.at(gates), call.at(wide)),
+        workspace=call.scratch(0),
+    )
+    return states, last, gates, wide
+
+
+def _backward(
+    r: Tensor,
+    b: Tensor,
+    states: Tensor,
+    gates: Tensor,
+    wide: Tensor,
+    wx: Tensor | None,
+    s0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    d_out: Tensor | None,
+    d_last: Tensor | None,
+    wanted: Sequence[bool],
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    saved = (wx, s0, lengths, resets, d_out, d_last, wanted)
+    d_wx, d_r, d_b, d_s0 = _backward_results(r, b, states, gates, wide, *saved, *options)
+    call = _Call(Shapes.of_states(Options(*options), states.shape), Options(*options), states, r)
+    of_states = d_out is not None and d_out.dim() == states.dim()
+    want_r, want_b, want_s0 = wanted
+    call.plan.backward(
+        call.pack(r, b),
+        states=call.at(states),
+        saved=(call.at(gates), call.at(wide)),
+        wx=call.at(wx),
+        s0=call.at(s0),
+        lengths=call.at(lengths),
+        resets=call.at(resets),
+        d_h=call.at(None if of_states else d_out),
+        d_states=call.at(d_out if of_states else None),
+        d_last=call.at(d_last),
+        d_wx=call.at(d_wx),
+        d_r=call.at(d_r if want_r else None),
+        d_b=call.at(d_b if want_b else None),
+        d_s0=call.at(d_s0 if want_s0 else None),
+        workspace=call.scratch(1),
+    )
+    return d_wx, d_r, d_b, d_s0
+
+
+for _name, _run, _results in (
+    ("infer", _infer, _infer_results),
+    ("forward", _forward, _forward_results),
+    ("backward", _backward, _backward_results),
+):
+    _library.impl(_name, _run, "CPU")
+    _library.impl(_name, _run, "CUDA")
+    torch.library.register_fake(f"flashrnn_rs::{_name}", _results, lib=_library)
