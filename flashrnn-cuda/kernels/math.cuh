@@ -3,8 +3,8 @@
 // By default they are CUDA's functions without fast-math. Their errors are at most 2 units in the
 // last place, and they support subnormals, infinities and NaN. With `-DMATH=`, which the fused
 // kernels of 16-bit tensors set, they are hardware approximations. HARDWARE_F16 has errors near
-// 1e-6. HARDWARE_BF16 has a tanh with errors up to 5e-4, a tenth of bf16's rounding error, at half
-// the cost.
+// 1e-6. HARDWARE_BF16 has a tanh with errors up to 5e-4, an eighth of bf16's rounding error, at
+// half the cost.
 //
 // The slopes of tanh and sigmoid are accurate to a few units in the last place in both tails
 // (HARDWARE_F16: relative errors of 1e-5). HARDWARE_BF16 derives the slopes from tanh, with

@@ -8,8 +8,8 @@ struct alignas(16) Vector {
     T of[LENGTH];
 };
 
-// Loads a vector from any address, with the widest loads that its alignment allows. Reads only the
-// first `count` elements and sets the others to 0.
+// Loads a vector from any address, by 16 or 4 bytes if it is aligned to them, else by element.
+// Reads only the first `count` elements and sets the others to 0.
 __device__ __forceinline__ Vector load_vector(const T* from, int count) {
     const size_t address = reinterpret_cast<size_t>(from);
     if (count >= Vector::LENGTH && address % sizeof(Vector) == 0)

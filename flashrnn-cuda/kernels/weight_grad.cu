@@ -1,4 +1,5 @@
-// Kernels that pack R and b before the time loops, and that sum d_r and d_b after the loops.
+// Kernels that pack R and b before the time loops, and that add the parts of d_r and d_b after
+// them.
 #include "element.cuh"
 
 using W = WEIGHT;

@@ -28,7 +28,7 @@ fn length_of(row: u32) -> u32 {
     return u32(clamp(bitcast<i32>(work[params.lengths_at + row]), 0i, i32(params.time)));
 }
 
-// The token of a step, which is below T.
+// The token of a step; meaningless if the step is not below T.
 fn step_token(row: u32, length: u32, step: u32) -> u32 {
     return token_of(row, select(step, length - 1u - step, params.reverse != 0u && step < length));
 }

@@ -73,10 +73,10 @@ fn preference(kind: wgpu::DeviceType) -> u32 {
 }
 
 impl Wgpu {
-    /// Opens the first discrete GPU, or the first integrated one if there is none. Drivers that run
-    /// on the CPU are used only if the environment variable `FLASHRNN_WGPU_CPU` is set and not `0`.
-    /// If `FLASHRNN_WGPU_MATRIX` is set, gradients of R in f16 are computed by cooperative matrices
-    /// on adapters that have them; they are an experimental feature of wgpu.
+    /// Opens the first discrete GPU, or else the first integrated one, or else any other. Drivers
+    /// that run on the CPU are used only if the environment variable `FLASHRNN_WGPU_CPU` is set and
+    /// not `0`. If `FLASHRNN_WGPU_MATRIX` is set and not `0`, gradients of R in f16 are computed by
+    /// cooperative matrices, an experimental feature of wgpu, on adapters that have them.
     ///
     /// Open one device and clone the handle: NVIDIA's driver 580 hung when threads opened and
     /// closed dozens of devices at the same time.

@@ -43,7 +43,7 @@ arguments! {
         gates_step: u32,
         /// Number of steps of the recomputed gates.
         gates_steps: u32,
-        // Offsets of the regions of `work`, in words (layout.rs).
+        // Offsets of the tensors in `work`, in words (layout.rs).
         lengths_at: u32,
         resets_at: u32,
         s0_at: u32,

@@ -1,5 +1,5 @@
 // IO warps prefetch the inputs of later steps into shared memory and store the results of the
-// previous step, up to 16 bytes per lane. Each thread serves one batch row and computes its
+// previous step, up to 16 bytes per lane. Each thread serves one batch row and computes its base
 // addresses once, before the time loop.
 //
 // COPY_BYTES divides the address of every row. If it is 16, 8 or 4, a lane copies that many bytes

@@ -119,7 +119,7 @@ __device__ __forceinline__ void load_tensors(float (&v)[at_least_one(COUNT)][ROW
     }
 }
 
-// Stores elements in the order in which load_tensors loads them.
+// Stores the elements of this lane's unit and rows to COUNT tensors, the inverse of load_tensors.
 template <int COUNT>
 __device__ __forceinline__ void store_tensors(
     const float (&v)[at_least_one(COUNT)][ROWS_PER_LANE], T* first, int tensor_stride,

@@ -124,8 +124,8 @@ template <> struct Accumulator<F32> {
 template <int PER_UNIT> struct Product {
     static constexpr int TILES = (PER_UNIT * UNITS + 15) / 16;  // of 16 weight rows
     static constexpr int COLUMNS = ROWS / 8;                    // tiles of 8 batch rows
-    // The number of chunks to fetch ahead: as many as fit about 96 registers together with the
-    // accumulators, weights and x.
+    // The number of chunks to fetch ahead, 1 to 4: as many as fit about 96 registers together with
+    // the accumulators, weights and x.
     static constexpr int SUM_REGISTERS =
         TILES * COLUMNS * int(sizeof(Accumulator<MULTIPLY>) / sizeof(float));
     static constexpr int FIT = (96 - SUM_REGISTERS) / (TILES * 8 + COLUMNS * 4);

@@ -3,9 +3,9 @@
 //
 // Numbers along k come in pieces of 4. A thread multiplies LINES lines of weights (the gates of a
 // unit in the forward pass, 4 units in the backward pass) by 4 rows of the batch, for every
-// PARTS-th piece along k. PARTS threads thus share a sum. A round loads ROUND pieces of the 16 rows
-// into workgroup memory and PIECES pieces of each line into a thread's registers. Both are loaded a
-// round ahead.
+// PARTS-th piece along k. PARTS threads thus share a sum. A round loads ROUND pieces of each of the
+// 16 rows into workgroup memory and PIECES pieces of each line into a thread's registers. Both are
+// loaded a round ahead.
 //
 // The kernel defines the factors: `line_piece(place, line, piece)` and `row_piece(place, row,
 // piece)`.

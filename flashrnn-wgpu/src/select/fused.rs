@@ -54,8 +54,8 @@ const REGISTERS: usize = 65536;
 /// sums.
 const MAX_THREAD_REGISTERS: usize = 255;
 
-/// Maximum number of a thread's pieces in a chunk, which are read together if they are not
-/// resident.
+/// Maximum number of a thread's pieces in a chunk that has several of each line. The pieces of a
+/// chunk are read together if they are not resident.
 const MAX_CHUNK_PIECES: usize = 8;
 
 /// Maximum size in bytes of a head's R that is re-read at every step. For larger heads, one
@@ -86,8 +86,8 @@ impl Fused {
         2 * self.split / self.rows
     }
 
-    /// Returns the number of units per thread in the backward product, chosen so that nearly all
-    /// threads hold weights.
+    /// Returns the number of units per thread in the backward product, chosen so that all threads
+    /// hold weights if `Gr` is a power of 2, and more than half of them otherwise.
     pub fn tile(self, shapes: &Shapes) -> usize {
         shapes.recurrent.next_power_of_two()
     }

@@ -56,7 +56,8 @@ pub fn check_loops(shapes: &Shapes, long_loops: impl FnOnce() -> Result<bool>) -
     Err(unsupported(what, "this driver ends long loops early".into()))
 }
 
-/// Returns the sizes of the largest bindings, in bytes; wx, h and their gradients are no larger.
+/// Returns the sizes of bindings, in bytes. h and its gradient are no larger than the states, wx
+/// and its gradient no larger than saved gates. (With [`Save::Recompute`], only calls check wx.)
 /// `element` is T.
 fn bound_sizes(
     shapes: &Shapes,

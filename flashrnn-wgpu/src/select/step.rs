@@ -14,8 +14,8 @@ pub fn step_groups(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(STEP_UNITS) * shapes.heads * shapes.batch.div_ceil(STEP_ROWS)
 }
 
-/// Returns the maximum number of iterations of a kernel's loop, which is that of the backward
-/// pass's product with the smallest [`chunk`].
+/// Returns an upper bound for the iterations of every loop along k: those of a loop over all
+/// recurrent gates that takes 4 elements at a time, the smallest [`chunk`].
 pub fn longest_loop(shapes: &Shapes) -> usize {
     shapes.head_dim.div_ceil(4) * shapes.recurrent
 }

@@ -13,7 +13,7 @@ const MAX_PARTS: usize = 64;
 /// A kernel's loop over tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// Tokens that one iteration of the loop adds.
+    /// Minimum number of tokens that one iteration of the loop adds.
     pub tokens: usize,
     /// Minimum number of tokens in a part except the last, because writing a part's sums takes
     /// time.
