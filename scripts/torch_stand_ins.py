@@ -6,7 +6,8 @@ readelf.
     python scripts/torch_stand_ins.py TORCH_LIB OUT
 
 TORCH_LIB is the folder `torch/lib`. Afterwards, LD_LIBRARY_PATH must hold OUT and the folder of the
-wheels nvidia-cuda-runtime and nvidia-cuda-cupti, which are called when PyTorch is imported.
+real libcudart and libcupti (wheels nvidia-cuda-runtime and nvidia-cuda-cupti), because importing
+PyTorch calls them.
 """
 
 import collections
@@ -15,7 +16,7 @@ import re
 import subprocess
 import sys
 
-# The libraries of those wheels, and of the driver.
+# The libraries without a stand-in: those of the two wheels, and the driver's.
 REAL = ("libcudart", "libcupti", "libcuda.")
 # The libraries whose symbols have no versions, with the prefixes of their symbols.
 UNVERSIONED = {"libcusparseLt": "cusparseLt", "libnccl": "p?nccl", "libcufile": "cuFile"}

@@ -11,7 +11,7 @@ use flashrnn_cuda::cudarc::driver::sys::CUstream;
 /// Returns the CPU backend with `threads` threads, or with the default number if that is 0.
 ///
 /// Backends belong to their process, because a forked child has none of its parent's threads. They
-/// are never dropped, since a child must not stop its parent's.
+/// are never dropped, since a child must not try to stop its parent's threads.
 ///
 /// # Errors
 /// [`flashrnn_core::Error::InvalidProblem`] if there are too many threads,
@@ -29,7 +29,7 @@ pub(crate) fn cpu(threads: usize) -> Result<Cpu> {
 /// Returns the backend that enqueues on `stream`, a raw handle, of the GPU `ordinal`.
 ///
 /// # Safety
-/// `stream` is 0 or a stream of the GPU's primary context, and exists as long as plans use it.
+/// `stream` is 0 or a stream of the GPU's primary context that exists as long as plans use it.
 ///
 /// # Errors
 /// [`flashrnn_core::Error::Device`] if the driver or the GPU is missing or fails.
@@ -42,7 +42,7 @@ pub(crate) unsafe fn cuda(ordinal: usize, stream: usize) -> Result<Cuda> {
     // All streams of a GPU share its context and the loaded kernels.
     let of_gpu = cudas.iter().find(|((other, _), _)| *other == ordinal).map(|(_, cuda)| cuda);
     let of_gpu = of_gpu.map_or_else(|| Cuda::with_device(ordinal), |cuda| Ok(cuda.clone()))?;
-    // SAFETY: guaranteed by the caller. CUDA orders the work of a stream by the stream itself.
+    // SAFETY: guaranteed by the caller. A stream runs work in the order in which it is enqueued.
     let stream_handle =
         unsafe { of_gpu.stream().context().wrap_borrowed_stream(stream as CUstream) };
     let cuda = of_gpu.with_stream(stream_handle)?;

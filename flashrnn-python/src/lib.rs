@@ -2,7 +2,7 @@
 //!
 //! It makes plans from names and sizes, and runs them on memory given by address. The Python files
 //! in `python/flashrnn_rs` allocate that memory, with NumPy or PyTorch, and are its only callers.
-//! Every method releases the interpreter's lock while the library works.
+//! Planning, packing and the passes release the interpreter's lock; only opening a device holds it.
 
 mod devices;
 mod error;
@@ -80,7 +80,7 @@ impl Plan {
         ordinal: usize,
         stream: usize,
     ) -> PyResult<Self> {
-        // SAFETY: the Python files pass PyTorch's streams, which are never destroyed.
+        // SAFETY: the Python files pass PyTorch's current stream. PyTorch never destroys its own.
         let backend = unsafe { devices::cuda(ordinal, stream) }.map_err(exception)?;
         let plan = py.detach(|| plan::make(&backend, &description)).map_err(exception)?;
         Ok(Self(OfProcess::new(plan)))

@@ -56,9 +56,9 @@ pub(crate) struct StepMemory {
 /// A [`Plan`] whose types are erased.
 ///
 /// # Safety
-/// All methods read and write the given memory. It must be of the plan's element types, be on the
-/// plan's device, and stay valid until the enqueued work has run. Written tensors must not overlap
-/// with others. The library checks the sizes.
+/// The unsafe methods read and write the given memory. It must be of the plan's element types, be
+/// on the plan's device, and stay valid until the enqueued work has run. Written tensors must not
+/// overlap with others. The library checks the sizes.
 pub(crate) trait AnyPlan: Send + Sync {
     unsafe fn pack(&self, r: Memory, b: Memory) -> Result<AnyWeights>;
     unsafe fn forward(&self, weights: &AnyWeights, memory: ForwardMemory) -> Result<()>;
@@ -71,7 +71,8 @@ pub(crate) trait AnyPlan: Send + Sync {
 /// Makes the plan of a description on a backend.
 ///
 /// # Errors
-/// [`Error::InvalidProblem`] for unknown names, and the errors of [`Backend::plan`].
+/// [`Error::InvalidProblem`] for unknown names and for weights of a type that does not go with the
+/// tensors' type, and the errors of [`Backend::plan`].
 pub(crate) fn make<B: Foreign>(backend: &B, description: &Description) -> Result<Box<dyn AnyPlan>> {
     struct OfCell<'a, B, T, W>(&'a B, Problem, PhantomData<(T, W)>);
 

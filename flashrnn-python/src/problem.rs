@@ -37,8 +37,7 @@ pub(crate) fn with_cell<R>(name: &str, work: impl WithCell<Output = R>) -> Resul
 /// Runs `work` with the element types of two names, such as `bfloat16` and `float32`.
 ///
 /// # Errors
-/// [`Error::InvalidProblem`] for other names, [`Error::Unsupported`] for pairs that no backend
-/// supports.
+/// [`Error::InvalidProblem`] for other names, and for pairs that no backend supports.
 pub(crate) fn with_elements<R>(
     tensors: &str,
     weights: &str,
@@ -136,7 +135,8 @@ impl Description {
     }
 }
 
-/// Returns a cell's numbers of states, of gates, and of gates with recurrent and external input.
+/// Returns, when run with a cell, its numbers of states, of gates, and of gates with recurrent and
+/// with external input.
 pub(crate) struct Sizes;
 
 impl WithCell for Sizes {
@@ -147,7 +147,8 @@ impl WithCell for Sizes {
     }
 }
 
-/// Returns how many elements per unit and step a forward pass saves, in `gates` and in `wide`.
+/// Returns, when run with element types, how many elements per unit and step a forward pass saves,
+/// in `gates` and in `wide`.
 pub(crate) struct SavedPerUnit<'a> {
     pub cell: &'a str,
     pub save: Save,

@@ -46,8 +46,9 @@ const MAX_BUNDLE_MATRICES: usize = 512 << 10;
 const MIN_SHARE_CYCLES: usize = 1100;
 
 impl Division {
-    /// Assigns whole tasks to threads if they divide evenly and each thread can keep a head's
-    /// matrix in its cache. Otherwise forms teams, in which each member keeps a part of the matrix.
+    /// Assigns whole tasks to threads if they divide evenly, or nearly so because there are many,
+    /// and each thread can keep a head's matrix in its cache. Otherwise forms teams, in which each
+    /// member keeps a part of the matrix, if there is enough work for teams.
     pub fn new(work: Work) -> Self {
         let Work { threads, heads, matrix, .. } = work;
         let batch = work.batch.max(1);

@@ -72,9 +72,9 @@ def _plan_on_cuda(description: Description, ordinal: int, stream: int) -> _nativ
 
 @lru_cache(maxsize=1)
 def _load_cuda() -> None:
-    """Loads NVRTC and cuBLAS of PyTorch's wheels, if it came with them.
+    """Loads NVRTC and cuBLAS from the wheels that PyTorch depends on, if they are installed.
 
-    Libraries that are not found are left to the native module, which searches CUDA toolkits.
+    The native module looks for libraries that are not found, in CUDA toolkits.
     """
     try:
         pathfinder = import_module("cuda.pathfinder")
@@ -99,7 +99,7 @@ class _Call:
     @overload
     def at(self, tensor: Tensor | None) -> tuple[int, int] | None: ...
     def at(self, tensor: Tensor | None) -> tuple[int, int] | None:
-        """Returns the address and the number of elements of a tensor, made contiguous."""
+        """Makes a tensor contiguous, and returns its address and number of elements."""
         if tensor is None:
             return None
         tensor = tensor.contiguous()

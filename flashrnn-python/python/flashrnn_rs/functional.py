@@ -74,7 +74,7 @@ def rnn(
 
     Raises:
         ValueError: A shape, a dtype, a device, a length or an option is wrong.
-        NotImplementedError: The device does not support the dtype.
+        NotImplementedError: The device is not supported, or does not support the dtype.
     """
     options = Options(
         cell=cell,

@@ -82,7 +82,8 @@ class Outputs:
     ) -> Gradients:
         """Computes the gradients of a loss by backpropagation through time.
 
-        It reads `states` and the arrays given to `forward`, so they must not have changed.
+        It reads `states`, and may read the arrays given to `forward` again, so none of them must
+        have changed.
 
         Args:
             d_h: `[B, T, N, D]`, the gradient of `h`. Excludes `d_states`.
@@ -162,10 +163,13 @@ def forward(
         cut_recurrent_grad: Whether no gradient flows through R to the last h.
         save: What to save for `Outputs.backward`: None for nothing, `gates` for all gates, or
             `recompute` to save memory and compute the gates again.
-        threads: The maximum number of threads; 0 for all that the system offers.
+        threads: The maximum number of threads. 0 stands for the environment variable
+            `RAYON_NUM_THREADS` if it is a positive number, or else for all that the system offers.
 
     Raises:
         ValueError: A shape, a dtype, a length or an option is wrong.
+        TypeError: An array cannot be cast to the dtype that it must have, such as lengths that are
+            not integers.
     """
     options = Options(
         cell=cell,
