@@ -10,19 +10,19 @@ use flashrnn::{AnyBackend, Backend, Cell, Plan, Shapes, Step, Weights};
 
 use crate::call::ForwardOutput;
 use crate::host::{Number, check, cpu, on_host, slice};
-use crate::rnn::{Rnn, by_types, same_type};
+use crate::recurrence::{Recurrence, by_types, same_type};
 use crate::sequence::{Output, Sequence, SequenceOptions};
 
-/// A recurrence for inference, whose weights were packed once by [`Rnn::freeze`].
+/// A recurrence for inference, whose weights were packed once by [`Recurrence::freeze`].
 ///
-/// candle's variables may change in place at any time without notice, so [`Rnn::forward`] packs its
-/// weights on every call. A `Frozen` keeps the values its weights had when it was made. Its outputs
-/// are not connected to any variable.
+/// candle's variables may change in place at any time without notice, so [`Recurrence::forward`]
+/// packs its weights on every call. A `Frozen` keeps the values its weights had when it was made.
+/// Its outputs are not connected to any variable.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use flashrnn::Lstm;
-/// use flashrnn_candle::Rnn;
+/// use flashrnn_candle::Recurrence;
 ///
 /// # fn main() -> candle_core::Result<()> {
 /// let (heads, head_dim) = (2, 16);
@@ -30,7 +30,7 @@ use crate::sequence::{Output, Sequence, SequenceOptions};
 /// let r = Tensor::randn(0f32, 0.2, (4, heads, head_dim, head_dim), &Device::Cpu)?;
 /// let b = Tensor::zeros((4, heads, head_dim), DType::F32, &Device::Cpu)?;
 ///
-/// let frozen = Rnn::new(Lstm).freeze(&r, &b, DType::F32)?;
+/// let frozen = Recurrence::new(Lstm).freeze(&r, &b, DType::F32)?;
 /// let mut state = frozen.state(1)?;
 /// for _ in 0..3 {
 ///     // [B, Gx, N, D]
@@ -51,8 +51,8 @@ impl Frozen {
     /// Runs the recurrence over `wx [B, T, Gx, N, D]` (or time-major), for any B and T.
     ///
     /// # Errors
-    /// The same as [`Rnn::forward`], and an error if the weights were frozen for another type of
-    /// `wx`.
+    /// The same as [`Recurrence::forward`], and an error if the weights were frozen for another
+    /// type of `wx`.
     pub fn forward(&self, wx: &Tensor, options: &SequenceOptions) -> Result<Output> {
         self.check_type(wx)?;
         self.calls.forward(wx, options)
@@ -95,14 +95,14 @@ impl Frozen {
     }
 }
 
-impl<C: Cell> Rnn<C> {
+impl<C: Cell> Recurrence<C> {
     /// Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]` once, for inference with a `wx` of type
     /// `dtype`.
     ///
     /// Later changes of the tensors do not affect the result.
     ///
     /// # Errors
-    /// The same as [`Rnn::forward`].
+    /// The same as [`Recurrence::forward`].
     pub fn freeze(&self, r: &Tensor, b: &Tensor, dtype: DType) -> Result<Frozen> {
         let &[_, heads, head_dim, _] = r.dims() else {
             return Err(Error::msg(format!(
@@ -116,7 +116,8 @@ impl<C: Cell> Rnn<C> {
         self.freeze_flat(r, b, dtype, &shapes)
     }
 
-    /// Does what [`Rnn::freeze`] does, for weights with the right number of elements but any shape.
+    /// Does what [`Recurrence::freeze`] does, for weights with the right number of elements but any
+    /// shape.
     pub(crate) fn freeze_flat(
         &self,
         r: &Tensor,
@@ -195,7 +196,7 @@ trait FrozenCalls: Send + Sync {
 
 /// Weights packed from r and b of type `W`, for a wx of type `T`.
 struct Typed<C, T: Number, W: Number> {
-    rnn: Rnn<C>,
+    recurrence: Recurrence<C>,
     weights: Weights<AnyBackend, T>,
     /// The shapes for one row and one step.
     shapes: Shapes,
@@ -204,12 +205,12 @@ struct Typed<C, T: Number, W: Number> {
 
 impl<C: Cell, T: Number, W: Number> Typed<C, T, W> {
     /// Packs r and b, which have the numbers of elements given by `shapes`.
-    fn pack(rnn: Rnn<C>, r: &Tensor, b: &Tensor, shapes: &Shapes) -> Result<Self> {
+    fn pack(recurrence: Recurrence<C>, r: &Tensor, b: &Tensor, shapes: &Shapes) -> Result<Self> {
         let (r, b) = (r.contiguous()?, b.contiguous()?);
         let ((r, r_layout), (b, b_layout)) = (r.storage_and_layout(), b.storage_and_layout());
         let (r, b) = (slice(cpu(&r)?, r_layout)?, slice(cpu(&b)?, b_layout)?);
-        let weights = rnn.call::<T, W>(shapes, Sequence::default())?.pack(r, b)?;
-        Ok(Self { rnn, weights, shapes: shapes.clone(), weight_type: PhantomData })
+        let weights = recurrence.call::<T, W>(shapes, Sequence::default())?.pack(r, b)?;
+        Ok(Self { recurrence, weights, shapes: shapes.clone(), weight_type: PhantomData })
     }
 
     /// Returns the shapes for one step of `batch` rows.
@@ -221,19 +222,19 @@ impl<C: Cell, T: Number, W: Number> Typed<C, T, W> {
     fn upload(&self, s0: &Tensor) -> Result<AnyBuffer<T::Wide>> {
         let s0 = s0.to_dtype(<T::Wide as WithDType>::DTYPE)?.contiguous()?;
         let (storage, layout) = s0.storage_and_layout();
-        self.rnn.backend().upload(slice(cpu(&storage)?, layout)?).map_err(Error::wrap)
+        self.recurrence.backend().upload(slice(cpu(&storage)?, layout)?).map_err(Error::wrap)
     }
 }
 
 impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
     fn forward(&self, wx: &Tensor, options: &SequenceOptions) -> Result<Output> {
-        let shapes = self.rnn.shapes_of(wx)?;
+        let shapes = self.recurrence.shapes_of(wx)?;
         on_host([("wx", wx)])?;
         let sequence = Sequence::read(options, &shapes)?;
         let s0 = sequence.s0.map(|s0| self.upload(s0)).transpose()?;
         let wx = wx.contiguous()?;
         let (storage, layout) = wx.storage_and_layout();
-        let call = self.rnn.call::<T, W>(&shapes, sequence)?;
+        let call = self.recurrence.call::<T, W>(&shapes, sequence)?;
         let ForwardOutput { head, last, .. } =
             call.forward(&self.weights, slice(cpu(&storage)?, layout)?, s0.as_ref(), false)?;
         let last = Tensor::from_vec(last, shapes.state().as_slice(), &Device::Cpu)?;
@@ -252,7 +253,7 @@ impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
         let shapes = self.step_shapes(batch);
         let shape = shapes.state();
         Sequence::read(&SequenceOptions { s0, ..SequenceOptions::default() }, &shapes)?;
-        let backend = self.rnn.backend().clone();
+        let backend = self.recurrence.backend().clone();
         let buffer = match s0 {
             Some(s0) => self.upload(s0)?,
             None => backend.alloc(shape.iter().product()).map_err(Error::wrap)?,
@@ -275,7 +276,7 @@ impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
         on_host([("wx", wx)])?;
         let wx = wx.contiguous()?;
         let (storage, layout) = wx.storage_and_layout();
-        let call = self.rnn.call::<T, W>(&shapes, Sequence::default())?;
+        let call = self.recurrence.call::<T, W>(&shapes, Sequence::default())?;
         let staged = call.stage(slice(cpu(&storage)?, layout)?)?;
         let mut h = call.alloc(batch * heads * head_dim)?;
         call.plan

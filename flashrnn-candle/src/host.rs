@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{
-    CpuStorage, CustomOp1, Device, Error, Layout, Result, Shape, Storage, Tensor, Var, WithDType,
+    CpuStorage, CustomOp1, Device, DeviceLocation, Error, Layout, Result, Shape, Storage, Tensor,
+    Var, WithDType,
 };
 use flashrnn::Element;
 
@@ -16,15 +17,17 @@ impl<T: Element<Wide: WithDType> + WithDType> Number for T {}
 pub(crate) fn on_host<'a>(
     tensors: impl IntoIterator<Item = (&'static str, &'a Tensor)>,
 ) -> Result<()> {
-    match tensors.into_iter().find(|(_, tensor)| !tensor.device().is_cpu()) {
-        None => Ok(()),
-        Some((name, tensor)) => {
-            let device = tensor.device().location();
-            Err(Error::msg(format!(
-                "{name} is on {device:?}; flashrnn-candle needs tensors on the CPU"
-            )))
-        }
-    }
+    let devices = tensors.into_iter().map(|(name, tensor)| (name, tensor.device().location()));
+    devices_error(&devices.collect::<Vec<_>>()).map_or(Ok(()), |error| Err(Error::msg(error)))
+}
+
+/// Describes the first tensor that is not on the CPU, and one that is.
+fn devices_error(devices: &[(&'static str, DeviceLocation)]) -> Option<String> {
+    let on_cpu = |(_, device): &&(&str, DeviceLocation)| *device == DeviceLocation::Cpu;
+    let (name, device) = devices.iter().find(|tensor| !on_cpu(tensor))?;
+    let beside = devices.iter().find(on_cpu);
+    let beside = beside.map(|(name, _)| format!(" and {name} is on the CPU")).unwrap_or_default();
+    Some(format!("{name} is on {device:?}{beside}; flashrnn-candle needs tensors on the CPU"))
 }
 
 /// Checks a tensor's shape.
@@ -153,4 +156,19 @@ pub(crate) fn check_unchanged(
     Err(Error::msg(format!(
         "{name} was changed in place between the forward pass and the backward pass, which needs it"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_on_two_devices_are_named() {
+        let cuda = DeviceLocation::Cuda { gpu_id: 1 };
+        let error = devices_error(&[("x", cuda), ("w", DeviceLocation::Cpu)]).unwrap_or_default();
+        assert!(error.starts_with("x is on Cuda { gpu_id: 1 } and w is on the CPU; "), "{error}");
+        let error = devices_error(&[("wx", cuda), ("r", cuda)]).unwrap_or_default();
+        assert!(error.starts_with("wx is on Cuda { gpu_id: 1 }; "), "{error}");
+        assert_eq!(devices_error(&[("x", DeviceLocation::Cpu)]), None);
+    }
 }

@@ -1,21 +1,20 @@
-//! flashrnn's recurrences as a differentiable [candle](candle_core) operation on CPU tensors.
+//! flashrnn's recurrences in [candle](candle_core), on CPU tensors.
 //!
-//! [`RnnLayer`] is a layer with parameters, trained by candle's optimisers. [`Rnn`] is the operator
-//! alone, a function of tensors. [`FrozenLayer`] and [`Frozen`] are their counterparts for
-//! inference, with weights packed once. [`RnnLayer::from_torch`] loads or creates the parameters of
-//! PyTorch's `nn.LSTM`, `nn.GRU` and `nn.RNN`.
+//! [`Lstm`], [`Gru`], [`Elman`] and [`Slstm`] are modules with parameters, of any number of layers
+//! in one or two directions, trained by candle's optimisers. They are names for [`Rnn`], the module
+//! of any cell. [`Rnn::from_torch`] makes modules over PyTorch's parameters, and [`xlstm`] converts
+//! those of the Python package xlstm. [`Recurrence`] is the operator alone, a function of tensors.
+//! [`FrozenRnn`] and [`Frozen`] are for inference, with weights packed once.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
 //! use candle_nn::{AdamW, Module, Optimizer, VarBuilder, VarMap};
-//! use flashrnn::Lstm;
-//! use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
+//! use flashrnn_candle::{Lstm, RnnConfig, SequenceOptions};
 //!
 //! # fn main() -> candle_core::Result<()> {
 //! let vars = VarMap::new();
 //! let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-//! let size = LayerSize { input: 1, heads: 2, head_dim: 8 };
-//! let layer = RnnLayer::new(Rnn::new(Lstm), size, vb.pp("rnn"))?;
+//! let lstm = Lstm::new(1, 16, RnnConfig::default(), vb.pp("lstm"))?;
 //! let head = candle_nn::linear(16, 1, vb.pp("head"))?;
 //!
 //! // Predicts the next value of a sine, in rows of 24 and 12 steps.
@@ -31,8 +30,8 @@
 //! let mut optimiser = AdamW::new_lr(vars.all_vars(), 0.02)?;
 //! let mut losses = vec![];
 //! for _ in 0..30 {
-//!     let h = layer.forward(&x, &options)?.h; // [B, T, N, D]
-//!     let error = ((head.forward(&h.flatten_from(2)?)? - &next)? * &mask)?;
+//!     let h = lstm.forward(&x, &options, true)?.h; // [B, T, N·D]
+//!     let error = ((head.forward(&h)? - &next)? * &mask)?;
 //!     let loss = error.sqr()?.mean_all()?;
 //!     optimiser.backward_step(&loss)?;
 //!     losses.push(loss.to_scalar::<f32>()?);
@@ -47,7 +46,7 @@
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};
 //! use flashrnn::{Options, Slstm};
-//! use flashrnn_candle::{Rnn, SequenceOptions};
+//! use flashrnn_candle::{Recurrence, SequenceOptions};
 //!
 //! # fn main() -> candle_core::Result<()> {
 //! let (batch, time, heads, head_dim) = (2, 7, 3, 4);
@@ -56,14 +55,15 @@
 //! let r = Var::randn(0f32, 0.3, (4, heads, head_dim, head_dim), &Device::Cpu)?;
 //! let b = Var::zeros((4, heads, head_dim), DType::F32, &Device::Cpu)?;
 //!
-//! let rnn = Rnn::new(Slstm).with(Options { forward_clip: Some(0.9), ..Options::default() });
-//! let out = rnn.forward(&wx, &r, &b, &SequenceOptions::default())?;
+//! let options = Options { forward_clip: Some(0.9), ..Options::default() };
+//! let recurrence = Recurrence::new(Slstm).with(options);
+//! let out = recurrence.forward(&wx, &r, &b, &SequenceOptions::default())?;
 //! assert_eq!(out.h.dims(), [batch, time, heads, head_dim]);
 //! assert_eq!(out.last.dims(), [4, batch, heads, head_dim]); // [S, B, N, D]
 //!
 //! // The final state is the next chunk's initial state, and gradients flow through it.
 //! let options = SequenceOptions { s0: Some(&out.last), ..Default::default() };
-//! let next = rnn.forward(&wx, &r, &b, &options)?;
+//! let next = recurrence.forward(&wx, &r, &b, &options)?;
 //! let grads = next.h.sqr()?.sum_all()?.backward()?;
 //! assert_eq!(grads.get(&r).map(Tensor::dims), Some(r.dims()));
 //! # Ok(())
@@ -77,13 +77,13 @@
 //!
 //! # Variables changed in place
 //! candle's variables may change in place through any of their aliases, without notice. Therefore
-//! every call of [`RnnLayer::forward`] and [`Rnn::forward`] packs the weights with their current
-//! values. Only [`FrozenLayer`] and [`Frozen`] keep old values.
+//! every call of [`Rnn::forward`] and [`Recurrence::forward`] packs the weights with their current
+//! values. Only [`FrozenRnn`] and [`Frozen`] keep old values.
 //!
 //! Between a forward pass and its backward pass, the operation keeps its own copies of the weights
 //! and of `s0`. Overwriting these tensors, as a stateful model does, therefore does not affect the
 //! gradients. With [`Save::Recompute`](flashrnn::Save), however, the backward pass reads `wx`
-//! again, and the backward pass of a layer always reads `x` and `w`. If such a tensor was changed
+//! again, and the backward pass of a module always reads `x` and `w`. If such a tensor was changed
 //! in place, the backward pass returns an error, provided that it detects the change. It compares
 //! up to 64 elements of each tensor, which detects an optimiser step or `Var::set`, but may miss a
 //! change of a few elements. candle's own operations do not check.
@@ -100,7 +100,8 @@
 //!
 //! # Memory and copies
 //! A candle operation has at most three inputs and one output, and its backward pass receives
-//! nothing but those tensors. One call of [`Rnn::forward`] is therefore one operation object:
+//! nothing but those tensors. One call of [`Recurrence::forward`] is therefore one operation
+//! object:
 //!
 //! - Its inputs are `wx`, `r` and `b`. If `s0` is present, it is appended to a copy of `b`.
 //! - Its output is one flat tensor, which holds h at every step and then the final state.
@@ -113,37 +114,49 @@
 //!   on a variable.
 //! - In the backward pass, candle pads the gradient of each view with zeros to the size of the flat
 //!   tensor and sums them, which takes a few passes over memory of the size of h.
-//!   [`Rnn::all_states`] multiplies this by S, so it is off by default.
+//!   [`Recurrence::all_states`] multiplies this by S, so it is off by default.
 //!
 //! # GPUs
-//! [`Rnn::on`] takes any [`AnyBackend`](flashrnn::AnyBackend); the features `cuda` and `wgpu` add
-//! GPU backends. Tensors remain on candle's CPU device. A forward pass copies wx, the weights and
-//! s0 to the GPU and the output back, and waits for it. A backward pass copies the gradient of the
-//! output to the GPU (with `Recompute` also wx), and d_wx, the weights' gradients and d_s0 back.
-//! Saved tensors stay on the GPU. On the CPU, the operation works directly on candle's memory.
+//! [`Rnn::on`] and [`Recurrence::on`] take any [`AnyBackend`](flashrnn::AnyBackend); the features
+//! `cuda` and `wgpu` add GPU backends. Tensors remain on candle's CPU device. A forward pass copies
+//! wx, the weights and s0 to the GPU and the output back, and waits for it. A backward pass copies
+//! the gradient of the output to the GPU (with `Recompute` also wx), and d_wx, the weights'
+//! gradients and d_s0 back. Saved tensors stay on the GPU. On the CPU, the operation works directly
+//! on candle's memory.
 
 mod call;
+mod config;
 mod frozen;
 mod frozen_layer;
+mod frozen_rnn;
 mod host;
 mod join;
 mod layer;
+mod lookup;
 mod op;
+mod parameters;
 mod plans;
 mod product;
+mod recurrence;
 mod rnn;
 mod sequence;
+mod stack;
 mod staging;
 mod torch;
+pub mod xlstm;
 
+pub use config::RnnConfig;
 pub use frozen::{Frozen, State};
-pub use frozen_layer::FrozenLayer;
-pub use layer::{LayerSize, RnnLayer, Weights};
-pub use rnn::Rnn;
+pub use frozen_rnn::{FrozenRnn, RnnState};
+pub use parameters::Weights;
+pub use recurrence::Recurrence;
+pub use rnn::{Elman, Gru, Lstm, Rnn, Slstm};
 pub use sequence::{Output, SequenceOptions};
+pub use stack::RnnOutput;
 pub use torch::{FromTorch, TorchGate};
 
-/// Holds the examples of the workspace's README, which run as tests.
+/// Holds the examples of the workspace's README and of this crate's, which run as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
-struct Readme;
+#[doc = include_str!("../README.md")]
+struct Readmes;

@@ -1,5 +1,5 @@
-//! The candle operation behind [`Rnn`](crate::Rnn). It has three inputs and one packed output, and
-//! keeps what its backward pass needs in the operation object.
+//! The candle operation behind [`Recurrence`](crate::Recurrence). It has three inputs and one
+//! packed output, and keeps what its backward pass needs in the operation object.
 
 use std::sync::OnceLock;
 

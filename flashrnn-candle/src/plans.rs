@@ -1,4 +1,4 @@
-//! A cache of plans, kept by an [`Rnn`](crate::Rnn) between calls.
+//! A cache of plans, kept by a [`Recurrence`](crate::Recurrence) between calls.
 
 use std::any::Any;
 use std::fmt;

@@ -1,240 +1,269 @@
-//! The operator on candle's tensors. Checks the arguments and wraps the packed operation.
+//! The module: layers of a cell, in one or two directions, with parameters.
 
-use std::sync::Arc;
+use candle_core::{Error, ModuleT, Result, Tensor};
+use candle_nn::VarBuilder;
+use flashrnn::{AnyBackend, Cell, CellSizes};
 
-use candle_core::{DType, Error, Result, Tensor, WithDType};
-use flashrnn::{AnyBackend, Backend, Cell, Cpu, Layout, Options, Problem, Shapes};
+use crate::config::LayerSize;
+use crate::layer::Layer;
+use crate::lookup::reason;
+use crate::parameters::Parameters;
+use crate::stack::Stack;
+use crate::torch::{TorchWeights, check_names};
+use crate::{FromTorch, FrozenRnn, Recurrence, RnnConfig, RnnOutput, SequenceOptions, Weights};
 
-use crate::call::Call;
-use crate::host::{Number, check, on_host};
-use crate::join::concat;
-use crate::op::Op;
-use crate::plans::Plans;
-use crate::sequence::Sequence;
-use crate::{Output, SequenceOptions};
-
-/// A recurrence with its options, for tensors of any size.
+/// Layers of the cell `C`, with their parameters, for training.
 ///
-/// It caches the plans of up to 32 recently used sizes. Clones share the cache.
+/// [`Lstm`], [`Gru`], [`Elman`] and [`Slstm`] are the modules of the built-in cells. For a cell of
+/// your own, use [`Rnn::with_cell`].
+///
+/// The input is `x [B, T, I]` and the output `h [B, T, N·D]`, or `[B, T, 2·N·D]` if the module is
+/// bidirectional. With [`Layout::TimeMajor`](flashrnn::Layout), both start with `T, B`. `N·D` is
+/// `hidden`, the number of units.
 ///
 /// ```
-/// use flashrnn::{Options, Save, Slstm};
-/// use flashrnn_candle::Rnn;
+/// use candle_core::{DType, Device, ModuleT, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use flashrnn_candle::{Lstm, RnnConfig, SequenceOptions};
 ///
-/// let options = Options { reverse: true, save: Save::Recompute, ..Options::default() };
-/// let rnn = Rnn::new(Slstm).with(options);
-/// assert!(rnn.options().reverse);
+/// # fn main() -> candle_core::Result<()> {
+/// let vars = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+/// let config = RnnConfig { layers: 2, bidirectional: true, ..RnnConfig::default() };
+/// let lstm = Lstm::new(8, 32, config, vb.pp("lstm"))?;
+///
+/// let x = Tensor::randn(0f32, 1.0, (3, 20, 8), &Device::Cpu)?; // [B, T, I]
+/// let h = lstm.forward_t(&x, false)?;
+/// assert_eq!(h.dims(), [3, 20, 64]);
+///
+/// // Rows of 20, 5 and 12 steps, and the state in which each ends.
+/// let lengths = Tensor::new(&[20u32, 5, 12], &Device::Cpu)?;
+/// let options = SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() };
+/// let out = lstm.forward(&x, &options, false)?;
+/// assert_eq!(out.last.dims(), [2, 4, 3, 1, 32]); // [S, L, B, N, D]
+/// # Ok(())
+/// # }
 /// ```
+///
+/// # Parameters
+/// [`Rnn::new`] and [`Rnn::with_cell`] use these names and shapes, where `l0` is the first layer
+/// and `l0_reverse` its backward direction:
+///
+/// | parameter | shape | initial value |
+/// |---|---|---|
+/// | `w_l0` | `[Gx·N·D, I]` | uniform in ±1/√I |
+/// | `r_l0` | `[Gr, N, D_out, D_in]` | uniform in ±1/√D |
+/// | `b_NAME_l0`, one per gate of the cell | `[N, D]` | 0; 1 for the forget gate `f` |
+///
+/// The biases are named after [`Cell::GATES`]: `b_i`, `b_f`, `b_z`, `b_o` for LSTM and sLSTM, `b_g`
+/// for Elman, and `b_n_h`, `b_r`, `b_z`, `b_n_x` for GRU, where `b_n_h` is PyTorch's b_hn, inside
+/// the reset gate, and `b_n_x` its b_in. A forget bias of 1 helps a new network to remember. In
+/// layers above the first, `I` is the width of the output below.
+///
+/// [`Rnn::from_torch`] uses PyTorch's names, shapes and initial values instead.
+///
+/// The module reads its parameters on every call, so it follows an optimiser that updates them.
+/// [`Rnn::freeze`] packs them once, for inference.
 #[derive(Clone, Debug)]
 pub struct Rnn<C> {
-    cell: C,
-    backend: AnyBackend,
-    options: Options,
-    all_states: bool,
-    plans: Arc<Plans>,
+    pub(crate) stack: Stack<Layer<C>>,
 }
 
-/// Calls a method that is generic over the element types of wx and of the weights.
-macro_rules! by_types {
-    ($wx:expr, $weights:expr, $rnn:ident.$method:ident $arguments:tt) => {{
-        use candle_core::DType::{BF16, F16, F32, F64};
-        use flashrnn::{bf16, f16};
+/// LSTM layers.
+pub type Lstm = Rnn<flashrnn::Lstm>;
+/// GRU layers.
+pub type Gru = Rnn<flashrnn::Gru>;
+/// Elman layers: PyTorch's `nn.RNN` with tanh.
+pub type Elman = Rnn<flashrnn::Elman>;
+/// sLSTM layers.
+pub type Slstm = Rnn<flashrnn::Slstm>;
 
-        match ($wx, $weights) {
-            (F32, F32) => $rnn.$method::<f32, f32>$arguments,
-            (F64, F64) => $rnn.$method::<f64, f64>$arguments,
-            (F16, F16) => $rnn.$method::<f16, f16>$arguments,
-            (F16, F32) => $rnn.$method::<f16, f32>$arguments,
-            (BF16, BF16) => $rnn.$method::<bf16, bf16>$arguments,
-            (BF16, F32) => $rnn.$method::<bf16, f32>$arguments,
-            (wx, weights) => Err($crate::rnn::wrong_types(wx, weights)),
-        }
-    }};
-}
-pub(crate) use by_types;
-
-/// Makes the error for element types that do not go together.
-pub(crate) fn wrong_types(wx: DType, weights: DType) -> Error {
-    match wx {
-        DType::F32 | DType::F64 | DType::F16 | DType::BF16 => {
-            Error::msg(format!("r is {weights:?}, wanted {wx:?} like wx, or F32 with a 16-bit wx"))
-        }
-        _ => Error::msg(format!("wx is {wx:?}, wanted F32, F64, F16 or BF16")),
+impl<C: Cell + Default> Rnn<C> {
+    /// Makes a module for inputs of `input` features, with `hidden` units per layer and direction.
+    /// Gets the parameters from `vb`, which creates them if it is backed by a `VarMap` without
+    /// them.
+    ///
+    /// # Errors
+    /// If a size is 0, `hidden` is not a multiple of the heads, the configuration is invalid, or a
+    /// parameter is missing or has the wrong shape.
+    pub fn new(input: usize, hidden: usize, config: RnnConfig, vb: VarBuilder) -> Result<Self> {
+        Self::with_cell(C::default(), input, hidden, config, vb)
     }
 }
 
 impl<C: Cell> Rnn<C> {
-    /// Makes the recurrence of `cell`, one of [`flashrnn`]'s or your own, on the CPU: batch-major,
-    /// with every option off.
-    #[must_use]
-    pub fn new(cell: C) -> Self {
-        Self::on(AnyBackend::Cpu(Cpu::new()), cell)
-    }
-
-    /// Makes the recurrence of `cell` on `backend`: batch-major, with every option off.
-    #[must_use]
-    pub fn on(backend: AnyBackend, cell: C) -> Self {
-        Self {
-            cell,
-            backend,
-            options: Options::default(),
-            all_states: false,
-            plans: Arc::default(),
-        }
-    }
-
-    /// Returns this recurrence with `options`.
-    #[must_use]
-    pub fn with(self, options: Options) -> Self {
-        Self { options, ..self }
-    }
-
-    /// Selects whether [`Output::states`] is present. The [crate documentation](crate) describes
-    /// its cost.
-    #[must_use]
-    pub fn all_states(self, all_states: bool) -> Self {
-        Self { all_states, ..self }
-    }
-
-    /// Returns the options.
-    #[must_use]
-    pub fn options(&self) -> &Options {
-        &self.options
-    }
-
-    /// Returns the backend.
-    #[must_use]
-    pub fn backend(&self) -> &AnyBackend {
-        &self.backend
-    }
-
-    /// Runs the recurrence over `wx [B, T, Gx, N, D]` with `r [Gr, N, D_out, D_in]` and
-    /// `b [G, N, D]`.
-    ///
-    /// Every tensor of the [`Output`] is differentiable with respect to `wx`, `r`, `b` and `s0`.
-    /// Tensors that are not contiguous are copied. Every call packs `r` and `b` with their current
-    /// values.
+    /// Does what [`Rnn::new`] does, for any cell.
     ///
     /// # Errors
-    /// If a tensor has the wrong shape or type or is not on the CPU, a length is outside 0 to T, an
-    /// option is invalid, or memory runs out.
-    pub fn forward(
-        &self,
-        wx: &Tensor,
-        r: &Tensor,
-        b: &Tensor,
-        options: &SequenceOptions,
-    ) -> Result<Output> {
-        let shapes = self.shapes_of(wx)?;
-        check("r", r, &shapes.r())?;
-        check("b", b, &shapes.b())?;
-        let sequence = Sequence::read(options, &shapes)?;
-        self.differentiable(wx, r, b, &shapes, sequence)
-    }
-
-    /// Runs the recurrence as a candle operation. `r` and `b` must have the numbers of elements
-    /// given by `shapes`, but may have any shape.
-    pub(crate) fn differentiable(
-        &self,
-        wx: &Tensor,
-        r: &Tensor,
-        b: &Tensor,
-        shapes: &Shapes,
-        sequence: Sequence<'_>,
-    ) -> Result<Output> {
-        on_host([("wx", wx), ("r", r), ("b", b)])?;
-        by_types!(wx.dtype(), r.dtype(), self.run(wx, r, b, shapes, sequence))
-    }
-
-    fn run<T: Number, W: Number>(
-        &self,
-        wx: &Tensor,
-        r: &Tensor,
-        b: &Tensor,
-        shapes: &Shapes,
-        sequence: Sequence<'_>,
-    ) -> Result<Output> {
-        same_type(r, b)?;
-        let wide = <T::Wide as WithDType>::DTYPE;
-        let (wx, r) = (wx.contiguous()?, r.contiguous()?);
-        let rest = match sequence.s0 {
-            None => b.contiguous()?,
-            Some(s0) => concat(&b.to_dtype(wide)?, &s0.to_dtype(wide)?)?,
-        };
-        let differentiable = wx.track_op() || r.track_op() || rest.track_op();
-        let initial = sequence.s0.is_some();
-        let call = self.call::<T, W>(shapes, sequence)?;
-        let head_len = call.head_len();
-        // packed: [S·B·T·N·D or B·T·N·D, then S·B·N·D]
-        let packed = wx.apply_op3(&r, &rest, Op::new(call, initial, differentiable))?;
-        let head = packed.narrow(0, 0, head_len)?.to_dtype(wx.dtype())?;
-        // Copied, so that keeping `last` does not keep h.
-        let last =
-            packed.narrow(0, head_len, packed.elem_count() - head_len)?.force_contiguous()?;
-        let last = last.reshape(shapes.state().as_slice())?;
-        if self.all_states {
-            let states = head.reshape(shapes.states().as_slice())?;
-            Ok(Output { h: states.get(0)?, last, states: Some(states) })
-        } else {
-            Ok(Output { h: head.reshape(shapes.h().as_slice())?, last, states: None })
-        }
-    }
-
-    /// Makes a call for tensors of `shapes`, with a cached plan if there is one.
-    pub(crate) fn call<T: Number, W: Number>(
-        &self,
-        shapes: &Shapes,
-        sequence: Sequence<'_>,
-    ) -> Result<Call<T, W>> {
-        let problem = Problem::new(shapes.batch, shapes.time, shapes.heads, shapes.head_dim)
-            .with(self.options);
-        let make = || self.backend.plan::<T, W, C>(&self.cell, &problem);
-        Ok(Call {
-            backend: self.backend.clone(),
-            plan: self.plans.get(&problem, make).map_err(Error::wrap)?,
-            lengths: sequence.lengths,
-            resets: sequence.resets,
-            all_states: self.all_states,
+    /// The same as [`Rnn::new`].
+    pub fn with_cell(
+        cell: C,
+        input: usize,
+        hidden: usize,
+        config: RnnConfig,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        Self::build(cell, input, hidden, config, |size, _, suffix| {
+            Parameters::own::<C>(size, config.bias, suffix, &vb)
         })
     }
 
-    /// Checks the shape of wx, and returns the shapes of all tensors.
-    pub(crate) fn shapes_of(&self, wx: &Tensor) -> Result<Shapes> {
-        let &[outer, inner, _, heads, head_dim] = wx.dims() else {
-            let order = self.order();
+    /// Makes a module from existing weights, one entry per layer and direction in the order of
+    /// [`RnnOutput::last`]. If they are variables or computed from variables, gradients flow back
+    /// to those variables. [`RnnConfig::bias`] has no effect, as `b` is given.
+    ///
+    /// # Errors
+    /// If the number of entries is not that of layers and directions, the shapes contradict each
+    /// other, the cell or the configuration, or the configuration is invalid.
+    pub fn from_weights(cell: C, config: RnnConfig, weights: &[Weights]) -> Result<Self> {
+        let wanted = config.layers * config.directions();
+        let (Some(first), true) = (weights.first(), weights.len() == wanted) else {
             return Err(Error::msg(format!(
-                "wx: got shape {:?}, wanted [{order}, Gx, N, D]",
-                wx.dims()
+                "weights: got {} entries, wanted {wanted}, one per layer and direction",
+                weights.len()
             )));
         };
-        let shapes =
-            self.problem([outer, inner], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
-        check("wx", wx, &shapes.wx())?;
-        Ok(shapes)
-    }
-
-    /// Makes the problem for tensors whose first two axes have the sizes `outer`.
-    pub(crate) fn problem(&self, outer: [usize; 2], heads: usize, head_dim: usize) -> Problem {
-        let [batch, time] = match self.options.layout {
-            Layout::BatchMajor => outer,
-            Layout::TimeMajor => [outer[1], outer[0]],
+        let (&[_, input], &[_, heads, head_dim, _]) = (first.w.dims(), first.r.dims()) else {
+            return Err(Error::msg(format!(
+                "weights: got w of shape {:?} and r of shape {:?}, wanted [Gx·N·D, I] and \
+                 [Gr, N, D_out, D_in]",
+                first.w.dims(),
+                first.r.dims()
+            )));
         };
-        Problem::new(batch, time, heads, head_dim).with(self.options)
+        if heads != config.heads {
+            return Err(Error::msg(format!(
+                "r: got {heads} heads, wanted {} as in the configuration",
+                config.heads
+            )));
+        }
+        Self::build(cell, input, heads * head_dim, config, |size, index, suffix| {
+            Parameters::existing::<C>(size, &weights[index])
+                .map_err(|error| Error::msg(format!("weights of {suffix}: {}", reason(error))))
+        })
     }
 
-    /// Returns the names of the first two axes.
-    pub(crate) fn order(&self) -> &'static str {
-        match self.options.layout {
-            Layout::BatchMajor => "B, T",
-            Layout::TimeMajor => "T, B",
+    /// Makes a module whose parameters are made by `make` from their size, index and suffix.
+    fn build(
+        cell: C,
+        input: usize,
+        hidden: usize,
+        config: RnnConfig,
+        make: impl Fn(LayerSize, usize, &str) -> Result<Parameters>,
+    ) -> Result<Self> {
+        config.check::<C>(input, hidden)?;
+        let recurrence = Recurrence::new(cell);
+        let mut layers = Vec::with_capacity(config.layers * config.directions());
+        for index in 0..config.layers {
+            let size = config.layer_size(input, hidden, index);
+            for direction in 0..config.directions() {
+                let suffix = format!("l{index}{}", ["", "_reverse"][direction]);
+                let parameters = make(size, layers.len(), &suffix)?;
+                let recurrence = recurrence.clone().with(config.direction_options(direction));
+                layers.push(Layer { recurrence, size, parameters });
+            }
         }
+        let state = [C::S, config.heads, hidden / config.heads];
+        Ok(Self { stack: Stack { config, layers, state } })
+    }
+
+    /// Returns this module with its recurrences on `backend`.
+    #[must_use]
+    pub fn on(mut self, backend: &AnyBackend) -> Self {
+        let layers = &mut self.stack.layers;
+        // Made once, because the layers share its plans.
+        if let Some(moved) = layers.first().map(|layer| layer.recurrence.moved(backend)) {
+            for Layer { recurrence, .. } in layers {
+                *recurrence = moved.clone().with(*recurrence.options());
+            }
+        }
+        self
+    }
+
+    /// Runs the module over `x [B, T, I]` (or time-major). `train` turns dropout on.
+    ///
+    /// Every tensor of the result is differentiable with respect to the parameters, `x` and `s0`.
+    ///
+    /// # Errors
+    /// If a tensor has the wrong shape or type or is not on the CPU, a length is outside 0 to T, or
+    /// memory runs out.
+    pub fn forward(&self, x: &Tensor, options: &SequenceOptions, train: bool) -> Result<RnnOutput> {
+        self.stack.forward(x, options, train, Layer::forward)
+    }
+
+    /// Packs the parameters once for inference. See [`FrozenRnn`].
+    ///
+    /// # Errors
+    /// If the parameters have incompatible element types, or memory runs out.
+    pub fn freeze(&self) -> Result<FrozenRnn> {
+        Ok(FrozenRnn::new(self.stack.try_map(Layer::freeze)?))
+    }
+
+    /// Returns the configuration.
+    #[must_use]
+    pub fn config(&self) -> &RnnConfig {
+        &self.stack.config
+    }
+
+    /// Returns the parameters in flashrnn's order, one entry per layer and direction in the order
+    /// of [`RnnOutput::last`]. For a module made by [`from_torch`](Rnn::from_torch), `r` and `b`
+    /// are copies with the current values.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn weights(&self) -> Result<Vec<Weights>> {
+        self.stack.layers.iter().map(Layer::weights).collect()
     }
 }
 
-/// Checks that r and b have the same element type.
-pub(crate) fn same_type(r: &Tensor, b: &Tensor) -> Result<()> {
-    if b.dtype() == r.dtype() {
-        return Ok(());
+impl<C: FromTorch> Rnn<C> {
+    /// Makes a module over the parameters of PyTorch's `nn.LSTM`, `nn.GRU` or `nn.RNN`, under
+    /// PyTorch's names: `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, their
+    /// `_reverse` and those of the layers above. `input` and `hidden` are PyTorch's `input_size`
+    /// and `hidden_size`. The parameters keep PyTorch's order, so a `VarMap` loads and saves files
+    /// that PyTorch reads:
+    ///
+    /// ```no_run
+    /// use candle_core::{DType, Device};
+    /// use candle_nn::{VarBuilder, VarMap};
+    /// use flashrnn_candle::{Gru, RnnConfig};
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let mut vars = VarMap::new();
+    /// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    /// let config = RnnConfig { layers: 2, bidirectional: true, ..RnnConfig::default() };
+    /// let gru = Gru::from_torch(8, 32, config, vb)?;
+    /// vars.load("gru.safetensors")?;
+    /// // Train as usual.
+    /// vars.save("tuned.safetensors")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// If `vb` creates variables, it initialises all of them like PyTorch, uniform in ±1/√hidden.
+    /// A module with PyTorch's `bias=False` needs [`RnnConfig::bias`] `false`. Weights do not say
+    /// which nonlinearity an `nn.RNN` has; it must be tanh.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has the wrong shape, `vb` has parameters that the configuration
+    /// leaves out (more layers, a second direction, biases, projections), `heads` is not 1, or the
+    /// configuration is invalid.
+    pub fn from_torch(
+        input: usize,
+        hidden: usize,
+        config: RnnConfig,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        check_names(&config, &vb)?;
+        Self::build(C::default(), input, hidden, config, |size, _, suffix| {
+            Ok(Parameters::Torch(TorchWeights::find::<C>(size, config.bias, suffix, &vb)?))
+        })
     }
-    Err(Error::msg(format!("b is {:?}, wanted {:?} like r", b.dtype(), r.dtype())))
+}
+
+impl<C: Cell> ModuleT for Rnn<C> {
+    /// Returns [`RnnOutput::h`] for `x [B, T, I]` (or time-major).
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        Ok(self.forward(x, &SequenceOptions::default(), train)?.h)
+    }
 }

@@ -5,22 +5,23 @@ use flashrnn::Shapes;
 
 use crate::host::{check, on_host};
 
-/// The optional inputs of a call.
+/// The optional inputs of a call of a [`Recurrence`](crate::Recurrence) or of a module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SequenceOptions<'a> {
-    /// `[S, B, N, D]`: the initial state, zeros if absent. May have any float type; it is converted
-    /// to f32, or to f64 if `wx` is f64. The call copies it, so a model may overwrite it before the
-    /// backward pass.
+    /// `[S, B, N, D]`, for a module `[S, L, B, N, D]`: the initial state, zeros if absent. May have
+    /// any float type; it is converted to f32, or to f64 if `wx` or `x` is f64. The call copies it,
+    /// so a model may overwrite it before the backward pass.
     pub s0: Option<&'a Tensor>,
     /// `[B]`, of an integer type: row b has `lengths[b]` steps, 0 to T. Later outputs are zero, and
     /// later elements of `wx` or `x`, even NaN and infinities, affect no output and no gradient.
     pub lengths: Option<&'a Tensor>,
     /// `[B, T]` (or `[T, B]`), of an integer type: a nonzero flag zeroes the row's state before
-    /// that step is processed.
+    /// that step is processed. In a bidirectional module a flag marks the first step of a document,
+    /// and the backward direction zeroes its state before the document's last step.
     pub resets: Option<&'a Tensor>,
 }
 
-/// The results of a call.
+/// The results of a call of a [`Recurrence`](crate::Recurrence).
 #[derive(Clone, Debug)]
 pub struct Output {
     /// `[B, T, N, D]` (or time-major): h at every step, in the type of `wx`.
@@ -30,7 +31,8 @@ pub struct Output {
     /// first).
     pub last: Tensor,
     /// `[S, B, T, N, D]` (or time-major): every state at every step, in the type of `wx`. Present
-    /// with [`Rnn::all_states`](crate::Rnn::all_states), where `h` is a view of its first part.
+    /// with [`Recurrence::all_states`](crate::Recurrence::all_states), where `h` is a view of its
+    /// first part.
     pub states: Option<Tensor>,
 }
 
@@ -88,4 +90,53 @@ fn read_lengths(tensor: &Tensor, shapes: &Shapes) -> Result<Vec<i32>> {
 fn read_resets(tensor: &Tensor, shapes: &Shapes) -> Result<Vec<u8>> {
     let flags = read_integers("resets", tensor, &shapes.resets())?;
     Ok(flags.iter().map(|&flag| u8::from(flag != 0)).collect())
+}
+
+/// Moves flags `[B, T]` (or `[T, B]`) at the first step of each document to the last step of the
+/// document before, where the reverse direction enters that document.
+///
+/// Flags at or beyond a row's length are dropped, because the flag of step `length` would move to
+/// the row's last step.
+pub(crate) fn last_steps(
+    resets: &Tensor,
+    lengths: Option<&Tensor>,
+    time_axis: usize,
+) -> Result<Tensor> {
+    let flags = resets.ne(0i64)?;
+    let time = flags.dim(time_axis)?;
+    if time == 0 {
+        return Ok(flags);
+    }
+    let none = flags.narrow(time_axis, 0, 1)?.zeros_like()?;
+    let moved = Tensor::cat(&[flags.narrow(time_axis, 1, time - 1)?, none], time_axis)?;
+    let Some(lengths) = lengths else { return Ok(moved) };
+    // The step that each flag comes from, and the lengths, along their own axes.
+    let from = Tensor::arange(1, time as i64 + 1, flags.device())?.unsqueeze(1 - time_axis)?;
+    let lengths = lengths.to_dtype(DType::I64)?.unsqueeze(time_axis)?;
+    moved * from.broadcast_lt(&lengths)?
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn flags_move_to_the_last_step_of_the_document_before() -> Result<()> {
+        let device = &Device::Cpu;
+        let resets = Tensor::new(&[[1u8, 0, 2, 1], [0, 1, 0, 1]], device)?;
+        let want = [[0u8, 1, 1, 0], [1, 0, 1, 0]];
+        assert_eq!(last_steps(&resets, None, 1)?.to_vec2::<u8>()?, want);
+        assert_eq!(last_steps(&resets.t()?, None, 0)?.t()?.to_vec2::<u8>()?, want);
+        let lengths = Tensor::new(&[3u32, 1], device)?;
+        let want = [[0u8, 1, 0, 0], [0, 0, 0, 0]];
+        assert_eq!(last_steps(&resets, Some(&lengths), 1)?.to_vec2::<u8>()?, want);
+        assert_eq!(last_steps(&resets.t()?, Some(&lengths), 0)?.t()?.to_vec2::<u8>()?, want);
+        for time in [0, 1] {
+            let flags = resets.narrow(1, 0, time)?;
+            assert_eq!(last_steps(&flags, None, 1)?.to_vec2::<u8>()?, vec![vec![0; time]; 2]);
+        }
+        Ok(())
+    }
 }

@@ -3,10 +3,13 @@
 use std::ops::Range;
 
 use candle_core::{Error, Result, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 use flashrnn::{Cell, CellSizes, Elman, Gru, Lstm};
 
+use crate::RnnConfig;
+use crate::config::LayerSize;
 use crate::join::{Part, join};
+use crate::lookup::{full_name, get, reason, uniform};
 
 /// A cell that PyTorch has as well, so that its weights can be loaded into one head of
 /// `D = hidden_size` units.
@@ -14,7 +17,7 @@ use crate::join::{Part, join};
 /// PyTorch stacks the weights of K gates, with H = `hidden_size` rows each, in
 /// `weight_ih [K·H, I]`, `weight_hh [K·H, H]` and two biases `[K·H]`. K is 4 for `nn.LSTM`, 3 for
 /// `nn.GRU` and 1 for `nn.RNN`.
-pub trait FromTorch: Cell {
+pub trait FromTorch: Cell + Default {
     /// For each gate in [`Cell::GATES`], the PyTorch gate it takes its weights from.
     const TORCH_GATES: &'static [TorchGate];
 }
@@ -62,6 +65,46 @@ impl TorchGate {
     pub const fn external(index: usize) -> Self {
         Self { ih: Some(index), hh: None }
     }
+}
+
+/// Checks that `vb` has no parameters of a PyTorch module that `config` leaves out.
+pub(crate) fn check_names(config: &RnnConfig, vb: &VarBuilder) -> Result<()> {
+    let RnnConfig { layers, bidirectional, bias, heads, .. } = *config;
+    if heads != 1 {
+        return Err(Error::msg(format!("heads is {heads}, wanted 1; PyTorch's modules have one")));
+    }
+    // `VarBuilder::zeros` has parameters of every name.
+    let has = |name: &str| vb.contains_tensor(name) && !vb.contains_tensor("");
+    let above = format!("weight_ih_l{layers}");
+    for (covered, name, why) in [
+        (false, above.as_str(), format!("layers is {layers}")),
+        (bidirectional, "weight_ih_l0_reverse", "bidirectional is false".to_owned()),
+        (bias, "bias_ih_l0", "bias is false".to_owned()),
+        (false, "weight_hr_l0", "projections (proj_size) are not supported".to_owned()),
+    ] {
+        if !covered && has(name) {
+            let name = full_name(vb, name);
+            return Err(Error::msg(format!("found parameter {name}, but {why}")));
+        }
+    }
+    Ok(())
+}
+
+/// Lists the parameters of a PyTorch module that `vb` has, for error messages.
+fn found(vb: &VarBuilder) -> String {
+    let mut names = Vec::new();
+    for layer in 0..100 {
+        let before = names.len();
+        for direction in ["", "_reverse"] {
+            let kinds = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"];
+            let named = kinds.map(|kind| format!("{kind}_l{layer}{direction}"));
+            names.extend(named.into_iter().filter(|name| vb.contains_tensor(name)));
+        }
+        if names.len() == before {
+            break;
+        }
+    }
+    if names.is_empty() { "none of a PyTorch module".to_owned() } else { names.join(", ") }
 }
 
 /// Holds K of a cell, and checks [`FromTorch::TORCH_GATES`] at compile time.
@@ -112,37 +155,21 @@ pub(crate) struct TorchWeights {
 impl TorchWeights {
     /// Gets the parameters from `vb`, which initialises them like PyTorch if it creates variables.
     pub fn find<C: FromTorch>(
-        input: usize,
-        hidden: usize,
+        size: LayerSize,
+        bias: bool,
         suffix: &str,
         vb: &VarBuilder,
     ) -> Result<Self> {
+        let LayerSize { input, head_dim: hidden, .. } = size;
         let rows = Checked::<C>::K * hidden;
-        let bound = 1.0 / (hidden as f64).sqrt();
-        let init = Init::Uniform { lo: -bound, up: bound };
-        let named = |name: &str| format!("{name}_{suffix}");
-        // A builder that returns weights it does not contain creates them, and should create the
-        // biases too.
-        let creates = !vb.contains_tensor(&named("weight_ih"));
-        let weight_ih = vb.get_with_hints((rows, input), &named("weight_ih"), init)?;
-        let weight_hh = vb.get_with_hints((rows, hidden), &named("weight_hh"), init)?;
-        let names = ["bias_ih", "bias_hh"].map(named);
-        let [ih, hh] = names.each_ref().map(|name| creates || vb.contains_tensor(name));
-        let bias = |name: &str| vb.get_with_hints(rows, name, init);
-        let biases = match (ih, hh) {
-            (true, true) => Some([bias(&names[0])?, bias(&names[1])?]),
-            (false, false) => None,
-            _ => {
-                let [missing, present] =
-                    if ih { [&names[1], &names[0]] } else { [&names[0], &names[1]] };
-                let prefix = vb.prefix();
-                let prefix = if prefix.is_empty() { prefix } else { format!("{prefix}.") };
-                return Err(Error::msg(format!(
-                    "{prefix}{missing} is missing, but {prefix}{present} is present; a PyTorch \
-                     module has both biases or neither"
-                )));
-            }
+        let get = |name: &str, shape: &[usize]| {
+            get(vb, shape, &format!("{name}_{suffix}"), uniform(hidden))
+                .map_err(|error| Error::msg(format!("{}; found {}", reason(error), found(vb))))
         };
+        let weight_ih = get("weight_ih", &[rows, input])?;
+        let weight_hh = get("weight_hh", &[rows, hidden])?;
+        let biases =
+            if bias { Some([get("bias_ih", &[rows])?, get("bias_hh", &[rows])?]) } else { None };
         Ok(Self { weight_ih, weight_hh, biases, gates: C::TORCH_GATES })
     }
 

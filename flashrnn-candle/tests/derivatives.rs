@@ -1,10 +1,10 @@
-//! Computing second derivatives is an error, for every gradient of the operator and of a layer.
+//! Computing second derivatives is an error, for every gradient of the operator and of a module.
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, ModuleT, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use flashrnn::{Elman, Gru, Lstm};
-use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
+use flashrnn::Elman;
+use flashrnn_candle::{Gru, Lstm, Recurrence, RnnConfig, SequenceOptions};
 
 /// Asserts that a penalty on the gradient of `var` is an error unless the gradient is detached.
 fn assert_no_second_derivative(name: &str, grads: &GradStore, var: &Tensor) -> Result<()> {
@@ -27,8 +27,12 @@ fn operator_has_no_second_derivatives() -> Result<()> {
     let s0 = Var::ones((1, 1, 1, 3), DType::F64, &Device::Cpu)?;
     for s0 in [None, Some(s0.as_tensor())] {
         let options = SequenceOptions { s0, ..SequenceOptions::default() };
-        let grads =
-            Rnn::new(Elman).forward(&wx, &r, &b, &options)?.h.sqr()?.sum_all()?.backward()?;
+        let grads = Recurrence::new(Elman)
+            .forward(&wx, &r, &b, &options)?
+            .h
+            .sqr()?
+            .sum_all()?
+            .backward()?;
         let vars = [("wx", wx.as_tensor()), ("r", &r), ("b", &b)];
         for (name, var) in vars.into_iter().chain(s0.map(|s0| ("s0", s0))) {
             assert_no_second_derivative(name, &grads, var)?;
@@ -38,20 +42,17 @@ fn operator_has_no_second_derivatives() -> Result<()> {
 }
 
 #[test]
-fn layers_have_no_second_derivatives() -> Result<()> {
+fn modules_have_no_second_derivatives() -> Result<()> {
     let x = Var::ones((1, 2, 3), DType::F64, &Device::Cpu)?;
     for torch in [false, true] {
         let map = VarMap::new();
         let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
-        let out = if torch {
-            let layer = RnnLayer::from_torch(Rnn::new(Gru), 3, 4, "l0", vb)?;
-            layer.forward(&x, &SequenceOptions::default())?
+        let h = if torch {
+            Gru::from_torch(3, 4, RnnConfig::default(), vb)?.forward_t(&x, true)?
         } else {
-            let layer =
-                RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 3, heads: 1, head_dim: 4 }, vb)?;
-            layer.forward(&x, &SequenceOptions::default())?
+            Lstm::new(3, 4, RnnConfig::default(), vb)?.forward_t(&x, true)?
         };
-        let grads = out.h.sqr()?.sum_all()?.backward()?;
+        let grads = h.sqr()?.sum_all()?.backward()?;
         assert_no_second_derivative("x", &grads, &x)?;
         for (name, var) in map.data().lock().expect("no panic").iter() {
             assert_no_second_derivative(name, &grads, var)?;
@@ -80,7 +81,7 @@ fn earlier_operations_have_no_second_derivatives() -> Result<()> {
         Tensor::ones((1, 1, 3), DType::F64, &Device::Cpu)?,
     );
     let wx = x.sin()?;
-    let grads = Rnn::new(Elman)
+    let grads = Recurrence::new(Elman)
         .forward(&wx, &r, &b, &SequenceOptions::default())?
         .h
         .sum_all()?

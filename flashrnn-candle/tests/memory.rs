@@ -3,10 +3,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, ModuleT, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use flashrnn::{Elman, Lstm};
-use flashrnn_candle::{LayerSize, Rnn, RnnLayer, SequenceOptions};
+use flashrnn::Elman;
+use flashrnn_candle::{Lstm, Recurrence, RnnConfig, SequenceOptions};
 
 /// The system allocator with a count of the bytes in use.
 struct Counting;
@@ -50,7 +50,7 @@ fn results_hold_only_themselves() -> Result<()> {
     let (time, dim) = (2000, 64);
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
     let (r, b) = (zeros(&[1, 1, dim, dim])?, zeros(&[1, 1, dim])?);
-    let rnn = Rnn::new(Elman);
+    let rnn = Recurrence::new(Elman);
     // A tensor's shape, operation and so on.
     let overhead = 2048;
 
@@ -68,11 +68,11 @@ fn results_hold_only_themselves() -> Result<()> {
 
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
-    let layer = RnnLayer::new(Rnn::new(Lstm), LayerSize { input: 8, heads: 1, head_dim: dim }, vb)?;
+    let lstm = Lstm::new(8, dim, RnnConfig::default(), vb)?;
     let parameters: usize = map.all_vars().iter().map(|var| 4 * var.elem_count()).sum();
     let grads = held_bytes(20, || {
         let x = zeros(&[1, time, 8])?;
-        layer.forward(&x, &SequenceOptions::default())?.h.sum_all()?.backward()
+        lstm.forward_t(&x, true)?.sum_all()?.backward()
     })?;
     // The states of the forward pass alone are 20 times as large.
     let states = 4 * 2 * time * dim;

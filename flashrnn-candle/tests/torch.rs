@@ -1,19 +1,24 @@
-//! Tests layers in PyTorch's layout: that their weights mean the same as in candle-nn's LSTM and
-//! GRU, and that the layers train.
+//! Tests modules in PyTorch's layout: that their weights mean the same as in candle-nn's LSTM and
+//! GRU, that they train, and that errors name the parameter. (`vectors.rs` compares with PyTorch.)
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use candle_nn::rnn::{GRUConfig, LSTMConfig, RNN, gru, lstm};
 use candle_nn::{AdamW, Init, Linear, Module, Optimizer, VarBuilder, VarMap};
-use flashrnn::{Elman, Gru, Lstm, Options};
-use flashrnn_candle::{FromTorch, Rnn, RnnLayer, SequenceOptions};
+use flashrnn::{self as cells, Options};
+use flashrnn_candle::{Elman, FromTorch, Gru, Lstm, Rnn, RnnConfig, SequenceOptions};
 
 const INPUT: usize = 3;
 const HIDDEN: usize = 5;
 
-fn reverse() -> Options {
-    Options { reverse: true, ..Options::default() }
+fn reverse() -> RnnConfig {
+    let options = Options { reverse: true, ..Options::default() };
+    RnnConfig { options, ..RnnConfig::default() }
+}
+
+fn bidirectional() -> RnnConfig {
+    RnnConfig { bidirectional: true, ..RnnConfig::default() }
 }
 
 /// Returns random weights under PyTorch's names.
@@ -45,15 +50,13 @@ fn lstm_agrees_with_candle_nn() -> Result<()> {
     let x = Tensor::randn(0.0f64, 1.0, (2, 7, INPUT), &Device::Cpu)?;
     let theirs = lstm(INPUT, HIDDEN, LSTMConfig::default(), vb.clone())?;
     let states = theirs.seq(&x)?;
-    let ours = RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", vb)?;
-    let out = ours.forward(&x, &SequenceOptions::default())?;
-    assert!(
-        largest_difference(&out.h.flatten_from(2)?, &theirs.states_to_tensor(&states)?)?
-            < TOLERANCE
-    );
+    let ours = Lstm::from_torch(INPUT, HIDDEN, RnnConfig::default(), vb)?;
+    let out = ours.forward(&x, &SequenceOptions::default(), false)?;
+    assert!(largest_difference(&out.h, &theirs.states_to_tensor(&states)?)? < TOLERANCE);
     let last = &states[6];
     for (k, theirs) in [last.h(), last.c()].into_iter().enumerate() {
-        assert!(largest_difference(&out.last.get(k)?.squeeze(1)?, theirs)? < TOLERANCE);
+        let ours = out.last.get(k)?.squeeze(0)?.squeeze(1)?;
+        assert!(largest_difference(&ours, theirs)? < TOLERANCE);
     }
     Ok(())
 }
@@ -64,21 +67,20 @@ fn gru_agrees_with_candle_nn() -> Result<()> {
     let x = Tensor::randn(0.0f64, 1.0, (2, 7, INPUT), &Device::Cpu)?;
     let theirs = gru(INPUT, HIDDEN, GRUConfig::default(), vb.clone())?;
     let states = theirs.seq(&x)?.iter().map(|state| state.h().clone()).collect::<Vec<_>>();
-    let ours = RnnLayer::from_torch(Rnn::new(Gru), INPUT, HIDDEN, "l0", vb)?;
-    let out = ours.forward(&x, &SequenceOptions::default())?;
-    assert!(largest_difference(&out.h.flatten_from(2)?, &Tensor::stack(&states, 1)?)? < TOLERANCE);
+    let ours = Gru::from_torch(INPUT, HIDDEN, RnnConfig::default(), vb)?.forward_t(&x, false)?;
+    assert!(largest_difference(&ours, &Tensor::stack(&states, 1)?)? < TOLERANCE);
     Ok(())
 }
 
 #[test]
 fn elman_agrees_with_its_equation() -> Result<()> {
-    let weights = torch_weights(1, "l1_reverse")?;
+    // A module in one direction that was trained on reversed sequences.
+    let weights = torch_weights(1, "l0")?;
     let x = Tensor::randn(0.0f64, 1.0, (2, 4, INPUT), &Device::Cpu)?;
-    let rnn = Rnn::new(Elman).with(reverse());
-    let ours = RnnLayer::from_torch(rnn, INPUT, HIDDEN, "l1_reverse", builder(weights.clone()))?;
-    let got = ours.forward(&x, &SequenceOptions::default())?.h.flatten_from(2)?;
+    let ours = Elman::from_torch(INPUT, HIDDEN, reverse(), builder(weights.clone()))?;
+    let got = ours.forward_t(&x, false)?;
     // h = tanh(W_ih x + b_ih + W_hh h + b_hh), in reverse
-    let get = |name: &str| weights[&format!("{name}_l1_reverse")].clone();
+    let get = |name: &str| weights[&format!("{name}_l0")].clone();
     let input = Linear::new(get("weight_ih"), Some(get("bias_ih")));
     let hidden = Linear::new(get("weight_hh"), Some(get("bias_hh")));
     let mut h = Tensor::zeros((2, HIDDEN), DType::F64, &Device::Cpu)?;
@@ -90,14 +92,14 @@ fn elman_agrees_with_its_equation() -> Result<()> {
     Ok(())
 }
 
-/// Returns the layer's output for a fixed input.
-fn output<C: FromTorch>(layer: &RnnLayer<C>, dtype: DType) -> Result<Tensor> {
-    let x = Tensor::arange(0f64, 2.0 * 7.0 * INPUT as f64, &Device::Cpu)?.sin()?.to_dtype(dtype)?;
-    Ok(layer.forward(&x.reshape((2, 7, INPUT))?, &SequenceOptions::default())?.h)
+/// Returns the module's output for a fixed input.
+fn output<C: FromTorch>(module: &Rnn<C>) -> Result<Tensor> {
+    let x = Tensor::arange(0f64, 2.0 * 7.0 * INPUT as f64, &Device::Cpu)?.sin()?;
+    module.forward_t(&x.reshape((2, 7, INPUT))?, true)
 }
 
-/// Trains a layer over variables in PyTorch's layout, and checks their gradients.
-fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
+/// Trains a module over variables in PyTorch's layout, and checks their gradients.
+fn trains<C: FromTorch>(gates: usize) -> Result<()> {
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
     let rows = gates * HIDDEN;
@@ -107,18 +109,19 @@ fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
     for name in ["bias_ih_l0", "bias_hh_l0"] {
         vb.pp("rnn").get_with_hints(rows, name, Init::Randn { mean: 0.0, stdev: 0.4 })?;
     }
-    let layer = RnnLayer::from_torch(Rnn::new(cell.clone()), INPUT, HIDDEN, "l0", vb.pp("rnn"))?;
-    let target = Tensor::full(0.3f64, (2, 7, 1, HIDDEN), &Device::Cpu)?;
-    let loss = |layer: &RnnLayer<C>| candle_nn::loss::mse(&output(layer, DType::F64)?, &target);
-    let grads = loss(&layer)?.backward()?;
+    let make = || Rnn::<C>::from_torch(INPUT, HIDDEN, RnnConfig::default(), vb.pp("rnn"));
+    let module = make()?;
+    let target = Tensor::full(0.3f64, (2, 7, HIDDEN), &Device::Cpu)?;
+    let loss = |module: &Rnn<C>| candle_nn::loss::mse(&output(module)?, &target);
+    let grads = loss(&module)?.backward()?;
     for (name, var) in map.data().lock().expect("no panic").iter() {
-        let grad = grads.get(var).expect("every variable of the layer has a gradient");
+        let grad = grads.get(var).expect("every variable of the module has a gradient");
         assert_eq!(grad.dims(), var.dims());
         // Compares with the central difference along the gradient.
         let along = |step: f64| -> Result<f64> {
             let before = var.copy()?.detach();
             var.set(&(&before + (grad * step)?)?.detach())?;
-            let loss = loss(&layer)?.to_scalar::<f64>()?;
+            let loss = loss(&module)?.to_scalar::<f64>()?;
             var.set(&before)?;
             Ok(loss)
         };
@@ -133,26 +136,22 @@ fn trains<C: FromTorch>(cell: C, gates: usize) -> Result<()> {
     }
 
     let mut optimiser = AdamW::new_lr(map.all_vars(), 0.02)?;
-    let before = loss(&layer)?.to_scalar::<f64>()?;
+    let before = loss(&module)?.to_scalar::<f64>()?;
     for _ in 0..60 {
-        optimiser.backward_step(&loss(&layer)?)?;
+        optimiser.backward_step(&loss(&module)?)?;
     }
-    let after = loss(&layer)?.to_scalar::<f64>()?;
+    let after = loss(&module)?.to_scalar::<f64>()?;
     assert!(after < 0.2 * before, "{}: {before} to {after}", C::NAME);
-    // A second layer over the trained variables computes the same.
-    let again = RnnLayer::from_torch(Rnn::new(cell), INPUT, HIDDEN, "l0", vb.pp("rnn"))?;
-    assert_eq!(
-        largest_difference(&output(&layer, DType::F64)?, &output(&again, DType::F64)?)?,
-        0.0
-    );
+    // A second module over the trained variables computes the same.
+    assert_eq!(largest_difference(&output(&module)?, &output(&make()?)?)?, 0.0);
     Ok(())
 }
 
 #[test]
-fn layers_of_variables_train() -> Result<()> {
-    trains(Elman, 1)?;
-    trains(Gru, 3)?;
-    trains(Lstm, 4)
+fn modules_of_variables_train() -> Result<()> {
+    trains::<cells::Elman>(1)?;
+    trains::<cells::Gru>(3)?;
+    trains::<cells::Lstm>(4)
 }
 
 #[test]
@@ -160,7 +159,7 @@ fn new_variables_are_initialised_like_pytorch() -> Result<()> {
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
     let hidden = 100;
-    RnnLayer::from_torch(Rnn::new(Gru), INPUT, hidden, "l0", vb)?;
+    Gru::from_torch(INPUT, hidden, RnnConfig::default(), vb)?;
     let bound = 1.0 / (hidden as f32).sqrt();
     assert_eq!(map.all_vars().len(), 4, "both weights and both biases");
     for (name, var) in map.data().lock().expect("no panic").iter() {
@@ -172,50 +171,75 @@ fn new_variables_are_initialised_like_pytorch() -> Result<()> {
 }
 
 #[test]
-fn absent_biases_are_zero_and_wrong_shapes_are_rejected() -> Result<()> {
+fn modules_without_biases() -> Result<()> {
     let mut weights = torch_weights(3, "l0")?;
+    let config = RnnConfig { bias: false, ..RnnConfig::default() };
+    fails::<cells::Gru>(&weights, config, "found parameter rnn.bias_ih_l0, but bias is false");
     weights.remove("bias_ih_l0");
     weights.remove("bias_hh_l0");
-    let layer = RnnLayer::from_torch(Rnn::new(Gru), INPUT, HIDDEN, "l0", builder(weights.clone()))?;
-    assert_eq!(layer.weights()?.b.abs()?.sum_all()?.to_scalar::<f64>()?, 0.0);
-    assert!(
-        RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", builder(weights.clone()))
-            .is_err()
+    fails::<cells::Gru>(
+        &weights,
+        RnnConfig::default(),
+        "parameter rnn.bias_ih_l0, wanted with shape [15]: cannot find tensor rnn.bias_ih_l0; \
+         found weight_ih_l0, weight_hh_l0",
     );
-    assert!(RnnLayer::from_torch(Rnn::new(Gru), INPUT, HIDDEN, "l1", builder(weights)).is_err());
+    let gru = Gru::from_torch(INPUT, HIDDEN, config, builder(weights))?;
+    assert_eq!(gru.weights()?[0].b.abs()?.sum_all()?.to_scalar::<f64>()?, 0.0);
+    Ok(())
+}
+
+/// Asserts that making a module from these weights is an error that says `wanted`.
+#[track_caller]
+fn fails<C: FromTorch>(weights: &HashMap<String, Tensor>, config: RnnConfig, wanted: &str) {
+    let prefixed = weights.iter().map(|(name, value)| (format!("rnn.{name}"), value.clone()));
+    let vb = builder(prefixed.collect()).pp("rnn");
+    let error = Rnn::<C>::from_torch(INPUT, HIDDEN, config, vb).err();
+    let text = error.map(|error| error.to_string()).unwrap_or_default();
+    assert!(text.contains(wanted), "{text:?} does not contain {wanted:?}");
+}
+
+#[test]
+fn parameters_that_do_not_fit_are_named() -> Result<()> {
+    let one = torch_weights(4, "l0")?;
+    let config = RnnConfig::default();
+    let mut without = one.clone();
+    without.remove("bias_hh_l0");
+    fails::<cells::Lstm>(
+        &without,
+        config,
+        "cannot find tensor rnn.bias_hh_l0; found weight_ih_l0, weight_hh_l0, bias_ih_l0",
+    );
+    fails::<cells::Gru>(
+        &one,
+        config,
+        "parameter rnn.weight_ih_l0, wanted with shape [15, 3]: shape mismatch",
+    );
+    fails::<cells::Lstm>(&HashMap::new(), config, "found none of a PyTorch module");
+    let two = RnnConfig { layers: 2, ..config };
+    fails::<cells::Lstm>(&one, two, "parameter rnn.weight_ih_l1, wanted with shape [20, 5]");
+    fails::<cells::Lstm>(&one, bidirectional(), "parameter rnn.weight_ih_l0_reverse, wanted");
+    fails::<cells::Lstm>(&one, RnnConfig { heads: 5, ..config }, "heads is 5, wanted 1");
     Ok(())
 }
 
 #[test]
-fn a_missing_bias_is_named() -> Result<()> {
-    for (missing, present) in [("bias_ih_l0", "bias_hh_l0"), ("bias_hh_l0", "bias_ih_l0")] {
-        let mut weights = torch_weights(4, "l0")?;
-        weights.remove(missing);
-        let vb = builder(
-            weights.into_iter().map(|(name, tensor)| (format!("rnn.{name}"), tensor)).collect(),
-        );
-        let layer = RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0", vb.pp("rnn"));
-        let message = layer.err().map(|error| error.to_string()).unwrap_or_default();
-        assert!(message.contains(&format!("rnn.{missing} is missing")), "{message}");
-        assert!(message.contains(&format!("rnn.{present} is present")), "{message}");
-    }
-    Ok(())
-}
-
-#[test]
-fn weights_of_the_reverse_direction_need_a_reverse_recurrence() -> Result<()> {
-    let weights = torch_weights(4, "l0_reverse")?;
-    let forwards =
-        RnnLayer::from_torch(Rnn::new(Lstm), INPUT, HIDDEN, "l0_reverse", builder(weights.clone()));
-    let message = forwards.err().map(|error| error.to_string()).unwrap_or_default();
-    assert!(message.contains("l0_reverse") && message.contains("reverse: true"), "{message}");
-    let rnn = Rnn::new(Lstm).with(reverse());
-    assert!(
-        RnnLayer::from_torch(rnn.clone(), INPUT, HIDDEN, "l0_reverse", builder(weights)).is_ok()
+fn parameters_that_the_configuration_leaves_out_are_named() -> Result<()> {
+    let with = |suffix: &str| -> Result<HashMap<String, Tensor>> {
+        Ok(torch_weights(4, "l0")?.into_iter().chain(torch_weights(4, suffix)?).collect())
+    };
+    let config = RnnConfig::default();
+    fails::<cells::Lstm>(&with("l1")?, config, "rnn.weight_ih_l1, but layers is 1");
+    fails::<cells::Lstm>(
+        &with("l0_reverse")?,
+        config,
+        "rnn.weight_ih_l0_reverse, but bidirectional is false",
     );
-    // A unidirectional module that was trained on reversed sequences is fine.
-    assert!(
-        RnnLayer::from_torch(rnn, INPUT, HIDDEN, "l0", builder(torch_weights(4, "l0")?)).is_ok()
-    );
+    let mut projected = torch_weights(4, "l0")?;
+    projected.insert("weight_hr_l0".to_owned(), Tensor::zeros(1, DType::F64, &Device::Cpu)?);
+    fails::<cells::Lstm>(&projected, config, "projections (proj_size) are not supported");
+    assert!(Lstm::from_torch(INPUT, HIDDEN, bidirectional(), builder(with("l0_reverse")?)).is_ok());
+    // A builder with parameters of every name.
+    let zeros = VarBuilder::zeros(DType::F32, &Device::Cpu);
+    assert!(Lstm::from_torch(INPUT, HIDDEN, config, zeros).is_ok());
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::{AnyBackend, Cell, CellSizes, Elman, Gru, Lstm, Options, Save, Slstm};
-use flashrnn_candle::{Output, Rnn, SequenceOptions};
+use flashrnn_candle::{Output, Recurrence, SequenceOptions};
 
 const SIZES: [usize; 4] = [5, 11, 2, 24]; // B, T, N, D
 
@@ -34,7 +34,7 @@ impl Variables {
     }
 
     /// Returns h, last, and the gradients of a loss on both, all in f32.
-    fn run<C: Cell>(&self, rnn: &Rnn<C>) -> Result<Vec<Tensor>> {
+    fn run<C: Cell>(&self, rnn: &Recurrence<C>) -> Result<Vec<Tensor>> {
         let [batch, time, ..] = SIZES;
         let Self([wx, r, b, s0]) = self;
         let lengths = Tensor::new(&[11_u32, 0, 3, 10, 11][..batch], &Device::Cpu)?;
@@ -64,8 +64,9 @@ fn check<C: Cell>(gpu: &AnyBackend, cell: C) -> Result<()> {
         for (save, all_states) in [(Save::Gates, false), (Save::Recompute, true)] {
             let variables = Variables::new::<C>(dtype)?;
             let options = Options { save, ..Options::default() };
-            let on_cpu = Rnn::new(cell.clone()).with(options).all_states(all_states);
-            let on_gpu = Rnn::on(gpu.clone(), cell.clone()).with(options).all_states(all_states);
+            let on_cpu = Recurrence::new(cell.clone()).with(options).all_states(all_states);
+            let on_gpu =
+                Recurrence::on(gpu.clone(), cell.clone()).with(options).all_states(all_states);
             let (on_cpu, on_gpu) = (variables.run(&on_cpu)?, variables.run(&on_gpu)?);
             assert_eq!((on_cpu.len(), on_gpu.len()), (6, 6), "h, last and four gradients");
             for (i, (want, got)) in on_cpu.iter().zip(&on_gpu).enumerate() {

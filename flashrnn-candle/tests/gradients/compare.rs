@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::reference::{self, Gradients, Inputs, OutputGradients, Outputs};
 use flashrnn::{Cell, Problem};
-use flashrnn_candle::{Rnn, SequenceOptions};
+use flashrnn_candle::{Recurrence, SequenceOptions};
 
 /// Returns pseudorandom numbers in ±scale, the same for the same seed.
 pub fn noise(len: usize, seed: u64, scale: f64) -> Vec<f64> {
@@ -73,8 +73,12 @@ impl Variables {
         // sLSTM.
         let earlier_dims = [problem.batch, 3, shapes.external, problem.heads, problem.head_dim];
         let earlier_wx = make(&earlier_dims, 4, 1.0, types.wx)?;
-        let earlier =
-            Rnn::new(cell.clone()).forward(&earlier_wx, &r, &b, &SequenceOptions::default())?;
+        let earlier = Recurrence::new(cell.clone()).forward(
+            &earlier_wx,
+            &r,
+            &b,
+            &SequenceOptions::default(),
+        )?;
         let s0 = Var::from_tensor(&earlier.last.detach())?;
         Ok(Self { wx, r, b, s0 })
     }
@@ -119,7 +123,7 @@ pub fn compare<C: Cell>(
     let lengths_tensor = Tensor::new(lengths.as_slice(), &Device::Cpu)?;
     let resets_tensor = Tensor::from_slice(&resets, shapes.resets().as_slice(), &Device::Cpu)?;
 
-    let rnn = Rnn::new(cell.clone()).with(problem.options).all_states(all_states);
+    let rnn = Recurrence::new(cell.clone()).with(problem.options).all_states(all_states);
     let optional = SequenceOptions {
         s0: with_s0.then_some(s0.as_tensor()),
         lengths: with_lengths.then_some(&lengths_tensor),

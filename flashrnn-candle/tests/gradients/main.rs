@@ -3,9 +3,11 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::{Cell, Elman, Gate, Gru, Layout, Lstm, Options, Problem, Real, Save, Slstm};
-use flashrnn_candle::{Rnn, SequenceOptions};
+use flashrnn_candle::{Recurrence, SequenceOptions};
 
 mod compare;
+mod module;
+mod stack;
 
 use compare::{F32, F64, Types, compare, noise, relative_error, values, var};
 
@@ -114,7 +116,7 @@ fn two_forwards_before_one_backward() -> Result<()> {
         [2, 3].map(|seed| var(&noise(2 * 5 * 24, seed, 1.0), &[2, 5, 4, 2, 3], DType::F64));
     let [first, second] = inputs;
     let (first, second) = (first?, second?);
-    let rnn = Rnn::new(Slstm);
+    let rnn = Recurrence::new(Slstm);
     let loss =
         |wx: &Tensor| rnn.forward(wx, &r, &b, &SequenceOptions::default())?.h.sqr()?.sum_all();
     // Differentiates both at once, and each alone.
@@ -144,7 +146,7 @@ fn chunks_joined_by_last_agree_with_one_pass() -> Result<()> {
     )?;
     let r = var(&noise(4 * heads * dim * dim, 2, 0.6), &[4, heads, dim, dim], DType::F64)?;
     let b = Var::zeros((4, heads, dim), DType::F64, &Device::Cpu)?;
-    let rnn = Rnn::new(Lstm);
+    let rnn = Recurrence::new(Lstm);
     let whole = rnn.forward(&wx, &r, &b, &SequenceOptions::default())?;
     let d_whole = whole.h.sqr()?.sum_all()?.backward()?;
     // The narrowed wx is not contiguous.
@@ -170,7 +172,7 @@ fn no_time_steps() -> Result<()> {
     let b = Var::zeros((4, 1, 4), DType::F32, &Device::Cpu)?;
     let s0 = var(&noise(8, 1, 1.0), &[1, 2, 1, 4], DType::F32)?;
     let optional = SequenceOptions { s0: Some(&s0), ..SequenceOptions::default() };
-    let out = Rnn::new(Gru).forward(&wx, &r, &b, &optional)?;
+    let out = Recurrence::new(Gru).forward(&wx, &r, &b, &optional)?;
     assert_eq!(out.h.dims(), [2, 0, 1, 4]);
     assert_eq!(values(&out.last)?, values(&s0)?);
     let grads = out.last.sum_all()?.backward()?;
@@ -187,7 +189,7 @@ fn empty_batch() -> Result<()> {
     let lengths = Tensor::zeros(0, DType::U32, &Device::Cpu)?;
     for (s0, lengths) in [(None, None), (Some(s0.as_tensor()), Some(&lengths))] {
         let options = SequenceOptions { s0, lengths, ..SequenceOptions::default() };
-        let out = Rnn::new(Lstm).all_states(true).forward(&wx, &r, &b, &options)?;
+        let out = Recurrence::new(Lstm).all_states(true).forward(&wx, &r, &b, &options)?;
         assert_eq!((out.h.dims(), out.last.dims()), (&[0, 5, 2, 3][..], &[2, 0, 2, 3][..]));
         assert_eq!(out.states.as_ref().map(Tensor::dims), Some(&[2, 0, 5, 2, 3][..]));
         let grads = (out.h.sum_all()? + out.last.sum_all()?)?.backward()?;
@@ -204,7 +206,7 @@ fn errors_name_the_tensor() -> Result<()> {
     let wx = zeros(&[2, 3, 4, 1, 5], DType::F32)?;
     let (r, b) = (zeros(&[4, 1, 5, 5], DType::F32)?, zeros(&[4, 1, 5], DType::F32)?);
     let none = SequenceOptions::default();
-    let rnn = Rnn::new(Lstm);
+    let rnn = Recurrence::new(Lstm);
     let fails = |result: Result<flashrnn_candle::Output>, wanted: &str| {
         let text = result.err().map(|e| e.to_string()).unwrap_or_default();
         assert!(text.contains(wanted), "{text:?} does not contain {wanted:?}");
@@ -242,7 +244,7 @@ fn errors_name_the_tensor() -> Result<()> {
     let s0 = zeros(&[1, 2, 1, 5], DType::F32)?;
     fails(rnn.forward(&wx, &r, &b, &SequenceOptions { s0: Some(&s0), ..none }), "s0: got shape");
     let clipped =
-        Rnn::new(Lstm).with(Options { forward_clip: Some(f64::NAN), ..Options::default() });
+        Recurrence::new(Lstm).with(Options { forward_clip: Some(f64::NAN), ..Options::default() });
     fails(clipped.forward(&wx, &r, &b, &none), "forward_clip");
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::choice::CellName;
 /// The name of the metadata entry.
 const ENTRY: &str = "flashrnn";
 /// Identifies the kind of file and its version.
-const FORMAT: &str = "character language model 1";
+const FORMAT: &str = "character language model 2";
 
 /// The metadata entry.
 #[derive(Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use candle_core::{D, DType, Device, Error, Result, Shape, Tensor, Var};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
 use flashrnn::{AnyBackend, Cell};
-use flashrnn_candle::{LayerSize, Output, Rnn, RnnLayer, SequenceOptions};
+use flashrnn_candle::{Rnn, RnnConfig, RnnOutput, SequenceOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -43,16 +43,17 @@ impl Sizes {
 
 /// A recurrent layer of any cell.
 trait Recurrent {
-    fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output>;
+    fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<RnnOutput>;
 }
 
-impl<C: Cell> Recurrent for RnnLayer<C> {
-    fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
-        RnnLayer::forward(self, x, options)
+impl<C: Cell> Recurrent for Rnn<C> {
+    fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<RnnOutput> {
+        // A module of one layer has no dropout of its own.
+        Rnn::forward(self, x, options, false)
     }
 }
 
-/// The state that the network carries between calls: `[S, B, N, D]` for each layer, or `None`
+/// The state that the network carries between calls: `[S, 1, B, N, D]` for each layer, or `None`
 /// before the first call.
 pub type State = Vec<Option<Tensor>>;
 
@@ -72,12 +73,12 @@ impl LanguageModel {
         let normal = Init::Randn { mean: 0.0, stdev: 1.0 };
         let table = vb.get_with_hints((sizes.vocabulary, width), "embedding", normal)?;
         let scale = |vb: &VarBuilder| vb.get_with_hints(width, "norm", Init::Const(1.0));
-        let size = LayerSize { input: width, heads: sizes.heads, head_dim: sizes.head_dim };
+        let config = RnnConfig { heads: sizes.heads, ..RnnConfig::default() };
         let mut layers = Vec::with_capacity(sizes.layers);
         for i in 0..sizes.layers {
             let vb = vb.pp(format!("layers.{i}"));
             let layer: Box<dyn Recurrent> = with_cell!(sizes.cell, |cell| {
-                Box::new(RnnLayer::new(Rnn::on(backend.clone(), cell), size, vb.clone())?)
+                Box::new(Rnn::with_cell(cell, width, width, config, vb.clone())?.on(backend))
             });
             layers.push((scale(&vb)?, layer));
         }
@@ -115,7 +116,7 @@ impl LanguageModel {
         for ((scale, layer), s0) in self.layers.iter().zip(state) {
             let options = SequenceOptions { s0: s0.as_ref(), resets, ..SequenceOptions::default() };
             let out = layer.forward(&norm(&x, scale)?, &options)?;
-            x = (x + dropout.apply(&out.h.flatten_from(2)?)?)?;
+            x = (x + dropout.apply(&out.h)?)?;
             after.push(Some(out.last.detach()));
         }
         let x = dropout.apply(&norm(&x, &self.norm)?)?;

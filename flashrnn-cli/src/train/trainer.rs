@@ -253,7 +253,8 @@ mod tests {
             .map(|(name, _)| name)
             .filter(|name| !is_vector(name))
             .collect();
-        let want = ["embedding", "head.weight", "layers.0.r", "layers.0.w"].map(str::to_owned);
+        let want =
+            ["embedding", "head.weight", "layers.0.r_l0", "layers.0.w_l0"].map(str::to_owned);
         assert_eq!(matrices, HashSet::from(want));
         Ok(())
     }
