@@ -12,8 +12,8 @@ use crate::{Cell, Element, Error, Info, Len, Problem, Result, Shapes, WeightsLay
 
 /// A device that runs recurrences, with its memory.
 ///
-/// The interface is the whole recurrence, not single operations. `plan` is its only generic entry
-/// point: there a CPU monomorphises the cell, and a GPU traces, prints and compiles it. A backend
+/// The interface is the whole recurrence, not single operations. Only `plan` is generic over the
+/// cell: there a CPU monomorphises the cell, and a GPU traces, prints and compiles it. A backend
 /// reports what it does not support as [`Error::Unsupported`] from `plan`, never from a call of
 /// that plan.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -89,7 +89,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::InvalidProblem`] if the problem is invalid, [`Error::Unsupported`] if this backend
-    /// does not support it, [`Error::Compile`] if a kernel fails to compile.
+    /// does not support it, [`Error::Compile`] if a kernel fails to compile, [`Error::OutOfMemory`]
+    /// if there is too little memory, [`Error::Device`] if the device fails.
     fn plan<T: Element, W: Element, C: Cell>(
         &self,
         cell: &C,

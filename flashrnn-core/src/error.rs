@@ -108,7 +108,7 @@ pub struct Failure {
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Compares the messages, including the messages of the sources.
+/// Compares the messages of the failures and of their sources.
 impl PartialEq for Failure {
     fn eq(&self, other: &Self) -> bool {
         let cause = |failure: &Self| failure.cause.as_ref().map(ToString::to_string);

@@ -2,13 +2,14 @@
 
 use crate::{Cell, CellSizes, Error, Result};
 
-/// Selects the order of the batch and time axes in `wx`, `states`, `resets` and their gradients.
+/// Selects the order of the batch and time axes in `wx`, `h`, `states`, their gradients and
+/// `resets`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// `wx [B, T, Gx, N, D]`, `states [S, B, T, N, D]`, `resets [B, T]`.
+    /// `wx [B, T, Gx, N, D]`, `h [B, T, N, D]`, `states [S, B, T, N, D]`, `resets [B, T]`.
     #[default]
     BatchMajor,
-    /// `wx [T, B, Gx, N, D]`, `states [S, T, B, N, D]`, `resets [T, B]`.
+    /// `wx [T, B, Gx, N, D]`, `h [T, B, N, D]`, `states [S, T, B, N, D]`, `resets [T, B]`.
     TimeMajor,
 }
 
@@ -191,8 +192,8 @@ pub struct WeightsLayout<O> {
 }
 
 impl Shapes {
-    /// Checks that every tensor fits the address space even in f64, with head dimensions padded to
-    /// multiples of 64, and at twice its size, as in a double buffer. Backends can therefore
+    /// Returns whether every tensor fits the address space even in f64, with head dimensions padded
+    /// to multiples of 64, and at twice its size, as in a double buffer. Backends can therefore
     /// compute the sizes of their own memory without overflow. An empty batch counts as one row,
     /// and an empty sequence as one step.
     fn fit_the_address_space(&self) -> bool {

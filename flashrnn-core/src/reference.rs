@@ -1,7 +1,7 @@
 //! The reference implementation in f64, which every backend is tested against.
 //!
 //! It follows the equations one row, one head and one unit at a time, and is slow. It shares no
-//! code with any backend except the cell.
+//! arithmetic with any backend except the cell's.
 
 use crate::cell::Array;
 use crate::{Cell, CellSizes, Problem, Result, Shapes};

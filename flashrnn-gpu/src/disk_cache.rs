@@ -121,8 +121,8 @@ impl DiskCache {
     /// Writes or replaces an entry, and creates the folder if necessary.
     ///
     /// # Errors
-    /// [`io::ErrorKind::PermissionDenied`] if another user can write the folder; any error of the
-    /// operating system.
+    /// [`io::ErrorKind::PermissionDenied`] if another user owns the folder or can write it; any
+    /// error of the operating system.
     pub fn write(&self, key: &Key, content: &[u8]) -> io::Result<()> {
         make_private(&self.folder)?;
         if !is_private(&fs::metadata(&self.folder)?) {

@@ -33,7 +33,7 @@
 //! ```
 //!
 //! The feature `conformance` is on by default. Without it, the crate contains only the first three
-//! items below and does not depend on proptest.
+//! items below and [`cells`], and does not depend on proptest.
 //!
 //! # Reading order
 //! 1. [`case`]: random cases from a seed.

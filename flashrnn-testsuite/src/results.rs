@@ -212,8 +212,8 @@ fn roundoff(dtype: Dtype) -> f64 {
     }
 }
 
-/// Returns `case` with every input changed by `roundoff` up or down at random, and the forward clip
-/// multiplied by `clip`.
+/// Returns `case` with every number except s0 changed by `roundoff` up or down at random, and the
+/// forward clip multiplied by `clip`.
 fn perturbed(case: &Case, roundoff: f64, clip: f64) -> Case {
     let mut random = Random::new(clip.to_bits());
     let mut nudge = |values: &mut Vec<f64>| {

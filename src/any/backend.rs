@@ -147,8 +147,8 @@ impl AnyBackend {
     /// backend if there is none. A software driver that runs on the CPU does not count as a GPU.
     ///
     /// # Errors
-    /// If there is no such GPU and this program was built without the feature `cpu`, the error of
-    /// the last GPU backend that was tried.
+    /// If there is no such GPU and this program was built without the feature `cpu`: the last error
+    /// of a GPU backend, or [`Error::Unsupported`] if none of them failed.
     pub fn auto(dtype: Dtype) -> Result<Self> {
         let mut last = not_compiled_in(BackendName::Cpu);
         for name in [BackendName::Cuda, BackendName::Wgpu] {

@@ -1,7 +1,7 @@
 //! A backend chosen at run time, as a value of a single type: [`AnyBackend`].
 //!
-//! Each of its associated types (buffers, views, packed weights, plans) is an enum over the
-//! compiled backends. A plan rejects memory and weights of another backend with
+//! Each of its associated types (buffers, views, packed weights, plans) is or contains an enum over
+//! the compiled backends. A plan rejects memory and weights of another backend with
 //! [`Error::Argument`](flashrnn_core::Error::Argument). A call costs a few comparisons more than
 //! the same call of the backend itself.
 

@@ -123,7 +123,7 @@ impl Function {
     /// Evaluates the outputs at `inputs`, both in order.
     ///
     /// # Panics
-    /// If there are fewer `inputs` than [`inputs`](Function::inputs).
+    /// If `inputs` lacks an input that the function uses.
     pub fn eval<R: Real>(&self, inputs: &[R]) -> Vec<R> {
         let values = run(&self.nodes, inputs);
         self.outputs.iter().map(|&(_, id)| values[id].number()).collect()

@@ -47,8 +47,8 @@ impl Device {
         Ok(Self { side: SideStream::new()?, stream, entered: None, context })
     }
 
-    /// Makes the device's context current on this thread until the guard is dropped. Every public
-    /// method calls this first.
+    /// Makes the device's context current on this thread until the guard is dropped. Every method
+    /// that enqueues work or allocates memory calls this first.
     pub(crate) fn enter(&self) -> Result<Entered> {
         self.context.enter()
     }

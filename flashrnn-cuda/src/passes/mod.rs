@@ -1,5 +1,5 @@
-//! The passes of a plan. Each file holds one pass: its kernels, its scratch memory and its
-//! launches. [`Common`] holds what all of them need.
+//! The passes of a plan and their parts: their kernels, their scratch memory and their launches.
+//! [`Common`] holds what all of them need.
 
 pub(crate) mod address_table;
 pub(crate) mod backward;

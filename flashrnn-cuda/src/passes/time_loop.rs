@@ -28,7 +28,7 @@ const MIN_GRAPH_CALL: usize = 24;
 const TABLE_BYTES: usize = 4096;
 
 /// The time loop of one pass (forward or backward). It works for all problems that differ only in
-/// T, options and buffers.
+/// T, in buffers, and in options other than `tf32`.
 pub(crate) struct TimeLoop {
     /// First, so that the graph is destroyed before the modules of its kernels are unloaded.
     graph: OnceLock<Graph>,

@@ -13,9 +13,9 @@ pub fn copy_bytes(shapes: &Shapes, element_bytes: usize) -> usize {
     COPY_BYTES.into_iter().find(|&bytes| row.is_multiple_of(bytes)).unwrap_or(1)
 }
 
-/// Returns whether fused kernels save the gates interleaved, `[tokens, N, D, G]`. They do if rows
-/// of D elements are not a multiple of 16 bytes and all gates of a unit form a word of 4, 8 or 16
-/// bytes, which is then aligned.
+/// Returns whether fused kernels save the gates interleaved, `[tokens, N, D, G]`. They do for
+/// 16-bit tensors if rows of D elements are not a multiple of 16 bytes and all gates of a unit form
+/// a word of 4, 8 or 16 bytes, which is then aligned.
 pub fn interleaves(shapes: &Shapes, element_bytes: usize) -> bool {
     let all = shapes.gates * element_bytes;
     element_bytes == 2 && copy_bytes(shapes, element_bytes) < 16 && [4, 8, 16].contains(&all)

@@ -7,8 +7,8 @@ use crate::map::Map;
 use crate::setup::Setup;
 use crate::suite::{Draw, Failures, Suite, close, ok};
 
-/// The forward pass and every gradient agree with the f64 reference, for all cells, element types,
-/// sizes and options.
+/// The forward pass and every gradient agree with the f64 reference, for all cells, element types
+/// and sizes, and all options except `tf32`.
 pub fn reference<B: Backend>(suite: &Suite<B>) -> Failures {
     suite.each(
         Draw { cases: 16, work: 200_000 },
