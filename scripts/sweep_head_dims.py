@@ -62,7 +62,7 @@ def times(binary, shape, budget):
 
 
 def drawn(seed, count):
-    """Draws shapes from a seed, a quarter of them with odd D."""
+    """Draws shapes from a seed, about two fifths of them with odd D."""
     draw = random.Random(seed)
     shapes = []
     while len(shapes) < count:

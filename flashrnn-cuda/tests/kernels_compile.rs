@@ -1,6 +1,6 @@
 //! Compiles every kernel for every cell, element type and tile, for sm_80 and sm_90a. Needs no GPU.
 //! No kernel may use local memory, because these kernels cannot hide the latency of a spilled
-//! register.
+//! register; only the kernels of `ManyGates` are exempt.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -290,7 +290,7 @@ fn split_functions_are_the_whole_bit_for_bit() {
                 assert_same_bits(C::NAME, &x, &got, &whole.eval(&x));
             }
         }
-        // The second part of a backward function is linear in its inputs, hence cheap.
+        // The second part of a backward function is linear in the incoming gradients, hence cheap.
         let (first, second) = whole.split(states + gates);
         let transcendental =
             |op: &Op| matches!(op, Op::Unary(Unary::Tanh | Unary::Sigmoid | Unary::Exp, _));

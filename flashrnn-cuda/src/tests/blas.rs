@@ -85,7 +85,7 @@ fn products_are_rounded_no_more_than_asked_for() {
     assert!(f32 < 1e-6, "{f32}");
     // Tensor cores truncate sums instead of rounding them.
     assert!(narrow.iter().all(|&error| error < 5e-6), "{narrow:?}");
-    // TF32 keeps 11 bits of each factor, so its error is at most 2^-12. cuBLAS may be more
+    // TF32 keeps 11 bits of each factor, so each has an error of at most 2^-11. cuBLAS may be more
     // accurate.
     assert!(tf32 < 1e-3, "{tf32}");
 }

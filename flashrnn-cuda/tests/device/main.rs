@@ -123,8 +123,8 @@ fn every_kernel_on_a_small_problem() -> Result<()> {
 #[test]
 fn wide_heads_in_clusters_are_as_exact_as_narrow_ones() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    // The conformance suite's bound for bf16. The suite's own problems have at most 129 units per
-    // head.
+    // The conformance suite's bound for bf16. The suite's own problems have at most 384 units per
+    // head, and most of them at most 129.
     const ALLOWED: f64 = 1.5e-2;
     fn check<C: Cell>(cuda: &Cuda, cell: &C, failed: &mut Vec<String>) -> Result<()> {
         for (batch, head_dim) in [(5, 200), (5, 256), (3, 480), (5, 512)] {

@@ -95,7 +95,8 @@ fn warps_that_wait_at_random_return_the_same_bits() -> Result<()> {
     Ok(())
 }
 
-/// Compares h and d_wx of 10,000 forward and backward passes on each of two concurrent streams.
+/// Compares the states and d_wx of 10,000 forward and backward passes on each of two concurrent
+/// streams.
 #[test]
 fn ten_thousand_launches_on_two_streams_return_the_same_bits() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
