@@ -10,10 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashrnn_rs.dropin import FlashRNNConfig as FlashRNNConfig
+    from flashrnn_rs.dropin import flashrnn as flashrnn
+    from flashrnn_rs.dropin import install as install
     from flashrnn_rs.functional import rnn as rnn
 
 # Where the names that need PyTorch are defined.
-_TORCH = {"rnn": "functional"}
+_TORCH = {
+    "FlashRNNConfig": "dropin",
+    "flashrnn": "dropin",
+    "install": "dropin",
+    "rnn": "functional",
+}
 
 __all__ = list(_TORCH)  # pyright: ignore[reportUnsupportedDunderAll]
 
