@@ -9,6 +9,7 @@ mod error;
 mod memory;
 mod plan;
 mod problem;
+mod relu;
 
 use std::mem::ManuallyDrop;
 use std::process;

@@ -5,6 +5,8 @@ use flashrnn_core::{
 };
 use pyo3::FromPyObject;
 
+use crate::relu::ElmanRelu;
+
 /// Runs generic code with the cell of a name.
 pub(crate) trait WithCell {
     type Output;
@@ -18,7 +20,7 @@ pub(crate) trait WithElements {
 }
 
 /// The names of all cells.
-pub(crate) const CELLS: [&str; 4] = ["elman", "gru", "lstm", "slstm"];
+pub(crate) const CELLS: [&str; 5] = ["elman", "elman_relu", "gru", "lstm", "slstm"];
 
 /// Runs `work` with the cell `name`, one of [`CELLS`].
 ///
@@ -27,10 +29,11 @@ pub(crate) const CELLS: [&str; 4] = ["elman", "gru", "lstm", "slstm"];
 pub(crate) fn with_cell<R>(name: &str, work: impl WithCell<Output = R>) -> Result<R> {
     match name {
         "elman" => work.run(&flashrnn_core::Elman),
+        "elman_relu" => work.run(&ElmanRelu),
         "gru" => work.run(&flashrnn_core::Gru),
         "lstm" => work.run(&flashrnn_core::Lstm),
         "slstm" => work.run(&flashrnn_core::Slstm),
-        _ => Err(unknown("cell", name, "elman, gru, lstm or slstm")),
+        _ => Err(unknown("cell", name, "elman, elman_relu, gru, lstm or slstm")),
     }
 }
 

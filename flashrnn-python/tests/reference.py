@@ -11,6 +11,10 @@ def elman(state, gates):
     return [np.tanh(gates[0])]
 
 
+def elman_relu(state, gates):
+    return [np.maximum(gates[0], 0)]
+
+
 def gru(state, gates):
     (h,), (n_h, r, z, n_x) = state, gates
     z = sigmoid(z)
@@ -32,9 +36,15 @@ def slstm(state, gates):
     return [sigmoid(o) * c / n, c, n, m]
 
 
-CELLS = {"elman": elman, "gru": gru, "lstm": lstm, "slstm": slstm}
+CELLS = {"elman": elman, "elman_relu": elman_relu, "gru": gru, "lstm": lstm, "slstm": slstm}
 # S, G, Gr, Gx
-SIZES = {"elman": (1, 1, 1, 1), "gru": (1, 4, 3, 3), "lstm": (2, 4, 4, 4), "slstm": (4, 4, 4, 4)}
+SIZES = {
+    "elman": (1, 1, 1, 1),
+    "elman_relu": (1, 1, 1, 1),
+    "gru": (1, 4, 3, 3),
+    "lstm": (2, 4, 4, 4),
+    "slstm": (4, 4, 4, 4),
+}
 
 
 def run(wx, r, b, s0=None, cell="lstm", *, lengths=None, resets=None, reverse=False, clip=np.inf):

@@ -134,7 +134,7 @@ def test_empty_arrays_have_empty_results(batch, time):
         ({"lengths": [7, -1, 0]}, r"lengths\[1\] is -1"),
         ({"lengths": [7, 2**32, 0]}, r"lengths\[1\] is 2147483647"),
         ({"resets": np.zeros((7, 3))}, "resets: got shape"),
-        ({"cell": "lstn"}, "cell: got lstn, wanted one of elman, gru, lstm, slstm"),
+        ({"cell": "lstn"}, "cell: got lstn, wanted one of elman, elman_relu, gru"),
         ({"save": "all"}, "save: got all, wanted gates or recompute"),
         ({"forward_clip": -1.0}, "forward_clip: got -1, wanted a number above 0"),
         ({"threads": 5000}, "threads: got 5000"),

@@ -45,7 +45,7 @@ class FlashRNNConfig:
     backend: str = "cuda_fused"
     """Any of FlashRNN's; the tensors' device decides what runs. See `flashrnn` for casts."""
     function: str = "lstm"
-    """The cell: `elman`, `gru`, `lstm` or `slstm`."""
+    """The cell: `elman`, `gru`, `lstm`, `slstm`, or, here only, `elman_relu`."""
     gradient_recurrent_cut: bool = False
     """Whether no gradient flows through R."""
     gradient_recurrent_clipval: float | None = None

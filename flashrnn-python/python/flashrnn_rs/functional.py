@@ -41,7 +41,7 @@ def rnn(
 
     | cell | states | gates, in order | recurrent | external |
     |---|---|---|---|---|
-    | `elman` | h | g | all | all |
+    | `elman`, `elman_relu` | h | g | all | all |
     | `gru` | h | n_h, r, z, n_x | n_h, r, z | r, z, n_x |
     | `lstm` | h, c | i, f, z, o | all | all |
     | `slstm` | h, c, n, m | i, f, z, o | all | all |

@@ -152,7 +152,7 @@ def forward(
             float32 if `wx` has 16 bits.
         b: `[G, N, D]`, the bias, of the dtype of `r`.
         s0: `[S, B, N, D]`, the initial state; zeros if absent.
-        cell: `elman`, `gru`, `lstm` or `slstm`.
+        cell: `elman`, `elman_relu`, `gru`, `lstm` or `slstm`.
         lengths: `[B]`, the number of steps of each row, 0 to T. Later outputs are zero.
         resets: `[B, T]`, true where the state is zeroed before the step.
         reverse: Whether time runs backwards, for each row from its own end.
