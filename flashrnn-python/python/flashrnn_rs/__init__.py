@@ -10,13 +10,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashrnn_rs.conversion import convert as convert
     from flashrnn_rs.dropin import FlashRNNConfig as FlashRNNConfig
     from flashrnn_rs.dropin import flashrnn as flashrnn
     from flashrnn_rs.dropin import install as install
     from flashrnn_rs.functional import rnn as rnn
+    from flashrnn_rs.modules import GRU as GRU
+    from flashrnn_rs.modules import LSTM as LSTM
+    from flashrnn_rs.modules import RNN as RNN
+    from flashrnn_rs.modules import SLSTM as SLSTM
 
 # Where the names that need PyTorch are defined.
 _TORCH = {
+    "GRU": "modules",
+    "LSTM": "modules",
+    "RNN": "modules",
+    "SLSTM": "modules",
+    "convert": "conversion",
     "FlashRNNConfig": "dropin",
     "flashrnn": "dropin",
     "install": "dropin",

@@ -1,0 +1,21 @@
+"""The examples, and those of the README, one after the other."""
+
+import re
+import runpy
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1]
+
+
+def test_readme():
+    blocks = re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    names = {}
+    for block in blocks:
+        exec(block, names)
+
+
+def test_a_script_for_flashrnn(capsys):
+    runpy.run_path(str(FOLDER / "examples" / "flashrnn_script.py"))
+    last = float(capsys.readouterr().out.split()[-1])
+    assert last < 0.01
