@@ -35,6 +35,11 @@ impl<C: Cell> Layer<C> {
         self.recurrence.differentiable(&wx, &r, &b, &shapes, sequence)
     }
 
+    /// Returns this layer with every state in its [`Output`].
+    pub fn with_all_states(&self) -> Self {
+        Self { recurrence: self.recurrence.clone().all_states(true), ..self.clone() }
+    }
+
     /// Packs the parameters once for inference.
     pub fn freeze(&self) -> Result<FrozenLayer> {
         let LayerSize { heads, head_dim, .. } = self.size;

@@ -82,7 +82,7 @@
 //!
 //! Between a forward pass and its backward pass, the operation keeps its own copies of the weights
 //! and of `s0`. Overwriting these tensors, as a stateful model does, therefore does not affect the
-//! gradients. With [`Save::Recompute`](flashrnn::Save), however, the backward pass reads `wx`
+//! gradients. With [`Save::Recompute`], however, the backward pass reads `wx`
 //! again, and the backward pass of a module always reads `x` and `w`. If such a tensor was changed
 //! in place, the backward pass returns an error, provided that it detects the change. It compares
 //! up to 64 elements of each tensor, which detects an optimiser step or `Var::set`, but may miss a
@@ -108,7 +108,7 @@
 //!   [`Output::h`] is a view of it and [`Output::last`] a copy. With 16-bit elements the flat
 //!   tensor is f32, because `last` is, and h is a rounded copy.
 //! - Between forward and backward it keeps the packed weights, `s0`, the states of every step
-//!   (`S·B·T·N·D` elements) and what [`Save`](flashrnn::Save) selects: with `Gates` all gates
+//!   (`S·B·T·N·D` elements) and what [`Save`] selects: with `Gates` all gates
 //!   (`G·B·T·N·D` elements), with `Recompute` none, and in both cases wide values for 16-bit
 //!   tensors. h exists twice, in the states and in the output. Nothing is kept if no input depends
 //!   on a variable.
@@ -117,7 +117,7 @@
 //!   [`Recurrence::all_states`] multiplies this by S, so it is off by default.
 //!
 //! # GPUs
-//! [`Rnn::on`] and [`Recurrence::on`] take any [`AnyBackend`](flashrnn::AnyBackend); the features
+//! [`Rnn::on`] and [`Recurrence::on`] take any [`AnyBackend`]; the features
 //! `cuda` and `wgpu` add GPU backends. Tensors remain on candle's CPU device. A forward pass copies
 //! wx, the weights and s0 to the GPU and the output back, and waits for it. A backward pass copies
 //! the gradient of the output to the GPU (with `Recompute` also wx), and d_wx, the weights'
@@ -142,6 +142,7 @@ mod rnn;
 mod sequence;
 mod stack;
 mod staging;
+mod steps;
 mod torch;
 pub mod xlstm;
 
@@ -153,7 +154,11 @@ pub use recurrence::Recurrence;
 pub use rnn::{Elman, Gru, Lstm, Rnn, Slstm};
 pub use sequence::{Output, SequenceOptions};
 pub use stack::RnnOutput;
+pub use steps::StepState;
 pub use torch::{FromTorch, TorchGate};
+
+#[doc(no_inline)]
+pub use flashrnn::{AnyBackend, Layout, Options, Save};
 
 /// Holds the examples of the workspace's README and of this crate's, which run as tests.
 #[cfg(doctest)]
