@@ -144,6 +144,7 @@ mod stack;
 mod staging;
 mod steps;
 mod torch;
+mod variables;
 pub mod xlstm;
 
 pub use config::RnnConfig;
@@ -156,6 +157,7 @@ pub use sequence::{Output, SequenceOptions};
 pub use stack::RnnOutput;
 pub use steps::StepState;
 pub use torch::{FromTorch, TorchGate};
+pub use variables::load_variables;
 
 #[doc(no_inline)]
 pub use flashrnn::{AnyBackend, Layout, Options, Save};

@@ -220,25 +220,9 @@ impl<C: FromTorch> Rnn<C> {
     /// Makes a module over the parameters of PyTorch's `nn.LSTM`, `nn.GRU` or `nn.RNN`, under
     /// PyTorch's names: `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, their
     /// `_reverse` and those of the layers above. `input` and `hidden` are PyTorch's `input_size`
-    /// and `hidden_size`. The parameters keep PyTorch's order, so a `VarMap` loads and saves files
-    /// that PyTorch reads:
-    ///
-    /// ```no_run
-    /// use candle_core::{DType, Device};
-    /// use candle_nn::{VarBuilder, VarMap};
-    /// use flashrnn_candle::{Gru, RnnConfig};
-    ///
-    /// # fn main() -> candle_core::Result<()> {
-    /// let mut vars = VarMap::new();
-    /// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    /// let config = RnnConfig { layers: 2, bidirectional: true, ..RnnConfig::default() };
-    /// let gru = Gru::from_torch(8, 32, config, vb)?;
-    /// vars.load("gru.safetensors")?;
-    /// // Train as usual.
-    /// vars.save("tuned.safetensors")?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// and `hidden_size`. The parameters keep PyTorch's order, so that PyTorch can load them after
+    /// training. [`load_variables`](crate::load_variables) loads a file for training, with an
+    /// example.
     ///
     /// If `vb` creates variables, it initialises all of them like PyTorch, uniform in ±1/√hidden.
     /// A module with PyTorch's `bias=False` needs [`RnnConfig::bias`] `false`. Weights do not say

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, safetensors};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use flashrnn_candle::xlstm::Arrangement;
-use flashrnn_candle::{FromTorch, Recurrence, Rnn, RnnConfig, SequenceOptions};
+use flashrnn_candle::{FromTorch, Recurrence, Rnn, RnnConfig, SequenceOptions, load_variables};
 
 /// The allowed difference from PyTorch's outputs, which are of the order of 1 and computed in f32.
 const OUTPUT: f64 = 1e-5;
@@ -57,11 +57,10 @@ fn agrees_with_pytorch<C: FromTorch>(name: &str) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     let (before, after) = (folder.join("before"), folder.join("after"));
     safetensors::save(&part(&vectors, "before."), &before)?;
-    let mut vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let (vars, vb) = load_variables(&before, DType::F32, &Device::Cpu)?;
     let config = RnnConfig { layers: 2, bidirectional: true, ..RnnConfig::default() };
     let rnn = Rnn::<C>::from_torch(input, hidden, config, vb)?;
-    vars.load(&before)?;
+    assert_eq!(vars.all_vars().len(), 16);
 
     let out = rnn.forward(x, &SequenceOptions::default(), false)?;
     check_outputs(&out.h, &out.last, &vectors, "")?;
@@ -146,5 +145,31 @@ fn slstm_cells_of_another_shape_are_errors() -> Result<()> {
     assert!(text.contains("bias: got shape [40], wanted [48]"), "{text}");
     let text = message(Arrangement::Cuda.from_flashrnn(&zeros(&[3, 2, 4, 4])?, &bias));
     assert!(text.contains("r: got shape [3, 2, 4, 4], wanted [4, N, D, D]"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn files_that_do_not_fit_the_configuration_are_errors() -> Result<()> {
+    let path = |name: &str| format!("{}/tests/vectors/{name}", env!("CARGO_MANIFEST_DIR"));
+    let make = |path: String, layers, bidirectional| {
+        let (_, vb) = load_variables(path, DType::F32, &Device::Cpu)?;
+        let config = RnnConfig { layers, bidirectional, ..RnnConfig::default() };
+        Rnn::<flashrnn::Lstm>::from_torch(5, 6, config, vb.pp("before"))
+    };
+    let message = |result: Result<Rnn<flashrnn::Lstm>>| {
+        result.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let lstm = || path("lstm.safetensors");
+    assert!(make(lstm(), 2, true).is_ok());
+    for (result, wanted) in [
+        (make(lstm(), 1, true), "found parameter before.weight_ih_l1, but layers is 1"),
+        (make(lstm(), 2, false), "weight_ih_l0_reverse, but bidirectional is false"),
+        (make(lstm(), 3, true), "parameter before.weight_ih_l2, wanted with shape [24, 12]"),
+        (make(path("gru.safetensors"), 2, true), "weight_ih_l0, wanted with shape [24, 5]"),
+        (make(path("none"), 2, true), "can't load"),
+    ] {
+        let text = message(result);
+        assert!(text.contains(wanted), "{text:?} does not contain {wanted:?}");
+    }
     Ok(())
 }
