@@ -106,6 +106,14 @@ def test_foreign_byte_order_is_converted():
     np.testing.assert_array_equal(got.h, forward(wx, r, b).h)
 
 
+def test_buffers_that_are_not_aligned():
+    given = reference.inputs("lstm")[:3]
+    shifted = [np.frombuffer(b"x" + array.tobytes(), "f8", offset=1) for array in given]
+    assert not any(array.flags.aligned for array in shifted)
+    shifted = [array.reshape(g.shape) for array, g in zip(shifted, given, strict=True)]
+    np.testing.assert_array_equal(forward(*shifted).h, forward(*given).h)
+
+
 def test_threads_do_not_change_the_results():
     wx, r, b, _ = reference.inputs("lstm", batch=16, time=20, heads=4, dim=16)
     want = forward(wx, r, b, threads=1).h

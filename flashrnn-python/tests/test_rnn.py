@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import reference
 from flashrnn_rs import rnn
@@ -228,12 +229,31 @@ def test_strided_inputs_and_expanded_gradients():
     assert_same_bits(loss_and_gradients(rnn, strided), want)
 
 
+def test_buffers_that_are_not_aligned():
+    given = [t.detach() for t in tensors("lstm", torch.float32)]
+    buffers = [bytearray(b"x" + t.numpy().tobytes()) for t in given]
+    shifted = [
+        torch.frombuffer(buffer, dtype=torch.float32, offset=1).view_as(t)
+        for buffer, t in zip(buffers, given, strict=True)
+    ]
+    assert all(t.data_ptr() % 4 for t in shifted)
+    assert_same_bits(rnn(*shifted), rnn(*given))
+
+
+def test_checkpointing():
+    given = tensors("lstm", torch.float32)
+    again = lambda *given: checkpoint(rnn, *given, use_reentrant=False)  # noqa: E731
+    assert_same_bits(loss_and_gradients(again, given), loss_and_gradients(rnn, given))
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
         ({"wx": torch.zeros(3, 3, 3, 2, 3)}, ValueError, r"wx: got shape \[3, 3, 3, 2, 3\]"),
         ({"wx": torch.zeros(3, 3, 4, 2, 3).int()}, ValueError, "wx: got torch.int32"),
         ({"wx": torch.zeros(3, 3, 4, 2, 3).cfloat()}, ValueError, "wx: got torch.complex64"),
+        ({"wx": torch.zeros(3, 3, 4, 2, 3).to_sparse()}, ValueError, "wx: got torch.sparse_coo"),
+        ({"lengths": [1, 2, 3]}, TypeError, "lengths: got a list, wanted a tensor"),
         ({"r": torch.zeros(4, 2, 3, 2)}, ValueError, r"r: got shape .* wanted \[4, 2, 3, 3\]"),
         ({"r": torch.zeros(4, 2, 3, 3).to_sparse()}, ValueError, "r: got torch.sparse_coo"),
         ({"r": torch.zeros(4, 2, 3, 3).half()}, ValueError, "b: got torch.float32"),
@@ -251,3 +271,10 @@ def test_bad_input_is_refused_in_words(change, kind, message):
     given = dict(zip(("wx", "r", "b", "s0"), tensors("lstm", torch.float32), strict=True))
     with pytest.raises(kind, match=message):
         rnn(**{**given, "cell": "lstm", **change})
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
+def test_quantized_tensors_are_refused():
+    wx = torch.quantize_per_tensor(torch.zeros(3, 3, 4, 2, 3), 0.1, 0, torch.qint8)
+    with pytest.raises(ValueError, match=r"wx: got torch\.qint8"):
+        rnn(wx, *tensors("lstm", torch.float32)[1:3])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flashrnn_rs.modules import LSTM as LSTM
     from flashrnn_rs.modules import RNN as RNN
     from flashrnn_rs.modules import SLSTM as SLSTM
+    from flashrnn_rs.stream import Stream as Stream
 
 # Where the names that need PyTorch are defined.
 _TORCH = {
@@ -26,6 +27,7 @@ _TORCH = {
     "LSTM": "modules",
     "RNN": "modules",
     "SLSTM": "modules",
+    "Stream": "stream",
     "convert": "conversion",
     "FlashRNNConfig": "dropin",
     "flashrnn": "dropin",

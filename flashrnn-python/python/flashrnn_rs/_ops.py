@@ -19,7 +19,7 @@ from torch import Tensor
 from flashrnn_rs import _native
 from flashrnn_rs._plans import Description, Options, Shapes, plan_on_cpu, saved_sizes
 
-__all__ = ["DTYPES", "wide_dtype"]
+__all__ = ["DTYPES", "plan_for", "wide_dtype"]
 
 DTYPES = {
     torch.float16: "float16",
@@ -56,7 +56,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _plan(description: Description, device: torch.device) -> _native.Plan:
+def plan_for(description: Description, device: torch.device) -> _native.Plan:
     """Returns the plan for a device, on CUDA for the current stream."""
     if device.type == "cpu":
         return plan_on_cpu(description, torch.get_num_threads())
@@ -90,7 +90,7 @@ class _Call:
 
     def __init__(self, shapes: Shapes, options: Options, like: Tensor, r: Tensor) -> None:
         dtypes = DTYPES[like.dtype], DTYPES[r.dtype]
-        self.plan = _plan(shapes.describe(options, *dtypes), like.device)
+        self.plan = plan_for(shapes.describe(options, *dtypes), like.device)
         self._like = like
         self._kept: list[Tensor] = []
 
@@ -103,6 +103,8 @@ class _Call:
         if tensor is None:
             return None
         tensor = tensor.contiguous()
+        if tensor.data_ptr() % tensor.element_size():
+            tensor = tensor.clone()  # of a buffer that is not aligned
         self._kept.append(tensor)
         return tensor.data_ptr(), tensor.numel()
 

@@ -74,6 +74,7 @@ def rnn(
 
     Raises:
         ValueError: A shape, a dtype, a device, a length or an option is wrong.
+        TypeError: An argument is no tensor.
         NotImplementedError: The device is not supported, or does not support the dtype.
     """
     options = Options(
@@ -100,9 +101,9 @@ def run(
     all_states: bool,
 ) -> tuple[Tensor, Tensor]:
     """Does the same as `rnn`. With `all_states`, returns `states [S, B, T, N, D]` in place of h."""
+    _check_wx(wx)
     if wx.dtype == torch.float32 and torch.is_autocast_enabled(wx.device.type):
         wx = wx.to(torch.get_autocast_dtype(wx.device.type))
-    _check_wx(wx)
     shapes = Shapes.of(options, wx.shape)
     _check("r", r, wx, shapes.r)
     _check("b", b, wx, shapes.b)
@@ -127,6 +128,7 @@ def run(
 
 
 def _check_wx(wx: Tensor) -> None:
+    _check_kind("wx", wx)
     if wx.dtype not in DTYPES:
         known = ", ".join(map(str, DTYPES))
         raise ValueError(f"wx: got {wx.dtype}, wanted one of {known}")
@@ -135,9 +137,15 @@ def _check_wx(wx: Tensor) -> None:
 
 
 def _check(name: str, tensor: Tensor, wx: Tensor, shape: tuple[int, ...]) -> None:
+    _check_kind(name, tensor)
     check_shape(name, tensor.shape, shape)
     if tensor.device != wx.device:
         raise ValueError(f"{name}: got a tensor on {tensor.device}, wanted {wx.device} as wx")
+
+
+def _check_kind(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: got a {type(tensor).__name__}, wanted a tensor")
     if tensor.layout != torch.strided:
         raise ValueError(f"{name}: got {tensor.layout}, wanted torch.strided")
 

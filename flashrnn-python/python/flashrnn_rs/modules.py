@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from flashrnn_rs._plans import CELLS, check_shape
 from flashrnn_rs.functional import rnn
+from flashrnn_rs.stream import Stream
 
 __all__ = ["GRU", "LSTM", "RNN", "SLSTM"]
 
@@ -192,6 +193,22 @@ class _Recurrent(nn.Module):
     def _like_hx(self, states: _States) -> Tensor | _States:
         return states if len(states) > 1 else states[0]
 
+    def stream(self, batch_size: int = 1) -> Stream:
+        """Returns a stream, which runs the layers one step at a time and keeps their states.
+
+        It copies the weights, works without gradients, and is not bidirectional.
+
+        Args:
+            batch_size: The number of rows, B.
+        """
+        if self.bidirectional:
+            raise ValueError("bidirectional: a stream runs forwards only")
+        layers = [
+            (weight_ih, *self._recurrent_weights(*recurrent))
+            for weight_ih, *recurrent in self.all_weights
+        ]
+        return Stream(self.cell, layers, batch_size)
+
     def _packed(
         self, input: PackedSequence, states: _States | None
     ) -> tuple[PackedSequence, _States]:
@@ -260,18 +277,27 @@ class _Recurrent(nn.Module):
         self, x: Tensor, weights: list[Tensor], s0: Tensor | None, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Runs one layer in one direction. Returns `[T, B, H]` (or batch-major) and `[S, B, H]`."""
-        heads = (self.heads, self.hidden_size // self.heads)
-        weight_ih, weight_hh, *biases = weights
+        heads = self._head_sizes
+        weight_ih, *recurrent = weights
         wx = F.linear(x, weight_ih).unflatten(2, (-1, *heads))
+        s0 = None if s0 is None else s0.unflatten(2, heads)
+        r, b = self._recurrent_weights(*recurrent)
+        h, last = rnn(wx, r, b, s0, self.cell, save=self.save, **options)
+        return h.flatten(2), last.flatten(2)
+
+    @property
+    def _head_sizes(self) -> tuple[int, int]:
+        return self.heads, self.hidden_size // self.heads
+
+    def _recurrent_weights(self, weight_hh: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `R [Gr, N, D, D]` and `b [G, N, D]` of a layer, in the order of the gates."""
+        heads = self._head_sizes
         r = weight_hh.view(-1, *heads, heads[1])
         if biases:
             b_ih, b_hh = (bias.view(-1, *heads) for bias in biases)
         else:
             b_ih = b_hh = weight_hh.new_zeros(len(r), *heads)
-        s0 = None if s0 is None else s0.unflatten(2, heads)
-        r, b = self._by_gates(r, b_ih, b_hh)
-        h, last = rnn(wx, r, b, s0, self.cell, save=self.save, **options)
-        return h.flatten(2), last.flatten(2)
+        return self._by_gates(r, b_ih, b_hh)
 
     def _by_gates(self, r: Tensor, b_ih: Tensor, b_hh: Tensor) -> tuple[Tensor, Tensor]:
         """Returns R and b in the order of the cell's gates."""

@@ -20,7 +20,7 @@ G gates, of which the first Gr read the last h and the last Gx read the input.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -31,6 +31,7 @@ from flashrnn_rs._plans import Options, Shapes, check_shape, plan_on_cpu, saved_
 __all__ = ["Gradients", "Outputs", "forward"]
 
 _Array = NDArray[Any]
+_LAYOUT: Final = ("C_CONTIGUOUS", "ALIGNED")
 _INT32 = (-(2**31), 2**31 - 1)
 
 
@@ -222,15 +223,15 @@ def forward(
 
 
 def _native_order(array: _Array) -> _Array:
-    """Returns the array contiguous and in the machine's byte order."""
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    """Returns the array contiguous, aligned, and in the machine's byte order."""
+    return np.require(array, array.dtype.newbyteorder("="), _LAYOUT)
 
 
 def _array(name: str, value: ArrayLike, dtype: DTypeLike, shape: tuple[int, ...]) -> _Array:
-    """Returns a contiguous array of the dtype, after checking its shape."""
+    """Returns a contiguous, aligned array of the dtype, after checking its shape."""
     array = np.asarray(value)
     check_shape(name, array.shape, shape)
-    return np.ascontiguousarray(array.astype(dtype, casting="same_kind", copy=False))
+    return np.require(array.astype(dtype, casting="same_kind", copy=False), None, _LAYOUT)
 
 
 def _optional(
