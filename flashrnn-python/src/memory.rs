@@ -9,16 +9,24 @@ use flashrnn_cpu::Cpu;
 use flashrnn_cuda::{Cuda, View, ViewMut};
 use pyo3::FromPyObject;
 
-/// Locates a contiguous tensor: the address of its first element, and its number of elements.
+/// Locates a contiguous tensor: the address of its first element, and its size in bytes.
 #[derive(Clone, Copy, FromPyObject)]
 pub(crate) struct Memory(usize, usize);
+
+impl Memory {
+    /// Returns the number of elements of `P`. The library compares it with the plan's shapes, which
+    /// also refuses tensors of a smaller type.
+    fn len<P>(self) -> usize {
+        self.1 / size_of::<P>()
+    }
+}
 
 /// A backend that reads and writes memory of other libraries.
 pub(crate) trait Foreign: Backend {
     /// Borrows a tensor for reading.
     ///
     /// # Safety
-    /// The memory holds that many elements of `P`, aligned for the type, on the backend's device.
+    /// The memory holds elements of `P`, aligned for the type, on the backend's device.
     /// Nobody writes to it until all work that uses the view has run.
     unsafe fn foreign<'a, P: Pod + Send + Sync>(memory: Memory) -> Self::View<'a, P>;
 
@@ -30,32 +38,30 @@ pub(crate) trait Foreign: Backend {
 }
 
 impl Foreign for Cpu {
-    unsafe fn foreign<'a, P: Pod + Send + Sync>(Memory(address, len): Memory) -> &'a [P] {
-        // SAFETY: guaranteed by the caller. An empty tensor may have the address 0.
-        unsafe { slice::from_raw_parts(pointer(address, len), len) }
+    unsafe fn foreign<'a, P: Pod + Send + Sync>(memory: Memory) -> &'a [P] {
+        // SAFETY: guaranteed by the caller.
+        unsafe { slice::from_raw_parts(pointer(memory), memory.len::<P>()) }
     }
 
-    unsafe fn foreign_mut<'a, P: Pod + Send + Sync>(Memory(address, len): Memory) -> &'a mut [P] {
-        // SAFETY: as in `foreign`.
-        unsafe { slice::from_raw_parts_mut(pointer(address, len), len) }
+    unsafe fn foreign_mut<'a, P: Pod + Send + Sync>(memory: Memory) -> &'a mut [P] {
+        // SAFETY: guaranteed by the caller.
+        unsafe { slice::from_raw_parts_mut(pointer(memory), memory.len::<P>()) }
     }
 }
 
-/// Returns a pointer to `len` elements, which dangles if there are none.
-fn pointer<P>(address: usize, len: usize) -> *mut P {
-    if len == 0 { NonNull::dangling().as_ptr() } else { address as *mut P }
+/// Returns a pointer to the memory. Empty tensors may have the address 0, so theirs dangles.
+fn pointer<P>(memory: Memory) -> *mut P {
+    if memory.1 == 0 { NonNull::dangling().as_ptr() } else { memory.0 as *mut P }
 }
 
 impl Foreign for Cuda {
-    unsafe fn foreign<'a, P: Pod + Send + Sync>(Memory(address, len): Memory) -> View<'a, P> {
+    unsafe fn foreign<'a, P: Pod + Send + Sync>(memory: Memory) -> View<'a, P> {
         // SAFETY: guaranteed by the caller.
-        unsafe { View::from_raw(address as u64, len) }
+        unsafe { View::from_raw(memory.0 as u64, memory.len::<P>()) }
     }
 
-    unsafe fn foreign_mut<'a, P: Pod + Send + Sync>(
-        Memory(address, len): Memory,
-    ) -> ViewMut<'a, P> {
+    unsafe fn foreign_mut<'a, P: Pod + Send + Sync>(memory: Memory) -> ViewMut<'a, P> {
         // SAFETY: guaranteed by the caller.
-        unsafe { ViewMut::from_raw(address as u64, len) }
+        unsafe { ViewMut::from_raw(memory.0 as u64, memory.len::<P>()) }
     }
 }

@@ -278,3 +278,10 @@ def test_quantized_tensors_are_refused():
     wx = torch.quantize_per_tensor(torch.zeros(3, 3, 4, 2, 3), 0.1, 0, torch.qint8)
     with pytest.raises(ValueError, match=r"wx: got torch\.qint8"):
         rnn(wx, *tensors("lstm", torch.float32)[1:3])
+
+
+def test_operators_refuse_tensors_of_a_smaller_dtype():
+    wx, r, b, s0 = (t.detach() for t in tensors("lstm", torch.float32))
+    infer, options = torch.ops.flashrnn_rs.infer, Options("lstm")
+    with pytest.raises(ValueError, match=r"s0: got shape \[18\], wanted \[2, 3, 2, 3\]"):
+        infer(wx, r, b, s0.half(), None, None, False, *options)

@@ -1,7 +1,7 @@
 """The native module: plans that run on memory given by address.
 
-A tensor is given as its address and its number of elements. It must be contiguous, of the plan's
-dtypes, and on the plan's device. The library checks the numbers of elements.
+A tensor is given as its address and its size in bytes. It must be contiguous and aligned, of the
+plan's dtypes, and on the plan's device. The library checks the sizes.
 """
 
 from flashrnn_rs._plans import Description

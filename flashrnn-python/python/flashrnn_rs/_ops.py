@@ -99,14 +99,14 @@ class _Call:
     @overload
     def at(self, tensor: Tensor | None) -> tuple[int, int] | None: ...
     def at(self, tensor: Tensor | None) -> tuple[int, int] | None:
-        """Makes a tensor contiguous, and returns its address and number of elements."""
+        """Makes a tensor contiguous, and returns its address and its size in bytes."""
         if tensor is None:
             return None
         tensor = tensor.contiguous()
         if tensor.data_ptr() % tensor.element_size():
             tensor = tensor.clone()  # of a buffer that is not aligned
         self._kept.append(tensor)
-        return tensor.data_ptr(), tensor.numel()
+        return tensor.data_ptr(), tensor.nbytes
 
     def pack(self, r: Tensor, b: Tensor) -> _native.Weights:
         """Packs the weights."""

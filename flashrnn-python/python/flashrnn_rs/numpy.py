@@ -242,8 +242,8 @@ def _optional(
 
 
 def _at(array: _Array) -> tuple[int, int]:
-    """Returns the address and the number of elements."""
-    return array.ctypes.data, array.size
+    """Returns the address and the size in bytes."""
+    return array.ctypes.data, array.nbytes
 
 
 def _maybe_at(array: _Array | None) -> tuple[int, int] | None:

@@ -98,4 +98,4 @@ class Stream:
 
 
 def _at(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.numel()
+    return tensor.data_ptr(), tensor.nbytes
