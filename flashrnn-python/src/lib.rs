@@ -24,6 +24,8 @@ use crate::problem::{CELLS, Description, SavedPerUnit, Sizes, with_cell, with_el
 #[pymodule]
 mod _native {
     #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    #[pymodule_export]
     use super::{Plan, Weights, cells, saved_per_unit};
 }
 

@@ -2,6 +2,8 @@
 
 import doctest
 import os
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +21,10 @@ def test_types_and_stubs_are_installed():
     assert (folder / "_native.pyi").exists()
 
 
+def test_version():
+    assert flashrnn_rs.__version__ == version("flashrnn-rs")
+
+
 def test_names():
     assert "rnn" in dir(flashrnn_rs)
     with pytest.raises(AttributeError, match="no attribute 'rmm'"):
@@ -34,6 +40,19 @@ def test_what_needs_torch_says_so():
 def test_the_examples_of_docstrings():
     assert doctest.testmod(flashrnn_rs.numpy).attempted > 0
     assert doctest.testmod(flashrnn_rs.numpy).failed == 0
+
+
+def test_calls_from_several_threads():
+    wx, r, b, _ = reference.inputs("gru", batch=16, time=50, heads=4, dim=16)
+
+    def call(_):
+        out = flashrnn_rs.numpy.forward(wx, r, b, cell="gru", save="gates")
+        return [out.h, *out.backward(out.h)]
+
+    want = call(0)
+    with ThreadPoolExecutor(4) as threads:
+        for got in threads.map(call, range(40)):
+            assert all(np.array_equal(*pair) for pair in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("threads", [0, 2])

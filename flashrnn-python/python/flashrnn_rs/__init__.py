@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flashrnn_rs._native import VERSION as __version__
+
 if TYPE_CHECKING:
     from flashrnn_rs.conversion import convert as convert
     from flashrnn_rs.dropin import FlashRNNConfig as FlashRNNConfig
@@ -35,7 +37,7 @@ _TORCH = {
     "rnn": "functional",
 }
 
-__all__ = list(_TORCH)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *_TORCH]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

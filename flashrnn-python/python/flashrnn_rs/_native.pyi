@@ -8,6 +8,9 @@ from flashrnn_rs._plans import Description
 
 _Memory = tuple[int, int]
 
+VERSION: str
+"""The version of the package."""
+
 class Weights:
     """R and b, packed for the kernels of a plan."""
 

@@ -183,7 +183,8 @@ class _Rnn(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor | None, d_last: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_out, d_last = grad_outputs
         wanted = ctx.needs_input_grad[1:4]
         backward = torch.ops.flashrnn_rs.backward
         gradients = backward(*ctx.saved_tensors, d_out, d_last, wanted, *ctx.options)

@@ -80,7 +80,7 @@ class _Recurrent(nn.Module):
             raise ValueError(f"dropout: got {dropout}, wanted a probability, 0 to 1")
         if proj_size:
             raise NotImplementedError(
-                f"proj_size: got {proj_size}, and projections don't exist here"
+                f"proj_size: got {proj_size}, wanted 0: projections are not supported"
             )
         if dropout and num_layers == 1:
             warnings.warn(
@@ -191,7 +191,7 @@ class _Recurrent(nn.Module):
         return output, self._like_hx(last)
 
     def _like_hx(self, states: _States) -> Tensor | _States:
-        return states if len(states) > 1 else states[0]
+        return states[0] if CELLS[self.cell].states == 1 else states
 
     def stream(self, batch_size: int = 1) -> Stream:
         """Returns a stream, which runs the layers one step at a time and keeps their states.
