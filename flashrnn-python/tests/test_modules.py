@@ -222,6 +222,28 @@ def test_copies_pickles_and_moves():
     assert repr(module) == "LSTM(3, 8, num_layers=2, bidirectional=True, heads=2)"
 
 
+def test_states_can_be_changed_in_place():
+    one, other = pair("LSTM")
+    x, _ = inputs(other)
+    for module in (one, other):
+        _, hx = module(x)
+        for state in hx:
+            state[:, 1] = 0
+        sum(state.sum() for state in flat(module(x, hx))).backward()
+    assert_close(one.weight_hh_l0.grad, other.weight_hh_l0.grad)
+
+
+def test_parametrizations_and_functional_calls():
+    one, other = pair("GRU")
+    x, _ = inputs(other)
+    doubled = {name: 2 * parameter for name, parameter in one.named_parameters()}
+    got = torch.func.functional_call(one, doubled, (x,))
+    assert_close(got, torch.func.functional_call(other, doubled, (x,)))
+    for module in (one, other):
+        nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    assert_close(results(one, x), results(other, x))
+
+
 def test_autocast_like_torch():
     one, other = pair("LSTM")
     x, _ = inputs(other)

@@ -271,7 +271,9 @@ class _Recurrent(nn.Module):
             x = outputs[0] if directions == 1 else torch.cat(outputs, 2)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
-        return x, torch.stack(last, 1).to(x.dtype).unbind(0)
+        ends = torch.stack(last, 1).to(x.dtype)
+        # Not by `unbind`, whose results must not be changed in place.
+        return x, tuple(ends[k] for k in range(len(ends)))
 
     def _layer(
         self, x: Tensor, weights: list[Tensor], s0: Tensor | None, options: dict[str, Any]
