@@ -61,7 +61,9 @@ else
     echo "the stand-ins for CUDA's libraries do not fit this PyTorch; installing the real ones"
     install "$work/fresh" torch==2.15.0
 fi
-install "$work/fresh" --no-deps flashrnn==1.0.8 # the package that the drop-in replaces
+# The packages whose functions are replaced.
+install "$work/fresh" --no-deps flashrnn==1.0.8 sb3-contrib==2.9.2 stable-baselines3==2.9.0 \
+    gymnasium==1.4.0 cloudpickle farama-notifications
 install "$work/fresh" mypy==2.4.1
 (cd "$package" && "$work/fresh/bin/mypy" --cache-dir "$work/mypy" python)
 run_tests "$package/tests"

@@ -177,14 +177,14 @@ class _Recurrent(nn.Module):
             packed, last = self._packed(input, states)
             return packed, self._like_hx(last)
         if input.dim() == 3:
-            output, last = self._padded(input, states, lengths, resets, self.batch_first)
+            output, last = self.run_padded(input, states, lengths, resets, self.batch_first)
         elif input.dim() == 2:
             if lengths is not None:
                 raise ValueError("lengths: can't be combined with an input without a batch")
             if states is not None:
                 states = tuple(state.unsqueeze(1) for state in states)
             resets = None if resets is None else resets.unsqueeze(1)
-            output, last = self._padded(input.unsqueeze(1), states, None, resets, False)
+            output, last = self.run_padded(input.unsqueeze(1), states, None, resets, False)
             output, last = output.squeeze(1), tuple(state.squeeze(1) for state in last)
         else:
             raise ValueError(f"input: got shape {list(input.shape)}, wanted 2 or 3 dimensions")
@@ -217,12 +217,12 @@ class _Recurrent(nn.Module):
         x, lengths = pad_packed_sequence(ordered)
         if states is not None and input.sorted_indices is not None:
             states = tuple(state.index_select(1, input.sorted_indices) for state in states)
-        output, last = self._padded(x, states, lengths, None, False, clean=True)
+        output, last = self.run_padded(x, states, lengths, None, False, clean=True)
         if input.unsorted_indices is not None:
             last = tuple(state.index_select(1, input.unsorted_indices) for state in last)
         return input._replace(data=pack_padded_sequence(output, lengths).data), last
 
-    def _padded(
+    def run_padded(
         self,
         x: Tensor,
         states: _States | None,
