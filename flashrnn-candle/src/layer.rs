@@ -1,6 +1,6 @@
 //! One layer in one direction: the input product and the recurrence.
 
-use candle_core::{Error, Result, Tensor};
+use candle_core::{DType, Error, Result, Tensor};
 use flashrnn::{Cell, CellSizes, Shapes};
 
 use crate::config::LayerSize;
@@ -28,6 +28,7 @@ impl<C: Cell> Layer<C> {
         let sequence = Sequence::read(options, &shapes)?;
         let w = self.parameters.w();
         on_host([("x", x), ("w", w)])?;
+        check_types(x.dtype(), w.dtype())?;
         let mask = padding_mask(&shapes, sequence.lengths.as_deref().filter(|_| w.track_op()))?;
         // One large product: [B·T, I] [I, Gx·N·D].
         let wx = x.contiguous()?.apply_op2(w, Product::new(shapes.wx().as_slice(), mask))?;
@@ -75,4 +76,14 @@ impl<C: Cell> Layer<C> {
             }
         }
     }
+}
+
+/// Checks that the type of x fits that of the parameters.
+fn check_types(x: DType, parameters: DType) -> Result<()> {
+    let master = parameters == DType::F32 && matches!(x, DType::F16 | DType::BF16);
+    if x == parameters || master {
+        return Ok(());
+    }
+    let or = if parameters == DType::F32 { ", or F16 or BF16" } else { "" };
+    Err(Error::msg(format!("x is {x:?}, wanted {parameters:?} like the parameters{or}")))
 }

@@ -73,7 +73,8 @@
 //! # Element types
 //! `wx`, h and the states are f32, f64, f16 or bf16. `r` and `b` have the same type, or may be f32
 //! if `wx` is 16 bits. The initial and final states are f32, or f64 if `wx` is f64. With 16-bit
-//! states, a sequence split in chunks would yield other results than the whole one.
+//! states, a sequence split in chunks would yield other results than the whole one. A module's
+//! parameters have the type of `x`, or may be f32 if `x` is 16 bits; their gradients are then f32.
 //!
 //! # Variables changed in place
 //! candle's variables may change in place through any of their aliases, without notice. Therefore

@@ -1,16 +1,20 @@
 //! The input product `wx = W x` of a layer, as one differentiable operation whose gradients ignore
 //! padding.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cpu_backend::CpuDevice;
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor};
 use flashrnn::Shapes;
 
 use crate::host::{check_unchanged, cpu, fingerprint, gradient};
 
 /// Multiplies every row of `x [.., I]` by `w [Gx·N·D, I]`, with a result of shape `[.., Gx, N, D]`.
+///
+/// The result has the type of x. If w has another one, it is rounded to that of x, and its gradient
+/// is computed in its own.
 pub(crate) struct Product {
     shape: Shape,
     /// `[.., 1]` of u8: 0 for rows of x that are padding. Absent if there are none.
@@ -48,9 +52,38 @@ pub(crate) fn padding_mask(shapes: &Shapes, lengths: Option<&[i32]>) -> Result<O
     Tensor::from_vec(mask, (outer, inner, 1), &Device::Cpu).map(Some)
 }
 
-/// Returns the layout of a contiguous tensor as a matrix.
-fn matrix(layout: &Layout, rows: usize, columns: usize) -> Layout {
-    Layout::contiguous_with_offset((rows, columns), layout.start_offset())
+/// A contiguous matrix.
+struct Matrix<'a> {
+    values: Cow<'a, CpuStorage>,
+    layout: Layout,
+}
+
+impl<'a> Matrix<'a> {
+    /// Views a contiguous tensor as a matrix, or converts it if it is not of type `dtype`.
+    fn new(
+        values: &'a CpuStorage,
+        layout: &Layout,
+        size: [usize; 2],
+        dtype: DType,
+    ) -> Result<Self> {
+        let size = (size[0], size[1]);
+        if values.dtype() == dtype {
+            let layout = Layout::contiguous_with_offset(size, layout.start_offset());
+            return Ok(Self { values: Cow::Borrowed(values), layout });
+        }
+        let values = Cow::Owned(values.to_dtype(layout, dtype)?);
+        Ok(Self { values, layout: Layout::contiguous(size) })
+    }
+
+    /// Returns this matrix with its axes exchanged.
+    fn transposed(self) -> Result<Self> {
+        Ok(Self { layout: self.layout.transpose(0, 1)?, ..self })
+    }
+
+    fn times(&self, other: &Self) -> Result<CpuStorage> {
+        let ((m, k), (_, n)) = (self.layout.shape().dims2()?, other.layout.shape().dims2()?);
+        self.values.matmul(&other.values, (1, m, n, k), &self.layout, &other.layout)
+    }
 }
 
 impl CustomOp2 for Product {
@@ -72,9 +105,10 @@ impl CustomOp2 for Product {
             return Ok((CpuDevice.zeros_impl(&self.shape, x.dtype())?, self.shape.clone()));
         }
         self.fingerprints.get_or_init(|| [fingerprint(x, x_layout), fingerprint(w, w_layout)]);
-        let x_layout = matrix(x_layout, tokens, input);
-        let wx = x.matmul(w, (1, tokens, rows, input), &x_layout, &w_layout.transpose(0, 1)?)?;
-        Ok((wx, self.shape.clone()))
+        let dtype = x.dtype();
+        let x = Matrix::new(x, x_layout, [tokens, input], dtype)?;
+        let w = Matrix::new(w, w_layout, [rows, input], dtype)?;
+        Ok((x.times(&w.transposed()?)?, self.shape.clone()))
     }
 
     fn bwd(
@@ -93,13 +127,14 @@ impl CustomOp2 for Product {
         }
         let d_wx = d_wx.contiguous()?;
         let (d_wx, d_wx_layout) = d_wx.storage_and_layout();
-        let (d_wx, d_wx_layout) = (cpu(&d_wx)?, matrix(d_wx_layout, tokens, rows));
+        let d_wx = |dtype| Matrix::new(cpu(&d_wx)?, d_wx_layout, [tokens, rows], dtype);
         let [x_before, w_before] = self.fingerprints.get().copied().unwrap_or_default();
         let d_x = x.track_op().then(|| {
             let (w, w_layout) = w.storage_and_layout();
             let w = cpu(&w)?;
             check_unchanged("the layer's W", w_before, w, w_layout)?;
-            gradient(d_wx.matmul(w, (1, tokens, input, rows), &d_wx_layout, w_layout)?, x)
+            let w = Matrix::new(w, w_layout, [rows, input], x.dtype())?;
+            gradient(d_wx(x.dtype())?.times(&w)?, x)
         });
         let d_w = w.track_op().then(|| {
             let x = {
@@ -108,9 +143,8 @@ impl CustomOp2 for Product {
                 self.without_padding(x)?
             };
             let (x, x_layout) = x.storage_and_layout();
-            let (x, x_layout) = (cpu(&x)?, matrix(x_layout, tokens, input));
-            let transposed = d_wx_layout.transpose(0, 1)?;
-            gradient(d_wx.matmul(x, (1, rows, input, tokens), &transposed, &x_layout)?, w)
+            let x = Matrix::new(cpu(&x)?, x_layout, [tokens, input], w.dtype())?;
+            gradient(d_wx(w.dtype())?.transposed()?.times(&x)?, w)
         });
         Ok((d_x.transpose()?, d_w.transpose()?))
     }

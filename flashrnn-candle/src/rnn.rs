@@ -191,7 +191,7 @@ impl<C: Cell> Rnn<C> {
         self.stack.forward(x, options, train, Layer::forward)
     }
 
-    /// Packs the parameters once for inference. See [`FrozenRnn`].
+    /// Packs the parameters once for inference, with an `x` of their type. See [`FrozenRnn`].
     ///
     /// # Errors
     /// If the parameters have incompatible element types, or memory runs out.

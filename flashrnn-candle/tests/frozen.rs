@@ -133,7 +133,10 @@ fn errors_name_the_tensor() -> Result<()> {
         frozen.step(&x.unsqueeze(1)?, &mut frozen.state(2)?),
         "x: got shape [2, 1, 3], wanted [B, I]",
     );
-    fails(frozen.step(&x.to_dtype(DType::F64)?, &mut frozen.state(2)?), "dtype mismatch");
+    fails(
+        frozen.step(&x.to_dtype(DType::F64)?, &mut frozen.state(2)?),
+        "the weights were frozen for F32",
+    );
     let state = |s0: &Tensor| frozen.state_from(s0).and_then(|state| state.to_tensor());
     fails(
         state(&Tensor::zeros((1, 1, 2, 2, 5), DType::F32, &Device::Cpu)?),

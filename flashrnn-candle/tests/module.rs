@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, ModuleT, Result, Tensor};
 use candle_nn::{AdamW, Module, Optimizer, VarBuilder, VarMap};
 use flashrnn::{self as cells, Cell, Layout, Options};
@@ -148,7 +149,10 @@ fn wrong_inputs_are_named() -> Result<()> {
     let call = |x: &Tensor, options: SequenceOptions| lstm.forward(x, &options, false);
     fails(call(&zeros(&[2, 5, 4])?, none()), "x: got shape [2, 5, 4], wanted [B, T, 3]");
     fails(call(&zeros(&[2, 3])?, none()), "x: got shape [2, 3], wanted [B, T, 3]");
-    fails(call(&x.to_dtype(DType::F64)?, none()), "dtype mismatch");
+    fails(
+        call(&x.to_dtype(DType::F64)?, none()),
+        "x is F64, wanted F32 like the parameters, or F16 or BF16",
+    );
     let s0 = zeros(&[2, 2, 2, 1, 4])?;
     fails(
         call(&x, SequenceOptions { s0: Some(&s0), ..none() }),
@@ -187,6 +191,39 @@ fn existing_weights_make_the_same_module() -> Result<()> {
     fails(make(config, &broken), "weights of l0_reverse: b: got shape [3, 2, 2]");
     broken[0].w = broken[0].w.flatten_all()?;
     fails(make(config, &broken), "wanted [Gx·N·D, I]");
+    Ok(())
+}
+
+/// Parameters of f32 with 16-bit tensors have gradients of f32.
+#[test]
+fn sixteen_bits_with_parameters_of_f32() -> Result<()> {
+    let map = VarMap::new();
+    let config = RnnConfig { layers: 2, bidirectional: true, ..RnnConfig::default() };
+    let gru = Gru::new(3, 6, config, builder(&map))?;
+    let x = Tensor::randn(0f32, 1.0, (2, 5, 3), &Device::Cpu)?;
+    let run = |x: &Tensor| -> Result<(Tensor, GradStore)> {
+        let h = gru.forward_t(x, true)?;
+        assert_eq!(h.dtype(), x.dtype());
+        let h = h.to_dtype(DType::F32)?;
+        let grads = h.sqr()?.sum_all()?.backward()?;
+        Ok((h, grads))
+    };
+    let (want, want_grads) = run(&x)?;
+    // A few roundings of half a unit in the last place accumulate: 4e-3 in bf16 and 5e-4 in f16.
+    for (dtype, tolerance) in [(DType::BF16, 3e-2), (DType::F16, 4e-3)] {
+        let (got, grads) = run(&x.to_dtype(dtype)?)?;
+        let near = |got: &Tensor, want: &Tensor| -> Result<bool> {
+            let norm = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(f32::sqrt);
+            Ok(norm(&(got - want)?)? <= tolerance * norm(want)?)
+        };
+        assert!(near(&got, &want)?, "{dtype:?} h");
+        for (name, var) in map.data().lock().expect("no panic").iter() {
+            let [got, want] = [&grads, &want_grads].map(|g| g.get(var).expect("a gradient"));
+            assert_eq!(got.dtype(), DType::F32);
+            assert!(near(got, want)?, "{dtype:?} {name}");
+            fails(got.sum_all()?.backward(), "no second derivatives");
+        }
+    }
     Ok(())
 }
 
