@@ -59,7 +59,7 @@ struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Views a contiguous tensor as a matrix, or converts it if it is not of type `dtype`.
+    /// Views a tensor as a matrix, or copies it if it is not contiguous or not of type `dtype`.
     fn new(
         values: &'a CpuStorage,
         layout: &Layout,
@@ -67,7 +67,7 @@ impl<'a> Matrix<'a> {
         dtype: DType,
     ) -> Result<Self> {
         let size = (size[0], size[1]);
-        if values.dtype() == dtype {
+        if values.dtype() == dtype && layout.is_contiguous() {
             let layout = Layout::contiguous_with_offset(size, layout.start_offset());
             return Ok(Self { values: Cow::Borrowed(values), layout });
         }

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, ModuleT, Result, Tensor};
+use candle_core::{DType, Device, ModuleT, Result, Tensor, Var};
 use candle_nn::{AdamW, Module, Optimizer, VarBuilder, VarMap};
 use flashrnn::{self as cells, Cell, Layout, Options};
 use flashrnn_candle::{
-    FrozenRnn, Gru, Lstm, Recurrence, Rnn, RnnConfig, RnnState, SequenceOptions, Slstm, Weights,
+    Elman, FrozenRnn, Gru, Lstm, Recurrence, Rnn, RnnConfig, RnnState, SequenceOptions, Slstm,
+    Weights,
 };
 
 fn builder(map: &VarMap) -> VarBuilder<'static> {
@@ -191,6 +192,33 @@ fn existing_weights_make_the_same_module() -> Result<()> {
     fails(make(config, &broken), "weights of l0_reverse: b: got shape [3, 2, 2]");
     broken[0].w = broken[0].w.flatten_all()?;
     fails(make(config, &broken), "wanted [Gx·N·D, I]");
+    Ok(())
+}
+
+/// Weights that are views, such as a transposed matrix, count by their elements.
+#[test]
+fn weights_need_not_be_contiguous() -> Result<()> {
+    let x = Tensor::randn(0f32, 1.0, (2, 5, 3), &Device::Cpu)?;
+    let elman = Elman::new(3, 4, RnnConfig::default(), builder(&VarMap::new()))?;
+    let weights = elman.weights()?.remove(0);
+    let run = |weights: Weights, x: &Tensor| -> Result<(Vec<f32>, GradStore)> {
+        let elman = Elman::from_weights(cells::Elman, RnnConfig::default(), &[weights])?;
+        let h = elman.forward_t(x, true)?;
+        Ok((h.flatten_all()?.to_vec1()?, h.sqr()?.sum_all()?.backward()?))
+    };
+    let values = |grads: &GradStore, var: &Tensor, transposed: bool| {
+        let grad = grads.get(var).expect("a gradient");
+        let grad = if transposed { grad.t()? } else { grad.clone() };
+        grad.flatten_all()?.to_vec1::<f32>()
+    };
+    let x = Var::from_tensor(&x)?;
+    let w = Var::from_tensor(&weights.w.detach())?;
+    let transposed = Var::from_tensor(&weights.w.detach().t()?.contiguous()?)?;
+    let (want, want_grads) = run(Weights { w: w.as_tensor().clone(), ..weights.clone() }, &x)?;
+    let (got, grads) = run(Weights { w: transposed.t()?, ..weights }, &x)?;
+    assert_eq!(got, want);
+    assert_eq!(values(&grads, &transposed, true)?, values(&want_grads, &w, false)?);
+    assert_eq!(values(&grads, &x, false)?, values(&want_grads, &x, false)?);
     Ok(())
 }
 
