@@ -63,7 +63,9 @@ else
 fi
 # The packages whose functions are replaced.
 install "$work/fresh" --no-deps flashrnn==1.0.8 sb3-contrib==2.9.2 stable-baselines3==2.9.0 \
-    gymnasium==1.4.0 cloudpickle farama-notifications
+    gymnasium==1.4.0 cloudpickle farama-notifications \
+    tirex-ts==1.4.2 xlstm==2.0.6 omegaconf antlr4-python3-runtime==4.9.3 dacite
+install "$work/fresh" scikit-learn huggingface-hub # imported by tirex-ts
 install "$work/fresh" mypy==2.4.1
 (cd "$package" && "$work/fresh/bin/mypy" --cache-dir "$work/mypy" python)
 run_tests "$package/tests"

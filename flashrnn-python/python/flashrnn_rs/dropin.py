@@ -198,7 +198,7 @@ def flashrnn(
     elif config.backend in _CASTING and config.enable_automatic_mixed_precision:
         Wx = Wx.to(config.torch_dtype_w)
         R, b = R.to(config.torch_dtype_r), b.to(config.torch_dtype_b)
-    R, b = _weights_of_one_dtype(R, b, Wx.dtype)
+    R, b = weights_of_one_dtype(R, b, Wx.dtype)
     time_major = config.input_shape.index("T") < config.input_shape.index("B")
     wx_axes, states_axes = ("TBGHD", "STBHD") if time_major else ("BTGHD", "SBTHD")
     if states is None:
@@ -256,7 +256,7 @@ def _initial_states(config: FlashRNNConfig, wx: Tensor) -> Tensor | None:
     return each.view(-1, 1, 1, 1).expand(-1, sizes["B"], sizes["H"], sizes["D"])
 
 
-def _weights_of_one_dtype(r: Tensor, b: Tensor, element: torch.dtype) -> tuple[Tensor, Tensor]:
+def weights_of_one_dtype(r: Tensor, b: Tensor, element: torch.dtype) -> tuple[Tensor, Tensor]:
     """Casts R and b, without loss, to one dtype that weights may have beside tensors of `element`.
 
     FlashRNN lets them differ.
