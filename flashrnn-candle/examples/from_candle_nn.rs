@@ -10,7 +10,7 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Device, Error, ModuleT, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use candle_nn::{
     AdamW, LSTMConfig, Linear, Module, Optimizer, ParamsAdamW, RNN, VarBuilder, VarMap,
 };
@@ -31,7 +31,7 @@ fn before(vb: VarBuilder) -> Result<Layer> {
 
 fn after(vb: VarBuilder) -> Result<Layer> {
     let lstm = Lstm::from_torch(SIZE, SIZE, RnnConfig::default(), vb)?;
-    Ok(Box::new(move |x| lstm.forward_t(x, true)))
+    Ok(Box::new(move |x| Ok(lstm.forward(x, &Default::default(), true)?.h)))
 }
 
 /// A layer and a linear one with their parameters and optimiser.
