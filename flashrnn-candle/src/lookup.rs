@@ -3,6 +3,8 @@
 use candle_core::{Error, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+use crate::RnnConfig;
+
 /// Initialises a matrix with `inputs` columns: uniform in ±1/√inputs.
 pub(crate) fn uniform(inputs: usize) -> Init {
     let bound = 1.0 / (inputs as f64).sqrt();
@@ -26,8 +28,37 @@ pub(crate) fn reason(error: Error) -> Error {
     }
 }
 
+/// Checks that `vb` has no parameters of a module that `config` leaves out: more layers, a second
+/// direction or biases. `weight` and `bias` are parameters' names without their suffix.
+pub(crate) fn check_leftover(
+    config: &RnnConfig,
+    vb: &VarBuilder,
+    weight: &str,
+    bias: &str,
+) -> Result<()> {
+    let layers = config.layers;
+    check_absent(vb, &format!("{weight}_l{layers}"), &format!("layers is {layers}"))?;
+    if !config.bidirectional {
+        check_absent(vb, &format!("{weight}_l0_reverse"), "bidirectional is false")?;
+    }
+    if !config.bias {
+        check_absent(vb, &format!("{bias}_l0"), "bias is false")?;
+    }
+    Ok(())
+}
+
+/// Checks that `vb` has no parameter `name`; `why` explains the error.
+pub(crate) fn check_absent(vb: &VarBuilder, name: &str, why: &str) -> Result<()> {
+    // `VarBuilder::zeros` has parameters of every name.
+    if vb.contains_tensor(name) && !vb.contains_tensor("") {
+        let name = full_name(vb, name);
+        return Err(Error::msg(format!("found parameter {name}, but {why}")));
+    }
+    Ok(())
+}
+
 /// Returns the name that a parameter has in the file or map behind `vb`.
-pub(crate) fn full_name(vb: &VarBuilder, name: &str) -> String {
+fn full_name(vb: &VarBuilder, name: &str) -> String {
     let prefix = vb.prefix();
     if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
 }

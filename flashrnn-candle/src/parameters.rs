@@ -4,10 +4,10 @@ use candle_core::{Error, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use flashrnn::{Cell, CellSizes};
 
-use crate::config::LayerSize;
+use crate::config::{LayerSize, RnnConfig};
 use crate::host::check;
 use crate::join::concat;
-use crate::lookup::{get, uniform};
+use crate::lookup::{check_leftover, get, uniform};
 use crate::torch::TorchWeights;
 
 /// The weights of one layer and direction in flashrnn's order.
@@ -37,6 +37,12 @@ pub(crate) enum Parameters {
 }
 
 impl Parameters {
+    /// Checks that `vb` has no parameters in flashrnn's order that `config` leaves out.
+    pub fn check_leftover<C: Cell>(config: &RnnConfig, vb: &VarBuilder) -> Result<()> {
+        let bias = C::GATES.first().map_or("b", |gate| gate.name());
+        check_leftover(config, vb, "w", &format!("b_{bias}"))
+    }
+
     /// Gets parameters in flashrnn's order from `vb`, whose names end in `_suffix`.
     pub fn own<C: Cell>(
         size: LayerSize,

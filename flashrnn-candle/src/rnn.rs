@@ -9,7 +9,7 @@ use crate::layer::Layer;
 use crate::lookup::reason;
 use crate::parameters::Parameters;
 use crate::stack::Stack;
-use crate::torch::{TorchWeights, check_names};
+use crate::torch::{TorchWeights, check_config};
 use crate::{FromTorch, FrozenRnn, Recurrence, RnnConfig, RnnOutput, SequenceOptions, Weights};
 
 /// Layers of the cell `C`, with their parameters, for training.
@@ -84,8 +84,9 @@ impl<C: Cell + Default> Rnn<C> {
     /// them.
     ///
     /// # Errors
-    /// If a size is 0, `hidden` is not a multiple of the heads, the configuration is invalid, or a
-    /// parameter is missing or has the wrong shape.
+    /// If a size is 0, `hidden` is not a multiple of the heads, the configuration is invalid, a
+    /// parameter is missing or has the wrong shape, or `vb` has parameters that the configuration
+    /// leaves out (more layers, a second direction, biases).
     pub fn new(input: usize, hidden: usize, config: RnnConfig, vb: VarBuilder) -> Result<Self> {
         Self::with_cell(C::default(), input, hidden, config, vb)
     }
@@ -103,6 +104,7 @@ impl<C: Cell> Rnn<C> {
         config: RnnConfig,
         vb: VarBuilder,
     ) -> Result<Self> {
+        Parameters::check_leftover::<C>(&config, &vb)?;
         Self::build(cell, input, hidden, config, |size, _, suffix| {
             Parameters::own::<C>(size, config.bias, suffix, &vb)
         })
@@ -238,7 +240,7 @@ impl<C: FromTorch> Rnn<C> {
         config: RnnConfig,
         vb: VarBuilder,
     ) -> Result<Self> {
-        check_names(&config, &vb)?;
+        check_config(&config, &vb)?;
         Self::build(C::default(), input, hidden, config, |size, _, suffix| {
             Ok(Parameters::Torch(TorchWeights::find::<C>(size, config.bias, suffix, &vb)?))
         })

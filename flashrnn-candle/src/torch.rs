@@ -9,7 +9,7 @@ use flashrnn::{Cell, CellSizes, Elman, Gru, Lstm};
 use crate::RnnConfig;
 use crate::config::LayerSize;
 use crate::join::{Part, join};
-use crate::lookup::{full_name, get, reason, uniform};
+use crate::lookup::{check_absent, check_leftover, get, reason, uniform};
 
 /// A cell that PyTorch has as well, so that its weights can be loaded into one head of
 /// `D = hidden_size` units.
@@ -67,27 +67,15 @@ impl TorchGate {
     }
 }
 
-/// Checks that `vb` has no parameters of a PyTorch module that `config` leaves out.
-pub(crate) fn check_names(config: &RnnConfig, vb: &VarBuilder) -> Result<()> {
-    let RnnConfig { layers, bidirectional, bias, heads, .. } = *config;
-    if heads != 1 {
+/// Checks that PyTorch's modules can be configured like `config`, and that `vb` has no parameters of
+/// one that `config` leaves out.
+pub(crate) fn check_config(config: &RnnConfig, vb: &VarBuilder) -> Result<()> {
+    if config.heads != 1 {
+        let heads = config.heads;
         return Err(Error::msg(format!("heads is {heads}, wanted 1; PyTorch's modules have one")));
     }
-    // `VarBuilder::zeros` has parameters of every name.
-    let has = |name: &str| vb.contains_tensor(name) && !vb.contains_tensor("");
-    let above = format!("weight_ih_l{layers}");
-    for (covered, name, why) in [
-        (false, above.as_str(), format!("layers is {layers}")),
-        (bidirectional, "weight_ih_l0_reverse", "bidirectional is false".to_owned()),
-        (bias, "bias_ih_l0", "bias is false".to_owned()),
-        (false, "weight_hr_l0", "projections (proj_size) are not supported".to_owned()),
-    ] {
-        if !covered && has(name) {
-            let name = full_name(vb, name);
-            return Err(Error::msg(format!("found parameter {name}, but {why}")));
-        }
-    }
-    Ok(())
+    check_absent(vb, "weight_hr_l0", "projections (proj_size) are not supported")?;
+    check_leftover(config, vb, "weight_ih", "bias_ih")
 }
 
 /// Lists the parameters of a PyTorch module that `vb` has, for error messages.

@@ -143,6 +143,24 @@ fn missing_parameters_and_wrong_shapes_are_named() -> Result<()> {
 }
 
 #[test]
+fn parameters_that_the_configuration_leaves_out_are_named() -> Result<()> {
+    let map = VarMap::new();
+    let full = RnnConfig { layers: 2, bidirectional: true, ..RnnConfig::default() };
+    let make = |config| Gru::new(3, 4, config, builder(&map).pp("rnn"));
+    make(full)?;
+    fails(make(RnnConfig { layers: 1, ..full }), "found parameter rnn.w_l1, but layers is 1");
+    fails(
+        make(RnnConfig { bidirectional: false, ..full }),
+        "found parameter rnn.w_l0_reverse, but bidirectional is false",
+    );
+    fails(make(RnnConfig { bias: false, ..full }), "rnn.b_n_h_l0, but bias is false");
+    make(full)?;
+    let zeros = VarBuilder::zeros(DType::F32, &Device::Cpu);
+    assert!(Gru::new(3, 4, RnnConfig::default(), zeros).is_ok());
+    Ok(())
+}
+
+#[test]
 fn wrong_inputs_are_named() -> Result<()> {
     let config = RnnConfig { layers: 2, bidirectional: true, ..RnnConfig::default() };
     let lstm = Lstm::new(3, 4, config, builder(&VarMap::new()))?;
