@@ -262,6 +262,27 @@ def test_compiled_equals_eager(name):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [LSTM, GRU, RNN, SLSTM])
+def test_export(kind):
+    module = kind(I, H, num_layers=2, bidirectional=True, batch_first=True)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
+    exported = torch.export.export(module, (torch.randn(B, T, I),), dynamic_shapes=(sizes,))
+    x = torch.randn(B + 1, T + 2, I)
+    assert_close(exported.module()(x), module(x), 0)
+
+
+def test_compiled_with_lengths_resets_and_packed_sequences():
+    torch.compiler.reset()
+    module, _ = pair("GRU", bidirectional=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x, lengths = torch.randn(T, B, I), torch.tensor([3, 6, 2, 1])
+    options = {"lengths": lengths, "resets": torch.rand(T, B) < 0.3}
+    assert_close(compiled(x, **options), module(x, **options))
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    in_parts = torch.compile(module, backend="aot_eager")  # PyTorch cuts the graph here
+    assert_close(in_parts(packed), module(packed))
+
+
 def test_inductor():
     torch.compiler.reset()
     one, other = pair("LSTM")
