@@ -31,6 +31,8 @@ __device__ __forceinline__ Offset token_of(const Sizes& sizes, int row, int leng
 struct Row {
     int index, length;
 
+    Row() = default;
+
     // `lengths` [B] may be null. It is in device memory, so lengths are clamped here instead of
     // checked.
     __device__ __forceinline__ Row(const Sizes& sizes, const int* lengths, int row)
@@ -50,6 +52,9 @@ struct Row {
         return resets && step < length && resets[token(sizes, step)] != 0;
     }
 };
+
+// Returns the length of an array for `n` elements, since C++ has no empty arrays.
+__host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
 // Returns the number of bits in `set`. The compiler would not fold a loop to a constant.
 __host__ __device__ constexpr int count(unsigned set) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaStream};
 use flashrnn_core::{Error, Result};
@@ -16,6 +17,7 @@ use crate::kernels::Kernels;
 use crate::kernels::compile::Arch;
 use crate::passes::time_loop::TimeLoops;
 use crate::programs::Waits;
+use crate::select::Gpu;
 
 /// Runs recurrent networks on one stream of an NVIDIA GPU. Clones share the GPU and the stream;
 /// [`Cuda::with_stream`] shares only the GPU.
@@ -31,7 +33,21 @@ pub struct Cuda {
     pub(crate) loops: Arc<TimeLoops>,
     pub(crate) family: Family,
     pub(crate) waits: Waits,
+    pub(crate) limits: Limits,
+    pub(crate) wait_limit: Option<Duration>,
 }
+
+/// Limits of the kernels that plans choose. Tests set them.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum number of blocks per cluster; 0 leaves all heads to the grid kernels.
+    pub cluster: usize,
+}
+
+/// How long a block of a grid kernel waits for another. Much longer than a kernel that another
+/// process or stream may run before ours.
+const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 impl Cuda {
     /// Opens the first GPU, with a new stream.
@@ -78,6 +94,8 @@ impl Cuda {
             loops: Arc::default(),
             family: Family::Auto,
             waits: Waits::default(),
+            limits: Limits { cluster: usize::MAX },
+            wait_limit: Some(WAIT_LIMIT),
         })
     }
 
@@ -99,8 +117,7 @@ impl Cuda {
             kernels: Arc::new(self.kernels.for_device(device.clone())),
             device,
             loops: Arc::default(),
-            family: self.family,
-            waits: self.waits,
+            ..self.clone()
         })
     }
 
@@ -125,6 +142,28 @@ impl Cuda {
     #[must_use]
     pub fn with_waits(self, waits: Waits) -> Self {
         Self { waits, ..self }
+    }
+
+    /// Returns a handle of the same GPU and stream whose plans choose kernels within `limits`.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Returns a handle of the same GPU and stream with another limit for the waits inside a grid
+    /// kernel, whose blocks wait for each other in every step. If a block waits longer, because
+    /// something has stopped another one, the results are NaN, and a later call returns
+    /// [`Error::Device`]. The default is 20 seconds. `None` waits for ever, which a debugger needs.
+    #[must_use]
+    pub fn with_wait_limit(self, limit: Option<Duration>) -> Self {
+        Self { wait_limit: limit, ..self }
+    }
+
+    /// Returns the properties that drive kernel selection, within the handle's limits.
+    pub(crate) fn gpu(&self) -> Gpu {
+        let gpu = self.device.context.gpu();
+        Gpu { cluster: gpu.cluster.min(self.limits.cluster), ..gpu }
     }
 
     /// Returns the stream that all work is enqueued on.

@@ -115,6 +115,19 @@ arguments! {
     }
 }
 
+arguments! {
+    /// What a grid kernel does if it waits too long.
+    pub struct Watch {
+        /// Nanoseconds, or 0 to wait forever.
+        limit: u64 as "long long",
+        /// Three numbers in host memory: the kernel, a block and the exchange that it waited for.
+        report: Address as "unsigned*",
+        /// Identifies the kernel in `report`; not 0.
+        kernel: u32,
+        padding: u32,
+    }
+}
+
 /// Returns the text of `call.cuh`: the structs of both calls, and checks of the two structs that
 /// the kernels define themselves.
 pub(crate) fn header() -> String {
@@ -125,6 +138,7 @@ pub(crate) fn header() -> String {
         Gates::STRUCT.cuda_checks("Gates<T>"),
         ForwardCall::STRUCT.cuda(),
         BackwardCall::STRUCT.cuda(),
+        Watch::STRUCT.cuda(),
     ]
     .concat()
 }

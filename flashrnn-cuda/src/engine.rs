@@ -13,9 +13,11 @@ use crate::passes::Common;
 use crate::passes::backward::{BackwardPass, TimeSteps};
 use crate::passes::forward::ForwardPass;
 use crate::passes::fused::{FusedBackward, FusedForward, FusedProblem};
+use crate::passes::grid::GridPass;
 use crate::programs::{self, CellSource, Features};
 use crate::select::alignment;
-use crate::select::choice::fused_layouts;
+use crate::select::choice::{Layout, layouts};
+use crate::select::grid::Pass;
 use crate::select::step::{self, Multiply, Tile};
 
 /// Holds the sizes and kernels of a plan.
@@ -43,9 +45,8 @@ impl Engine {
     ) -> Result<Self> {
         let Cuda { device, kernels, loops, family, .. } = cuda;
         let common = Common::new::<T>(device, problem, shapes)?;
-        let [forward, backward] =
-            fused_layouts(shapes, common.bytes, device.context.gpu(), *family)?;
-        let both_fused = forward.is_some() && backward.is_some();
+        let [forward, backward] = layouts(shapes, common.bytes, cuda.gpu(), *family)?;
+        let both_fused = [forward, backward].iter().all(|l| matches!(l, Layout::Fused(_)));
         let fused = FusedProblem {
             kernels: kernels.clone(),
             cell: cell.clone(),
@@ -59,29 +60,40 @@ impl Engine {
         let time_loop = |pass, program: &Program, tile: Tile| {
             loops.get(kernels, program, pass, step::blocks(shapes, tile), tile.warps)
         };
+        let forward_steps = || {
+            let tile = step::forward_tile(shapes, common.bytes);
+            time_loop("forward", &programs::forward_step(cell, element, multiply, tile), tile)
+        };
+        let backward_steps = || {
+            let tile = step::backward_tile(shapes, common.bytes);
+            time_loop("backward", &programs::backward_step(cell, element, multiply, tile), tile)
+        };
+        let grid_pass = |layout, pass| GridPass::new(fused.clone(), layout, pass, cuda.wait_limit);
         let (forward, backward, recompute, weight_grad) = std::thread::scope(|scope| {
             let forward = spawn(scope, || {
                 Ok(match forward {
-                    Some(layout) => {
+                    Layout::Fused(layout) => {
                         ForwardPass::Fused(Box::new(FusedForward::new(fused.clone(), layout)?))
                     }
-                    None => {
-                        let tile = step::forward_tile(shapes, common.bytes);
-                        let program = programs::forward_step(cell, element, multiply, tile);
-                        ForwardPass::Alternating(time_loop("forward", &program, tile)?)
-                    }
+                    Layout::Grid(layout) => match grid_pass(layout, Pass::Forward)? {
+                        Some(all) => {
+                            ForwardPass::Grid { all: Box::new(all), single: forward_steps()? }
+                        }
+                        None => ForwardPass::Alternating(forward_steps()?),
+                    },
+                    Layout::Steps => ForwardPass::Alternating(forward_steps()?),
                 })
             });
             let backward = spawn(scope, || {
                 Ok(match backward {
-                    Some(layout) => {
+                    Layout::Fused(layout) => {
                         TimeSteps::Fused(Box::new(FusedBackward::new(fused.clone(), layout)?))
                     }
-                    None => {
-                        let tile = step::backward_tile(shapes, common.bytes);
-                        let program = programs::backward_step(cell, element, multiply, tile);
-                        TimeSteps::Alternating(time_loop("backward", &program, tile)?)
-                    }
+                    Layout::Grid(layout) => match grid_pass(layout, Pass::Backward)? {
+                        Some(all) => TimeSteps::Grid(Box::new(all)),
+                        None => TimeSteps::Alternating(backward_steps()?),
+                    },
+                    Layout::Steps => TimeSteps::Alternating(backward_steps()?),
                 })
             });
             let recompute = programs::recompute(cell, element);

@@ -61,6 +61,8 @@ pub mod testing;
 mod tests;
 
 pub use backend::Cuda;
+#[doc(hidden)]
+pub use backend::Limits;
 pub use cudarc;
 pub use driver::pool::MemoryUse;
 pub use flashrnn_gpu::{Family, KernelChoice};

@@ -15,7 +15,7 @@ use crate::backend::Cuda;
 use crate::engine::Engine;
 use crate::memory::{Buffer, View, ViewMut};
 use crate::packed::{Packed, PackedOrder};
-use crate::passes::{Common, backward, forward, pack};
+use crate::passes::{Common, pack};
 use crate::programs::CellSource;
 use crate::select::choice;
 
@@ -79,8 +79,8 @@ impl<T: Element, W: Element> CudaPlan<T, W> {
     /// Describes the kernels of the forward and the backward pass.
     #[must_use]
     pub fn kernels(&self) -> [KernelChoice; 2] {
-        let Common { device, shapes, bytes, .. } = &self.engine.common;
-        choice::describe(shapes, *bytes, device.context.gpu(), self.cuda.family)
+        let Common { shapes, bytes, .. } = &self.engine.common;
+        choice::describe(shapes, *bytes, self.cuda.gpu(), self.cuda.family)
     }
 }
 
@@ -118,6 +118,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
         r.check("r", device)?;
         b.check("b", device)?;
         let _entered = device.enter()?;
+        device.watch.take()?;
         let Engine { common, layout, pack: kernel, .. } = &self.engine;
         Ok(Weights::new(layout.clone(), pack::pack(common, kernel, r.ptr(), b.ptr())?))
     }
@@ -127,11 +128,11 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     }
 
     fn forward_workspace(&self) -> Workspace {
-        forward::workspace(&self.engine.common)
+        self.engine.forward.workspace(&self.engine.common)
     }
 
     fn backward_workspace(&self) -> Workspace {
-        backward::workspace(&self.engine.common)
+        self.engine.backward.workspace(&self.engine.common)
     }
 
     fn forward(&self, call: Forward<'_, Cuda, T>) -> Result<()> {
@@ -144,6 +145,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
             saved.wide.check("saved", device)?;
         }
         let _entered = device.enter()?;
+        device.watch.take()?;
         self.engine.forward.run(&self.engine.common, call)
     }
 
@@ -158,6 +160,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
             device, call, wx, s0, lengths, resets, d_h, d_states, d_last, d_r, d_b, d_s0, workspace
         );
         let _entered = device.enter()?;
+        device.watch.take()?;
         self.engine.backward.run(&self.engine.common, call)
     }
 
@@ -168,6 +171,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
         call.state.check("state", device)?;
         check_device!(device, call, h);
         let _entered = device.enter()?;
+        device.watch.take()?;
         self.engine.forward.step(&self.engine.common, call)
     }
 }

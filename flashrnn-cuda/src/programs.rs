@@ -8,6 +8,7 @@ use crate::kernels::compile::Program;
 use crate::select::Gpu;
 use crate::select::alignment::{copy_bytes, interleaves};
 use crate::select::fused::{self as layouts, Fused};
+use crate::select::grid::{self as grid_layouts, Grid, Pass};
 use crate::select::step::{self, Multiply, Tile};
 
 /// The headers of the kernel sources.
@@ -29,6 +30,13 @@ const HEADERS: &[(&str, &str)] = &[
     ("fused/multiply_add.cuh", include_str!("../kernels/fused/multiply_add.cuh")),
     ("fused/product.cuh", include_str!("../kernels/fused/product.cuh")),
     ("fused/tensor_cores.cuh", include_str!("../kernels/fused/tensor_cores.cuh")),
+    ("grid/block.cuh", include_str!("../kernels/grid/block.cuh")),
+    ("grid/product.cuh", include_str!("../kernels/grid/product.cuh")),
+    ("grid/rows.cuh", include_str!("../kernels/grid/rows.cuh")),
+    ("grid/words.cuh", include_str!("../kernels/grid/words.cuh")),
+    ("delay.cuh", include_str!("../kernels/delay.cuh")),
+    ("mma.cuh", include_str!("../kernels/mma.cuh")),
+    ("outputs.cuh", include_str!("../kernels/outputs.cuh")),
     ("step/overlap.cuh", include_str!("../kernels/step/overlap.cuh")),
     ("step/product.cuh", include_str!("../kernels/step/product.cuh")),
     ("step/tile.cuh", include_str!("../kernels/step/tile.cuh")),
@@ -156,17 +164,8 @@ fn fused(
     if element == Dtype::F32 {
         program.options.push("-DTENSOR_CORES=0".into());
     } else {
-        let bf16 = element == Dtype::Bf16;
-        program.options.extend([
-            // In f32, subnormals and the last bits of a quotient are far smaller than the rounding
-            // errors of 16-bit tensors.
-            "--ftz=true".into(),
-            "--prec-div=false".into(),
-            "--prec-sqrt=false".into(),
-            "-DTENSOR_CORES=1".into(),
-            format!("-DT_IS_BF16={}", i32::from(bf16)),
-            format!("-DMATH={}", if bf16 { "HARDWARE_BF16" } else { "HARDWARE_F16" }),
-        ]);
+        program.options.push("-DTENSOR_CORES=1".into());
+        program.options.extend(of_16_bits(element));
     }
     let row_bytes = copy_bytes(shapes, bytes(element));
     program.options.extend([
@@ -187,6 +186,50 @@ fn fused(
         format!("-DCLIPS={}", i32::from(features.clips)),
         format!("-DDELAYS={}", i32::from(features.waits == Waits::Delayed)),
         format!("-DBLOCK_BARRIERS={}", i32::from(features.waits == Waits::Block)),
+    ]);
+    program
+}
+
+/// Returns the options for kernels of 16-bit tensors on the tensor cores.
+fn of_16_bits(element: Dtype) -> [String; 5] {
+    let bf16 = element == Dtype::Bf16;
+    [
+        // In f32, subnormals and the last bits of a quotient are far smaller than the rounding
+        // errors of 16-bit tensors.
+        "--ftz=true".into(),
+        "--prec-div=false".into(),
+        "--prec-sqrt=false".into(),
+        format!("-DT_IS_BF16={}", i32::from(bf16)),
+        format!("-DMATH={}", if bf16 { "HARDWARE_BF16" } else { "HARDWARE_F16" }),
+    ]
+}
+
+/// Returns the program of the grid kernel of a pass.
+pub fn grid(
+    cell: &CellSource,
+    element: Dtype,
+    shapes: &Shapes,
+    layout: Grid,
+    pass: Pass,
+    features: Features,
+) -> Program {
+    let (file, source) = match pass {
+        Pass::Forward => ("grid/forward", include_str!("../kernels/grid/forward.cu")),
+        Pass::Backward => ("grid/backward", include_str!("../kernels/grid/backward.cu")),
+    };
+    let mut program = program(file, source, Some(cell), element);
+    program.options.extend(of_16_bits(element));
+    program.options.extend([
+        format!("-DHEAD_DIM={}", shapes.head_dim),
+        format!("-DBLOCKS={}", layout.blocks),
+        format!("-DUNITS={}", layout.units),
+        format!("-DROWS={}", layout.rows),
+        format!("-DREGISTER_STEPS={}", layout.register_steps),
+        format!("-DSUM_BUFFERS={}", layout.sum_buffers),
+        format!("-DSHARED_BYTES={}", layout.shared(shapes, pass)),
+        format!("-DRAGGED={}", i32::from(features.ragged)),
+        format!("-DCLIPS={}", i32::from(features.clips)),
+        format!("-DDELAYS={}", i32::from(features.waits == Waits::Delayed)),
     ]);
     program
 }
@@ -246,6 +289,7 @@ pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
     let mut list = Vec::new();
     for element in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
         list.extend(fused_programs::<C>(&cell, element, gpu));
+        list.extend(grid_programs::<C>(&cell, element, gpu));
     }
     for element in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         list.push(recompute(&cell, element));
@@ -297,6 +341,29 @@ fn fused_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<P
             let backward = layouts::fused_backward(&shapes, bytes, gpu);
             if let Some(layout) = backward.filter(|_| features.saves) {
                 list.push(fused_backward(cell, element, &shapes, layout, features));
+            }
+        }
+    }
+    list
+}
+
+/// Returns the grid programs for heads of many sizes, for few and many rows.
+fn grid_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<Program> {
+    let problems =
+        [(1, 1024), (16, 768), (16, 1024), (64, 1024), (16, 1536), (1, 2048), (16, 2048)];
+    let small = [(5, 3), (33, 50), (16, 257)].map(|size| (size, Gpu { cluster: 0, ..gpu }));
+    let large = problems.map(|size| (size, gpu));
+    let mut list = Vec::new();
+    for ((batch, head_dim), gpu) in large.into_iter().chain(small) {
+        let problem = Problem::new(batch, 64, 1, head_dim);
+        let Ok(shapes) = problem.shapes::<C>() else { continue };
+        for pass in [Pass::Forward, Pass::Backward] {
+            let Some(layout) = grid_layouts::grid(&shapes, bytes(element), gpu, pass) else {
+                continue;
+            };
+            let all = Features { ragged: true, clips: true, ..Features::default() };
+            for features in [Features::default(), all] {
+                list.push(grid(cell, element, &shapes, layout, pass, features));
             }
         }
     }

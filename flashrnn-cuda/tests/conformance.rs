@@ -20,3 +20,12 @@ mod alternating {
         skip: []
     );
 }
+
+/// The same properties with the grid kernels, which large heads of 16-bit tensors use.
+mod grid {
+    use flashrnn_cuda::Limits;
+    flashrnn_testsuite::conformance!(
+        if_available: super::cuda().map(|cuda| cuda.with_limits(Limits { cluster: 0 })),
+        skip: []
+    );
+}

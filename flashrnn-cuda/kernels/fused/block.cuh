@@ -41,9 +41,6 @@ constexpr int MAX_UNITS = BLOCKS == 1 ? HEAD_DIM : UNITS;  // of any block
 // Rows may begin in the middle of a 4-byte word.
 constexpr bool SPLIT_ROWS = COPY_BYTES < 4;
 
-// Returns the length of an array for `n` elements, since C++ has no empty arrays.
-__host__ __device__ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
-
 // The head, batch rows and units of a block.
 struct Block {
     int head, row0, unit0, units, rows;

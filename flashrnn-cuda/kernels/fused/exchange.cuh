@@ -3,20 +3,11 @@
 // Blocks write to each other's shared memory with `st.async`, which counts the bytes on an mbarrier
 // of the receiver. During the time loop the blocks share no other barrier.
 #pragma once
+#include "delay.cuh"
 #include "fused/async_copy.cuh"
 #include "fused/block.cuh"
 
 static_assert(BLOCKS == 1 || __CUDA_ARCH__ >= 900, "clusters need sm_90");
-
-// With DELAYS, a warp sometimes waits here for up to a microsecond. Tests compare results with and
-// without delays, because results must not depend on warp scheduling.
-__device__ __forceinline__ void delay() {
-#if DELAYS
-    const unsigned warp = blockIdx.x * 2654435761u ^ threadIdx.x / 32 * 40503u;
-    const unsigned hash = (unsigned(clock64()) ^ warp) * 2246822519u;
-    if (hash >> 29 == 0) __nanosleep(hash >> 19 & 1023);
-#endif
-}
 
 // Synchronises the first `threads` threads of the block.
 __device__ __forceinline__ void named_barrier(int threads) {

@@ -1,13 +1,9 @@
-// The arithmetic of the fused kernels for 16-bit tensors: the tensor cores' m16n8k16.
-//
-// In an 8 x 8 matrix, lane l holds columns 2 (l % 4) and 2 (l % 4) + 1 of row l / 4. n is the batch
-// row. With ROWS == 4 each batch row takes two columns, and the second column of each pair
-// is unused.
+// The arithmetic of the fused kernels for 16-bit tensors, on the tensor cores. n is the batch row.
+// With ROWS == 4 each batch row takes two columns, and the second column of each pair is unused.
 #pragma once
 #include "fused/async_copy.cuh"
 #include "fused/block.cuh"
-
-constexpr bool IS_BF16 = T_IS_BF16;
+#include "mma.cuh"
 
 // Batch rows per compute thread. The first is lane % 4 * ROWS_PER_LANE.
 constexpr int ROWS_PER_LANE = ROWS / 4;
@@ -33,21 +29,6 @@ __device__ __forceinline__ float high(unsigned v) {
     T half;
     half.bits = (unsigned short)(v >> 16);
     return widen(half);
-}
-
-// Adds the product of a (16 x 16) and b (16 x 8) to d.
-__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0,
-                                    unsigned b1) {
-#define FLASHRNN_MMA(type)                                                         \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "             \
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                    \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                           \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-    if constexpr (IS_BF16)
-        FLASHRNN_MMA("bf16");
-    else
-        FLASHRNN_MMA("f16");
-#undef FLASHRNN_MMA
 }
 
 // Loads four 8 x 8 matrices. Lane l passes the address of row l % 8 of matrix l / 8. It receives

@@ -8,6 +8,7 @@
 // writes the other, because other blocks may still read the first. The f32 states are updated in
 // place, because each is read only by the thread that writes it.
 #include "call.cuh"
+#include "outputs.cuh"
 #include "step/overlap.cuh"
 #include "step/product.cuh"
 #include "step/tile.cuh"
@@ -46,34 +47,6 @@ __device__ __forceinline__ void load_gates(const ForwardCall& call, const Sizes&
         if (gate >= INNER) {
             const Offset x = (token * Cell::EXTERNAL + gate - INNER) * sizes.units() + place;
             gates[gate] += widen(call.wx[x]);
-        }
-    }
-}
-
-// Writes the outputs of a pair, which are zero beyond the row's length.
-__device__ __forceinline__ void store(const ForwardCall& call, const Sizes& sizes,
-                                      Offset token, Offset place, bool active,
-                                      const float (&next)[Cell::STATES],
-                                      const float (&gates)[Cell::GATES]) {
-    const Offset at = token * sizes.units() + place, tensor = sizes.tokens() * sizes.units();
-    if (call.h) saturate(next[0], call.h[at]);
-    if (call.states) {
-#pragma unroll
-        for (int s = 0; s < Cell::STATES; ++s) saturate(next[s], call.states[s * tensor + at]);
-    }
-    if (call.wide_states) {
-#pragma unroll
-        for (int s = 0; s < Cell::STATES; ++s)
-            if (kept_wide(Cell::WIDE, s))
-                call.wide_states[rank(Cell::WIDE, s) * tensor + at] = next[s];
-    }
-    if (call.save_gates) {
-#pragma unroll
-        for (int gate = 0; gate < Cell::GATES; ++gate) {
-            const float value = active ? gates[gate] : 0.0f;
-            saturate(value, call.gates.at(sizes, token, gate, place));
-            if (kept_wide(Cell::WIDE_GATES, gate))
-                call.wide_gates[rank(Cell::WIDE_GATES, gate) * tensor + at] = value;
         }
     }
 }
@@ -155,6 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             for (int s = 0; s < Cell::STATES; ++s)
                 call.state[s * state_stride + tile.state(sizes, row, unit)] = next[s];
         }
-        store(call, sizes, tokens[pair], tile.place(sizes) + unit, active[pair], next, gates[pair]);
+        store_outputs(call, sizes, tokens[pair], tile.place(sizes) + unit, active[pair], next,
+                      gates[pair]);
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod blas;
 pub(crate) mod context;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
 use flashrnn_core::{Error, Result};
 
 use crate::device::context::Context;
+use crate::device::watch::WatchReport;
 use crate::driver::current::Entered;
 use crate::driver::stream::SideStream;
 use crate::driver::{check, failure};
@@ -21,6 +23,8 @@ pub(crate) struct Device {
     /// Joins `stream` again before any call returns.
     pub(crate) side: SideStream,
     pub(crate) stream: Arc<CudaStream>,
+    /// Where grid kernels report that they waited too long.
+    pub(crate) watch: WatchReport,
     /// Set by `drop` so that the context is current while the fields above are dropped.
     entered: Option<Entered>,
     pub(crate) context: Arc<Context>,
@@ -44,7 +48,8 @@ impl Device {
             return Err(Error::Argument { tensor: "stream", why });
         }
         let _entered = context.enter()?;
-        Ok(Self { side: SideStream::new()?, stream, entered: None, context })
+        let (side, watch) = (SideStream::new()?, WatchReport::new()?);
+        Ok(Self { side, stream, watch, entered: None, context })
     }
 
     /// Makes the device's context current on this thread until the guard is dropped. Every method
@@ -63,11 +68,15 @@ impl Device {
     }
 
     /// Waits until all enqueued work has run.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails, or if a grid kernel has waited too long.
     pub(crate) fn synchronize(&self) -> Result<()> {
         let _entered = self.enter()?;
         // SAFETY: the device keeps the stream alive.
         let result = unsafe { sys::cuStreamSynchronize(self.stream.cu_stream()) };
-        check(result, "waiting for the device")
+        check(result, "waiting for the device")?;
+        self.watch.take()
     }
 
     /// Allocates `bytes` bytes in stream order and returns their address, or 0 if `bytes` is 0. The

@@ -20,6 +20,8 @@ pub(crate) struct Module {
     name: String,
     /// Maximum shared memory of a block in bytes.
     shared_memory: usize,
+    /// Number of multiprocessors.
+    multiprocessors: usize,
     /// Whether the GPU supports clusters and early launches.
     hopper: bool,
 }
@@ -49,6 +51,7 @@ impl Module {
             context: Restoring::new(Arc::clone(&context.cuda)),
             name: name.into(),
             shared_memory: context.shared_memory,
+            multiprocessors: context.multiprocessors,
             hopper: context.arch.major >= 9,
         })
     }
@@ -124,13 +127,16 @@ pub(crate) struct Launch {
     pub early: bool,
     /// Blocks per cluster; 1 for no clusters.
     pub cluster: u32,
+    /// Whether all blocks must run at the same time. The launch fails if the GPU has no room for
+    /// them.
+    pub cooperative: bool,
 }
 
 impl Launch {
     /// Describes a launch that starts after the previous kernel, without dynamic shared memory or
     /// clusters.
     pub(crate) fn new(grid: [u32; 3], block: u32) -> Self {
-        Self { grid, block, shared: 0, early: false, cluster: 1 }
+        Self { grid, block, shared: 0, early: false, cluster: 1, cooperative: false }
     }
 
     fn attributes(&self, hopper: bool) -> Vec<sys::CUlaunchAttribute> {
@@ -153,11 +159,34 @@ impl Launch {
                 value,
             ));
         }
+        if self.cooperative {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            value.cooperative = 1;
+            attributes
+                .push(attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, value));
+        }
         attributes
     }
 }
 
 impl Kernel {
+    /// Returns how many blocks of `launch` the GPU runs at the same time.
+    pub(crate) fn resident_blocks(&self, launch: &Launch) -> Result<usize> {
+        let _entered = enter(&self.module.context)?;
+        let mut blocks: c_int = 0;
+        // SAFETY: the function is alive, and `blocks` outlives the call.
+        let result = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &raw mut blocks,
+                self.function,
+                launch.block as c_int,
+                launch.shared as usize,
+            )
+        };
+        check(result, "asking how many blocks fit")?;
+        Ok(blocks.unsigned_abs() as usize * self.module.multiprocessors)
+    }
+
     /// Enqueues the kernel on `stream`, with pointers to its arguments in order.
     ///
     /// # Safety

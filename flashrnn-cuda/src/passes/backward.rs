@@ -12,6 +12,7 @@ use crate::call::{Address, BackwardCall, Gates};
 use crate::kernels::launch::Module;
 use crate::memory::scratch::{self, Bump, Scratch};
 use crate::passes::fused::FusedBackward;
+use crate::passes::grid::GridPass;
 use crate::passes::recompute::{Recompute, RecomputeScratch, Rows};
 use crate::passes::time_loop::TimeLoop;
 use crate::passes::weight_grad::{WeightGrad, WeightGradScratch, bias_partial_len};
@@ -28,11 +29,25 @@ pub(crate) struct BackwardPass {
 pub(crate) enum TimeSteps {
     /// One launch for all time steps.
     Fused(Box<FusedBackward>),
+    /// One launch for all time steps, over the whole GPU.
+    Grid(Box<GridPass>),
     /// One launch per time step.
     Alternating(Arc<TimeLoop>),
 }
 
 impl BackwardPass {
+    /// Returns a workspace that suffices for any backward pass of the plan.
+    pub(crate) fn workspace(&self, common: &Common) -> Workspace {
+        let needs = BackwardNeeds {
+            d_r: true,
+            d_b: true,
+            exchange: self.time_steps.exchange_bytes(common),
+            d_state: matches!(self.time_steps, TimeSteps::Alternating(_)),
+            misaligned: true,
+        };
+        scratch::workspace(|bump| BackwardScratch::cut(common, bump, needs))
+    }
+
     /// Gets the kernels from the modules of `programs::recompute` and `programs::weight_grad`.
     pub(crate) fn new(
         time_steps: TimeSteps,
@@ -55,7 +70,8 @@ impl BackwardPass {
         let needs = BackwardNeeds {
             d_r: call.d_r.is_some(),
             d_b: call.d_b.is_some(),
-            exchange: matches!(self.time_steps, TimeSteps::Alternating(_)),
+            exchange: self.time_steps.exchange_bytes(common),
+            d_state: matches!(self.time_steps, TimeSteps::Alternating(_)),
             misaligned: !call.d_wx.ptr().is_multiple_of(16),
         };
         let scratch = Scratch::new(&common.device, call.workspace.as_ref(), |bump| {
@@ -106,10 +122,20 @@ impl BackwardPass {
 }
 
 impl TimeSteps {
+    /// Returns the bytes that blocks or steps exchange dg in.
+    fn exchange_bytes(&self, common: &Common) -> usize {
+        match self {
+            Self::Fused(_) => 0,
+            Self::Grid(grid) => grid.exchange_bytes(),
+            Self::Alternating(_) => 2 * exchanged_dg(common) * common.bytes,
+        }
+    }
+
     /// Enqueues all steps, and one more if the gradient of s0 is wanted.
     fn run(&self, common: &Common, call: BackwardCall) -> Result<()> {
         match self {
             Self::Fused(fused) => fused.run(call),
+            Self::Grid(grid) => grid.backward(call),
             Self::Alternating(time_loop) => {
                 let steps = common.shapes.time + usize::from(call.d_s0 != 0);
                 time_loop.run(&call, exchanged_dg(common), steps)
@@ -162,12 +188,6 @@ fn arguments<T: Element, W: Element>(
     }
 }
 
-/// Returns a workspace that suffices for any backward pass of a plan.
-pub(crate) fn workspace(common: &Common) -> Workspace {
-    let needs = BackwardNeeds { d_r: true, d_b: true, exchange: true, misaligned: true };
-    scratch::workspace(|bump| BackwardScratch::cut(common, bump, needs))
-}
-
 /// Returns the number of elements that a backward step hands to the next: dg `[B, N, Gr, depth]`.
 fn exchanged_dg(common: &Common) -> usize {
     common.exchanged_h() * common.shapes.recurrent
@@ -178,8 +198,10 @@ fn exchanged_dg(common: &Common) -> usize {
 struct BackwardNeeds {
     d_r: bool,
     d_b: bool,
+    /// Bytes in which dg is exchanged.
+    exchange: usize,
     /// Each step is a launch of its own.
-    exchange: bool,
+    d_state: bool,
     /// `d_wx` does not start at a multiple of 16 bytes.
     misaligned: bool,
 }
@@ -195,7 +217,7 @@ struct BackwardScratch {
     /// `[WIDE_GATES, tokens, N, D]`, if the gates are recomputed.
     wide_gates: Address,
     recompute: Option<RecomputeScratch>,
-    /// `[2, B, N, Gr, depth]`
+    /// `[2, B, N, Gr, depth]`, or the words of a grid kernel.
     exchange: Address,
     /// `[S, B, N, D]`
     d_state: Address,
@@ -218,9 +240,8 @@ impl BackwardScratch {
         let wide_gates = bump.take::<f32>(wide_gates);
         let recompute = bump.phase(|bump| again.then(|| RecomputeScratch::cut(common, bump)));
         let [exchange, d_state] = bump.phase(|bump| {
-            let exchange = if_needed(needs.exchange, 2 * exchanged_dg(common) * bytes);
-            let d_state = if_needed(needs.exchange, shapes.state().iter().product());
-            [bump.take::<u8>(exchange), bump.take::<f32>(d_state)]
+            let d_state = if_needed(needs.d_state, shapes.state().iter().product());
+            [bump.take::<u8>(needs.exchange), bump.take::<f32>(d_state)]
         });
         // d_b is summed during the product for d_r, so both are in the last phase.
         let bias = bump.take::<f32>(if_needed(needs.d_b, bias_partial_len(common)));

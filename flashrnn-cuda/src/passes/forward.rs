@@ -10,6 +10,7 @@ use crate::call::{Address, ForwardCall, Sizes};
 use crate::memory::Buffer;
 use crate::memory::scratch::{self, Bump, Scratch};
 use crate::passes::fused::FusedForward;
+use crate::passes::grid::GridPass;
 use crate::passes::time_loop::TimeLoop;
 use crate::passes::{Common, address, address_mut, clip};
 
@@ -17,6 +18,9 @@ use crate::passes::{Common, address, address_mut, clip};
 pub(crate) enum ForwardPass {
     /// One launch for all time steps.
     Fused(Box<FusedForward>),
+    /// One launch for all time steps, over the whole GPU. Single steps are launches of the other
+    /// kernels.
+    Grid { all: Box<GridPass>, single: Arc<TimeLoop> },
     /// One launch per time step.
     Alternating(Arc<TimeLoop>),
 }
@@ -46,10 +50,8 @@ impl ForwardPass {
             wide_gates,
             ..with_weights(common, weights)
         };
-        let needs = ForwardNeeds {
-            state: arguments.state == 0,
-            exchange: matches!(self, Self::Alternating(_)),
-        };
+        let needs =
+            ForwardNeeds { state: arguments.state == 0, exchange: self.exchange_bytes(common) };
         let scratch = Scratch::new(&common.device, workspace.as_ref(), |bump| {
             ForwardScratch::cut(common, bump, needs)
         })?;
@@ -58,6 +60,7 @@ impl ForwardPass {
         let arguments = ForwardCall { state, ..arguments };
         match self {
             Self::Fused(fused) => fused.run(arguments),
+            Self::Grid { all, .. } => all.forward(ForwardCall { exchange, ..arguments }),
             Self::Alternating(time_loop) => run_steps(common, time_loop, arguments, exchange),
         }
     }
@@ -76,18 +79,27 @@ impl ForwardPass {
         };
         match self {
             Self::Fused(fused) => fused.run(arguments),
-            Self::Alternating(time_loop) => {
+            Self::Grid { single: time_loop, .. } | Self::Alternating(time_loop) => {
                 let exchange: Buffer<T> = common.device.alloc(2 * common.exchanged_h())?;
                 run_steps(common, time_loop, arguments, exchange.ptr())
             }
         }
     }
-}
 
-/// Returns a workspace that suffices for any forward pass of a plan.
-pub(crate) fn workspace(common: &Common) -> Workspace {
-    let needs = ForwardNeeds { state: true, exchange: true };
-    scratch::workspace(|bump| ForwardScratch::cut(common, bump, needs))
+    /// Returns the bytes that blocks or steps exchange h in.
+    fn exchange_bytes(&self, common: &Common) -> usize {
+        match self {
+            Self::Fused(_) => 0,
+            Self::Grid { all, .. } => all.exchange_bytes(),
+            Self::Alternating(_) => 2 * common.exchanged_h() * common.bytes,
+        }
+    }
+
+    /// Returns a workspace that suffices for any forward pass of the plan.
+    pub(crate) fn workspace(&self, common: &Common) -> Workspace {
+        let needs = ForwardNeeds { state: true, exchange: self.exchange_bytes(common) };
+        scratch::workspace(|bump| ForwardScratch::cut(common, bump, needs))
+    }
 }
 
 /// Returns the arguments that depend only on the plan and its weights.
@@ -117,22 +129,21 @@ fn run_steps(
 struct ForwardNeeds {
     /// The call has no `last` to hold the state.
     state: bool,
-    /// Each step is a launch of its own.
-    exchange: bool,
+    /// Bytes in which h is exchanged.
+    exchange: usize,
 }
 
 /// The buffers of a forward pass.
 struct ForwardScratch {
     /// `[S, B, N, D]`
     state: Address,
-    /// `[2, B, N, depth]`
+    /// `[2, B, N, depth]`, or the words of a grid kernel.
     exchange: Address,
 }
 
 impl ForwardScratch {
     fn cut(common: &Common, bump: &mut Bump, needs: ForwardNeeds) -> Self {
         let state = if needs.state { common.shapes.state().iter().product() } else { 0 };
-        let exchange = if needs.exchange { 2 * common.exchanged_h() * common.bytes } else { 0 };
-        Self { state: bump.take::<f32>(state), exchange: bump.take::<u8>(exchange) }
+        Self { state: bump.take::<f32>(state), exchange: bump.take::<u8>(needs.exchange) }
     }
 }

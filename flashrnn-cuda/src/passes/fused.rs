@@ -11,6 +11,7 @@ use crate::kernels::threads::{join, spawn};
 use crate::programs::{self, CellSource, Features};
 use crate::select::alignment::COPY_BYTES;
 use crate::select::fused::Fused;
+use crate::select::grid::Pass;
 
 /// The properties of a problem that the fused kernels of both passes are compiled for.
 #[derive(Clone)]
@@ -95,12 +96,6 @@ impl Variant {
         let copy = COPY_BYTES.iter().position(|&bytes| bytes == self.copy_bytes);
         copy.unwrap_or(0) * 4 + usize::from(self.saves) * 2 + usize::from(self.ragged)
     }
-}
-
-#[derive(Clone, Copy)]
-enum Pass {
-    Forward,
-    Backward,
 }
 
 /// The variants of a pass's kernel, each compiled at its first use.

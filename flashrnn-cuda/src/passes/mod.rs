@@ -5,6 +5,7 @@ pub(crate) mod address_table;
 pub(crate) mod backward;
 pub(crate) mod forward;
 pub(crate) mod fused;
+pub(crate) mod grid;
 pub(crate) mod pack;
 pub(crate) mod recompute;
 pub(crate) mod time_loop;

@@ -5,29 +5,57 @@ use flashrnn_gpu::{Family, KernelChoice};
 
 use crate::select::Gpu;
 use crate::select::fused::{Fused, fused_backward, fused_forward, too_many_tensors};
+use crate::select::grid::{Grid, Pass, THREADS, grid};
 use crate::select::step::{Tile, backward_tile, blocks, forward_tile};
 
-/// Returns the layouts of the fused kernels of both passes. `None` selects the per-step kernels.
+/// The kernels of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Fused kernels, whose blocks are alone with a head or share it in a cluster.
+    Fused(Fused),
+    /// Fused kernels whose blocks share a head over the whole GPU.
+    Grid(Grid),
+    /// Per-step kernels.
+    Steps,
+}
+
+/// Returns the kernels of both passes.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if `family` requires fused kernels and one of them does not fit.
-pub(crate) fn fused_layouts(
+pub(crate) fn layouts(
     shapes: &Shapes,
     element_bytes: usize,
     gpu: Gpu,
     family: Family,
-) -> Result<[Option<Fused>; 2]> {
-    let layouts =
+) -> Result<[Layout; 2]> {
+    if family == Family::Alternating {
+        return Ok([Layout::Steps; 2]);
+    }
+    let layout = |fused: Option<Fused>, pass| {
+        let fused = fused.filter(|fused| in_one_wave(fused, shapes)).map(Layout::Fused);
+        let grid = || grid(shapes, element_bytes, gpu, pass).map(Layout::Grid);
+        fused.or_else(grid)
+    };
+    let fused =
         [fused_forward(shapes, element_bytes, gpu), fused_backward(shapes, element_bytes, gpu)];
-    match family {
-        Family::Alternating => Ok([None; 2]),
-        Family::Fused if layouts.contains(&None) => Err(Error::Unsupported {
+    let chosen = [layout(fused[0], Pass::Forward), layout(fused[1], Pass::Backward)];
+    let chosen = [0, 1].map(|pass| chosen[pass].or(fused[pass].map(Layout::Fused)));
+    if family == Family::Fused && chosen.contains(&None) {
+        return Err(Error::Unsupported {
             backend: "cuda",
             what: "fused kernels for this problem".into(),
             why: why_not_fused(shapes, gpu).into(),
-        }),
-        Family::Auto | Family::Fused => Ok(layouts),
+        });
     }
+    Ok(chosen.map(|layout| layout.unwrap_or(Layout::Steps)))
+}
+
+/// Returns whether the GPU runs all clusters at the same time, as far as that matters: a second
+/// wave of clusters of 16 blocks takes longer than a grid kernel.
+fn in_one_wave(fused: &Fused, shapes: &Shapes) -> bool {
+    const CLUSTERS_OF_16: usize = 7;
+    fused.blocks <= 8 || fused.grid(shapes) / fused.blocks <= CLUSTERS_OF_16
 }
 
 /// Describes the kernels of the forward and the backward pass.
@@ -41,15 +69,29 @@ pub(crate) fn describe(
         Family::Alternating => "requested",
         Family::Auto | Family::Fused => why_not_fused(shapes, gpu),
     };
-    let layouts = fused_layouts(shapes, element_bytes, gpu, family).unwrap_or_default();
+    let layouts = layouts(shapes, element_bytes, gpu, family).unwrap_or([Layout::Steps; 2]);
     let [forward_layout, backward_layout] = layouts;
     let tiles = [forward_tile(shapes, element_bytes), backward_tile(shapes, element_bytes)];
     [("forward", forward_layout, tiles[0]), ("backward", backward_layout, tiles[1])].map(
         |(pass, layout, tile)| match layout {
-            Some(layout) => fused(pass, shapes, layout),
-            None => alternating(pass, shapes, tile, why),
+            Layout::Fused(layout) => fused(pass, shapes, layout),
+            Layout::Grid(layout) => over_the_grid(pass, shapes, layout),
+            Layout::Steps => alternating(pass, shapes, tile, why),
         },
     )
+}
+
+fn over_the_grid(pass: &'static str, shapes: &Shapes, layout: Grid) -> KernelChoice {
+    KernelChoice {
+        pass,
+        family: "grid",
+        units: layout.units,
+        rows: layout.rows,
+        warps: THREADS / 32,
+        blocks: layout.grid(shapes),
+        cluster: 1,
+        why: "R fits the chip, but not the registers of a cluster",
+    }
 }
 
 fn fused(pass: &'static str, shapes: &Shapes, layout: Fused) -> KernelChoice {
@@ -116,8 +158,8 @@ mod tests {
         let large = Problem::new(16, 1, 1, 4096).shapes::<Lstm>().unwrap();
         let alternating = describe(&small, 2, H200, Family::Alternating);
         assert!(alternating.iter().all(|c| (c.family, c.why) == ("alternating", "requested")));
-        assert!(fused_layouts(&small, 2, H200, Family::Fused).is_ok());
-        let refused = fused_layouts(&large, 2, H200, Family::Fused);
+        assert!(layouts(&small, 2, H200, Family::Fused).is_ok());
+        let refused = layouts(&large, 2, H200, Family::Fused);
         assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     }
 }

@@ -4,6 +4,7 @@
 pub mod alignment;
 pub(crate) mod choice;
 pub mod fused;
+pub mod grid;
 pub mod step;
 pub(crate) mod weight_grad;
 
@@ -11,7 +12,7 @@ pub(crate) mod weight_grad;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gpu {
     /// Maximum number of blocks per cluster; 1 if there are no clusters (before compute capability
-    /// 9.0).
+    /// 9.0). Tests set 0, which leaves all heads to the grid kernels.
     pub cluster: usize,
     /// Number of multiprocessors.
     pub multiprocessors: usize,

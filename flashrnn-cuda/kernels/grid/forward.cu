@@ -1,0 +1,194 @@
+// The forward pass of all time steps in one kernel whose groups of blocks span the GPU.
+//
+// In each step every warp receives a part of h (words.cuh) and multiplies it by the block's part
+// of R (product.cuh). The warps' sums meet in shared memory. A thread then runs the cell of one
+// unit of one row, sends the new h, and writes the outputs while the words travel.
+#include "grid/product.cuh"
+#include "grid/rows.cuh"
+#include "outputs.cuh"
+
+using Words = Exchange<1>;
+using ForwardProduct = Product<1, Cell::RECURRENT * UNITS>;
+
+struct Shared {
+    ForwardProduct::SharedWeights weights;
+    ForwardProduct::Partials partials[SUM_BUFFERS];  // of exchange e in e % SUM_BUFFERS
+    Words::Stage stage[WARPS];
+    Rows rows;
+    int dead;  // see Watchdog
+};
+static_assert(sizeof(Shared) <= SHARED_BYTES, "Grid::forward_shared differs from this struct");
+
+// A thread's cells: one unit of CELLS rows.
+struct Cells {
+    const ForwardCall& call;
+    const Sizes& sizes;
+    const Place& place;
+    const float (&bias)[Cell::GATES];
+    Row (&row)[CELLS];
+    bool (&exists)[CELLS];
+    float (&states)[CELLS][Cell::STATES];
+    T (&x)[CELLS][at_least_one(Cell::EXTERNAL)];  // of the next step
+    bool (&reset)[CELLS];                         // before the next step
+
+    __device__ __forceinline__ const T* wx(int c, int step) const {
+        return call.wx + row[c].token(sizes, step) * Cell::EXTERNAL * sizes.units() + place.at;
+    }
+
+    // Starts loading the inputs of a step.
+    __device__ __forceinline__ void load(int step) {
+#pragma unroll
+        for (int c = 0; c < CELLS; ++c) {
+            if (!exists[c] || step >= row[c].length) continue;
+            const T* from = wx(c, step);
+#pragma unroll
+            for (int gate = 0; gate < Cell::EXTERNAL; ++gate) x[c][gate] = from[gate * sizes.units()];
+            if (RAGGED) reset[c] = row[c].reset(sizes, call.resets, step);
+            if (step + PREFETCHED >= row[c].length) continue;
+            from = wx(c, step + PREFETCHED);
+#pragma unroll
+            for (int gate = 0; gate < Cell::EXTERNAL; ++gate) prefetch(from + gate * sizes.units());
+        }
+    }
+
+    // Computes the states of cell c after a step, and its gates. `sums` are the products.
+    __device__ __forceinline__ void run(int c, bool active, bool dead,
+                                        const float (&sums)[Cell::RECURRENT],
+                                        const T (&x)[at_least_one(Cell::EXTERNAL)], bool reset,
+                                        float (&gates)[Cell::GATES], float (&out)[Cell::STATES]) {
+        const bool zeroed = RAGGED && reset;
+        float before[Cell::STATES], next[Cell::STATES];
+#pragma unroll
+        for (int gate = 0; gate < Cell::GATES; ++gate) {
+            gates[gate] = bias[gate];
+            if (gate >= INNER) gates[gate] += widen(x[gate < INNER ? 0 : gate - INNER]);
+            if (gate < Cell::RECURRENT)
+                gates[gate] += zeroed ? 0.0f : sums[gate < Cell::RECURRENT ? gate : 0];
+        }
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s) before[s] = zeroed ? 0.0f : states[c][s];
+        Cell::forward(before, gates, next);
+        if (CLIPS) next[0] = real::clamp(next[0], call.forward_clip);
+#pragma unroll
+        for (int s = 0; s < Cell::STATES; ++s) {
+            if (dead) next[s] = real::nan();
+            out[s] = active ? next[s] : 0.0f;
+            states[c][s] = active ? next[s] : states[c][s];
+        }
+    }
+};
+
+// Writes zeros to the outputs after the last step of the longest row.
+__device__ __forceinline__ void clear_outputs(const ForwardCall& call, const Place& place,
+                                              const Row& row, int steps) {
+    const float next[Cell::STATES] = {}, gates[Cell::GATES] = {};
+    for (int step = steps; step < call.sizes.time; ++step)
+        store_outputs(call, call.sizes, row.token(call.sizes, step), place.at, false, next, gates);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    grid_forward(const __grid_constant__ ForwardCall call, const __grid_constant__ Watch watch) {
+    extern __shared__ __align__(16) unsigned char memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const Sizes& sizes = call.sizes;
+    const Block block(sizes);
+    const Place place(block);
+    const Words words(call.exchange, block, sizes.heads);
+    Watchdog watchdog(watch, shared.dead);
+
+    if (threadIdx.x == 0) shared.dead = 0;
+    for (int i = threadIdx.x; i < int(sizeof(shared.stage) / sizeof(T)); i += THREADS)
+        reinterpret_cast<T*>(shared.stage)[i].bits = 0;
+    ForwardProduct product;
+    product.load(
+        shared.weights, call.r,
+        [&](int output) {
+            const int gate = output / UNITS, unit = block.unit0 + output % UNITS;
+            const int row = (gate * sizes.heads + block.head) * HEAD_DIM + unit;
+            return unit < HEAD_DIM ? row * DEPTH : -1;
+        },
+        [](int, int unit) { return unit; });
+    float bias[Cell::GATES];
+#pragma unroll
+    for (int gate = 0; gate < Cell::GATES; ++gate)
+        bias[gate] = place.in_block ? call.b[gate * sizes.units() + place.at] : 0.0f;
+
+    const Offset state_stride = sizes.batch * sizes.units();
+    unsigned exchange = 0;
+    for (int first = block.group * ROWS; first < sizes.batch; first += block.groups * ROWS) {
+        shared.rows.take(sizes, call.lengths, first);
+        const int steps = shared.rows.steps;
+        Row row[CELLS];
+        bool exists[CELLS], reset[CELLS];
+        float states[CELLS][Cell::STATES];
+        T x[CELLS][at_least_one(Cell::EXTERNAL)];
+#pragma unroll
+        for (int c = 0; c < CELLS; ++c) {
+            const int index = place.has(c) ? shared.rows.index[place.row(c)] : -1;
+            exists[c] = index >= 0;
+            reset[c] = false;
+            row[c] = Row(sizes, call.lengths, ::max(index, 0));
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s)
+                states[c][s] = exists[c] && call.s0
+                                   ? call.s0[s * state_stride + index * sizes.units() + place.at]
+                                   : 0.0f;
+        }
+        Cells cells{call, sizes, place, bias, row, exists, states, x, reset};
+        // Sends h of a warp's rows.
+        const auto send = [&](int c, float h) {
+            typename Words::Stage& stage = shared.stage[place.warp];
+            if (place.in_block) stage[place.row_in_warp][place.unit] = saturated<T>(h);
+            words.send(stage, block, place.warp_row(c), exchange);
+        };
+        cells.load(0);
+        if (steps > 0) {
+            ++exchange;
+#pragma unroll
+            for (int c = 0; c < CELLS; ++c) send(c, states[c][0]);
+        }
+        for (int step = 0; step < steps; ++step) {
+            ForwardProduct::Partials& partials = shared.partials[exchange % SUM_BUFFERS];
+            product.run(words, shared.weights, exchange, watchdog, partials);
+            __syncthreads();
+            const bool dead = shared.dead;
+            ++exchange;
+            float sums[CELLS][Cell::RECURRENT], gates[CELLS][Cell::GATES], next[CELLS][Cell::STATES];
+#pragma unroll
+            for (int c = 0; c < CELLS; ++c) {
+#pragma unroll
+                for (int gate = 0; gate < Cell::RECURRENT; ++gate)
+                    sums[c][gate] = exists[c] ? ForwardProduct::sum(partials, place.row(c),
+                                                                    gate * UNITS + place.unit)
+                                              : 0.0f;
+            }
+            if (SUM_BUFFERS == 1) __syncthreads();
+#pragma unroll
+            for (int c = 0; c < CELLS; ++c) {
+                if (place.warp_row(c) >= ROWS) break;
+                const bool active = exists[c] && (!RAGGED || step < row[c].length);
+                cells.run(c, active, dead, sums[c], x[c], reset[c], gates[c], next[c]);
+                if (step + 1 < steps) send(c, states[c][0]);
+            }
+            cells.load(step + 1);
+#pragma unroll
+            for (int c = 0; c < CELLS; ++c) {
+                if (exists[c])
+                    store_outputs(call, sizes, row[c].token(sizes, step), place.at,
+                                  !RAGGED || step < row[c].length, next[c], gates[c]);
+            }
+            // The last step sends nothing. The next rows continue with the same number.
+            if (step + 1 == steps) --exchange;
+        }
+#pragma unroll
+        for (int c = 0; c < CELLS; ++c) {
+            if (!exists[c]) continue;
+            if (RAGGED) clear_outputs(call, place, row[c], steps);
+            if (!call.state) continue;
+#pragma unroll
+            for (int s = 0; s < Cell::STATES; ++s)
+                call.state[s * state_stride + row[c].index * sizes.units() + place.at] =
+                    states[c][s];
+        }
+    }
+}

@@ -1,0 +1,155 @@
+// The product of the block's part of R and what the group exchanges, on the tensor cores. k is
+// divided among the warps.
+#pragma once
+#include "grid/words.cuh"
+#include "mma.cuh"
+
+// The product of OUTPUTS rows of weights and VALUES values per unit of the head.
+//
+// The order of k is that of the exchange, so a received word is three registers of a tile as it is:
+// lane l receives word l % 4 of each chunk, and its pairs are the lane's k of one and a half steps.
+template <int VALUES, int OUTPUTS> struct Product {
+    using Words = Exchange<VALUES>;
+    static constexpr int TILES = (OUTPUTS + 15) / 16;
+    static constexpr int STEPS = (3 * Words::CHUNKS_PER_WARP + 1) / 2;
+    static constexpr int IN_REGISTERS = REGISTER_STEPS < STEPS ? REGISTER_STEPS : STEPS;
+    static constexpr int IN_SHARED = STEPS - IN_REGISTERS;
+    // Independent sums, because a chain of dependent products is slow.
+    static constexpr int CHAINS = TILES * COLUMN_TILES >= 4 ? 1 : TILES * COLUMN_TILES == 1 ? 4 : 2;
+    // Chunks that a warp receives at a time: at most 8 words per lane.
+    static constexpr int AT_ONCE = COLUMN_TILES == 1 ? 8 : COLUMN_TILES == 2 ? 4 : 2;
+
+    // The partial sums of each warp. The row length puts the lanes of a store in different banks.
+    static constexpr int ROW_SUMS = TILES * 16 + 4;
+    using Partials = float[WARPS][ROWS][ROW_SUMS];
+    // The weights that do not fit the registers, as lanes load them.
+    using SharedWeights = uint4[WARPS][IN_SHARED < 1 ? 1 : IN_SHARED][TILES][IN_SHARED < 1 ? 1 : 32];
+
+    unsigned weights[TILES][IN_REGISTERS][4];
+
+    // Loads the weights from packed R. `row(output)` returns the index in `r` of an output's row, or
+    // -1 if there is none; `column(value, unit)` returns the index in a row of what multiplies a value
+    // of a unit of the head. Rows are padded with zeros to DEPTH units.
+    template <class RowOf, class ColumnOf>
+    __device__ __forceinline__ void load(SharedWeights& shared, const T* r, RowOf row,
+                                         ColumnOf column) {
+        const int lane = threadIdx.x % 32, q = lane % 4, warp = threadIdx.x / 32;
+        int rows[TILES][2];
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int output = tile * 16 + half * 8 + lane / 4;
+                rows[tile][half] = output < OUTPUTS ? row(output) : -1;
+            }
+        }
+        // Returns the column of pair i of this lane's k, or -1.
+        const auto column_of = [&](int i) -> int {
+            const int word = (i / 3 * WARPS + warp) * 4 + q;
+            const int number = word % Words::WORDS * WORD_VALUES + i % 3 * 2;
+            const int value = number / UNITS, unit = word / Words::WORDS * UNITS + number % UNITS;
+            const bool exists = i / 3 < Words::CHUNKS_PER_WARP && word < Words::ALL_WORDS &&
+                                value < VALUES && unit < DEPTH;
+            return exists ? column(value, unit) : -1;
+        };
+        const auto pair = [&](int row, int column) -> unsigned {
+            return row < 0 || column < 0 ? 0u : *reinterpret_cast<const unsigned*>(r + row + column);
+        };
+        const auto load_step = [&](int step, int tile, unsigned (&a)[4]) {
+            const int columns[2] = {column_of(step * 2), column_of(step * 2 + 1)};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) a[j] = pair(rows[tile][j % 2], columns[j / 2]);
+        };
+#pragma unroll 1
+        for (int step = IN_REGISTERS; step < STEPS; ++step) {
+#pragma unroll
+            for (int tile = 0; tile < TILES; ++tile) {
+                unsigned a[4];
+                load_step(step, tile, a);
+                shared[warp][step - IN_REGISTERS][tile][lane] = {a[0], a[1], a[2], a[3]};
+            }
+        }
+#pragma unroll
+        for (int step = 0; step < IN_REGISTERS; ++step) {
+#pragma unroll
+            for (int tile = 0; tile < TILES; ++tile) load_step(step, tile, weights[tile][step]);
+        }
+    }
+
+    // Receives exchange number `exchange` and writes this warp's sums.
+    __device__ __forceinline__ void run(const Words& words, const SharedWeights& shared,
+                                        unsigned exchange, Watchdog& watchdog,
+                                        Partials& partials) const {
+        float sums[TILES][COLUMN_TILES][CHAINS][4] = {};
+        constexpr int WHOLE = Words::CHUNKS_PER_WARP / AT_ONCE * AT_ONCE;
+#pragma unroll
+        for (int first = 0; first < WHOLE; first += AT_ONCE)
+            multiply<AT_ONCE>(words, shared, first, exchange, watchdog, sums);
+        if constexpr (Words::CHUNKS_PER_WARP > WHOLE)
+            multiply<Words::CHUNKS_PER_WARP - WHOLE>(words, shared, WHOLE, exchange, watchdog, sums);
+        store(sums, partials[threadIdx.x / 32]);
+    }
+
+    // Adds the products of COUNT chunks, from the warp's chunk `first`, which is even.
+    template <int COUNT>
+    __device__ __forceinline__ void multiply(const Words& words, const SharedWeights& shared,
+                                             int first, unsigned exchange, Watchdog& watchdog,
+                                             float (&sums)[TILES][COLUMN_TILES][CHAINS][4]) const {
+        Word v[COUNT][COLUMN_TILES];
+        words.template receive<COUNT>(v, first, exchange, watchdog);
+        const auto pair = [&](int column_tile, int i) {
+            return i / 3 < COUNT ? pair_of(v[i / 3 < COUNT ? i / 3 : 0][column_tile], i % 3) : 0u;
+        };
+#pragma unroll
+        for (int i = 0; i < (3 * COUNT + 1) / 2; ++i) {
+            const int step = first / 2 * 3 + i;
+#pragma unroll
+            for (int tile = 0; tile < TILES; ++tile) {
+                unsigned a[4];
+                if (step < IN_REGISTERS) {
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+                        a[j] = weights[tile][step < IN_REGISTERS ? step : 0][j];
+                } else {
+                    const uint4 w = shared[threadIdx.x / 32][step < IN_REGISTERS ? 0 : step - IN_REGISTERS]
+                                          [tile][threadIdx.x % 32];
+                    a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
+                }
+#pragma unroll
+                for (int column_tile = 0; column_tile < COLUMN_TILES; ++column_tile)
+                    mma(sums[tile][column_tile][i % CHAINS], a, pair(column_tile, i * 2),
+                        pair(column_tile, i * 2 + 1));
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store(
+        const float (&sums)[TILES][COLUMN_TILES][CHAINS][4],
+        float (&to)[ROWS][ROW_SUMS]) const {
+        const int lane = threadIdx.x % 32, q = lane % 4;
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+            for (int column_tile = 0; column_tile < COLUMN_TILES; ++column_tile) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    float sum = sums[tile][column_tile][0][i];
+#pragma unroll
+                    for (int chain = 1; chain < CHAINS; ++chain)
+                        sum += sums[tile][column_tile][chain][i];
+                    const int row = column_tile * 8 + q * 2 + i % 2;
+                    if (ROWS % 8 == 0 || row < ROWS)
+                        to[row][tile * 16 + i / 2 * 8 + lane / 4] = sum;
+                }
+            }
+        }
+    }
+
+    // Returns the sum of an output of a row.
+    static __device__ __forceinline__ float sum(const Partials& partials, int row, int output) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < WARPS; ++warp) sum += partials[warp][row][output];
+        return sum;
+    }
+};
