@@ -85,8 +85,8 @@ template <class P> struct Gates {
     // Returns the element of a gate. `unit` is an index into [N, D].
     __device__ __forceinline__ P& at(const Sizes& sizes, Offset token, int gate,
                                      Offset unit) const {
-        return gate < INNER
-                   ? inner[(token * INNER + gate) * sizes.units() + unit]
-                   : external[(token * Cell::EXTERNAL + gate - INNER) * sizes.units() + unit];
+        const Offset row = token * sizes.units();
+        return gate < INNER ? inner[row * INNER + gate * sizes.units() + unit]
+                            : external[row * Cell::EXTERNAL + (gate - INNER) * sizes.units() + unit];
     }
 };

@@ -225,6 +225,7 @@ pub fn grid(
         format!("-DUNITS={}", layout.units),
         format!("-DROWS={}", layout.rows),
         format!("-DREGISTER_STEPS={}", layout.register_steps),
+        format!("-DWINDOW={}", layout.window),
         format!("-DSUM_BUFFERS={}", layout.sum_buffers),
         format!("-DSHARED_BYTES={}", layout.shared(shapes, pass)),
         format!("-DRAGGED={}", i32::from(features.ragged)),
@@ -347,23 +348,26 @@ fn fused_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<P
     list
 }
 
-/// Returns the grid programs for heads of many sizes, for few and many rows.
+/// Returns the grid programs for small and large heads, and for few and many rows: with all
+/// features, and for one problem with none.
 fn grid_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<Program> {
-    let problems =
-        [(1, 1024), (16, 768), (16, 1024), (64, 1024), (16, 1536), (1, 2048), (16, 2048)];
-    let small = [(5, 3), (33, 50), (16, 257)].map(|size| (size, Gpu { cluster: 0, ..gpu }));
-    let large = problems.map(|size| (size, gpu));
+    let problems = match element {
+        Dtype::Bf16 => &[(5, 3), (33, 50), (16, 768), (1, 1024), (64, 1024), (16, 2048)][..],
+        _ => &[(16, 768)],
+    };
     let mut list = Vec::new();
-    for ((batch, head_dim), gpu) in large.into_iter().chain(small) {
-        let problem = Problem::new(batch, 64, 1, head_dim);
-        let Ok(shapes) = problem.shapes::<C>() else { continue };
+    for &(batch, head_dim) in problems {
+        let Ok(shapes) = Problem::new(batch, 64, 1, head_dim).shapes::<C>() else { continue };
+        // Without clusters, small heads are left to the grid kernels too.
+        let gpu = Gpu { cluster: 0, ..gpu };
         for pass in [Pass::Forward, Pass::Backward] {
             let Some(layout) = grid_layouts::grid(&shapes, bytes(element), gpu, pass) else {
                 continue;
             };
             let all = Features { ragged: true, clips: true, ..Features::default() };
-            for features in [Features::default(), all] {
-                list.push(grid(cell, element, &shapes, layout, pass, features));
+            list.push(grid(cell, element, &shapes, layout, pass, all));
+            if head_dim == 768 {
+                list.push(grid(cell, element, &shapes, layout, pass, Features::default()));
             }
         }
     }

@@ -26,6 +26,9 @@ mod grid {
     use flashrnn_cuda::Limits;
     flashrnn_testsuite::conformance!(
         if_available: super::cuda().map(|cuda| cuda.with_limits(Limits { cluster: 0 })),
-        skip: []
+        skip: [(
+            "streaming_has_the_same_bits",
+            "single steps run in the per-step kernels, which take half the time of a grid kernel"
+        )]
     );
 }

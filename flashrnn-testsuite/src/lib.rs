@@ -121,6 +121,7 @@ macro_rules! conformance {
             slopes_in_the_tails
             states_saturate
             streaming
+            streaming_has_the_same_bits
             threads_share_a_plan
             time_major
             workspaces

@@ -45,8 +45,8 @@ struct CellOfRow {
     Offset place;  // index of the unit in [N, D]
     bool exists;
 
-    __device__ __forceinline__ Offset at(int step) const {
-        return row.token(sizes, step) * sizes.units() + place;
+    __device__ __forceinline__ Offset at(int token) const {
+        return Offset(token) * int(sizes.units()) + place;
     }
     __device__ __forceinline__ Offset state() const { return row.index * sizes.units() + place; }
 
@@ -54,8 +54,8 @@ struct CellOfRow {
     __device__ __forceinline__ void load(int step, Loaded& loaded) const {
         if (!exists || step < 0 || step >= row.length) return;
         const Offset stride = sizes.tokens() * sizes.units();
-        const Offset token = row.token(sizes, step), here = at(step);
-        const Offset previous = at(::max(step - 1, 0));
+        const int token = token_of(sizes, row, step);
+        const Offset here = at(token), previous = at(token_of(sizes, row, ::max(step - 1, 0)));
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate) {
             if (kept_wide(Cell::WIDE_GATES, gate)) {
@@ -77,8 +77,8 @@ struct CellOfRow {
         }
         if (RAGGED) loaded.reset = row.reset(sizes, call.resets, step);
         if (step < PREFETCHED) return;
-        const Offset later = row.token(sizes, step - PREFETCHED);
-        const Offset there = later * sizes.units() + place;
+        const int later = token_of(sizes, row, step - PREFETCHED);
+        const Offset there = at(later);
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate)
             prefetch(&call.gates.at(sizes, later, gate, place));
@@ -130,7 +130,7 @@ struct CellOfRow {
 
     // Writes dg of a step.
     __device__ __forceinline__ void store(int step, const float (&d_gates)[Cell::GATES]) const {
-        const Offset token = row.token(sizes, step);
+        const int token = token_of(sizes, row, step);
 #pragma unroll
         for (int gate = 0; gate < Cell::GATES; ++gate)
             narrow(d_gates[gate], call.d_gates.at(sizes, token, gate, place));
@@ -240,6 +240,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (step < 0) break;
 #pragma unroll
             for (int c = 0; c < CELLS; ++c) {
+                if (place.warp_row(c) >= ROWS) break;
                 const CellOfRow cell = cell_of_row(c);
                 if (exists[c]) cell.store(step, d_gates[c]);
                 cell.linearize(step - 1, loaded[c], linear[c].reset, linear[c]);

@@ -11,6 +11,7 @@
 //   ROWS            batch rows of a group at a time: 1, 2, 4 or a multiple of 8
 //   REGISTER_STEPS  steps of 16 along k whose weights a warp keeps in registers; those of the other
 //                   steps are in shared memory
+//   WINDOW          words per column tile that a lane receives at a time, 1 or even
 //   SUM_BUFFERS     2, or 1 where shared memory is short: buffers for the sums of the warps
 //
 //   HEAD_DIM        units per head

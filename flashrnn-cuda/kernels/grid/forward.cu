@@ -32,7 +32,8 @@ struct Cells {
     bool (&reset)[CELLS];                         // before the next step
 
     __device__ __forceinline__ const T* wx(int c, int step) const {
-        return call.wx + row[c].token(sizes, step) * Cell::EXTERNAL * sizes.units() + place.at;
+        const int stride = Cell::EXTERNAL * int(sizes.units());
+        return call.wx + place.at + Offset(token_of(sizes, row[c], step)) * stride;
     }
 
     // Starts loading the inputs of a step.
@@ -83,7 +84,7 @@ __device__ __forceinline__ void clear_outputs(const ForwardCall& call, const Pla
                                               const Row& row, int steps) {
     const float next[Cell::STATES] = {}, gates[Cell::GATES] = {};
     for (int step = steps; step < call.sizes.time; ++step)
-        store_outputs(call, call.sizes, row.token(call.sizes, step), place.at, false, next, gates);
+        store_outputs(call, call.sizes, token_of(call.sizes, row, step), place.at, false, next, gates);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -174,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
             for (int c = 0; c < CELLS; ++c) {
                 if (exists[c])
-                    store_outputs(call, sizes, row[c].token(sizes, step), place.at,
+                    store_outputs(call, sizes, token_of(sizes, row[c], step), place.at,
                                   !RAGGED || step < row[c].length, next[c], gates[c]);
             }
             // The last step sends nothing. The next rows continue with the same number.

@@ -10,14 +10,14 @@
 // lane l receives word l % 4 of each chunk, and its pairs are the lane's k of one and a half steps.
 template <int VALUES, int OUTPUTS> struct Product {
     using Words = Exchange<VALUES>;
+    using Receiver = typename Words::Receiver;
     static constexpr int TILES = (OUTPUTS + 15) / 16;
     static constexpr int STEPS = (3 * Words::CHUNKS_PER_WARP + 1) / 2;
     static constexpr int IN_REGISTERS = REGISTER_STEPS < STEPS ? REGISTER_STEPS : STEPS;
     static constexpr int IN_SHARED = STEPS - IN_REGISTERS;
     // Independent sums, because a chain of dependent products is slow.
-    static constexpr int CHAINS = TILES * COLUMN_TILES >= 4 ? 1 : TILES * COLUMN_TILES == 1 ? 4 : 2;
-    // Chunks that a warp receives at a time: at most 8 words per lane.
-    static constexpr int AT_ONCE = COLUMN_TILES == 1 ? 8 : COLUMN_TILES == 2 ? 4 : 2;
+    static constexpr int CHAINS = TILES * COLUMN_TILES >= 4 ? 1 : TILES * COLUMN_TILES == 1 ? 3 : 2;
+    static constexpr int PAIRS = (Words::CHUNKS_PER_WARP + 1) / 2;  // of chunks: three steps
 
     // The partial sums of each warp. The row length puts the lanes of a store in different banks.
     static constexpr int ROW_SUMS = TILES * 16 + 4;
@@ -52,8 +52,13 @@ template <int VALUES, int OUTPUTS> struct Product {
                                 value < VALUES && unit < DEPTH;
             return exists ? column(value, unit) : -1;
         };
-        const auto pair = [&](int row, int column) -> unsigned {
-            return row < 0 || column < 0 ? 0u : *reinterpret_cast<const unsigned*>(r + row + column);
+        // Volatile, because the compiler would otherwise compute all addresses first and spill them.
+        const auto pair = [&](int row, int column) {
+            unsigned v = 0;
+            asm volatile("{.reg .pred p;\nsetp.ge.s32 p, %2, 0;\n@p ld.global.u32 %0, [%1];}"
+                         : "+r"(v)
+                         : "l"(r + row + column), "r"(row | column));
+            return v;
         };
         const auto load_step = [&](int step, int tile, unsigned (&a)[4]) {
             const int columns[2] = {column_of(step * 2), column_of(step * 2 + 1)};
@@ -80,29 +85,42 @@ template <int VALUES, int OUTPUTS> struct Product {
     __device__ __forceinline__ void run(const Words& words, const SharedWeights& shared,
                                         unsigned exchange, Watchdog& watchdog,
                                         Partials& partials) const {
+        Receiver receiver(words, exchange, watchdog);
         float sums[TILES][COLUMN_TILES][CHAINS][4] = {};
-        constexpr int WHOLE = Words::CHUNKS_PER_WARP / AT_ONCE * AT_ONCE;
 #pragma unroll
-        for (int first = 0; first < WHOLE; first += AT_ONCE)
-            multiply<AT_ONCE>(words, shared, first, exchange, watchdog, sums);
-        if constexpr (Words::CHUNKS_PER_WARP > WHOLE)
-            multiply<Words::CHUNKS_PER_WARP - WHOLE>(words, shared, WHOLE, exchange, watchdog, sums);
+        for (int load = 0; load < receiver.SLOTS; ++load) receiver.begin(load);
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; ++pair) {
+            // Loads serve one chunk or a multiple of two.
+#pragma unroll
+            for (int chunk = pair * 2; chunk < pair * 2 + 2; ++chunk)
+                if (chunk % Words::SPREAD == 0 && chunk / Words::SPREAD < Words::LOADS)
+                    receiver.wait(chunk / Words::SPREAD);
+            multiply(pair, receiver, shared, sums);
+#pragma unroll
+            for (int chunk = pair * 2; chunk < pair * 2 + 2; ++chunk)
+                if ((chunk + 1) % Words::SPREAD == 0 &&
+                    chunk / Words::SPREAD + receiver.SLOTS < Words::LOADS)
+                    receiver.begin(chunk / Words::SPREAD + receiver.SLOTS);
+        }
         store(sums, partials[threadIdx.x / 32]);
     }
 
-    // Adds the products of COUNT chunks, from the warp's chunk `first`, which is even.
-    template <int COUNT>
-    __device__ __forceinline__ void multiply(const Words& words, const SharedWeights& shared,
-                                             int first, unsigned exchange, Watchdog& watchdog,
+    // Adds the products of a pair of chunks.
+    __device__ __forceinline__ void multiply(int pair, const Receiver& receiver,
+                                             const SharedWeights& shared,
                                              float (&sums)[TILES][COLUMN_TILES][CHAINS][4]) const {
-        Word v[COUNT][COLUMN_TILES];
-        words.template receive<COUNT>(v, first, exchange, watchdog);
-        const auto pair = [&](int column_tile, int i) {
-            return i / 3 < COUNT ? pair_of(v[i / 3 < COUNT ? i / 3 : 0][column_tile], i % 3) : 0u;
-        };
 #pragma unroll
-        for (int i = 0; i < (3 * COUNT + 1) / 2; ++i) {
-            const int step = first / 2 * 3 + i;
+        for (int i = 0; i < 3; ++i) {
+            const int step = pair * 3 + i;
+            if (step >= STEPS) continue;
+            unsigned k[COLUMN_TILES][2];
+#pragma unroll
+            for (int tile = 0; tile < COLUMN_TILES; ++tile) {
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                    k[tile][j] = receiver.pair((step * 2 + j) / 3, tile, (step * 2 + j) % 3);
+            }
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
                 unsigned a[4];
@@ -111,14 +129,14 @@ template <int VALUES, int OUTPUTS> struct Product {
                     for (int j = 0; j < 4; ++j)
                         a[j] = weights[tile][step < IN_REGISTERS ? step : 0][j];
                 } else {
-                    const uint4 w = shared[threadIdx.x / 32][step < IN_REGISTERS ? 0 : step - IN_REGISTERS]
-                                          [tile][threadIdx.x % 32];
+                    const int in_shared = step < IN_REGISTERS ? 0 : step - IN_REGISTERS;
+                    const uint4 w = shared[threadIdx.x / 32][in_shared][tile][threadIdx.x % 32];
                     a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
                 }
 #pragma unroll
                 for (int column_tile = 0; column_tile < COLUMN_TILES; ++column_tile)
-                    mma(sums[tile][column_tile][i % CHAINS], a, pair(column_tile, i * 2),
-                        pair(column_tile, i * 2 + 1));
+                    mma(sums[tile][column_tile][i % CHAINS], a, k[column_tile][0],
+                        k[column_tile][1]);
             }
         }
     }

@@ -32,6 +32,14 @@ struct Rows {
     }
 };
 
+// Returns the token that a step processes in a row. A grid kernel has fewer than 2^31 tokens, so that
+// addresses take few instructions.
+__device__ __forceinline__ int token_of(const Sizes& sizes, const Row& row, int step) {
+    const int position = sizes.reverse && step < row.length ? row.length - 1 - step : step;
+    return sizes.time_major ? position * sizes.batch + row.index
+                            : row.index * sizes.time + position;
+}
+
 // Asks for a cache line that a later step reads.
 __device__ __forceinline__ void prefetch(const void* p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));

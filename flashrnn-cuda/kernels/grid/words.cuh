@@ -128,40 +128,88 @@ template <int VALUES> struct Exchange {
         __syncwarp();
     }
 
-    // Receives COUNT of this lane's words of chunk `WARPS * first + warp`, then every WARPS-th, and
-    // of all column tiles. Words that do not exist are zero.
-    template <int COUNT>
-    __device__ __forceinline__ void receive(Word (&v)[COUNT][COLUMN_TILES], int first,
-                                            unsigned exchange, Watchdog& watchdog) const {
-        const int lane = threadIdx.x % 32, q = lane % 4, row = lane / 4 % ROWS;
-        const int chunk = first * WARPS + threadIdx.x / 32;
-        const Word* const from = buffer(exchange) + (chunk * ROWS + row) * 4 + q;
-        unsigned stale = 0;
+    // With fewer than 8 rows, lanes of the tensor cores' other columns load further chunks.
+    static constexpr int SPREAD = ROWS < 8 ? 8 / ROWS : 1;
+    // Loads of a lane, each of which serves SPREAD chunks.
+    static constexpr int LOADS = (CHUNKS_PER_WARP + SPREAD - 1) / SPREAD;
+
+    // The words of an exchange on their way to this lane. Load i takes slot i % SLOTS.
+    struct Receiver {
+        static constexpr int SLOTS = LOADS < WINDOW ? LOADS : WINDOW;
+        Word words[SLOTS][COLUMN_TILES];
+        unsigned stale = 0;  // a bit per word
+
+        const Word* from;  // of load 0
+        int first_word;    // the number of this lane's word in load 0
+        unsigned exchange;
+        Watchdog& watchdog;
+
+        __device__ __forceinline__ Receiver(const Exchange& all, unsigned exchange,
+                                            Watchdog& watchdog)
+            : exchange(exchange), watchdog(watchdog) {
+            const int lane = threadIdx.x % 32, q = lane % 4, column = lane / 4;
+            const int chunk = column / ROWS % SPREAD * WARPS + threadIdx.x / 32;
+            from = all.buffer(exchange) + (chunk * ROWS + column % ROWS) * 4 + q;
+            first_word = chunk * 4 + q;
+            delay();
+        }
+
+        static __device__ __forceinline__ constexpr unsigned bit(int load, int tile) {
+            return 1u << (load % SLOTS * COLUMN_TILES + tile);
+        }
+
+        // Loads the stale words of a load.
+        __device__ __forceinline__ void poll(int load) {
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
+            for (int tile = 0; tile < COLUMN_TILES; ++tile)
+                if (stale & bit(load, tile))
+                    words[load % SLOTS][tile] =
+                        load_word(from + (load * SPREAD * WARPS * ROWS + tile * 8) * 4);
+        }
+
+        // Marks the words of a load that have arrived.
+        __device__ __forceinline__ void check(int load) {
+#pragma unroll
+            for (int tile = 0; tile < COLUMN_TILES; ++tile)
+                if (has_stamp(words[load % SLOTS][tile], stamp(exchange)))
+                    stale &= ~bit(load, tile);
+        }
+
+        // Begins a load. Words that do not exist are zero.
+        __device__ __forceinline__ void begin(int load) {
 #pragma unroll
             for (int tile = 0; tile < COLUMN_TILES; ++tile) {
-                v[i][tile] = Word{};
-                if ((chunk + i * WARPS) * 4 + q < ALL_WORDS) stale |= 1u << (i * COLUMN_TILES + tile);
+                words[load % SLOTS][tile] = Word{};
+                if (first_word + load * SPREAD * WARPS * 4 < ALL_WORDS) stale |= bit(load, tile);
             }
+            poll(load);
         }
-        delay();
-        do {
+
+        // Waits for the words of a load. As long as they have not arrived, the loads after it, which
+        // have begun, are repeated too.
+        __device__ __forceinline__ void wait(int load) {
+            check(load);
+            const unsigned bits = ((1u << COLUMN_TILES) - 1) << (load % SLOTS * COLUMN_TILES);
+            while (__any_sync(~0u, stale & bits) && !watchdog.expired(exchange)) {
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i) {
+                for (int later = 1; later < SLOTS; ++later)
+                    if (load + later < LOADS) check(load + later);
 #pragma unroll
-                for (int tile = 0; tile < COLUMN_TILES; ++tile)
-                    if (stale >> (i * COLUMN_TILES + tile) & 1)
-                        v[i][tile] = load_word(from + (i * WARPS * ROWS + tile * 8) * 4);
+                for (int later = 0; later < SLOTS; ++later)
+                    if (load + later < LOADS) poll(load + later);
+                check(load);
             }
-#pragma unroll
-            for (int i = 0; i < COUNT; ++i) {
-#pragma unroll
-                for (int tile = 0; tile < COLUMN_TILES; ++tile)
-                    if (has_stamp(v[i][tile], stamp(exchange)))
-                        stale &= ~(1u << (i * COLUMN_TILES + tile));
-            }
-        } while (__any_sync(~0u, stale != 0) && !watchdog.expired(exchange));
-        __syncwarp();
-    }
+            __syncwarp();
+        }
+
+        // Returns pair i of the lane's column and of word lane % 4 of a chunk. All lanes call this.
+        __device__ __forceinline__ unsigned pair(int chunk, int tile, int i) const {
+            const int load = chunk / SPREAD;
+            if (load >= LOADS) return 0;
+            const unsigned pair = pair_of(words[load % SLOTS][tile], i);
+            if (SPREAD == 1) return pair;
+            const int lane = threadIdx.x % 32;
+            return __shfl_sync(~0u, pair, chunk % SPREAD * ROWS * 4 + lane % (ROWS * 4));
+        }
+    };
 };

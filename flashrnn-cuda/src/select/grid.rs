@@ -17,6 +17,8 @@ pub struct Grid {
     /// Steps of 16 along k whose weights are in a warp's registers; the others are in shared
     /// memory.
     pub register_steps: usize,
+    /// Words, per tile of 8 rows, that a lane receives at a time.
+    pub window: usize,
     /// Buffers for the sums of the warps: 2, or 1 where shared memory is short, at the cost of a
     /// barrier per step.
     pub sum_buffers: usize,
@@ -45,12 +47,15 @@ const WORD_VALUES: usize = 6;
 /// Bytes of a word.
 const WORD_BYTES: usize = 16;
 
-/// Maximum registers per thread for weights and sums of the product.
-const MAX_REGISTERS: usize = 160;
+/// Registers of a thread that are left by addresses and the like, forward and backward.
+const REGISTERS: [usize; 2] = [252 - 48, 252 - 64];
+
+/// Numbers of words that a lane may receive at a time.
+const WINDOWS: [usize; 5] = [2, 4, 6, 8, 12];
 
 /// Numbers of rows that a group may compute at a time. Up to 8 are the columns of one tile of the
 /// tensor cores.
-const ROWS: [usize; 5] = [1, 2, 4, 8, 16];
+const ROWS: [usize; 4] = [1, 4, 8, 16];
 
 /// Calls with fewer steps take the per-step kernels, because loading R and starting all blocks
 /// costs more than those steps.
@@ -60,10 +65,12 @@ const MIN_STEPS: usize = 12;
 /// call is too short.
 pub fn grid(shapes: &Shapes, element_bytes: usize, gpu: Gpu, pass: Pass) -> Option<Grid> {
     let too_short = shapes.time < MIN_STEPS && gpu.cluster > 0;
-    if shapes.recurrent == 0 || element_bytes != 2 || too_short {
+    // The kernels count tokens, and elements of a token, in 32 bits.
+    let too_many = shapes.tokens().max(shapes.gates * shapes.units()) > i32::MAX as usize;
+    if shapes.recurrent == 0 || element_bytes != 2 || too_short || too_many {
         return None;
     }
-    let least_rows = shapes.batch.next_power_of_two();
+    let least_rows = shapes.batch.next_power_of_two().max(4);
     let candidates = ROWS.into_iter().filter(|&rows| rows <= least_rows).flat_map(|rows| {
         let sets = shapes.batch.div_ceil(rows);
         let groups = [1, 2, 4, 8, 16].into_iter().filter(move |&groups| groups <= sets);
@@ -73,20 +80,22 @@ pub fn grid(shapes: &Shapes, element_bytes: usize, gpu: Gpu, pass: Pass) -> Opti
     candidates.min_by(|a, b| cost(a).partial_cmp(&cost(b)).unwrap_or(std::cmp::Ordering::Equal))
 }
 
-/// Returns the layout with the fewest units per block, if that fits.
+/// Returns the fastest layout for so many rows and groups, if one fits.
 fn layout(shapes: &Shapes, gpu: Gpu, pass: Pass, rows: usize, groups: usize) -> Option<Grid> {
     let most = gpu.multiprocessors / (shapes.heads * groups);
     let units = shapes.head_dim.div_ceil(most.max(1)).next_multiple_of(2).max(8);
-    // With more units, a block's words have fewer gaps.
     let sizes = (units..=32).step_by(2).flat_map(|units| [(units, 2), (units, 1)]);
-    let fits = sizes.map(|(units, sum_buffers)| {
-        let blocks = shapes.head_dim.div_ceil(units);
-        let grid = Grid { blocks, units, rows, register_steps: 0, sum_buffers, groups };
-        let sums = grid.column_tiles() * grid.tiles(shapes, pass) * 4;
-        let registers = MAX_REGISTERS.saturating_sub(sums) / (4 * grid.tiles(shapes, pass));
-        Grid { register_steps: registers.min(grid.steps(shapes, pass)), ..grid }
+    let layouts = sizes.flat_map(|(units, sum_buffers)| {
+        WINDOWS.map(|window| {
+            let blocks = shapes.head_dim.div_ceil(units);
+            let grid = Grid { blocks, units, rows, register_steps: 0, window, sum_buffers, groups };
+            let step = 4 * grid.tiles(shapes, pass);
+            let register_steps = grid.weight_registers(shapes, pass) / step;
+            Grid { register_steps: register_steps.min(grid.steps(shapes, pass)), ..grid }
+        })
     });
-    fits.filter(|grid| grid.blocks <= most && grid.shared(shapes, pass) <= gpu.shared_memory)
+    layouts
+        .filter(|grid| grid.blocks <= most && grid.shared(shapes, pass) <= gpu.shared_memory)
         .min_by(|a, b| a.step_time(shapes, pass).total_cmp(&b.step_time(shapes, pass)))
 }
 
@@ -126,8 +135,44 @@ impl Grid {
             + 16.2 * (tiles * (steps - self.register_steps)) as f64;
         let barrier = if self.sum_buffers == 1 { 20.0 } else { 0.0 };
         let sums = 16.0 * (tiles * columns) as f64 + barrier;
+        // Words beyond the window wait for a round trip to L2.
+        let waits = 250.0 * (self.loads(shapes, pass).div_ceil(self.window) - 1) as f64;
         let sets = shapes.batch.div_ceil(self.rows * self.groups);
-        (exchange + product + sums) * sets as f64
+        (exchange + product + sums + waits) * sets as f64
+    }
+
+    /// Returns the registers of a thread that are left for weights.
+    fn weight_registers(&self, shapes: &Shapes, pass: Pass) -> usize {
+        let Shapes { gates, external, states, .. } = *shapes;
+        let cells = self.rows.div_ceil(self.warp_rows() * WARPS);
+        let cell = match pass {
+            Pass::Forward => external + 2 * states + gates + 2,
+            // What is loaded, what `linearize` computes, and the gradients.
+            Pass::Backward => gates + 2 * states + (gates + states) + 2 * states + 4,
+        };
+        let columns = self.column_tiles();
+        let tiles = self.tiles(shapes, pass) * columns;
+        let chains = if tiles >= 4 {
+            1
+        } else if tiles == 1 {
+            3
+        } else {
+            2
+        };
+        let words = self.window.min(self.loads(shapes, pass)) * columns;
+        let bias = if pass == Pass::Forward { gates } else { 0 };
+        let cells = cells * cell + 12 * (cells - 1);
+        REGISTERS[pass as usize].saturating_sub(cells + bias + 4 * (tiles * chains + words))
+    }
+
+    /// Returns the words, per tile of 8 rows, that a lane receives in a step.
+    fn loads(&self, shapes: &Shapes, pass: Pass) -> usize {
+        self.chunks(shapes, pass).div_ceil((8 / self.rows).max(1))
+    }
+
+    /// Returns the chunks of four words of a row that a warp receives.
+    fn chunks(&self, shapes: &Shapes, pass: Pass) -> usize {
+        self.words(shapes, pass).div_ceil(4).div_ceil(WARPS)
     }
 
     fn column_tiles(&self) -> usize {
@@ -159,7 +204,80 @@ impl Grid {
 
     /// Returns the steps of 16 along k of a warp.
     fn steps(&self, shapes: &Shapes, pass: Pass) -> usize {
-        let chunks = self.words(shapes, pass).div_ceil(4).div_ceil(WARPS);
-        (3 * chunks).div_ceil(2)
+        (3 * self.chunks(shapes, pass)).div_ceil(2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flashrnn_core::{Cell, Elman, Gru, Lstm, Problem, Slstm};
+
+    const H200: Gpu = Gpu { cluster: 16, multiprocessors: 132, shared_memory: 227 << 10 };
+    const RTX_4090: Gpu = Gpu { cluster: 1, multiprocessors: 128, shared_memory: 99 << 10 };
+    const PASSES: [Pass; 2] = [Pass::Forward, Pass::Backward];
+
+    fn shapes<C: Cell>(batch: usize, heads: usize, head_dim: usize) -> Shapes {
+        Problem::new(batch, 64, heads, head_dim).shapes::<C>().unwrap()
+    }
+
+    #[test]
+    fn layouts_cover_the_head_and_fit_the_device() {
+        let mut found = 0;
+        for head_dim in (1..40).chain((100..2100).step_by(37)) {
+            for (batch, heads) in [(1, 1), (3, 2), (16, 1), (64, 1), (256, 3)] {
+                let all = [
+                    shapes::<Elman>(batch, heads, head_dim),
+                    shapes::<Gru>(batch, heads, head_dim),
+                    shapes::<Slstm>(batch, heads, head_dim),
+                ];
+                for (shapes, gpu, pass) in all.iter().flat_map(|shapes| {
+                    let gpus = [H200, RTX_4090];
+                    gpus.into_iter().flat_map(move |gpu| PASSES.map(|pass| (shapes, gpu, pass)))
+                }) {
+                    let Some(layout) = grid(shapes, 2, gpu, pass) else { continue };
+                    found += 1;
+                    assert!(layout.blocks * layout.units >= head_dim, "{layout:?}");
+                    assert!((layout.blocks - 1) * layout.units < head_dim, "{layout:?}");
+                    assert!(layout.grid(shapes) <= gpu.multiprocessors, "{layout:?}");
+                    assert!(layout.shared(shapes, pass) <= gpu.shared_memory, "{layout:?}");
+                    assert!(layout.units <= 32 && layout.units.is_multiple_of(2), "{layout:?}");
+                    assert!(layout.window.is_multiple_of(2), "{layout:?}");
+                }
+            }
+        }
+        assert!(found > 1000, "{found}");
+    }
+
+    #[test]
+    fn heads_up_to_2048_units_fit_an_h200() {
+        for pass in PASSES {
+            for (batch, head_dim) in [(1, 2048), (16, 2048), (64, 2048), (16, 513), (7, 1111)] {
+                assert!(grid(&shapes::<Lstm>(batch, 1, head_dim), 2, H200, pass).is_some());
+                assert!(grid(&shapes::<Gru>(batch, 1, head_dim), 2, H200, pass).is_some());
+            }
+        }
+        assert_eq!(grid(&shapes::<Lstm>(16, 1, 768), 4, H200, Pass::Forward), None, "f32");
+        let short = Problem::new(16, MIN_STEPS - 1, 1, 768).shapes::<Lstm>().unwrap();
+        assert_eq!(grid(&short, 2, H200, Pass::Forward), None);
+    }
+
+    /// Every layout is a program of its own, which takes time to compile.
+    #[test]
+    fn few_layouts_serve_all_batches() {
+        for head_dim in [513, 768, 1024, 1536, 2048] {
+            for pass in PASSES {
+                let mut layouts = Vec::new();
+                for batch in 1..=256 {
+                    let shapes = shapes::<Lstm>(batch, 1, head_dim);
+                    // The number of groups is not compiled in.
+                    let layout = Grid { groups: 0, ..grid(&shapes, 2, H200, pass).unwrap() };
+                    if !layouts.contains(&layout) {
+                        layouts.push(layout);
+                    }
+                }
+                let short: Vec<_> = layouts.iter().map(|l| (l.units, l.rows, l.register_steps, l.window, l.sum_buffers)).collect(); println!("D {head_dim} {pass:?} {short:?}");
+            }
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Buffers, transfers and borrowed slices.
 
+use std::sync::{Mutex, MutexGuard};
+
 use bytemuck::Pod;
 use flashrnn_core::{Backend, Error};
 
@@ -7,9 +9,16 @@ use super::{grow, kernel};
 use crate::backend::Cuda;
 use crate::testing;
 
+/// Opens a GPU for one test at a time, because one of them takes nearly all of its memory.
+fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = flashrnn_gpu::lock(&ALONE);
+    Some((testing::cuda()?, alone))
+}
+
 #[test]
 fn uploads_are_downloaded_unchanged() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     fn check<P: Pod + Send + Sync + PartialEq + std::fmt::Debug>(cuda: &Cuda, data: &[P]) {
         let buffer = cuda.device.upload(data).unwrap();
         assert_eq!(buffer.len(), data.len());
@@ -33,7 +42,7 @@ fn uploads_are_downloaded_unchanged() {
 
 #[test]
 fn memory_is_returned_and_running_out_is_an_error() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     for len in [usize::MAX, usize::MAX / 4, cuda.device.context.memory / 4 + 1] {
         assert!(matches!(cuda.alloc::<f32>(len), Err(Error::OutOfMemory { .. })), "{len}");
     }
@@ -54,7 +63,7 @@ fn memory_is_returned_and_running_out_is_an_error() {
 
 #[test]
 fn buffers_stay_with_their_stream() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     let other = Cuda::new().unwrap();
     let buffer = other.upload(&[1.0_f32]).unwrap();
     assert!(matches!(cuda.device.download(buffer.view()), Err(Error::Argument { .. })));
@@ -64,7 +73,7 @@ fn buffers_stay_with_their_stream() {
 
 #[test]
 fn slices_of_cudarc_are_borrowed_without_a_copy() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     let grows = kernel(&cuda, "grow");
     // On the handle's stream, and on another one of the same context.
     for stream in [cuda.stream().clone(), cuda.stream().fork().unwrap()] {

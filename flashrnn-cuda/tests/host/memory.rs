@@ -165,7 +165,13 @@ fn memory_of_another_handle_is_refused() -> Result<()> {
         refused_forward!("lengths", lengths: Some(lengths.view()));
         refused_forward!("states", states: Some(theirs.states.view_mut()));
         refused_forward!("last", last: Some(state.view_mut()));
-        refused_forward!("saved", saved: Some(theirs.saved.view_mut()));
+        // A call that saves needs states too.
+        let mut states = cuda.alloc::<f32>(size(&shapes.states()))?;
+        refused_forward!(
+            "saved",
+            saved: Some(theirs.saved.view_mut()),
+            states: Some(states.view_mut())
+        );
         refused_forward!("workspace", workspace: Some(room.view_mut()));
 
         let mut d_wx = cuda.alloc::<f32>(size(&shapes.wx()))?;

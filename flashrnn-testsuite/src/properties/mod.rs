@@ -22,7 +22,9 @@ pub use operations::{
     operation_gradients, operations, operations_on_special_values, operations_on_subnormals,
 };
 pub use options::{extreme_inputs, large_sizes, master_weights, recompute, reference, time_major};
-pub use pieces::{chunks, resets_split_sequences, rows_match_single_rows, streaming};
+pub use pieces::{
+    chunks, resets_split_sequences, rows_match_single_rows, streaming, streaming_has_the_same_bits,
+};
 pub use symmetries::{batch_permutation, head_permutation, heads_one_by_one, reverse_is_flipping};
 pub use vectors::pytorch;
 pub use weights::foreign_weights;
