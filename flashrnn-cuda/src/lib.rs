@@ -33,8 +33,8 @@
 //! 6. `kernels/`, the rest: modules, launches, graphs, and the store of all kernels.
 //! 7. `call.rs`: the arguments of the kernels. `programs.rs`: the kernel sources, each combined
 //!    with a cell, element types and a layout.
-//! 8. `passes/`: the forward and the backward pass, either fused (`fused.rs`) or with one launch
-//!    per step in graphs (`time_loop.rs`); the parts of the backward pass that process all tokens
+//! 8. `passes/`: the forward and the backward pass, fused (`fused.rs`), over the whole GPU
+//!    (`grid.rs`) or with one launch per step in graphs (`time_loop.rs`); the parts of the backward pass that process all tokens
 //!    at once (`recompute.rs`, `weight_grad.rs`); packing the weights (`pack.rs`).
 //! 9. `backend.rs`: [`Cuda`]. `packed.rs`: packed weights. `engine.rs`: the kernels of a plan.
 //!    `plan.rs`: the public interface, and the checks of every call.

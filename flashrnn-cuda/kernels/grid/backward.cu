@@ -159,6 +159,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         },
         [](int gate, int unit) { return gate * DEPTH + unit; });
 
+    const Words::Sender sender(words, block, place, shared.stage[place.warp]);
     const int last_step = call.d_s0 ? -1 : 0;
     unsigned exchange = 0;
     for (int first = block.group * ROWS; first < sizes.batch; first += block.groups * ROWS) {
@@ -198,7 +199,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (step < steps - 1) {
 #pragma unroll
                 for (int c = 0; c < CELLS; ++c)
-                    if (exists[c]) dh[c] = BackwardProduct::sum(partials, place.row(c), place.unit);
+                    if (exists[c]) {
+                        float sum[1];
+                        BackwardProduct::add_up(partials, place.row(c), place.unit, sum);
+                        dh[c] = sum[0];
+                    }
                 if (SUM_BUFFERS == 1) __syncthreads();
             }
 #pragma unroll
@@ -228,14 +233,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     Cell::backward(linear[c].residuals, d, d_state[c], d_gates[c]);
                 }
                 if (!sends) continue;
-                typename Words::Stage& stage = shared.stage[place.warp];
                 if (place.in_block) {
+                    T* const stage = shared.stage[place.warp][place.row_in_warp];
 #pragma unroll
                     for (int gate = 0; gate < Cell::RECURRENT; ++gate)
-                        stage[place.row_in_warp][gate * UNITS + place.unit] =
-                            rounded<T>(d_gates[c][gate]);
+                        stage[gate * UNITS + place.unit] = rounded<T>(d_gates[c][gate]);
                 }
-                words.send(stage, block, place.warp_row(c), exchange);
+                words.send(sender, c, exchange);
             }
             if (step < 0) break;
 #pragma unroll

@@ -52,20 +52,26 @@ struct Cells {
         }
     }
 
-    // Computes the states of cell c after a step, and its gates. `sums` are the products.
+    // Computes x_t + b.
+    __device__ __forceinline__ void add_inputs(float (&gates)[CELLS][Cell::GATES]) const {
+#pragma unroll
+        for (int c = 0; c < CELLS; ++c) {
+#pragma unroll
+            for (int gate = 0; gate < Cell::GATES; ++gate)
+                gates[c][gate] =
+                    gate < INNER ? bias[gate]
+                                 : bias[gate] + widen(x[c][gate < INNER ? 0 : gate - INNER]);
+        }
+    }
+
+    // Completes the gates of cell c by the products `sums`, and computes its states after the step.
     __device__ __forceinline__ void run(int c, bool active, bool dead,
                                         const float (&sums)[Cell::RECURRENT],
-                                        const T (&x)[at_least_one(Cell::EXTERNAL)], bool reset,
                                         float (&gates)[Cell::GATES], float (&out)[Cell::STATES]) {
-        const bool zeroed = RAGGED && reset;
+        const bool zeroed = RAGGED && reset[c];
         float before[Cell::STATES], next[Cell::STATES];
 #pragma unroll
-        for (int gate = 0; gate < Cell::GATES; ++gate) {
-            gates[gate] = bias[gate];
-            if (gate >= INNER) gates[gate] += widen(x[gate < INNER ? 0 : gate - INNER]);
-            if (gate < Cell::RECURRENT)
-                gates[gate] += zeroed ? 0.0f : sums[gate < Cell::RECURRENT ? gate : 0];
-        }
+        for (int gate = 0; gate < Cell::RECURRENT; ++gate) gates[gate] += zeroed ? 0.0f : sums[gate];
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s) before[s] = zeroed ? 0.0f : states[c][s];
         Cell::forward(before, gates, next);
@@ -104,11 +110,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     product.load(
         shared.weights, call.r,
         [&](int output) {
-            const int gate = output / UNITS, unit = block.unit0 + output % UNITS;
+            const int gate = output % Cell::RECURRENT;
+            const int unit = block.unit0 + output / Cell::RECURRENT;
             const int row = (gate * sizes.heads + block.head) * HEAD_DIM + unit;
             return unit < HEAD_DIM ? row * DEPTH : -1;
         },
         [](int, int unit) { return unit; });
+    const Words::Sender sender(words, block, place, shared.stage[place.warp]);
     float bias[Cell::GATES];
 #pragma unroll
     for (int gate = 0; gate < Cell::GATES; ++gate)
@@ -122,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         Row row[CELLS];
         bool exists[CELLS], reset[CELLS];
         float states[CELLS][Cell::STATES];
-        T x[CELLS][at_least_one(Cell::EXTERNAL)];
+        T x[CELLS][at_least_one(Cell::EXTERNAL)] = {};
 #pragma unroll
         for (int c = 0; c < CELLS; ++c) {
             const int index = place.has(c) ? shared.rows.index[place.row(c)] : -1;
@@ -138,9 +146,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         Cells cells{call, sizes, place, bias, row, exists, states, x, reset};
         // Sends h of a warp's rows.
         const auto send = [&](int c, float h) {
-            typename Words::Stage& stage = shared.stage[place.warp];
-            if (place.in_block) stage[place.row_in_warp][place.unit] = saturated<T>(h);
-            words.send(stage, block, place.warp_row(c), exchange);
+            if (place.in_block)
+                shared.stage[place.warp][place.row_in_warp][place.unit] = saturated<T>(h);
+            words.send(sender, c, exchange);
         };
         cells.load(0);
         if (steps > 0) {
@@ -151,24 +159,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int step = 0; step < steps; ++step) {
             ForwardProduct::Partials& partials = shared.partials[exchange % SUM_BUFFERS];
             product.run(words, shared.weights, exchange, watchdog, partials);
+            float gates[CELLS][Cell::GATES];
+            cells.add_inputs(gates);
             __syncthreads();
             const bool dead = shared.dead;
             ++exchange;
-            float sums[CELLS][Cell::RECURRENT], gates[CELLS][Cell::GATES], next[CELLS][Cell::STATES];
+            float sums[CELLS][Cell::RECURRENT], next[CELLS][Cell::STATES];
 #pragma unroll
-            for (int c = 0; c < CELLS; ++c) {
-#pragma unroll
-                for (int gate = 0; gate < Cell::RECURRENT; ++gate)
-                    sums[c][gate] = exists[c] ? ForwardProduct::sum(partials, place.row(c),
-                                                                    gate * UNITS + place.unit)
-                                              : 0.0f;
-            }
+            for (int c = 0; c < CELLS; ++c)
+                if (exists[c])
+                    ForwardProduct::add_up(partials, place.row(c), place.unit * Cell::RECURRENT,
+                                           sums[c]);
             if (SUM_BUFFERS == 1) __syncthreads();
 #pragma unroll
             for (int c = 0; c < CELLS; ++c) {
                 if (place.warp_row(c) >= ROWS) break;
                 const bool active = exists[c] && (!RAGGED || step < row[c].length);
-                cells.run(c, active, dead, sums[c], x[c], reset[c], gates[c], next[c]);
+                cells.run(c, active, dead, sums[c], gates[c], next[c]);
                 if (step + 1 < steps) send(c, states[c][0]);
             }
             cells.load(step + 1);

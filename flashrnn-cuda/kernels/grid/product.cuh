@@ -163,11 +163,25 @@ template <int VALUES, int OUTPUTS> struct Product {
         }
     }
 
-    // Returns the sum of an output of a row.
-    static __device__ __forceinline__ float sum(const Partials& partials, int row, int output) {
-        float sum = 0.0f;
+    // Adds up the warps' sums of COUNT consecutive outputs of a row. `first` is a multiple of COUNT.
+    template <int COUNT>
+    static __device__ __forceinline__ void add_up(const Partials& partials, int row, int first,
+                                                  float (&sums)[COUNT]) {
 #pragma unroll
-        for (int warp = 0; warp < WARPS; ++warp) sum += partials[warp][row][output];
-        return sum;
+        for (int i = 0; i < COUNT; ++i) sums[i] = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < WARPS; ++warp) {
+            const float* from = &partials[warp][row][first];
+            if constexpr (COUNT % 4 == 0) {
+#pragma unroll
+                for (int i = 0; i < COUNT; i += 4) {
+                    const float4 v = *reinterpret_cast<const float4*>(from + i);
+                    sums[i] += v.x, sums[i + 1] += v.y, sums[i + 2] += v.z, sums[i + 3] += v.w;
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < COUNT; ++i) sums[i] += from[i];
+            }
+        }
     }
 };

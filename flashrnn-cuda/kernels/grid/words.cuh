@@ -108,21 +108,34 @@ template <int VALUES> struct Exchange {
         return exchange & 0xffff;
     }
 
-    // Sends the staged rows of a warp, which begin at `row0`, as exchange number `exchange`.
-    __device__ __forceinline__ void send(const Stage& stage, const Block& block, int row0,
-                                         unsigned exchange) const {
+    // What a lane sends of its warp's rows: one word of cells 0, and the words WARPS warps further of
+    // the other cells.
+    struct Sender {
+        static_assert(WARP_ROWS * WORDS <= 32, "a lane sends one word");
+        Word* to;  // in the buffer of even exchanges
+        const unsigned* values;
+        int row;   // of cells 0; ROWS or more if the lane sends nothing
+
+        __device__ __forceinline__ Sender(const Exchange& all, const Block& block,
+                                          const Place& place, const Stage& stage) {
+            const int row_in_warp = place.lane / WORDS, i = place.lane % WORDS;
+            const bool sends = row_in_warp < WARP_ROWS;
+            row = sends ? place.warp_row(0) + row_in_warp : ROWS;
+            const int word = block.rank * WORDS + i;
+            to = all.buffers + (word / 4 * ROWS + row) * 4 + word % 4;
+            values = reinterpret_cast<const unsigned*>(
+                &stage[sends ? row_in_warp : 0][i * WORD_VALUES]);
+        }
+    };
+
+    // Sends the staged rows of a warp's cells `c` as exchange number `exchange`.
+    __device__ __forceinline__ void send(const Sender& sender, int c, unsigned exchange) const {
         __syncwarp();
         delay();
-        Word* const to = buffer(exchange);
-#pragma unroll
-        for (int first = 0; first < WARP_ROWS * WORDS; first += 32) {
-            const int i = first + threadIdx.x % 32, row = row0 + i / WORDS;
-            if (i >= WARP_ROWS * WORDS || row >= ROWS) continue;
-            const int word = block.rank * WORDS + i % WORDS;
-            const unsigned* values = reinterpret_cast<const unsigned*>(
-                &stage[i / WORDS][i % WORDS * WORD_VALUES]);
-            const unsigned pairs[3] = {values[0], values[1], values[2]};
-            store_word(to + (word / 4 * ROWS + row) * 4 + word % 4,
+        const int further = c * WARPS * WARP_ROWS;
+        if (sender.row + further < ROWS) {
+            const unsigned pairs[3] = {sender.values[0], sender.values[1], sender.values[2]};
+            store_word(sender.to + further * 4 + exchange % 2 * (CHUNKS * ROWS * 4),
                        make_word(pairs, stamp(exchange)));
         }
         __syncwarp();

@@ -95,6 +95,8 @@ fn layout(shapes: &Shapes, gpu: Gpu, pass: Pass, rows: usize, groups: usize) -> 
         })
     });
     layouts
+        // A lane sends one word of a row.
+        .filter(|grid| grid.warp_rows() * grid.row_words(shapes, pass) <= 32)
         .filter(|grid| grid.blocks <= most && grid.shared(shapes, pass) <= gpu.shared_memory)
         .min_by(|a, b| a.step_time(shapes, pass).total_cmp(&b.step_time(shapes, pass)))
 }
@@ -148,7 +150,7 @@ impl Grid {
         let cell = match pass {
             Pass::Forward => external + 2 * states + gates + 2,
             // What is loaded, what `linearize` computes, and the gradients.
-            Pass::Backward => gates + 2 * states + (gates + states) + 2 * states + 4,
+            Pass::Backward => gates + 2 * states + (gates + 2 * states) + 2 * states + 4,
         };
         let columns = self.column_tiles();
         let tiles = self.tiles(shapes, pass) * columns;
@@ -276,7 +278,11 @@ mod tests {
                         layouts.push(layout);
                     }
                 }
-                let short: Vec<_> = layouts.iter().map(|l| (l.units, l.rows, l.register_steps, l.window, l.sum_buffers)).collect(); println!("D {head_dim} {pass:?} {short:?}");
+                let short: Vec<_> = layouts
+                    .iter()
+                    .map(|l| (l.units, l.rows, l.register_steps, l.window, l.sum_buffers))
+                    .collect();
+                println!("D {head_dim} {pass:?} {short:?}");
             }
         }
     }
