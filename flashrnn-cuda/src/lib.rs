@@ -31,7 +31,7 @@
 //! 4. `device/`: a stream, and the context and cuBLAS handle that it shares with other streams.
 //! 5. `memory/`: [`Buffer`], [`View`] and [`ViewMut`], copies to and from the GPU, scratch memory.
 //! 6. `kernels/`, the rest: modules, launches, graphs, and the store of all kernels.
-//! 7. `call.rs`: the arguments of the kernels. `programs.rs`: the kernel sources, each combined
+//! 7. `call.rs`: the arguments of the kernels. `programs/`: the kernel sources, each combined
 //!    with a cell, element types and a layout.
 //! 8. `passes/`: the forward and the backward pass, fused (`fused.rs`), over the whole GPU
 //!    (`grid.rs`) or with one launch per step in graphs (`time_loop.rs`); the parts of the backward pass that process all tokens

@@ -58,7 +58,8 @@ impl FromStr for Family {
 pub struct KernelChoice {
     /// `forward` or `backward`.
     pub pass: &'static str,
-    /// `fused` (many time steps per launch) or `alternating` (one launch per time step).
+    /// `fused` (many time steps per launch), `grid` (the same, with heads spread over the whole GPU) or
+    /// `alternating` (one launch per time step).
     pub family: &'static str,
     /// Units of a head per block, including padding.
     pub units: usize,
@@ -78,8 +79,8 @@ impl fmt::Display for KernelChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pass, family, units, rows, warps, blocks, cluster, why } = self;
         let launch = match *family {
-            "fused" => "many steps per launch",
-            _ => "one launch per step",
+            "alternating" => "one launch per step",
+            _ => "many steps per launch",
         };
         write!(f, "{pass}: {family}, {launch}, {blocks} blocks")?;
         if *cluster > 1 {

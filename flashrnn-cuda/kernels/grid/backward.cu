@@ -161,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     const Words::Sender sender(words, block, place, shared.stage[place.warp]);
     const int last_step = call.d_s0 ? -1 : 0;
-    unsigned exchange = 0;
+    unsigned exchange = 0, since = clock();
     for (int first = block.group * ROWS; first < sizes.batch; first += block.groups * ROWS) {
         shared.rows.take(sizes, call.lengths, first);
         const int steps = shared.rows.steps;
@@ -190,8 +190,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             BackwardProduct::Partials& partials = shared.partials[exchange % SUM_BUFFERS];
             // Before the longest row's last step there is no dg.
             if (step < steps - 1) {
-                product.run(words, shared.weights, exchange, watchdog, partials);
+                product.run(words, shared.weights, exchange, since, watchdog, partials);
                 __syncthreads();
+                since = clock();
             }
             const bool dead = shared.dead, sends = step > last_step;
             if (sends) ++exchange;

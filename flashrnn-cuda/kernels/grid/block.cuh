@@ -4,14 +4,14 @@
 // UNITS units of the head, keeps their part of R on the chip, and receives from every block of the
 // group what the product needs (words.cuh). All blocks of a launch run at the same time.
 //
-// programs.rs defines these macros. The first group is the Rust struct `Grid`:
+// programs/mod.rs defines these macros. The first group is the Rust struct `Grid`:
 //
 //   BLOCKS          blocks per group
 //   UNITS           units of the head per block, even and at most 32
 //   ROWS            batch rows of a group at a time: 1, 2, 4 or a multiple of 8
 //   REGISTER_STEPS  steps of 16 along k whose weights a warp keeps in registers; those of the other
 //                   steps are in shared memory
-//   WINDOW          words per column tile that a lane receives at a time, 1 or even
+//   HOLD            cycles after the block's barrier before which it does not poll
 //   SUM_BUFFERS     2, or 1 where shared memory is short: buffers for the sums of the warps
 //
 //   HEAD_DIM        units per head
@@ -29,6 +29,8 @@ constexpr int DEPTH = (HEAD_DIM + CHUNK - 1) / CHUNK * CHUNK;  // row length of 
 // Columns of the tensor cores' tiles are batch rows. With fewer than 8 rows, several columns of a
 // tile compute the same row.
 constexpr int COLUMN_TILES = (ROWS + 7) / 8;
+// Words per column tile that a lane receives at a time.
+constexpr int WINDOW = 8 / COLUMN_TILES;
 static_assert(ROWS % 8 == 0 || ROWS == 1 || ROWS == 2 || ROWS == 4, "rows fill or divide a tile");
 
 // Outside the product, a thread owns one unit of CELLS rows. The lanes of a warp cover all units of

@@ -123,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         bias[gate] = place.in_block ? call.b[gate * sizes.units() + place.at] : 0.0f;
 
     const Offset state_stride = sizes.batch * sizes.units();
-    unsigned exchange = 0;
+    unsigned exchange = 0, since = clock();
     for (int first = block.group * ROWS; first < sizes.batch; first += block.groups * ROWS) {
         shared.rows.take(sizes, call.lengths, first);
         const int steps = shared.rows.steps;
@@ -158,10 +158,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         for (int step = 0; step < steps; ++step) {
             ForwardProduct::Partials& partials = shared.partials[exchange % SUM_BUFFERS];
-            product.run(words, shared.weights, exchange, watchdog, partials);
+            product.run(words, shared.weights, exchange, since, watchdog, partials);
             float gates[CELLS][Cell::GATES];
             cells.add_inputs(gates);
             __syncthreads();
+            since = clock();
             const bool dead = shared.dead;
             ++exchange;
             float sums[CELLS][Cell::RECURRENT], next[CELLS][Cell::STATES];

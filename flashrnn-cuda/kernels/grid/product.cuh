@@ -81,11 +81,12 @@ template <int VALUES, int OUTPUTS> struct Product {
         }
     }
 
-    // Receives exchange number `exchange` and writes this warp's sums.
+    // Receives exchange number `exchange` and writes this warp's sums. `since` is the clock at the
+    // block's last barrier.
     __device__ __forceinline__ void run(const Words& words, const SharedWeights& shared,
-                                        unsigned exchange, Watchdog& watchdog,
-                                        Partials& partials) const {
-        Receiver receiver(words, exchange, watchdog);
+                                        unsigned exchange, unsigned since,
+                                        Watchdog& watchdog, Partials& partials) const {
+        Receiver receiver(words, exchange, since, watchdog);
         float sums[TILES][COLUMN_TILES][CHAINS][4] = {};
 #pragma unroll
         for (int load = 0; load < receiver.SLOTS; ++load) receiver.begin(load);

@@ -157,14 +157,16 @@ template <int VALUES> struct Exchange {
         unsigned exchange;
         Watchdog& watchdog;
 
+        // `since` is the clock at the block's last barrier.
         __device__ __forceinline__ Receiver(const Exchange& all, unsigned exchange,
-                                            Watchdog& watchdog)
+                                            unsigned since, Watchdog& watchdog)
             : exchange(exchange), watchdog(watchdog) {
             const int lane = threadIdx.x % 32, q = lane % 4, column = lane / 4;
             const int chunk = column / ROWS % SPREAD * WARPS + threadIdx.x / 32;
             from = all.buffer(exchange) + (chunk * ROWS + column % ROWS) * 4 + q;
             first_word = chunk * 4 + q;
             delay();
+            while (unsigned(clock()) - since < HOLD) {}
         }
 
         static __device__ __forceinline__ constexpr unsigned bit(int load, int tile) {

@@ -5,7 +5,7 @@ use flashrnn_gpu::{Family, KernelChoice};
 
 use crate::select::Gpu;
 use crate::select::fused::{Fused, fused_backward, fused_forward, too_many_tensors};
-use crate::select::grid::{Grid, Pass, THREADS, grid};
+use crate::select::grid::{Grid, MIN_STEPS, Pass, THREADS, grid};
 use crate::select::step::{Tile, backward_tile, blocks, forward_tile};
 
 /// The kernels of a pass.
@@ -45,7 +45,7 @@ pub(crate) fn layouts(
         return Err(Error::Unsupported {
             backend: "cuda",
             what: "fused kernels for this problem".into(),
-            why: why_not_fused(shapes, gpu).into(),
+            why: why_not_fused(shapes, element_bytes).into(),
         });
     }
     Ok(chosen.map(|layout| layout.unwrap_or(Layout::Steps)))
@@ -54,6 +54,7 @@ pub(crate) fn layouts(
 /// Returns whether the GPU runs all clusters at the same time, as far as that matters: a second
 /// wave of clusters of 16 blocks takes longer than a grid kernel.
 fn in_one_wave(fused: &Fused, shapes: &Shapes) -> bool {
+    /// The number that an H200 runs at the same time.
     const CLUSTERS_OF_16: usize = 7;
     fused.blocks <= 8 || fused.grid(shapes) / fused.blocks <= CLUSTERS_OF_16
 }
@@ -67,7 +68,7 @@ pub(crate) fn describe(
 ) -> [KernelChoice; 2] {
     let why = match family {
         Family::Alternating => "requested",
-        Family::Auto | Family::Fused => why_not_fused(shapes, gpu),
+        Family::Auto | Family::Fused => why_not_fused(shapes, element_bytes),
     };
     let layouts = layouts(shapes, element_bytes, gpu, family).unwrap_or([Layout::Steps; 2]);
     let [forward_layout, backward_layout] = layouts;
@@ -120,13 +121,15 @@ fn alternating(pass: &'static str, shapes: &Shapes, tile: Tile, why: &'static st
     }
 }
 
-fn why_not_fused(shapes: &Shapes, gpu: Gpu) -> &'static str {
+fn why_not_fused(shapes: &Shapes, element_bytes: usize) -> &'static str {
     if too_many_tensors(shapes) {
         "a fused kernel has at most 16 states and 16 gates"
-    } else if gpu.cluster > 1 {
-        "R does not fit the registers of a cluster, or a step its shared memory"
+    } else if element_bytes == 4 {
+        "R does not fit the registers of a cluster; with 16-bit elements it may use the whole GPU"
+    } else if shapes.time < MIN_STEPS {
+        "R does not fit the registers of a cluster, and the call is too short for the whole GPU"
     } else {
-        "R does not fit a block, and this device has no clusters"
+        "R does not fit the registers and the shared memory of the whole GPU"
     }
 }
 
@@ -147,6 +150,10 @@ mod tests {
         let [_, f32] = choices(shapes(3, 256), 4);
         assert_eq!((f32.family, f32.cluster), ("alternating", 1));
         assert!(f32.to_string().contains("does not fit"), "{f32}");
+        let long = Problem::new(16, 1024, 1, 768).shapes::<Lstm>().unwrap();
+        let [_, over_the_grid] = choices(long, 2).map(|choice| choice.to_string());
+        let want = "backward: grid, many steps per launch, 128 blocks of 24 units by 4 rows";
+        assert!(over_the_grid.starts_with(want), "{over_the_grid}");
         let [large, _] = choices(shapes(1, 4096), 2).map(|choice| choice.to_string());
         let want = "forward: alternating, one launch per step, 512 blocks";
         assert!(large.starts_with(want), "{large}");

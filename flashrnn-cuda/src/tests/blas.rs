@@ -2,11 +2,10 @@
 
 use flashrnn_core::{Dtype, Element, bf16, f16};
 
-use super::number;
+use super::{cuda, number};
 use crate::backend::Cuda;
 use crate::device::blas::{BlasScratch, Matrix, Product};
 use crate::memory::View;
-use crate::testing;
 
 /// Computes `C = A B` with every choice of transposes. Returns the norm of C's error, relative to
 /// the norm of the exact C.
@@ -76,7 +75,7 @@ fn product_error<T: Element>(cuda: &Cuda, tf32: bool) -> f64 {
 
 #[test]
 fn products_are_rounded_no_more_than_asked_for() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     let f32 = product_error::<f32>(&cuda, false);
     let narrow = [product_error::<f16>(&cuda, false), product_error::<bf16>(&cuda, false)];
     let tf32 = product_error::<f32>(&cuda, true);

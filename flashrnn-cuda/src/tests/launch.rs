@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use flashrnn_core::Error;
 
-use super::{grow, kernel, program};
+use super::{cuda, grow, kernel, program};
 use crate::kernels::graph::Graph;
 use crate::kernels::launch::{Launch, argument};
 use crate::memory::Buffer;
-use crate::testing;
 
 #[test]
 fn kernels_run_in_order_early_or_not_and_in_graphs() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
     let grows = kernel(&cuda, "grow");
@@ -55,7 +54,7 @@ fn kernels_run_in_order_early_or_not_and_in_graphs() {
 
 #[test]
 fn the_side_stream_runs_between_fork_and_join() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
     let grows = kernel(&cuda, "grow");
@@ -88,7 +87,7 @@ fn the_side_stream_runs_between_fork_and_join() {
 
 #[test]
 fn a_kernel_may_use_all_shared_memory() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     let device = &cuda.device;
     let _entered = device.enter().unwrap();
     let reverse = kernel(&cuda, "reverse");
@@ -106,7 +105,7 @@ fn a_kernel_may_use_all_shared_memory() {
 
 #[test]
 fn a_program_is_loaded_once_for_all_threads() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     let modules: Vec<_> = std::thread::scope(|scope| {
         let asking: Vec<_> =
             (0..8).map(|_| scope.spawn(|| cuda.kernels.module(&program()).unwrap())).collect();

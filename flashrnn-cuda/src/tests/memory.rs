@@ -1,20 +1,10 @@
 //! Buffers, transfers and borrowed slices.
 
-use std::sync::{Mutex, MutexGuard};
-
 use bytemuck::Pod;
 use flashrnn_core::{Backend, Error};
 
-use super::{grow, kernel};
+use super::{cuda, grow, kernel};
 use crate::backend::Cuda;
-use crate::testing;
-
-/// Opens a GPU for one test at a time, because one of them takes nearly all of its memory.
-fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    let alone = flashrnn_gpu::lock(&ALONE);
-    Some((testing::cuda()?, alone))
-}
 
 #[test]
 fn uploads_are_downloaded_unchanged() {

@@ -6,9 +6,19 @@ mod launch;
 mod memory;
 mod recompute;
 
+use std::sync::{Mutex, MutexGuard};
+
 use crate::backend::Cuda;
 use crate::kernels::compile::Program;
 use crate::kernels::launch::{Kernel, Launch, argument};
+use crate::testing;
+
+/// Opens a GPU for one test at a time, because one of them takes nearly all of its memory.
+fn cuda() -> Option<(Cuda, MutexGuard<'static, ()>)> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = flashrnn_gpu::lock(&ALONE);
+    Some((testing::cuda()?, alone))
+}
 
 fn program() -> Program {
     let source = r#"

@@ -2,13 +2,12 @@
 
 use flashrnn_core::{Element, Elman, bf16, f16};
 
-use super::number;
+use super::{cuda, number};
 use crate::backend::Cuda;
 use crate::call::Sizes;
 use crate::kernels::launch::{Launch, argument};
 use crate::programs::{self, CellSource};
 use crate::select::step::depth as depth_of;
-use crate::testing;
 
 /// Checks that `previous_h` has the same bits as the host's computation, for rows of D elements
 /// that start `offset` elements after a multiple of 16 bytes.
@@ -121,7 +120,7 @@ fn check_pad<T: Element + PartialEq>(cuda: &Cuda, head_dim: usize, offset: usize
 
 #[test]
 fn a_kernel_pads_rows() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     for (head_dim, offset) in [(1, 0), (33, 0), (33, 1), (50, 0), (100, 2), (257, 1), (300, 0)] {
         check_pad::<f32>(&cuda, head_dim, offset);
         check_pad::<bf16>(&cuda, head_dim, offset);
@@ -131,7 +130,7 @@ fn a_kernel_pads_rows() {
 
 #[test]
 fn a_kernel_gathers_the_previous_h() {
-    let Some(cuda) = testing::cuda() else { return };
+    let Some((cuda, _alone)) = cuda() else { return };
     for (head_dim, offset) in
         [(64, 0), (40, 0), (40, 1), (40, 2), (50, 0), (8, 0), (4, 0), (33, 0), (33, 1), (1, 3)]
     {

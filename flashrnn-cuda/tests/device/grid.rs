@@ -5,7 +5,7 @@ use flashrnn_core::{
     Cell, Element, Elman, Gru, Layout, Lstm, Options, Problem, Result, Slstm, bf16, f16,
 };
 use flashrnn_cuda::{Cuda, Limits, Waits};
-use flashrnn_testsuite::{Case, Results, Tensors, errors, run, tolerance};
+use flashrnn_testsuite::{Case, Tensors, measure, run};
 
 use super::cuda;
 
@@ -22,9 +22,9 @@ fn check<C: Cell, T: Element>(
 ) -> Result<()> {
     let case = Case::random::<C, T, T>(cell, problem, tensors, 1)?;
     let got = run::<_, C, T, T>(cuda, cell, &case)?;
-    for (tensor, error) in errors(&got, &Results::reference(cell, &case)?) {
+    for measured in measure(cell, &case, T::DTYPE, &got)? {
         let what = format!(
-            "{} {:?} B {} T {} N {} D {} {tensor}: {error:.1e}",
+            "{} {:?} B {} T {} N {} D {}: {measured:?}",
             C::NAME,
             T::DTYPE,
             problem.batch,
@@ -33,8 +33,7 @@ fn check<C: Cell, T: Element>(
             problem.head_dim
         );
         println!("{what}");
-        // NaN fails too.
-        if !(error <= tolerance(T::DTYPE)) {
+        if !measured.passes() {
             failed.push(what);
         }
     }

@@ -1,45 +1,47 @@
 //! The programs of this crate: the kernel sources, each combined with a cell, element types and a
 //! layout.
 
-use flashrnn_core::{Cell, Dtype, Problem, Shapes, trace};
+mod all;
+
+pub use all::all;
+use flashrnn_core::{Cell, Dtype, Shapes, trace};
 
 use crate::call;
 use crate::kernels::compile::Program;
-use crate::select::Gpu;
-use crate::select::alignment::{copy_bytes, interleaves};
-use crate::select::fused::{self as layouts, Fused};
-use crate::select::grid::{self as grid_layouts, Grid, Pass};
-use crate::select::step::{self, Multiply, Tile};
+use crate::select::alignment::copy_bytes;
+use crate::select::fused::Fused;
+use crate::select::grid::{Grid, Pass};
+use crate::select::step::{Multiply, Tile};
 
 /// The headers of the kernel sources.
 const HEADERS: &[(&str, &str)] = &[
-    ("element.cuh", include_str!("../kernels/element.cuh")),
-    ("math.cuh", include_str!("../kernels/math.cuh")),
-    ("operator.cuh", include_str!("../kernels/operator.cuh")),
-    ("fused/alignment.cuh", include_str!("../kernels/fused/alignment.cuh")),
-    ("fused/async_copy.cuh", include_str!("../kernels/fused/async_copy.cuh")),
-    ("fused/backward_compute.cuh", include_str!("../kernels/fused/backward_compute.cuh")),
-    ("fused/backward_io.cuh", include_str!("../kernels/fused/backward_io.cuh")),
-    ("fused/backward_shared.cuh", include_str!("../kernels/fused/backward_shared.cuh")),
-    ("fused/block.cuh", include_str!("../kernels/fused/block.cuh")),
-    ("fused/exchange.cuh", include_str!("../kernels/fused/exchange.cuh")),
-    ("fused/forward_compute.cuh", include_str!("../kernels/fused/forward_compute.cuh")),
-    ("fused/forward_io.cuh", include_str!("../kernels/fused/forward_io.cuh")),
-    ("fused/forward_shared.cuh", include_str!("../kernels/fused/forward_shared.cuh")),
-    ("fused/io_warps.cuh", include_str!("../kernels/fused/io_warps.cuh")),
-    ("fused/multiply_add.cuh", include_str!("../kernels/fused/multiply_add.cuh")),
-    ("fused/product.cuh", include_str!("../kernels/fused/product.cuh")),
-    ("fused/tensor_cores.cuh", include_str!("../kernels/fused/tensor_cores.cuh")),
-    ("grid/block.cuh", include_str!("../kernels/grid/block.cuh")),
-    ("grid/product.cuh", include_str!("../kernels/grid/product.cuh")),
-    ("grid/rows.cuh", include_str!("../kernels/grid/rows.cuh")),
-    ("grid/words.cuh", include_str!("../kernels/grid/words.cuh")),
-    ("delay.cuh", include_str!("../kernels/delay.cuh")),
-    ("mma.cuh", include_str!("../kernels/mma.cuh")),
-    ("outputs.cuh", include_str!("../kernels/outputs.cuh")),
-    ("step/overlap.cuh", include_str!("../kernels/step/overlap.cuh")),
-    ("step/product.cuh", include_str!("../kernels/step/product.cuh")),
-    ("step/tile.cuh", include_str!("../kernels/step/tile.cuh")),
+    ("element.cuh", include_str!("../../kernels/element.cuh")),
+    ("math.cuh", include_str!("../../kernels/math.cuh")),
+    ("operator.cuh", include_str!("../../kernels/operator.cuh")),
+    ("fused/alignment.cuh", include_str!("../../kernels/fused/alignment.cuh")),
+    ("fused/async_copy.cuh", include_str!("../../kernels/fused/async_copy.cuh")),
+    ("fused/backward_compute.cuh", include_str!("../../kernels/fused/backward_compute.cuh")),
+    ("fused/backward_io.cuh", include_str!("../../kernels/fused/backward_io.cuh")),
+    ("fused/backward_shared.cuh", include_str!("../../kernels/fused/backward_shared.cuh")),
+    ("fused/block.cuh", include_str!("../../kernels/fused/block.cuh")),
+    ("fused/exchange.cuh", include_str!("../../kernels/fused/exchange.cuh")),
+    ("fused/forward_compute.cuh", include_str!("../../kernels/fused/forward_compute.cuh")),
+    ("fused/forward_io.cuh", include_str!("../../kernels/fused/forward_io.cuh")),
+    ("fused/forward_shared.cuh", include_str!("../../kernels/fused/forward_shared.cuh")),
+    ("fused/io_warps.cuh", include_str!("../../kernels/fused/io_warps.cuh")),
+    ("fused/multiply_add.cuh", include_str!("../../kernels/fused/multiply_add.cuh")),
+    ("fused/product.cuh", include_str!("../../kernels/fused/product.cuh")),
+    ("fused/tensor_cores.cuh", include_str!("../../kernels/fused/tensor_cores.cuh")),
+    ("grid/block.cuh", include_str!("../../kernels/grid/block.cuh")),
+    ("grid/product.cuh", include_str!("../../kernels/grid/product.cuh")),
+    ("grid/rows.cuh", include_str!("../../kernels/grid/rows.cuh")),
+    ("grid/words.cuh", include_str!("../../kernels/grid/words.cuh")),
+    ("delay.cuh", include_str!("../../kernels/delay.cuh")),
+    ("mma.cuh", include_str!("../../kernels/mma.cuh")),
+    ("outputs.cuh", include_str!("../../kernels/outputs.cuh")),
+    ("step/overlap.cuh", include_str!("../../kernels/step/overlap.cuh")),
+    ("step/product.cuh", include_str!("../../kernels/step/product.cuh")),
+    ("step/tile.cuh", include_str!("../../kernels/step/tile.cuh")),
 ];
 
 /// Holds a cell's functions as CUDA C++, which become the file `cell.cuh` of its kernels.
@@ -64,13 +66,13 @@ impl CellSource {
 
 /// Returns the program of the per-step forward kernels.
 pub fn forward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
-    let source = include_str!("../kernels/step/forward.cu");
+    let source = include_str!("../../kernels/step/forward.cu");
     step_program("step/forward", source, cell, element, multiply, tile)
 }
 
 /// Returns the program of the per-step backward kernels.
 pub fn backward_step(cell: &CellSource, element: Dtype, multiply: Multiply, tile: Tile) -> Program {
-    let source = include_str!("../kernels/step/backward.cu");
+    let source = include_str!("../../kernels/step/backward.cu");
     step_program("step/backward", source, cell, element, multiply, tile)
 }
 
@@ -133,7 +135,7 @@ pub fn fused_forward(
     layout: Fused,
     features: Features,
 ) -> Program {
-    let file = ("fused/forward", include_str!("../kernels/fused/forward.cu"));
+    let file = ("fused/forward", include_str!("../../kernels/fused/forward.cu"));
     let shared = layout.forward_shared(shapes, bytes(element), features.saves);
     fused(file, cell, element, shapes, layout, shared, features)
 }
@@ -146,7 +148,7 @@ pub fn fused_backward(
     layout: Fused,
     features: Features,
 ) -> Program {
-    let file = ("fused/backward", include_str!("../kernels/fused/backward.cu"));
+    let file = ("fused/backward", include_str!("../../kernels/fused/backward.cu"));
     let shared = layout.backward_shared(shapes, bytes(element));
     fused(file, cell, element, shapes, layout, shared, features)
 }
@@ -214,8 +216,8 @@ pub fn grid(
     features: Features,
 ) -> Program {
     let (file, source) = match pass {
-        Pass::Forward => ("grid/forward", include_str!("../kernels/grid/forward.cu")),
-        Pass::Backward => ("grid/backward", include_str!("../kernels/grid/backward.cu")),
+        Pass::Forward => ("grid/forward", include_str!("../../kernels/grid/forward.cu")),
+        Pass::Backward => ("grid/backward", include_str!("../../kernels/grid/backward.cu")),
     };
     let mut program = program(file, source, Some(cell), element);
     program.options.extend(of_16_bits(element));
@@ -225,7 +227,7 @@ pub fn grid(
         format!("-DUNITS={}", layout.units),
         format!("-DROWS={}", layout.rows),
         format!("-DREGISTER_STEPS={}", layout.register_steps),
-        format!("-DWINDOW={}", layout.window),
+        format!("-DHOLD={}", layout.hold),
         format!("-DSUM_BUFFERS={}", layout.sum_buffers),
         format!("-DSHARED_BYTES={}", layout.shared(shapes, pass)),
         format!("-DRAGGED={}", i32::from(features.ragged)),
@@ -238,13 +240,13 @@ pub fn grid(
 /// Returns the program of the kernels that process all tokens at once, outside the backward time
 /// loop.
 pub fn recompute(cell: &CellSource, element: Dtype) -> Program {
-    program("recompute", include_str!("../kernels/recompute.cu"), Some(cell), element)
+    program("recompute", include_str!("../../kernels/recompute.cu"), Some(cell), element)
 }
 
 /// Returns the program that packs R and b and sums their gradients.
 pub fn weight_grad(element: Dtype, weight: Dtype) -> Program {
     let mut program =
-        program("weight_grad", include_str!("../kernels/weight_grad.cu"), None, element);
+        program("weight_grad", include_str!("../../kernels/weight_grad.cu"), None, element);
     program.options.push(format!("-DWEIGHT={}", element_name(weight)));
     program
 }
@@ -279,97 +281,4 @@ fn element_name(dtype: Dtype) -> &'static str {
         Dtype::F32 => "float",
         Dtype::F64 => "double",
     }
-}
-
-/// Returns the programs of a cell for a test that compiles all kernels. For each element type,
-/// these are the per-step kernels with every tile that [`step`](mod@step) can choose, for any
-/// batch, head dimension and number of gates, and the fused kernels for a selection of head
-/// dimensions.
-pub fn all<C: Cell>(cell: &C, gpu: Gpu) -> Vec<Program> {
-    let cell = CellSource::new(cell);
-    let mut list = Vec::new();
-    for element in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
-        list.extend(fused_programs::<C>(&cell, element, gpu));
-        list.extend(grid_programs::<C>(&cell, element, gpu));
-    }
-    for element in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        list.push(recompute(&cell, element));
-        for weight in [element, Dtype::F32] {
-            list.push(weight_grad(element, weight));
-        }
-        for tf32 in [false, true] {
-            let multiply = Multiply::new(element, tf32);
-            for (batch, head_dim) in [(1, 16), (1, 4096), (16, 16), (16, 4096)] {
-                let problem = Problem::new(batch, 1, 1, head_dim);
-                let Ok(shapes) = problem.shapes::<C>() else { continue };
-                let bytes = bytes(element);
-                let (forward, backward) =
-                    (step::forward_tile(&shapes, bytes), step::backward_tile(&shapes, bytes));
-                list.push(forward_step(&cell, element, multiply, forward));
-                list.push(backward_step(&cell, element, multiply, backward));
-            }
-        }
-    }
-    let mut unique: Vec<Program> = Vec::new();
-    for program in list {
-        if !unique.contains(&program) {
-            unique.push(program);
-        }
-    }
-    unique
-}
-
-/// Returns the fused programs for head dimensions whose rows have every alignment, both in one
-/// block and in clusters.
-fn fused_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<Program> {
-    let head_dims = match element {
-        Dtype::F32 => &[33, 50, 128][..],
-        Dtype::F16 => &[33, 64, 256, 512],
-        _ => &[33, 50, 64, 100, 256, 257, 300, 512],
-    };
-    let mut list = Vec::new();
-    for &head_dim in head_dims {
-        let Ok(shapes) = Problem::new(16, 1, 3, head_dim).shapes::<C>() else { continue };
-        let bytes = bytes(element);
-        // No features, those of training without options, and all features.
-        let interleaved = interleaves(&shapes, bytes);
-        let training = Features { saves: true, interleaved, ..Features::default() };
-        let all = Features { ragged: true, clips: true, ..training };
-        for features in [Features::default(), training, all] {
-            if let Some(layout) = layouts::fused_forward(&shapes, bytes, gpu) {
-                list.push(fused_forward(cell, element, &shapes, layout, features));
-            }
-            let backward = layouts::fused_backward(&shapes, bytes, gpu);
-            if let Some(layout) = backward.filter(|_| features.saves) {
-                list.push(fused_backward(cell, element, &shapes, layout, features));
-            }
-        }
-    }
-    list
-}
-
-/// Returns the grid programs for small and large heads, and for few and many rows: with all
-/// features, and for one problem with none.
-fn grid_programs<C: Cell>(cell: &CellSource, element: Dtype, gpu: Gpu) -> Vec<Program> {
-    let problems = match element {
-        Dtype::Bf16 => &[(5, 3), (33, 50), (16, 768), (1, 1024), (64, 1024), (16, 2048)][..],
-        _ => &[(16, 768)],
-    };
-    let mut list = Vec::new();
-    for &(batch, head_dim) in problems {
-        let Ok(shapes) = Problem::new(batch, 64, 1, head_dim).shapes::<C>() else { continue };
-        // Without clusters, small heads are left to the grid kernels too.
-        let gpu = Gpu { cluster: 0, ..gpu };
-        for pass in [Pass::Forward, Pass::Backward] {
-            let Some(layout) = grid_layouts::grid(&shapes, bytes(element), gpu, pass) else {
-                continue;
-            };
-            let all = Features { ragged: true, clips: true, ..Features::default() };
-            list.push(grid(cell, element, &shapes, layout, pass, all));
-            if head_dim == 768 {
-                list.push(grid(cell, element, &shapes, layout, pass, Features::default()));
-            }
-        }
-    }
-    list
 }
