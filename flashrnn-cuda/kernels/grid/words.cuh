@@ -54,19 +54,27 @@ __device__ __forceinline__ Word load_word(const Word* from) {
 struct Watchdog {
     const Watch& watch;
     int& dead;  // of the block, in shared memory
+    bool gave_up = false;
     unsigned polls = 0;
     long long began = 0;
 
     __device__ __forceinline__ Watchdog(const Watch& watch, int& dead) : watch(watch), dead(dead) {}
 
+    // Begins to watch the waits of an exchange.
+    __device__ __forceinline__ void start() {
+        gave_up = *(volatile int*)&dead;
+        polls = 0;
+    }
+
     // Returns whether to stop waiting for `exchange`. Called after every poll in vain.
     __device__ __forceinline__ bool expired(unsigned exchange) {
+        if (gave_up) return true;
         if (++polls % 1024 != 0) return false;
-        if (*(volatile int*)&dead) return true;
         long long now;
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
         if (polls == 1024) began = now;
         if (watch.limit == 0 || now - began < watch.limit) return false;
+        gave_up = true;
         if (atomicExch(&dead, 1) == 0) {
             watch.report[1] = blockIdx.x;
             watch.report[2] = exchange;
@@ -108,8 +116,8 @@ template <int VALUES> struct Exchange {
         return exchange & 0xffff;
     }
 
-    // What a lane sends of its warp's rows: one word of cells 0, and the words WARPS warps further of
-    // the other cells.
+    // What a lane sends of its warp's rows: one word of cells 0, and the same word of the rows of each
+    // further cell.
     struct Sender {
         static_assert(WARP_ROWS * WORDS <= 32, "a lane sends one word");
         Word* to;  // in the buffer of even exchanges
@@ -165,6 +173,7 @@ template <int VALUES> struct Exchange {
             const int chunk = column / ROWS % SPREAD * WARPS + threadIdx.x / 32;
             from = all.buffer(exchange) + (chunk * ROWS + column % ROWS) * 4 + q;
             first_word = chunk * 4 + q;
+            watchdog.start();
             delay();
             while (unsigned(clock()) - since < HOLD) {}
         }
@@ -205,7 +214,9 @@ template <int VALUES> struct Exchange {
         __device__ __forceinline__ void wait(int load) {
             check(load);
             const unsigned bits = ((1u << COLUMN_TILES) - 1) << (load % SLOTS * COLUMN_TILES);
-            while (__any_sync(~0u, stale & bits) && !watchdog.expired(exchange)) {
+            while (__any_sync(~0u, stale & bits)) {
+                // The lanes read different times, but leave together.
+                if (__any_sync(~0u, watchdog.expired(exchange))) break;
 #pragma unroll
                 for (int later = 1; later < SLOTS; ++later)
                     if (load + later < LOADS) check(load + later);

@@ -61,8 +61,8 @@ const WINDOW: usize = 8;
 /// Rows that a group computes at a time, and for how many groups per head its blocks are made; the
 /// first number that fits is taken. Up to 8 rows are the columns of one tile of the tensor cores. Few
 /// combinations serve all batches, because each is a program of its own.
-const DESIGNS: [(usize, &[usize]); 5] =
-    [(1, &[1]), (4, &[1]), (4, &[4, 2]), (8, &[2, 1]), (16, &[4, 2, 1])];
+const DESIGNS: [(usize, &[usize]); 6] =
+    [(1, &[1]), (4, &[1]), (4, &[4, 2]), (8, &[2, 1]), (16, &[1]), (16, &[4, 2])];
 
 /// Calls with fewer steps take the per-step kernels, because loading R and starting all blocks
 /// costs more than those steps.
@@ -74,7 +74,8 @@ pub fn grid(shapes: &Shapes, element_bytes: usize, gpu: Gpu, pass: Pass) -> Opti
     let too_short = shapes.time < MIN_STEPS && gpu.cluster > 0;
     // The kernels count tokens, and elements of a token, in 32 bits.
     let too_many = shapes.tokens().max(shapes.gates * shapes.units()) > i32::MAX as usize;
-    if shapes.recurrent == 0 || element_bytes != 2 || too_short || too_many {
+    let nothing = shapes.recurrent == 0 || shapes.batch == 0;
+    if nothing || element_bytes != 2 || too_short || too_many {
         return None;
     }
     let designs = DESIGNS.into_iter().filter(|&(rows, _)| rows > 1 || shapes.batch == 1);
@@ -137,7 +138,7 @@ impl Grid {
         let received = self.words(shapes, pass) * self.rows * WORD_BYTES;
         // Words beyond the window wait for a round trip to L2, unless bandwidth is the limit.
         let rounds = self.loads(shapes, pass).div_ceil(WINDOW / self.column_tiles()) - 1;
-        let per_byte = if self.rows < 8 { 0.016 } else { 0.024 };
+        let per_byte = if pass == Pass::Backward && self.rows >= 8 { 0.024 } else { 0.016 };
         let transfer = (per_byte * received as f64).max(250.0 * rounds as f64);
         let exchange = 560.0 + 1.1 * self.blocks as f64 + transfer;
         let (tiles, steps) = (self.tiles(shapes, pass), self.steps(shapes, pass));
@@ -153,13 +154,13 @@ impl Grid {
     /// Returns the registers of a thread that are left for weights.
     fn weight_registers(&self, shapes: &Shapes, pass: Pass) -> usize {
         let Shapes { gates, external, states, .. } = *shapes;
+        let columns = self.column_tiles();
         let cells = self.rows.div_ceil(self.warp_rows() * WARPS);
         let cell = match pass {
             Pass::Forward => external + 2 * states + gates + 2,
             // What is loaded, what `linearize` computes, and the gradients.
             Pass::Backward => gates + 2 * states + (gates + 2 * states) + 2 * states + 4,
         };
-        let columns = self.column_tiles();
         let tiles = self.tiles(shapes, pass) * columns;
         let chains = if tiles >= 4 {
             1
@@ -170,7 +171,8 @@ impl Grid {
         };
         let words = (WINDOW / columns).min(self.loads(shapes, pass)) * columns;
         let bias = if pass == Pass::Forward { gates } else { 0 };
-        let cells = cells * cell + 12 * (cells - 1);
+        // Addresses of further cells and rows.
+        let cells = cells * cell + 12 * (cells - 1) + 8 * (columns - 1);
         REGISTERS[pass as usize].saturating_sub(cells + bias + 4 * (tiles * chains + words))
     }
 
@@ -258,6 +260,25 @@ mod tests {
     }
 
     #[test]
+    fn known_problems() {
+        let of = |(batch, heads, head_dim)| {
+            PASSES.map(|pass| {
+                let layout = grid(&shapes::<Lstm>(batch, heads, head_dim), 2, H200, pass).unwrap();
+                (layout.blocks, layout.units, layout.rows, layout.groups)
+            })
+        };
+        // Blocks per group, units, rows and groups: those that were the fastest on an H200.
+        assert_eq!(of((16, 1, 768)), [(32, 24, 4, 4), (32, 24, 4, 4)]);
+        assert_eq!(of((1, 1, 768)), [(64, 12, 1, 1), (48, 16, 1, 1)]);
+        assert_eq!(of((16, 1, 1024)), [(64, 16, 8, 2), (32, 32, 4, 4)]);
+        assert_eq!(of((16, 1, 1536)), [(64, 24, 8, 2), (128, 12, 16, 1)]);
+        assert_eq!(of((16, 1, 2048)), [(128, 16, 16, 1), (128, 16, 16, 1)]);
+        assert_eq!(of((1, 1, 2048)), [(128, 16, 1, 1), (128, 16, 1, 1)]);
+        assert_eq!(of((16, 2, 512)), [(32, 16, 8, 2), (16, 32, 4, 4)]);
+        assert_eq!(of((16, 2, 1024))[0], (64, 16, 16, 1));
+    }
+
+    #[test]
     fn heads_up_to_2048_units_fit_an_h200() {
         for pass in PASSES {
             for (batch, head_dim) in [(1, 2048), (16, 2048), (64, 2048), (16, 513), (7, 1111)] {
@@ -266,6 +287,7 @@ mod tests {
             }
         }
         assert_eq!(grid(&shapes::<Lstm>(16, 1, 768), 4, H200, Pass::Forward), None, "f32");
+        assert_eq!(grid(&shapes::<Lstm>(0, 1, 768), 2, H200, Pass::Forward), None);
         let short = Problem::new(16, MIN_STEPS - 1, 1, 768).shapes::<Lstm>().unwrap();
         assert_eq!(grid(&short, 2, H200, Pass::Forward), None);
     }
