@@ -81,8 +81,7 @@ fn options_match_the_reference() -> Result<()> {
             ..Options::default()
         };
         for (batch, head_dim) in [(1, 3), (7, 50), (40, 99)] {
-            let problem =
-                Problem { options: options.clone(), ..Problem::new(batch, 9, 2, head_dim) };
+            let problem = Problem { options, ..Problem::new(batch, 9, 2, head_dim) };
             check::<_, bf16>(&cuda, &Lstm, &problem, Tensors::ALL, &mut failed)?;
             check::<_, f16>(&cuda, &Gru, &problem, Tensors::ALL, &mut failed)?;
         }
