@@ -1,6 +1,6 @@
 // The compile-time layout of the fused kernels, and the part of the problem that a block owns.
 //
-// programs/mod.rs defines these macros. The first group is the Rust struct `Fused`:
+// programs/sources.rs defines these macros. The first group is the Rust struct `Fused`:
 //
 //   BLOCKS          blocks per cluster; a cluster owns one head and ROWS batch rows
 //   UNITS           units of the head per block

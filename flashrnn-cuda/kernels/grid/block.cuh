@@ -4,7 +4,7 @@
 // UNITS units of the head, keeps their part of R on the chip, and receives from every block of the
 // group what the product needs (words.cuh). All blocks of a launch run at the same time.
 //
-// programs/mod.rs defines these macros. The first group is the Rust struct `Grid`:
+// programs/sources.rs defines these macros. The first group is the Rust struct `Grid`:
 //
 //   BLOCKS          blocks per group
 //   UNITS           units of the head per block, even and at most 32

@@ -1,6 +1,6 @@
 // The part of a step that one block of a per-step kernel computes.
 //
-// programs/mod.rs defines these macros:
+// programs/sources.rs defines these macros:
 //
 //   UNITS     units of a head per block
 //   ROWS      batch rows per block

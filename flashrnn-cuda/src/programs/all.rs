@@ -2,7 +2,7 @@
 
 use flashrnn_core::{Cell, Dtype, Problem};
 
-use super::{
+use super::sources::{
     CellSource, Features, backward_step, bytes, forward_step, fused_backward, fused_forward, grid,
     recompute, weight_grad,
 };
