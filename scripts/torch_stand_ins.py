@@ -31,7 +31,7 @@ class Wanted:
 
     def __init__(self, folder):
         self.libraries = set()
-        # The versions that are needed of a library, and the symbols that are needed of a version.
+        # The versions needed from each library, and the symbols needed from each version.
         self.versions = collections.defaultdict(set)
         self.symbols = collections.defaultdict(set)
         own = {path.name for path in folder.glob("*.so*")}

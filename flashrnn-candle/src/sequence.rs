@@ -8,9 +8,9 @@ use crate::host::{check, on_host};
 /// The optional inputs of a call of a [`Recurrence`](crate::Recurrence) or of a module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SequenceOptions<'a> {
-    /// `[S, B, N, D]`, for a module `[S, L, B, N, D]`: the initial state, zeros if absent. May have
-    /// any float type; it is converted to f32, or to f64 if `wx` or `x` is f64. The call copies it,
-    /// so a model may overwrite it before the backward pass.
+    /// `[S, B, N, D]` (`[S, L, B, N, D]` for a module): the initial state, zeros if absent. May
+    /// have any float type; it is converted to f32, or to f64 if `wx` or `x` is f64. The call
+    /// copies it, so a model may overwrite it before the backward pass.
     pub s0: Option<&'a Tensor>,
     /// `[B]`, of an integer type: row b has `lengths[b]` steps, 0 to T. Later outputs are zero, and
     /// later elements of `wx` or `x`, even NaN and infinities, affect no output and no gradient.

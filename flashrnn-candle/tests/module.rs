@@ -213,7 +213,7 @@ fn existing_weights_make_the_same_module() -> Result<()> {
     Ok(())
 }
 
-/// Weights that are views, such as a transposed matrix, count by their elements.
+/// Weights may be views, such as a transposed matrix; results and gradients are those of a copy.
 #[test]
 fn weights_need_not_be_contiguous() -> Result<()> {
     let x = Tensor::randn(0f32, 1.0, (2, 5, 3), &Device::Cpu)?;

@@ -27,7 +27,8 @@ pub fn escaped(text: &str) -> String {
     shown
 }
 
-/// Returns whether `c` is a control character, invisible, or reorders the text around it.
+/// Returns whether `c` is a control character other than `\n` and `\t`, is invisible, or reorders
+/// the text around it.
 fn is_control(c: char) -> bool {
     match c {
         '\n' | '\t' => false,

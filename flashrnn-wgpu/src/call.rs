@@ -80,5 +80,5 @@ arguments! {
     }
 }
 
-// Sizes of uniform buffers.
+// Keeps the sizes of uniform buffers multiples of 16 bytes.
 const _: () = assert!(size_of::<Params>().is_multiple_of(16) && size_of::<Step>() == 16);

@@ -109,7 +109,7 @@ impl<C: Cell> Module<C> {
         Ok(Call { problem, inputs, x, out })
     }
 
-    /// Flags the last step of every document that another one follows in its row.
+    /// Flags the last step of every document that is followed by another in its row.
     fn backward_resets(&self, shapes: &Shapes, resets: &[u8]) -> Vec<u8> {
         let mut moved = vec![0; resets.len()];
         for b in 0..self.problem.batch {

@@ -138,7 +138,7 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Makes dropout that sets a fraction `rate` of the features to 0, at least 0 and below 1.
+    /// Makes dropout that zeroes a fraction `rate` of the features, where 0 <= rate < 1.
     pub fn new(rate: f64, seed: u64) -> Self {
         Self { rate, rng: StdRng::seed_from_u64(seed) }
     }

@@ -3,7 +3,7 @@ struct Cell {
     static constexpr int STATES = 1, GATES = 1, RECURRENT = 1, EXTERNAL = 1;
     // states: h; gates: g
     static_assert(STATES <= 32 && GATES <= 32, "a bit set holds 32");
-    // Bit sets of states, gates and states.
+    // WIDE and CONSTANT are bit sets of states; WIDE_GATES is one of gates.
     static constexpr unsigned WIDE = 0x0, WIDE_GATES = 0x0, CONSTANT = 0x0;
     // s_t = P(s_(t-1), g_t)
     static __device__ __forceinline__ void forward(const float (&s)[1], const float (&g)[1], float (&next)[1]) {

@@ -2,7 +2,7 @@ const STATES = 2u;
 const GATES = 4u;
 const RECURRENT = 4u;
 const EXTERNAL = 4u;
-// Bit sets of states, gates and states.
+// WIDE and CONSTANT are bit sets of states; WIDE_GATES is one of gates.
 const WIDE = 0x0u;
 const WIDE_GATES = 0x0u;
 const CONSTANT = 0x0u;

@@ -3,7 +3,7 @@ struct Cell {
     static constexpr int STATES = 4, GATES = 4, RECURRENT = 4, EXTERNAL = 4;
     // states: h, c, n, m; gates: i, f, z, o
     static_assert(STATES <= 32 && GATES <= 32, "a bit set holds 32");
-    // Bit sets of states, gates and states.
+    // WIDE and CONSTANT are bit sets of states; WIDE_GATES is one of gates.
     static constexpr unsigned WIDE = 0x8, WIDE_GATES = 0x3, CONSTANT = 0x8;
     // s_t = P(s_(t-1), g_t)
     static __device__ __forceinline__ void forward(const float (&s)[4], const float (&g)[4], float (&next)[4]) {

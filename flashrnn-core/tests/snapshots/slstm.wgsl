@@ -2,7 +2,7 @@ const STATES = 4u;
 const GATES = 4u;
 const RECURRENT = 4u;
 const EXTERNAL = 4u;
-// Bit sets of states, gates and states.
+// WIDE and CONSTANT are bit sets of states; WIDE_GATES is one of gates.
 const WIDE = 0x8u;
 const WIDE_GATES = 0x3u;
 const CONSTANT = 0x8u;

@@ -2,7 +2,8 @@
 //
 // As in forward.cu, but the blocks exchange dg of the recurrent gates, and the product with R
 // transposed is the gradient that reaches h of the previous step through R. The part of the cell's
-// derivative that does not depend on it (`linearize`) is computed while the words travel.
+// derivative that does not depend on this gradient (`linearize`) is computed while the words
+// travel.
 #include "grid/product.cuh"
 #include "grid/rows.cuh"
 
@@ -16,7 +17,7 @@ struct Shared {
     Rows rows;
     int dead;  // see Watchdog
 };
-static_assert(sizeof(Shared) <= SHARED_BYTES, "Grid::backward_shared differs from this struct");
+static_assert(sizeof(Shared) <= SHARED_BYTES, "Grid::shared is less than the size of this struct");
 
 constexpr int WIDE_STATES = count(Cell::WIDE), WIDE_GATES = count(Cell::WIDE_GATES);
 
@@ -27,12 +28,12 @@ struct Loaded {
     bool reset;  // the state is zeroed before the step
 };
 
-// What a step needs of one cell before the gradient that comes through R is known.
+// What is computed for a step of one cell before the gradient through R is known.
 struct Linear {
     float residuals[Cell::RESIDUALS], d[Cell::STATES];
     bool active;        // 0 <= step < length
-    bool from_outside;  // the next step has no gradient for this one: it is the row's last step, or
-                        // the state is reset after it
+    bool from_outside;  // no gradient comes from the next step: this is the row's last step, or the
+                        // state is reset after it
     bool clipped;       // h was clipped, so its gradient is 0
     bool reset;         // the state is zeroed before the step
 };
@@ -89,8 +90,8 @@ struct CellOfRow {
         }
     }
 
-    // Computes what a step needs of what `load` has loaded for it. `reset_after` tells whether the
-    // state is zeroed before the next step.
+    // Computes `linear` from the values that `load` has loaded for a step. `reset_after` tells
+    // whether the state is zeroed before the next step.
     __device__ __forceinline__ void linearize(int step, const Loaded& loaded, bool reset_after,
                                               Linear& linear) const {
         const Offset state_stride = sizes.batch * sizes.units();
@@ -188,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
         for (int step = steps - 1; step >= last_step; --step) {
             BackwardProduct::Partials& partials = shared.partials[exchange % SUM_BUFFERS];
-            // Before the longest row's last step there is no dg.
+            // The longest row's last step is processed first, when there is no dg yet.
             if (step < steps - 1) {
                 product.run(words, shared.weights, exchange, since, watchdog, partials);
                 __syncthreads();

@@ -11,7 +11,7 @@
 //   ROWS            batch rows of a group at a time: 1, 2, 4 or a multiple of 8
 //   REGISTER_STEPS  steps of 16 along k whose weights a warp keeps in registers; those of the other
 //                   steps are in shared memory
-//   HOLD            cycles after the block's barrier before which it does not poll
+//   HOLD            cycles that a block waits after its barrier before it polls
 //   SUM_BUFFERS     2, or 1 where shared memory is short: buffers for the sums of the warps
 //
 //   HEAD_DIM        units per head
@@ -66,7 +66,7 @@ struct Place {
           row_in_warp(lane / UNITS), in_block(row_in_warp < WARP_ROWS && unit < block.units),
           at(Offset(block.head) * HEAD_DIM + block.unit0 + unit) {}
 
-    // Returns the first row of a warp's cells `c`.
+    // Returns the first row of the warp's lanes for cell c.
     __device__ __forceinline__ int warp_row(int c) const { return (c * WARPS + warp) * WARP_ROWS; }
     // Returns the row of cell `c` among those of the group.
     __device__ __forceinline__ int row(int c) const { return warp_row(c) + row_in_warp; }

@@ -17,7 +17,7 @@ struct Shared {
     Rows rows;
     int dead;  // see Watchdog
 };
-static_assert(sizeof(Shared) <= SHARED_BYTES, "Grid::forward_shared differs from this struct");
+static_assert(sizeof(Shared) <= SHARED_BYTES, "Grid::shared is less than the size of this struct");
 
 // A thread's cells: one unit of CELLS rows.
 struct Cells {
@@ -43,7 +43,8 @@ struct Cells {
             if (!exists[c] || step >= row[c].length) continue;
             const T* from = wx(c, step);
 #pragma unroll
-            for (int gate = 0; gate < Cell::EXTERNAL; ++gate) x[c][gate] = from[gate * sizes.units()];
+            for (int gate = 0; gate < Cell::EXTERNAL; ++gate)
+                x[c][gate] = from[gate * sizes.units()];
             if (RAGGED) reset[c] = row[c].reset(sizes, call.resets, step);
             if (step + PREFETCHED >= row[c].length) continue;
             from = wx(c, step + PREFETCHED);
@@ -64,14 +65,15 @@ struct Cells {
         }
     }
 
-    // Completes the gates of cell c by the products `sums`, and computes its states after the step.
+    // Adds the products `sums` to the gates of cell c, and computes its states after the step.
     __device__ __forceinline__ void run(int c, bool active, bool dead,
                                         const float (&sums)[Cell::RECURRENT],
                                         float (&gates)[Cell::GATES], float (&out)[Cell::STATES]) {
         const bool zeroed = RAGGED && reset[c];
         float before[Cell::STATES], next[Cell::STATES];
 #pragma unroll
-        for (int gate = 0; gate < Cell::RECURRENT; ++gate) gates[gate] += zeroed ? 0.0f : sums[gate];
+        for (int gate = 0; gate < Cell::RECURRENT; ++gate)
+            gates[gate] += zeroed ? 0.0f : sums[gate];
 #pragma unroll
         for (int s = 0; s < Cell::STATES; ++s) before[s] = zeroed ? 0.0f : states[c][s];
         Cell::forward(before, gates, next);
@@ -90,7 +92,8 @@ __device__ __forceinline__ void clear_outputs(const ForwardCall& call, const Pla
                                               const Row& row, int steps) {
     const float next[Cell::STATES] = {}, gates[Cell::GATES] = {};
     for (int step = steps; step < call.sizes.time; ++step)
-        store_outputs(call, call.sizes, token_of(call.sizes, row, step), place.at, false, next, gates);
+        store_outputs(call, call.sizes, token_of(call.sizes, row, step), place.at, false, next,
+                      gates);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -186,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     store_outputs(call, sizes, token_of(sizes, row[c], step), place.at,
                                   !RAGGED || step < row[c].length, next[c], gates[c]);
             }
-            // The last step sends nothing. The next rows continue with the same number.
+            // The last step sends nothing, so the next rows use its number.
             if (step + 1 == steps) --exchange;
         }
 #pragma unroll

@@ -6,8 +6,9 @@
 
 // The product of OUTPUTS rows of weights and VALUES values per unit of the head.
 //
-// The order of k is that of the exchange, so a received word is three registers of a tile as it is:
-// lane l receives word l % 4 of each chunk, and its pairs are the lane's k of one and a half steps.
+// The order of k is that of the exchange, so a received word needs no rearranging across lanes:
+// lane l receives word l % 4 of each chunk, and its three pairs are the lane's registers of operand
+// B for one and a half steps.
 template <int VALUES, int OUTPUTS> struct Product {
     using Words = Exchange<VALUES>;
     using Receiver = typename Words::Receiver;
@@ -23,13 +24,15 @@ template <int VALUES, int OUTPUTS> struct Product {
     static constexpr int ROW_SUMS = TILES * 16 + 4;
     using Partials = float[WARPS][ROWS][ROW_SUMS];
     // The weights that do not fit the registers, as lanes load them.
-    using SharedWeights = uint4[WARPS][IN_SHARED < 1 ? 1 : IN_SHARED][TILES][IN_SHARED < 1 ? 1 : 32];
+    using SharedWeights =
+        uint4[WARPS][IN_SHARED < 1 ? 1 : IN_SHARED][TILES][IN_SHARED < 1 ? 1 : 32];
 
     unsigned weights[TILES][IN_REGISTERS][4];
 
-    // Loads the weights from packed R. `row(output)` returns the index in `r` of an output's row, or
-    // -1 if there is none; `column(value, unit)` returns the index in a row of what multiplies a value
-    // of a unit of the head. Rows are padded with zeros to DEPTH units.
+    // Loads the weights from packed R. `row(output)` returns the index in `r` of an output's row,
+    // or
+    // -1 if there is none. `column(value, unit)` returns the index, within a row, of the weight of
+    // a value of a unit of the head. Rows are padded with zeros to DEPTH units.
     template <class RowOf, class ColumnOf>
     __device__ __forceinline__ void load(SharedWeights& shared, const T* r, RowOf row,
                                          ColumnOf column) {
@@ -52,7 +55,8 @@ template <int VALUES, int OUTPUTS> struct Product {
                                 value < VALUES && unit < DEPTH;
             return exists ? column(value, unit) : -1;
         };
-        // Volatile, because the compiler would otherwise compute all addresses first and spill them.
+        // Volatile, because the compiler would otherwise compute all addresses first and spill
+        // them.
         const auto pair = [&](int row, int column) {
             unsigned v = 0;
             asm volatile("{.reg .pred p;\nsetp.ge.s32 p, %2, 0;\n@p ld.global.u32 %0, [%1];}"
@@ -164,7 +168,8 @@ template <int VALUES, int OUTPUTS> struct Product {
         }
     }
 
-    // Adds up the warps' sums of COUNT consecutive outputs of a row. `first` is a multiple of COUNT.
+    // Adds up the warps' sums of COUNT consecutive outputs of a row. `first` is a multiple of
+    // COUNT.
     template <int COUNT>
     static __device__ __forceinline__ void add_up(const Partials& partials, int row, int first,
                                                   float (&sums)[COUNT]) {

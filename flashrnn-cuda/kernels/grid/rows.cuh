@@ -7,8 +7,9 @@ struct Rows {
     int index[ROWS];  // in the batch, or -1
     int steps;        // of the longest
 
-    // Takes the rows from `first` on in the order of the batch or, if there are lengths, from the
-    // longest to the shortest, so that a group ends early. All threads of the block call this.
+    // Takes ROWS rows, starting with number `first`, in batch order or, if there are lengths, from
+    // the longest to the shortest, so that rows of similar length end together. All threads of the
+    // block call this.
     __device__ __forceinline__ void take(const Sizes& sizes, const int* lengths, int first) {
         const int thread = threadIdx.x;
         __syncthreads();
@@ -32,8 +33,8 @@ struct Rows {
     }
 };
 
-// Returns the token that a step processes in a row. A grid kernel has fewer than 2^31 tokens, so that
-// addresses take few instructions.
+// Returns the token that a step processes in a row. A grid kernel has fewer than 2^31 tokens, so
+// that addresses take few instructions.
 __device__ __forceinline__ int token_of(const Sizes& sizes, const Row& row, int step) {
     const int position = sizes.reverse && step < row.length ? row.length - 1 - step : step;
     return sizes.time_major ? position * sizes.batch + row.index

@@ -1,9 +1,10 @@
-// The exchange of a group through L2, in words that carry the number of their step.
+// The exchange of a group through L2, in words that say which exchange they belong to.
 //
-// A word has 16 bytes: six values of one batch row, and twice a stamp. Each half, 8 bytes, is
-// written by one relaxed store and read by relaxed loads of the same size and address, so a half
-// whose stamp is that of the step has the values of that step (PTX ISA, "Memory Consistency
-// Model": such accesses are morally strong and single-copy atomic). No fence is needed:
+// A word has 16 bytes: six values of one batch row, and two copies of a *stamp*, the low 16 bits of
+// the exchange's number. Each half, 8 bytes, is written by one relaxed store and read by relaxed
+// loads of the same size and address, so a half whose stamp is the expected one has the values of
+// that exchange (PTX ISA, "Memory Consistency Model": such accesses are morally strong and
+// single-copy atomic). No fence is needed:
 //
 // - A reader accepts only the stamp that it waits for. There are two buffers, for odd and even
 //   exchanges, and an exchange's stamp differs from that of the one before it in the same buffer.
@@ -66,7 +67,8 @@ struct Watchdog {
         polls = 0;
     }
 
-    // Returns whether to stop waiting for `exchange`. Called after every poll in vain.
+    // Returns whether to stop waiting for `exchange`. Called after every poll that found words
+    // missing. The clock starts at the 1024th of them.
     __device__ __forceinline__ bool expired(unsigned exchange) {
         if (gave_up) return true;
         if (++polls % 1024 != 0) return false;
@@ -87,10 +89,10 @@ struct Watchdog {
 
 // Sends and receives the values of a group's units, VALUES per unit.
 //
-// A row of a block has WORDS words: value v of unit u is number v UNITS + u, padded with zeros. The
-// words of all blocks are numbered in order. Four consecutive words are a *chunk*; in memory the
-// chunk's words of a row lie side by side, so that the lanes of a warp, which receive four words of
-// eight rows, read consecutive memory.
+// A row of a block has WORDS words: value v of unit u is number v UNITS + u, and the rest of the
+// last word is zero. The words of all blocks are numbered in order. Four consecutive words are a
+// *chunk*; a row's words of a chunk are adjacent in memory, so that the lanes of a warp, which
+// receive four words of eight rows, read consecutive memory.
 template <int VALUES> struct Exchange {
     static constexpr int WORDS = (VALUES * UNITS + WORD_VALUES - 1) / WORD_VALUES;
     static constexpr int ALL_WORDS = BLOCKS * WORDS;
@@ -116,13 +118,12 @@ template <int VALUES> struct Exchange {
         return exchange & 0xffff;
     }
 
-    // What a lane sends of its warp's rows: one word of cells 0, and the same word of the rows of each
-    // further cell.
+    // What a lane sends: for each cell c, one word of one of the warp's rows.
     struct Sender {
         static_assert(WARP_ROWS * WORDS <= 32, "a lane sends one word");
-        Word* to;  // in the buffer of even exchanges
+        Word* to;  // for cell 0, in the buffer of even exchanges
         const unsigned* values;
-        int row;   // of cells 0; ROWS or more if the lane sends nothing
+        int row;   // of cell 0; ROWS or more if the lane sends nothing
 
         __device__ __forceinline__ Sender(const Exchange& all, const Block& block,
                                           const Place& place, const Stage& stage) {
@@ -136,7 +137,7 @@ template <int VALUES> struct Exchange {
         }
     };
 
-    // Sends the staged rows of a warp's cells `c` as exchange number `exchange`.
+    // Sends the warp's staged rows of cell c as exchange number `exchange`.
     __device__ __forceinline__ void send(const Sender& sender, int c, unsigned exchange) const {
         __syncwarp();
         delay();
@@ -149,7 +150,7 @@ template <int VALUES> struct Exchange {
         __syncwarp();
     }
 
-    // With fewer than 8 rows, lanes of the tensor cores' other columns load further chunks.
+    // With fewer than 8 rows, the lanes of the surplus columns load further chunks.
     static constexpr int SPREAD = ROWS < 8 ? 8 / ROWS : 1;
     // Loads of a lane, each of which serves SPREAD chunks.
     static constexpr int LOADS = (CHUNKS_PER_WARP + SPREAD - 1) / SPREAD;
@@ -158,7 +159,7 @@ template <int VALUES> struct Exchange {
     struct Receiver {
         static constexpr int SLOTS = LOADS < WINDOW ? LOADS : WINDOW;
         Word words[SLOTS][COLUMN_TILES];
-        unsigned stale = 0;  // a bit per word
+        unsigned stale = 0;  // a bit per word, set until the word arrives
 
         const Word* from;  // of load 0
         int first_word;    // the number of this lane's word in load 0
@@ -209,8 +210,8 @@ template <int VALUES> struct Exchange {
             poll(load);
         }
 
-        // Waits for the words of a load. As long as they have not arrived, the loads after it, which
-        // have begun, are repeated too.
+        // Waits for the words of a load. As long as they have not arrived, the loads after it,
+        // which have begun, are repeated too.
         __device__ __forceinline__ void wait(int load) {
             check(load);
             const unsigned bits = ((1u << COLUMN_TILES) - 1) << (load % SLOTS * COLUMN_TILES);
@@ -228,7 +229,8 @@ template <int VALUES> struct Exchange {
             __syncwarp();
         }
 
-        // Returns pair i of the lane's column and of word lane % 4 of a chunk. All lanes call this.
+        // Returns pair i of word `lane % 4` of a chunk, for the row of the lane's column. All lanes
+        // call this.
         __device__ __forceinline__ unsigned pair(int chunk, int tile, int i) const {
             const int load = chunk / SPREAD;
             if (load >= LOADS) return 0;

@@ -62,9 +62,9 @@ impl WatchReport {
         unsafe { ptr::write_volatile(self.host, 0) };
         let pass = if kernel == 1 { "forward" } else { "backward" };
         Err(Error::device(format!(
-            "the grid kernel of a {pass} pass waited too long: block {block} received nothing for \
-             step {exchange}, and the results are NaN. Did something stop the GPU, such as a \
-             debugger? (see Cuda::with_wait_limit)"
+            "the grid kernel of a {pass} pass waited too long: block {block} did not receive all \
+             words of exchange {exchange}, and the results are NaN. Did something stop the GPU, \
+             such as a debugger? (see Cuda::with_wait_limit)"
         )))
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct GridPass {
     pass: Pass,
     /// How long a block waits for another; `None` for ever.
     wait_limit: Option<Duration>,
-    /// The variants for calls without and with lengths or resets, each compiled at its first use.
+    /// The variants for calls without and with lengths or resets, both compiled by `new`.
     compiled: [OnceLock<(Kernel, Launch)>; 2],
 }
 
@@ -99,7 +99,7 @@ impl GridPass {
     ///
     /// # Safety
     /// Same as [`Kernel::launch`]. `call` must be the kernel's first argument, and `exchange` must
-    /// be the address in it.
+    /// be its field `exchange`.
     unsafe fn run<Call: Pod>(
         &self,
         ragged: bool,

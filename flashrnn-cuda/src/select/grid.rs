@@ -1,5 +1,5 @@
-//! Grid kernels: how groups of blocks, all running at the same time, divide a head whose R does not
-//! fit a cluster.
+//! Grid kernels: how the blocks of a group, all running at the same time, divide a head whose R
+//! does not fit a cluster.
 
 use flashrnn_core::Shapes;
 
@@ -17,13 +17,13 @@ pub struct Grid {
     /// Steps of 16 along k whose weights are in a warp's registers; the others are in shared
     /// memory.
     pub register_steps: usize,
-    /// Cycles after a block's barrier before which it does not poll for words. Polling earlier is in
-    /// vain, and delays the words of large groups.
+    /// Cycles that a block waits after its barrier before it polls for words. Earlier polls find
+    /// nothing, and delay the words of large groups.
     pub hold: usize,
     /// Buffers for the sums of the warps: 2, or 1 where shared memory is short, at the cost of a
     /// barrier per step.
     pub sum_buffers: usize,
-    /// Groups per head. Each takes the next rows when it has computed its own.
+    /// Groups per head. Each computes every `groups`-th set of `rows` rows.
     pub groups: usize,
 }
 
@@ -36,8 +36,8 @@ pub enum Pass {
     Backward,
 }
 
-/// [`Grid::hold`], except with 4 rows, where holding back costs 2 %. Measured on an H200: with one
-/// row, 600 cycles take a fifth off the time, and 900 less.
+/// The value of [`Grid::hold`], except with 4 rows, where holding back costs 2 %. On an H200, with
+/// one row, 600 cycles save 12 to 25 % of the kernel's time, and 900 save less.
 const HOLD: usize = 600;
 
 /// Warps per block.
@@ -52,15 +52,15 @@ const WORD_VALUES: usize = 6;
 /// Bytes of a word.
 const WORD_BYTES: usize = 16;
 
-/// Registers of a thread that are left by addresses and the like, forward and backward.
+/// Registers of a thread that remain after addresses and the like, forward and backward.
 const REGISTERS: [usize; 2] = [252 - 48, 252 - 64];
 
-/// Words that a lane receives at a time. block.cuh has the same number.
+/// Words that a lane receives at a time. block.cuh divides the same number among the column tiles.
 const WINDOW: usize = 8;
 
-/// Rows that a group computes at a time, and for how many groups per head its blocks are made; the
-/// first number that fits is taken. Up to 8 rows are the columns of one tile of the tensor cores. Few
-/// combinations serve all batches, because each is a program of its own.
+/// Rows that a group computes at a time, and the numbers of groups per head to try, in order; the
+/// first that fits is taken. Up to 8 rows are the columns of one tile of the tensor cores. There
+/// are few combinations, because each has to be compiled as a separate program.
 const DESIGNS: [(usize, &[usize]); 6] =
     [(1, &[1]), (4, &[1]), (4, &[4, 2]), (8, &[2, 1]), (16, &[1]), (16, &[4, 2])];
 
@@ -68,8 +68,8 @@ const DESIGNS: [(usize, &[usize]); 6] =
 /// costs more than those steps.
 pub const MIN_STEPS: usize = 12;
 
-/// Returns the layout of the grid kernel of a pass, or `None` if the heads do not fit the GPU or a
-/// call is too short.
+/// Returns the layout of a pass's grid kernel, or `None` if the grid kernels cannot run the
+/// problem, or the per-step kernels are faster.
 pub fn grid(shapes: &Shapes, element_bytes: usize, gpu: Gpu, pass: Pass) -> Option<Grid> {
     let too_short = shapes.time < MIN_STEPS && gpu.cluster > 0;
     // The kernels count tokens, and elements of a token, in 32 bits.
@@ -88,7 +88,7 @@ pub fn grid(shapes: &Shapes, element_bytes: usize, gpu: Gpu, pass: Pass) -> Opti
     candidates.min_by(|a, b| a.time(shapes, pass).total_cmp(&b.time(shapes, pass)))
 }
 
-/// Returns the fastest layout for so many rows and groups, if one fits.
+/// Returns the fastest layout for `rows` and `groups`, if one fits.
 fn design(shapes: &Shapes, gpu: Gpu, pass: Pass, rows: usize, groups: usize) -> Option<Grid> {
     let most = gpu.multiprocessors / (shapes.heads * groups);
     let units = shapes.head_dim.div_ceil(most.max(1)).next_multiple_of(2).max(8);
@@ -132,8 +132,8 @@ impl Grid {
         weights + sums + stage.next_multiple_of(16) + (self.rows + 2).next_multiple_of(4) * 4 + 16
     }
 
-    /// Returns an estimate of a step's nanoseconds, times the number of times that a group goes
-    /// through the sequence. Measured on an H200.
+    /// Returns the estimated nanoseconds of a step times the number of sets of rows that a group
+    /// computes. The constants were measured on an H200.
     fn time(&self, shapes: &Shapes, pass: Pass) -> f64 {
         let received = self.words(shapes, pass) * self.rows * WORD_BYTES;
         // Words beyond the window wait for a round trip to L2, unless bandwidth is the limit.
@@ -151,7 +151,7 @@ impl Grid {
         (exchange + product + sums) * sets as f64
     }
 
-    /// Returns the registers of a thread that are left for weights.
+    /// Returns the number of registers of a thread that are left for weights.
     fn weight_registers(&self, shapes: &Shapes, pass: Pass) -> usize {
         let Shapes { gates, external, states, .. } = *shapes;
         let columns = self.column_tiles();
@@ -176,12 +176,12 @@ impl Grid {
         REGISTERS[pass as usize].saturating_sub(cells + bias + 4 * (tiles * chains + words))
     }
 
-    /// Returns the words, per tile of 8 rows, that a lane receives in a step.
+    /// Returns the number of words, per tile of 8 rows, that a lane receives in a step.
     fn loads(&self, shapes: &Shapes, pass: Pass) -> usize {
         self.chunks(shapes, pass).div_ceil((8 / self.rows).max(1))
     }
 
-    /// Returns the chunks of four words of a row that a warp receives.
+    /// Returns the number of chunks, four words of a row each, that a warp receives.
     fn chunks(&self, shapes: &Shapes, pass: Pass) -> usize {
         self.words(shapes, pass).div_ceil(4).div_ceil(WARPS)
     }
@@ -195,25 +195,25 @@ impl Grid {
         (32 / self.units).min(self.rows)
     }
 
-    /// Returns the words of a row that a block sends.
+    /// Returns the number of words of a row that a block sends.
     fn row_words(&self, shapes: &Shapes, pass: Pass) -> usize {
         let values = if pass == Pass::Forward { 1 } else { shapes.recurrent };
         (values * self.units).div_ceil(WORD_VALUES)
     }
 
-    /// Returns the words of a row that a group exchanges.
+    /// Returns the number of words of a row that a group exchanges.
     fn words(&self, shapes: &Shapes, pass: Pass) -> usize {
         self.blocks * self.row_words(shapes, pass)
     }
 
-    /// Returns the tiles of 16 outputs of a block's product.
+    /// Returns the number of tiles of 16 outputs of a block's product.
     fn tiles(&self, shapes: &Shapes, pass: Pass) -> usize {
         let outputs =
             if pass == Pass::Forward { shapes.recurrent * self.units } else { self.units };
         outputs.div_ceil(16)
     }
 
-    /// Returns the steps of 16 along k of a warp.
+    /// Returns the number of steps of 16 along a warp's part of k.
     fn steps(&self, shapes: &Shapes, pass: Pass) -> usize {
         (3 * self.chunks(shapes, pass)).div_ceil(2)
     }

@@ -86,7 +86,7 @@ fn every_head_dimension_is_as_exact_as_multiples_of_8() -> Result<()> {
 /// Number of elements before and after each tensor that no kernel may write, more than a word.
 const GUARD: usize = 24;
 
-/// The tensors that both passes write.
+/// The tensors that either pass writes.
 #[derive(PartialEq)]
 struct Written<T> {
     h: Vec<T>,

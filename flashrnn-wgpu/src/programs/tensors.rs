@@ -71,7 +71,7 @@ enum Access {
 enum Kind {
     /// Elements behind `load_` and `store_` functions.
     Elements(Dtype),
-    /// Elements that are read or written in pairs, which are whole words if they have 16 bits.
+    /// Elements that are read or written in pairs. A pair of 16-bit elements is a whole word.
     Pairs(Dtype),
     /// An array of this WGSL type.
     Plain(&'static str),

@@ -25,7 +25,7 @@ struct Cell {{
          EXTERNAL = {external};
     // states: {state_names}; gates: {gate_names}
     static_assert(STATES <= 32 && GATES <= 32, \"a bit set holds 32\");
-    // Bit sets of states, gates and states.
+    // WIDE and CONSTANT are bit sets of states; WIDE_GATES is one of gates.
     static constexpr unsigned WIDE = {wide}, WIDE_GATES = {wide_gates}, CONSTANT = {constant};
     // s_t = P(s_(t-1), g_t)
     static __device__ __forceinline__ void forward(const float (&s)[{states}], \

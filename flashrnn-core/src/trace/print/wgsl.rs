@@ -17,7 +17,7 @@ const STATES = {states}u;
 const GATES = {gates}u;
 const RECURRENT = {recurrent}u;
 const EXTERNAL = {external}u;
-// Bit sets of states, gates and states.
+// WIDE and CONSTANT are bit sets of states; WIDE_GATES is one of gates.
 const WIDE = {wide}u;
 const WIDE_GATES = {wide_gates}u;
 const CONSTANT = {constant}u;
