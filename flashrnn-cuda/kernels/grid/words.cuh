@@ -205,6 +205,7 @@ template <int VALUES> struct Exchange {
 #pragma unroll
             for (int tile = 0; tile < COLUMN_TILES; ++tile) {
                 words[load % SLOTS][tile] = Word{};
+                stale &= ~bit(load, tile);  // set if the watchdog ended the wait before
                 if (first_word + load * SPREAD * WARPS * 4 < ALL_WORDS) stale |= bit(load, tile);
             }
             poll(load);

@@ -4,6 +4,7 @@
 use flashrnn_core::Shapes;
 
 use crate::select::Gpu;
+use crate::select::fused::too_many_tensors;
 
 /// The layout of a grid kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,7 +75,7 @@ pub fn grid(shapes: &Shapes, element_bytes: usize, gpu: Gpu, pass: Pass) -> Opti
     let too_short = shapes.time < MIN_STEPS && gpu.cluster > 0;
     // The kernels count tokens, and elements of a token, in 32 bits.
     let too_many = shapes.tokens().max(shapes.gates * shapes.units()) > i32::MAX as usize;
-    let nothing = shapes.recurrent == 0 || shapes.batch == 0;
+    let nothing = shapes.recurrent == 0 || shapes.batch == 0 || too_many_tensors(shapes);
     if nothing || element_bytes != 2 || too_short || too_many {
         return None;
     }
@@ -101,6 +102,8 @@ fn design(shapes: &Shapes, gpu: Gpu, pass: Pass, rows: usize, groups: usize) -> 
         Grid { register_steps: register_steps.min(grid.steps(shapes, pass)), ..grid }
     });
     layouts
+        // Without registers for weights, the cell itself would spill.
+        .filter(|grid| grid.register_steps > 0)
         // A lane sends one word of a row.
         .filter(|grid| grid.warp_rows() * grid.row_words(shapes, pass) <= 32)
         .filter(|grid| grid.blocks <= most && grid.shared(shapes, pass) <= gpu.shared_memory)
