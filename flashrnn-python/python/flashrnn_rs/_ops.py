@@ -123,10 +123,37 @@ def _new_wide(like: Tensor, shape: Sequence[int] | int) -> Tensor:
     return like.new_empty(shape, dtype=wide_dtype(like.dtype))
 
 
-# Each operator has a function that allocates its results, which is also its fake.
+# The results of each operator, allocated for the operator itself and for its fake.
 
 
-def _infer_results(
+def _new_outputs(wx: Tensor, shapes: Shapes, all_states: bool) -> tuple[Tensor, Tensor]:
+    return wx.new_empty(shapes.states if all_states else shapes.h), _new_wide(wx, shapes.state)
+
+
+def _new_saving_outputs(
+    wx: Tensor, shapes: Shapes, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states, last = _new_outputs(wx, shapes, all_states=True)
+    gates, wide = saved_sizes(options, shapes, DTYPES[wx.dtype])
+    return states, last, wx.new_empty(gates), _new_wide(wx, wide)
+
+
+def _new_gradients(
+    r: Tensor, b: Tensor, states: Tensor, shapes: Shapes, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    want_r, want_b, want_s0 = wanted
+    return (
+        states.new_empty(shapes.wx),
+        r.new_empty(shapes.r if want_r else 0),
+        b.new_empty(shapes.b if want_b else 0),
+        _new_wide(states, shapes.state if want_s0 else 0),
+    )
+
+
+# The fakes.
+
+
+def _infer_fake(
     wx: Tensor,
     r: Tensor,
     b: Tensor,
@@ -136,26 +163,23 @@ def _infer_results(
     all_states: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
-    shapes = Shapes.of(Options(*options), wx.shape)
-    return wx.new_empty(shapes.states if all_states else shapes.h), _new_wide(wx, shapes.state)
+    return _new_outputs(wx, Shapes.of(Options(*options), wx.shape), all_states)
 
 
-def _forward_results(
+def _forward_fake(
     wx: Tensor,
     r: Tensor,
     b: Tensor,
     s0: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
-    *options: Any,
+    *fields: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shapes = Shapes.of(Options(*options), wx.shape)
-    gates, wide = saved_sizes(Options(*options), shapes, DTYPES[wx.dtype])
-    last = _new_wide(wx, shapes.state)
-    return wx.new_empty(shapes.states), last, wx.new_empty(gates), _new_wide(wx, wide)
+    options = Options(*fields)
+    return _new_saving_outputs(wx, Shapes.of(options, wx.shape), options)
 
 
-def _backward_results(
+def _backward_fake(
     r: Tensor,
     b: Tensor,
     states: Tensor,
@@ -171,13 +195,7 @@ def _backward_results(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shapes = Shapes.of_states(Options(*options), states.shape)
-    want_r, want_b, want_s0 = wanted
-    return (
-        states.new_empty(shapes.wx),
-        r.new_empty(shapes.r if want_r else 0),
-        b.new_empty(shapes.b if want_b else 0),
-        _new_wide(states, shapes.state if want_s0 else 0),
-    )
+    return _new_gradients(r, b, states, shapes, wanted)
 
 
 # The operators themselves.
@@ -191,10 +209,12 @@ def _infer(
     lengths: Tensor | None,
     resets: Tensor | None,
     all_states: bool,
-    *options: Any,
+    *fields: Any,
 ) -> tuple[Tensor, Tensor]:
-    out, last = _infer_results(wx, r, b, s0, lengths, resets, all_states, *options)
-    call = _Call(Shapes.of(Options(*options), wx.shape), Options(*options), wx, r)
+    options = Options(*fields)
+    shapes = Shapes.of(options, wx.shape)
+    out, last = _new_outputs(wx, shapes, all_states)
+    call = _Call(shapes, options, wx, r)
     call.plan.forward(
         call.pack(r, b),
         wx=call.at(wx),
@@ -216,10 +236,12 @@ def _forward(
     s0: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
-    *options: Any,
+    *fields: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    states, last, gates, wide = _forward_results(wx, r, b, s0, lengths, resets, *options)
-    call = _Call(Shapes.of(Options(*options), wx.shape), Options(*options), wx, r)
+    options = Options(*fields)
+    shapes = Shapes.of(options, wx.shape)
+    states, last, gates, wide = _new_saving_outputs(wx, shapes, options)
+    call = _Call(shapes, options, wx, r)
     call.plan.forward(
         call.pack(r, b),
         wx=call.at(wx),
@@ -247,11 +269,12 @@ def _backward(
     d_out: Tensor | None,
     d_last: Tensor | None,
     wanted: Sequence[bool],
-    *options: Any,
+    *fields: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    saved = (wx, s0, lengths, resets, d_out, d_last, wanted)
-    d_wx, d_r, d_b, d_s0 = _backward_results(r, b, states, gates, wide, *saved, *options)
-    call = _Call(Shapes.of_states(Options(*options), states.shape), Options(*options), states, r)
+    options = Options(*fields)
+    shapes = Shapes.of_states(options, states.shape)
+    d_wx, d_r, d_b, d_s0 = _new_gradients(r, b, states, shapes, wanted)
+    call = _Call(shapes, options, states, r)
     of_states = d_out is not None and d_out.dim() == states.dim()
     want_r, want_b, want_s0 = wanted
     call.plan.backward(
@@ -274,11 +297,11 @@ def _backward(
     return d_wx, d_r, d_b, d_s0
 
 
-for _name, _run, _results in (
-    ("infer", _infer, _infer_results),
-    ("forward", _forward, _forward_results),
-    ("backward", _backward, _backward_results),
+for _name, _run, _fake in (
+    ("infer", _infer, _infer_fake),
+    ("forward", _forward, _forward_fake),
+    ("backward", _backward, _backward_fake),
 ):
     _library.impl(_name, _run, "CPU")
     _library.impl(_name, _run, "CUDA")
-    torch.library.register_fake(f"flashrnn_rs::{_name}", _results, lib=_library)
+    torch.library.register_fake(f"flashrnn_rs::{_name}", _fake, lib=_library)
