@@ -117,8 +117,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
         let device = &self.engine.common.device;
         r.check("r", device)?;
         b.check("b", device)?;
-        let _entered = device.enter()?;
-        device.watch.take()?;
+        let _entered = device.begin_call()?;
         let Engine { common, layout, pack: kernel, .. } = &self.engine;
         Ok(Weights::new(layout.clone(), pack::pack(common, kernel, r.ptr(), b.ptr())?))
     }
@@ -144,8 +143,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
             saved.gates.check("saved", device)?;
             saved.wide.check("saved", device)?;
         }
-        let _entered = device.enter()?;
-        device.watch.take()?;
+        let _entered = device.begin_call()?;
         self.engine.forward.run(&self.engine.common, call)
     }
 
@@ -159,8 +157,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
         check_device!(
             device, call, wx, s0, lengths, resets, d_h, d_states, d_last, d_r, d_b, d_s0, workspace
         );
-        let _entered = device.enter()?;
-        device.watch.take()?;
+        let _entered = device.begin_call()?;
         self.engine.backward.run(&self.engine.common, call)
     }
 
@@ -170,8 +167,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
         call.wx.check("wx", device)?;
         call.state.check("state", device)?;
         check_device!(device, call, h);
-        let _entered = device.enter()?;
-        device.watch.take()?;
+        let _entered = device.begin_call()?;
         self.engine.forward.step(&self.engine.common, call)
     }
 }

@@ -4,7 +4,7 @@ pub(crate) mod blas;
 pub(crate) mod context;
 pub(crate) mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
@@ -23,8 +23,8 @@ pub(crate) struct Device {
     /// Joins `stream` again before any call returns.
     pub(crate) side: SideStream,
     pub(crate) stream: Arc<CudaStream>,
-    /// Where grid kernels report that they waited too long.
-    pub(crate) watch: WatchReport,
+    /// Where grid kernels report that they waited too long. Made for the first of them.
+    watch: OnceLock<WatchReport>,
     /// Set by `drop` so that the context is current while the fields above are dropped.
     entered: Option<Entered>,
     pub(crate) context: Arc<Context>,
@@ -48,14 +48,45 @@ impl Device {
             return Err(Error::Argument { tensor: "stream", why });
         }
         let _entered = context.enter()?;
-        let (side, watch) = (SideStream::new()?, WatchReport::new()?);
-        Ok(Self { side, stream, watch, entered: None, context })
+        Ok(Self {
+            side: SideStream::new()?,
+            stream,
+            watch: OnceLock::new(),
+            entered: None,
+            context,
+        })
     }
 
     /// Makes the device's context current on this thread until the guard is dropped. Every method
     /// that enqueues work or allocates memory calls this first.
     pub(crate) fn enter(&self) -> Result<Entered> {
         self.context.enter()
+    }
+
+    /// Makes the device's context current for a call of a plan.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver fails, or if a grid kernel has waited too long.
+    pub(crate) fn begin_call(&self) -> Result<Entered> {
+        let entered = self.enter()?;
+        self.check_watch()?;
+        Ok(entered)
+    }
+
+    /// Returns where the stream's grid kernels report that they waited too long.
+    pub(crate) fn watch(&self) -> Result<&WatchReport> {
+        if let Some(watch) = self.watch.get() {
+            return Ok(watch);
+        }
+        let _entered = self.enter()?;
+        let made = WatchReport::new()?;
+        // If another thread was faster, its memory is kept and this is freed.
+        Ok(self.watch.get_or_init(|| made))
+    }
+
+    /// Returns the error that a grid kernel has reported, if there is one, and forgets it.
+    fn check_watch(&self) -> Result<()> {
+        self.watch.get().map_or(Ok(()), WatchReport::take)
     }
 
     /// Identifies the stream that this device's memory belongs to. The address of a live stream is
@@ -76,7 +107,7 @@ impl Device {
         // SAFETY: the device keeps the stream alive.
         let result = unsafe { sys::cuStreamSynchronize(self.stream.cu_stream()) };
         check(result, "waiting for the device")?;
-        self.watch.take()
+        self.check_watch()
     }
 
     /// Allocates `bytes` bytes in stream order and returns their address, or 0 if `bytes` is 0. The

@@ -35,6 +35,7 @@ impl GridPass {
         pass: Pass,
         wait_limit: Option<Duration>,
     ) -> Result<Option<Self>> {
+        problem.kernels.device.watch()?; // allocates, which a call that is captured may not do
         let grid = Self { problem, layout, pass, wait_limit, compiled: Default::default() };
         let blocks = layout.grid(&grid.problem.shapes);
         let rooms = std::thread::scope(|scope| {
@@ -114,7 +115,7 @@ impl GridPass {
         check(result, "zeroing memory")?;
         let mut watch = Watch {
             limit: self.wait_limit.map_or(0, |limit| limit.as_nanos() as u64),
-            report: device.watch.address(),
+            report: device.watch()?.address(),
             kernel: if self.pass == Pass::Forward { 1 } else { 2 },
             padding: 0,
         };
