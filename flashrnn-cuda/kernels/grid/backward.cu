@@ -148,9 +148,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Words words(call.exchange, block, sizes.heads);
     Watchdog watchdog(watch, shared.dead);
 
-    if (threadIdx.x == 0) shared.dead = 0;
-    for (int i = threadIdx.x; i < int(sizeof(shared.stage) / sizeof(T)); i += THREADS)
-        reinterpret_cast<T*>(shared.stage)[i].bits = 0;
+    clear(shared.dead, shared.stage);
     BackwardProduct product;
     product.load(
         shared.weights, call.r,

@@ -29,10 +29,9 @@ template <int VALUES, int OUTPUTS> struct Product {
 
     unsigned weights[TILES][IN_REGISTERS][4];
 
-    // Loads the weights from packed R. `row(output)` returns the index in `r` of an output's row,
-    // or
-    // -1 if there is none. `column(value, unit)` returns the index, within a row, of the weight of
-    // a value of a unit of the head. Rows are padded with zeros to DEPTH units.
+    // Loads the weights from packed R. `row(output)` returns the index in `r` of an output's row, or
+    // -1 if there is none. `column(value, unit)` returns the index, within a row, of the weight of a
+    // value of a unit of the head. Rows are padded with zeros to DEPTH units.
     template <class RowOf, class ColumnOf>
     __device__ __forceinline__ void load(SharedWeights& shared, const T* r, RowOf row,
                                          ColumnOf column) {

@@ -87,6 +87,14 @@ struct Watchdog {
     }
 };
 
+// Clears the flag of a block's watchdog, and `stage`, whose padding stays zero. The block's threads
+// must synchronise before they use them.
+template <class Stages> __device__ __forceinline__ void clear(int& dead, Stages& stage) {
+    if (threadIdx.x == 0) dead = 0;
+    for (int i = threadIdx.x; i < int(sizeof(stage) / sizeof(T)); i += THREADS)
+        reinterpret_cast<T*>(stage)[i].bits = 0;
+}
+
 // Sends and receives the values of a group's units, VALUES per unit.
 //
 // A row of a block has WORDS words: value v of unit u is number v UNITS + u, and the rest of the
@@ -152,7 +160,7 @@ template <int VALUES> struct Exchange {
 
     // With fewer than 8 rows, the lanes of the surplus columns load further chunks.
     static constexpr int SPREAD = ROWS < 8 ? 8 / ROWS : 1;
-    // Loads of a lane, each of which serves SPREAD chunks.
+    // The number of loads of a lane. Each load serves SPREAD chunks.
     static constexpr int LOADS = (CHUNKS_PER_WARP + SPREAD - 1) / SPREAD;
 
     // The words of an exchange on their way to this lane. Load i takes slot i % SLOTS.

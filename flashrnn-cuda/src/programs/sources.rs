@@ -165,26 +165,41 @@ fn fused(
         program.options.extend(of_16_bits(element));
     }
     let row_bytes = copy_bytes(shapes, bytes(element));
+    program.options.extend(of_the_loop(shapes, [layout.blocks, layout.units, layout.rows], shared));
+    program.options.extend(of_features(features));
     program.options.extend([
-        format!("-DHEAD_DIM={}", shapes.head_dim),
-        format!("-DBLOCKS={}", layout.blocks),
-        format!("-DUNITS={}", layout.units),
-        format!("-DROWS={}", layout.rows),
         format!("-DCOMPUTE_WARPS={}", layout.compute_warps),
         format!("-DSPLIT_K={}", layout.split_k),
         format!("-DTILES_PER_WARP={}", layout.tiles_per_warp),
         format!("-DIO_WARPS={}", layout.io_warps),
         format!("-DSTAGES={}", layout.stages),
-        format!("-DSHARED_BYTES={shared}"),
         format!("-DCOPY_BYTES={}", features.copy_bytes.unwrap_or(row_bytes)),
         format!("-DINTERLEAVED={}", i32::from(features.interleaved)),
         format!("-DSAVES={}", i32::from(features.saves)),
-        format!("-DRAGGED={}", i32::from(features.ragged)),
-        format!("-DCLIPS={}", i32::from(features.clips)),
-        format!("-DDELAYS={}", i32::from(features.waits == Waits::Delayed)),
         format!("-DBLOCK_BARRIERS={}", i32::from(features.waits == Waits::Block)),
     ]);
     program
+}
+
+/// Returns the sizes that every kernel of all time steps is compiled for. `shared` is its shared
+/// memory in bytes.
+fn of_the_loop(shapes: &Shapes, [blocks, units, rows]: [usize; 3], shared: usize) -> [String; 5] {
+    [
+        format!("-DHEAD_DIM={}", shapes.head_dim),
+        format!("-DBLOCKS={blocks}"),
+        format!("-DUNITS={units}"),
+        format!("-DROWS={rows}"),
+        format!("-DSHARED_BYTES={shared}"),
+    ]
+}
+
+/// Returns the features that every kernel of all time steps has.
+fn of_features(features: Features) -> [String; 3] {
+    [
+        format!("-DRAGGED={}", i32::from(features.ragged)),
+        format!("-DCLIPS={}", i32::from(features.clips)),
+        format!("-DDELAYS={}", i32::from(features.waits == Waits::Delayed)),
+    ]
 }
 
 /// Returns the options for kernels of 16-bit tensors on the tensor cores.
@@ -216,18 +231,13 @@ pub fn grid(
     };
     let mut program = program(file, source, Some(cell), element);
     program.options.extend(of_16_bits(element));
+    let shared = layout.shared(shapes, pass);
+    program.options.extend(of_the_loop(shapes, [layout.blocks, layout.units, layout.rows], shared));
+    program.options.extend(of_features(features));
     program.options.extend([
-        format!("-DHEAD_DIM={}", shapes.head_dim),
-        format!("-DBLOCKS={}", layout.blocks),
-        format!("-DUNITS={}", layout.units),
-        format!("-DROWS={}", layout.rows),
         format!("-DREGISTER_STEPS={}", layout.register_steps),
         format!("-DHOLD={}", layout.hold),
         format!("-DSUM_BUFFERS={}", layout.sum_buffers),
-        format!("-DSHARED_BYTES={}", layout.shared(shapes, pass)),
-        format!("-DRAGGED={}", i32::from(features.ragged)),
-        format!("-DCLIPS={}", i32::from(features.clips)),
-        format!("-DDELAYS={}", i32::from(features.waits == Waits::Delayed)),
     ]);
     program
 }

@@ -32,15 +32,17 @@ pub(crate) fn layouts(
     if family == Family::Alternating {
         return Ok([Layout::Steps; 2]);
     }
-    let layout = |fused: Option<Fused>, pass| {
-        let fused = fused.filter(|fused| in_one_wave(fused, shapes)).map(Layout::Fused);
-        let grid = || grid(shapes, element_bytes, gpu, pass).map(Layout::Grid);
-        fused.or_else(grid)
+    let layout = |fused: Option<Fused>, pass| match fused {
+        Some(fused) if in_one_wave(&fused, shapes) => Some(Layout::Fused(fused)),
+        _ => {
+            let grid = grid(shapes, element_bytes, gpu, pass).map(Layout::Grid);
+            grid.or(fused.map(Layout::Fused))
+        }
     };
-    let fused =
-        [fused_forward(shapes, element_bytes, gpu), fused_backward(shapes, element_bytes, gpu)];
-    let chosen = [layout(fused[0], Pass::Forward), layout(fused[1], Pass::Backward)];
-    let chosen = [0, 1].map(|pass| chosen[pass].or(fused[pass].map(Layout::Fused)));
+    let chosen = [
+        layout(fused_forward(shapes, element_bytes, gpu), Pass::Forward),
+        layout(fused_backward(shapes, element_bytes, gpu), Pass::Backward),
+    ];
     if family == Family::Fused && chosen.contains(&None) {
         return Err(Error::Unsupported {
             backend: "cuda",

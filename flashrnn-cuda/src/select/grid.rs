@@ -295,6 +295,23 @@ mod tests {
         assert_eq!(grid(&short, 2, H200, Pass::Forward), None);
     }
 
+    #[test]
+    fn cells_of_many_tensors_get_room_for_weights_or_other_kernels() {
+        for (states, gates, head_dim) in [(16, 16, 768), (8, 8, 600), (16, 1, 1024)] {
+            let of = |states, gates| Shapes {
+                states,
+                gates,
+                external: gates,
+                ..shapes::<Elman>(64, 1, head_dim)
+            };
+            for pass in PASSES {
+                let layout = grid(&of(states, gates), 2, H200, pass);
+                assert!(layout.is_none_or(|layout| layout.register_steps > 0), "{layout:?}");
+                assert_eq!(grid(&of(states, 17), 2, H200, pass), None);
+            }
+        }
+    }
+
     /// Every layout is a program of its own, which takes time to compile.
     #[test]
     fn few_layouts_serve_all_batches() {
