@@ -1,4 +1,4 @@
-//! Problems as Python describes them, and the types that their names stand for.
+//! Problems as Python describes them, and the Rust types of the names in them.
 
 use flashrnn_core::{
     Cell, CellSizes, Dtype, Element, Error, Layout, Options, Problem, Result, Save, bf16, f16,

@@ -19,7 +19,7 @@ class Plan:
 
     @staticmethod
     def cpu(description: Description, threads: int) -> Plan:
-        """Makes a plan on the CPU. 0 threads stand for the default number."""
+        """Makes a plan on the CPU. 0 threads means the default number."""
     @staticmethod
     def cuda(description: Description, ordinal: int, stream: int) -> Plan:
         """Makes a plan on a GPU whose work is enqueued on the raw handle `stream`."""
