@@ -43,10 +43,17 @@ pub struct Cuda {
 pub struct Limits {
     /// Maximum number of blocks per cluster; 0 leaves all heads to the grid kernels.
     pub cluster: usize,
+    /// Maximum number of blocks of a grid kernel.
+    pub multiprocessors: usize,
 }
 
-/// How long a block of a grid kernel waits for another. Much longer than a kernel that another
-/// process or stream may run before ours.
+impl Limits {
+    /// Sets no limits.
+    pub const NONE: Self = Self { cluster: usize::MAX, multiprocessors: usize::MAX };
+}
+
+/// How long a block of a grid kernel waits for another. Much longer than the time for which another
+/// process may have the GPU meanwhile.
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 impl Cuda {
@@ -94,7 +101,7 @@ impl Cuda {
             loops: Arc::default(),
             family: Family::Auto,
             waits: Waits::default(),
-            limits: Limits { cluster: usize::MAX },
+            limits: Limits::NONE,
             wait_limit: Some(WAIT_LIMIT),
         })
     }
@@ -153,17 +160,32 @@ impl Cuda {
 
     /// Returns a handle of the same GPU and stream with another limit for the waits inside a grid
     /// kernel, whose blocks wait for each other in every step. If a block waits longer, because
-    /// something has stopped another one, the results are NaN, and a later call returns
-    /// [`Error::Device`]. The default is 20 seconds. `None` waits for ever, which a debugger needs.
+    /// something has stopped another one, the whole kernel stops waiting, its results are NaN, and a
+    /// later call on the stream returns [`Error::Device`], once. The default is 20 seconds. `None`
+    /// waits for ever, which a debugger needs.
     #[must_use]
     pub fn with_wait_limit(self, limit: Option<Duration>) -> Self {
         Self { wait_limit: limit, ..self }
     }
 
+    /// Returns a handle of the same GPU and stream whose grid kernels, all of whose blocks must run
+    /// at the same time, use at most `count` multiprocessors. Set it if another kernel or process
+    /// keeps the others busy for long. A plan whose R does not fit them uses per-step kernels.
+    #[must_use]
+    pub fn with_multiprocessors(self, count: usize) -> Self {
+        let limits = Limits { multiprocessors: count, ..self.limits };
+        Self { limits, ..self }
+    }
+
     /// Returns the properties that drive kernel selection, within the handle's limits.
     pub(crate) fn gpu(&self) -> Gpu {
         let gpu = self.device.context.gpu();
-        Gpu { cluster: gpu.cluster.min(self.limits.cluster), ..gpu }
+        let Limits { cluster, multiprocessors } = self.limits;
+        Gpu {
+            cluster: gpu.cluster.min(cluster),
+            multiprocessors: gpu.multiprocessors.min(multiprocessors),
+            ..gpu
+        }
     }
 
     /// Returns the stream that all work is enqueued on.

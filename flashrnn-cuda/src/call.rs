@@ -54,7 +54,7 @@ arguments! {
         lengths: Address as "const int*",
         /// `[tokens]` or null.
         resets: Address as "const unsigned char*",
-        /// `[2, B, N, depth]`: h, padded with zeros.
+        /// `[2, B, N, depth]`: h, padded with zeros. In grid kernels, words with h.
         exchange: Address as "T*",
         /// `[S, B, N, D]`: the states, updated in place. After the last step they are the final
         /// states.
@@ -104,7 +104,8 @@ arguments! {
         d_states: Address as "const T*",
         /// `[S, B, N, D]` or null.
         d_last: Address as "const float*",
-        /// `[2, B, N, Gr, depth]`: dg of the recurrent gates, padded with zeros.
+        /// `[2, B, N, Gr, depth]`: dg of the recurrent gates, padded with zeros. In grid kernels,
+        /// words with dg.
         exchange: Address as "T*",
         /// `[S, B, N, D]`: the gradient of the states, updated in place.
         d_state: Address as "float*",
@@ -119,10 +120,11 @@ arguments! {
     /// What a grid kernel does if it waits too long.
     pub struct Watch {
         /// Nanoseconds, or 0 to wait forever.
-        limit: u64 as "long long",
-        /// Three numbers in host memory: the kernel, a block and the exchange that it waited for.
-        report: Address as "unsigned*",
-        /// Identifies the kernel in `report`; not 0.
+        limit: u64 as "unsigned long long",
+        /// A number in host memory: `kernel`, the block shifted by 2 bits, and the exchange that it
+        /// waited for shifted by 32 bits.
+        report: Address as "unsigned long long*",
+        /// Identifies the kernel in `report`: 1 for forward, 2 for backward.
         kernel: u32,
         padding: u32,
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flashrnn_core::{Element, Problem, Result, Shapes, WeightsLayout};
+use flashrnn_gpu::Family;
 
 use crate::backend::Cuda;
 use crate::kernels::compile::Program;
@@ -16,7 +17,7 @@ use crate::passes::fused::{FusedBackward, FusedForward, FusedProblem};
 use crate::passes::grid::GridPass;
 use crate::programs::{self, CellSource, Features};
 use crate::select::alignment;
-use crate::select::choice::{Layout, layouts};
+use crate::select::choice::{self, Layout, layouts};
 use crate::select::grid::Pass;
 use crate::select::step::{self, Multiply, Tile};
 
@@ -68,7 +69,15 @@ impl Engine {
             let tile = step::backward_tile(shapes, common.bytes);
             time_loop("backward", &programs::backward_step(cell, element, multiply, tile), tile)
         };
-        let grid_pass = |layout, pass| GridPass::new(fused.clone(), layout, pass, cuda.wait_limit);
+        let grid_pass = |layout, pass| {
+            let all = GridPass::new(fused.clone(), layout, pass, cuda.wait_limit)?;
+            if all.is_none() && *family == Family::Fused {
+                return Err(choice::no_fused_kernels(
+                    "the GPU has no room for all of their blocks",
+                ));
+            }
+            Ok(all)
+        };
         let (forward, backward, recompute, weight_grad) = std::thread::scope(|scope| {
             let forward = spawn(scope, || {
                 Ok(match forward {

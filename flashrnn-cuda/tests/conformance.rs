@@ -25,7 +25,7 @@ mod alternating {
 mod grid {
     use flashrnn_cuda::Limits;
     flashrnn_testsuite::conformance!(
-        if_available: super::cuda().map(|cuda| cuda.with_limits(Limits { cluster: 0 })),
+        if_available: super::cuda().map(|cuda| cuda.with_limits(Limits { cluster: 0, ..Limits::NONE })),
         skip: [(
             "streaming_has_the_same_bits",
             "single steps run in the per-step kernels, which take half the time of a grid kernel"

@@ -146,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Block block(sizes);
     const Place place(block);
     const Words words(call.exchange, block, sizes.heads);
-    Watchdog watchdog(watch, shared.dead);
+    Watchdog watchdog(watch, shared.dead, Words::ended(call.exchange));
 
     clear(shared.dead, shared.stage);
     BackwardProduct product;
@@ -192,6 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 product.run(words, shared.weights, exchange, since, watchdog, partials);
                 __syncthreads();
                 since = clock();
+                delay();
             }
             const bool dead = shared.dead, sends = step > last_step;
             if (sends) ++exchange;

@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Block block(sizes);
     const Place place(block);
     const Words words(call.exchange, block, sizes.heads);
-    Watchdog watchdog(watch, shared.dead);
+    Watchdog watchdog(watch, shared.dead, Words::ended(call.exchange));
 
     clear(shared.dead, shared.stage);
     ForwardProduct product;
@@ -166,6 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             since = clock();
             const bool dead = shared.dead;
             ++exchange;
+            delay();
             float sums[CELLS][Cell::RECURRENT], next[CELLS][Cell::STATES];
 #pragma unroll
             for (int c = 0; c < CELLS; ++c)

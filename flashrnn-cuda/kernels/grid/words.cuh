@@ -51,38 +51,47 @@ __device__ __forceinline__ Word load_word(const Word* from) {
             unsigned(halves[1] >> 32)};
 }
 
-// Ends waits that last too long. After that, the block no longer waits, and its results are NaN.
+// Ends waits that last too long. When one block gives up, all blocks of the launch stop waiting and
+// their results become NaN. Only the first of them reports, so that the host sees one error.
 struct Watchdog {
+    // Vain polls between two looks at the clock. Few in tests, where delays make polls rare.
+    static constexpr unsigned POLLS = DELAYS ? 4 : 1024;
+
     const Watch& watch;
-    int& dead;  // of the block, in shared memory
+    int& dead;        // of the block, in shared memory
+    unsigned* ended;  // of the launch, behind its words; 0 at first
     bool gave_up = false;
     unsigned polls = 0;
-    long long began = 0;
+    unsigned long long began = 0;  // 0 if the clock has not been read
 
-    __device__ __forceinline__ Watchdog(const Watch& watch, int& dead) : watch(watch), dead(dead) {}
+    __device__ __forceinline__ Watchdog(const Watch& watch, int& dead, unsigned* ended)
+        : watch(watch), dead(dead), ended(ended) {}
 
     // Begins to watch the waits of an exchange.
     __device__ __forceinline__ void start() {
         gave_up = *(volatile int*)&dead;
         polls = 0;
+        began = 0;
     }
 
     // Returns whether to stop waiting for `exchange`. Called after every poll that found words
-    // missing. The clock starts at the 1024th of them.
+    // missing. The clock starts when it is read first, after POLLS calls.
     __device__ __forceinline__ bool expired(unsigned exchange) {
         if (gave_up) return true;
-        if (++polls % 1024 != 0) return false;
-        long long now;
+        if (++polls % POLLS != 0) return false;
+        unsigned long long now;
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (polls == 1024) began = now;
-        if (watch.limit == 0 || now - began < watch.limit) return false;
-        gave_up = true;
-        if (atomicExch(&dead, 1) == 0) {
-            watch.report[1] = blockIdx.x;
-            watch.report[2] = exchange;
-            __threadfence_system();
-            *(volatile unsigned*)watch.report = watch.kernel;
+        if (began == 0) began = now;
+        unsigned others;
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(others) : "l"(ended) : "memory");
+        if (!others) {
+            if (watch.limit == 0 || now - began < watch.limit) return false;
+            if (atomicExch(ended, 1u) == 0)
+                *(volatile unsigned long long*)watch.report =
+                    (unsigned long long)exchange << 32 | blockIdx.x << 2 | watch.kernel;
         }
+        gave_up = true;
+        atomicExch(&dead, 1);
         return true;
     }
 };
@@ -116,6 +125,13 @@ template <int VALUES> struct Exchange {
     __device__ __forceinline__ Exchange(void* words, const Block& block, int heads) {
         const int group = block.group * heads + block.head;
         buffers = static_cast<Word*>(words) + Offset(group) * 2 * CHUNKS * ROWS * 4;
+    }
+
+    // Returns the flag of the launch's watchdogs. `Grid::exchange_bytes` has room for it.
+    static __device__ __forceinline__ unsigned* ended(void* words) {
+        const Offset groups = gridDim.x / BLOCKS;
+        return reinterpret_cast<unsigned*>(static_cast<Word*>(words) +
+                                           groups * 2 * CHUNKS * ROWS * 4);
     }
 
     __device__ __forceinline__ Word* buffer(unsigned exchange) const {

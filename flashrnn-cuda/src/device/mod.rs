@@ -103,11 +103,16 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] if the driver fails, or if a grid kernel has waited too long.
     pub(crate) fn synchronize(&self) -> Result<()> {
+        self.wait()?;
+        self.check_watch()
+    }
+
+    /// Waits as `synchronize` does, but leaves the report of a grid kernel to a later call.
+    pub(crate) fn wait(&self) -> Result<()> {
         let _entered = self.enter()?;
         // SAFETY: the device keeps the stream alive.
         let result = unsafe { sys::cuStreamSynchronize(self.stream.cu_stream()) };
-        check(result, "waiting for the device")?;
-        self.check_watch()
+        check(result, "waiting for the device")
     }
 
     /// Allocates `bytes` bytes in stream order and returns their address, or 0 if `bytes` is 0. The
@@ -128,7 +133,7 @@ impl Device {
         if let (Err(CUresult::CUDA_ERROR_OUT_OF_MEMORY), Some(pool)) = (result, &self.context.pool)
         {
             // The free memory in the pool may be fragmented. Return it to the GPU and retry.
-            self.synchronize()?;
+            self.wait()?;
             pool.trim()?;
             result = self.try_allocate(bytes);
         }
@@ -178,7 +183,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         // Enqueued work may still use the pool and cuBLAS, which the context may be about to drop.
         // A failed device has nothing to wait for.
-        let _ = self.synchronize();
+        let _ = self.wait();
         self.entered = self.enter().ok();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::sys;
 use flashrnn_core::{Error, Result};
@@ -9,17 +10,14 @@ use flashrnn_core::{Error, Result};
 use crate::call::Address;
 use crate::driver::check;
 
-/// The numbers of a report: the kernel (0 if there is no report), a block and the exchange that it
-/// waited for.
-const NUMBERS: usize = 3;
-
-/// Host memory in which the kernels of a stream report that a block waited too long.
+/// Host memory in which the kernels of a stream report that a block waited too long: one number, as
+/// [`Watch::report`](crate::call::Watch) says, or 0.
 pub(crate) struct WatchReport {
-    host: *mut u32,
+    host: *mut AtomicU64,
     device: Address,
 }
 
-// SAFETY: the memory is only accessed through volatile reads and writes.
+// SAFETY: the host only accesses the memory as an atomic number.
 unsafe impl Send for WatchReport {}
 // SAFETY: as above.
 unsafe impl Sync for WatchReport {}
@@ -28,14 +26,13 @@ impl WatchReport {
     /// Allocates the memory. The context must be current.
     pub(crate) fn new() -> Result<Self> {
         let mut host: *mut c_void = ptr::null_mut();
-        let bytes = NUMBERS * size_of::<u32>();
+        let (bytes, flags) = (size_of::<AtomicU64>(), sys::CU_MEMHOSTALLOC_DEVICEMAP);
         // SAFETY: `host` outlives the call.
-        let result =
-            unsafe { sys::cuMemHostAlloc(&raw mut host, bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) };
+        let result = unsafe { sys::cuMemHostAlloc(&raw mut host, bytes, flags) };
         check(result, "allocating host memory")?;
         let mut report = Self { host: host.cast(), device: 0 };
         // SAFETY: the memory has `bytes` bytes, and no kernel knows it yet.
-        unsafe { ptr::write_bytes(report.host, 0, NUMBERS) };
+        unsafe { report.host.write(AtomicU64::new(0)) };
         // SAFETY: `host` was just allocated, and `device` outlives the call.
         let result = unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut report.device, host, 0) };
         check(result, "mapping host memory")?;
@@ -52,15 +49,13 @@ impl WatchReport {
     /// # Errors
     /// [`Error::Device`] with the kernel, the block and the exchange.
     pub(crate) fn take(&self) -> Result<()> {
-        // SAFETY: the memory has NUMBERS numbers. A kernel writes the first one last.
-        let [kernel, block, exchange] =
-            [0, 1, 2].map(|i| unsafe { ptr::read_volatile(self.host.add(i)) });
-        if kernel == 0 {
+        // SAFETY: `new` has initialised the memory, which lives as long as `self`.
+        let report = unsafe { &*self.host }.swap(0, Ordering::AcqRel);
+        if report == 0 {
             return Ok(());
         }
-        // SAFETY: as above.
-        unsafe { ptr::write_volatile(self.host, 0) };
-        let pass = if kernel == 1 { "forward" } else { "backward" };
+        let pass = if report & 3 == 1 { "forward" } else { "backward" };
+        let (block, exchange) = (report as u32 >> 2, report >> 32);
         Err(Error::device(format!(
             "the grid kernel of a {pass} pass waited too long: block {block} did not receive all \
              words of exchange {exchange}, and the results are NaN. Did something stop the GPU, \

@@ -69,6 +69,6 @@ impl Drop for Kernels {
     fn drop(&mut self) {
         // The last store unloads the modules, so each store first waits for the kernels on its
         // stream. A failed device has nothing to wait for.
-        let _ = self.device.synchronize();
+        let _ = self.device.wait();
     }
 }

@@ -114,7 +114,7 @@ impl GridPass {
         let result = unsafe { sys::cuMemsetD8Async(exchange, 0, self.exchange_bytes(), stream) };
         check(result, "zeroing memory")?;
         let mut watch = Watch {
-            limit: self.wait_limit.map_or(0, |limit| limit.as_nanos() as u64),
+            limit: self.wait_limit.map_or(0, nanoseconds),
             report: device.watch()?.address(),
             kernel: if self.pass == Pass::Forward { 1 } else { 2 },
             padding: 0,
@@ -122,4 +122,9 @@ impl GridPass {
         // SAFETY: guaranteed by the caller.
         unsafe { kernel.launch(stream, launch, &mut [argument(call), argument(&mut watch)]) }
     }
+}
+
+/// Returns a limit for kernels, where 0 would be none.
+fn nanoseconds(limit: Duration) -> u64 {
+    u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1)
 }

@@ -44,13 +44,15 @@ pub(crate) fn layouts(
         layout(fused_backward(shapes, element_bytes, gpu), Pass::Backward),
     ];
     if family == Family::Fused && chosen.contains(&None) {
-        return Err(Error::Unsupported {
-            backend: "cuda",
-            what: "fused kernels for this problem".into(),
-            why: why_not_fused(shapes, element_bytes).into(),
-        });
+        return Err(no_fused_kernels(why_not_fused(shapes, element_bytes, gpu)));
     }
     Ok(chosen.map(|layout| layout.unwrap_or(Layout::Steps)))
+}
+
+/// Returns the error of a plan that requires fused kernels and cannot have them.
+pub(crate) fn no_fused_kernels(why: &str) -> Error {
+    let what = "fused kernels for this problem".into();
+    Error::Unsupported { backend: "cuda", what, why: why.into() }
 }
 
 /// Returns whether the GPU runs all clusters at the same time, as far as that matters: a second
@@ -70,7 +72,7 @@ pub(crate) fn describe(
 ) -> [KernelChoice; 2] {
     let why = match family {
         Family::Alternating => "requested",
-        Family::Auto | Family::Fused => why_not_fused(shapes, element_bytes),
+        Family::Auto | Family::Fused => why_not_fused(shapes, element_bytes, gpu),
     };
     let layouts = layouts(shapes, element_bytes, gpu, family).unwrap_or([Layout::Steps; 2]);
     let [forward_layout, backward_layout] = layouts;
@@ -123,12 +125,15 @@ fn alternating(pass: &'static str, shapes: &Shapes, tile: Tile, why: &'static st
     }
 }
 
-fn why_not_fused(shapes: &Shapes, element_bytes: usize) -> &'static str {
-    if too_many_tensors(shapes) {
+fn why_not_fused(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> &'static str {
+    let longer = Shapes { time: shapes.time.max(MIN_STEPS), ..*shapes };
+    if shapes.batch == 0 || shapes.recurrent == 0 {
+        "nothing passes through R"
+    } else if too_many_tensors(shapes) {
         "a fused kernel has at most 16 states and 16 gates"
     } else if element_bytes == 4 {
         "R does not fit the registers of a cluster; with 16-bit elements it may use the whole GPU"
-    } else if shapes.time < MIN_STEPS {
+    } else if grid(&longer, element_bytes, gpu, Pass::Backward).is_some() {
         "R does not fit the registers of a cluster, and the call is too short for the whole GPU"
     } else {
         "R does not fit the registers and the shared memory of the whole GPU"
@@ -159,6 +164,9 @@ mod tests {
         let [large, _] = choices(shapes(1, 4096), 2).map(|choice| choice.to_string());
         let want = "forward: alternating, one launch per step, 512 blocks";
         assert!(large.starts_with(want), "{large}");
+        assert!(large.contains("does not fit") && !large.contains("too short"), "{large}");
+        let [short, _] = choices(shapes(1, 1024), 2).map(|choice| choice.to_string());
+        assert!(short.contains("too short"), "{short}");
     }
 
     #[test]

@@ -116,10 +116,11 @@ impl Grid {
         self.blocks * self.groups * shapes.heads
     }
 
-    /// Returns the bytes of the buffers that a launch exchanges words in. They begin as zeros.
+    /// Returns the bytes of the buffers that a launch exchanges words in, and of the flag of its
+    /// watchdogs behind them. They begin as zeros.
     pub fn exchange_bytes(&self, shapes: &Shapes, pass: Pass) -> usize {
         let buffer = self.words(shapes, pass).next_multiple_of(4) * self.rows * WORD_BYTES;
-        self.groups * shapes.heads * 2 * buffer
+        self.groups * shapes.heads * 2 * buffer + WORD_BYTES
     }
 
     /// Returns the shared memory of a block in bytes. This is at least the size of the struct
@@ -291,6 +292,11 @@ mod tests {
         }
         assert_eq!(grid(&shapes::<Lstm>(16, 1, 768), 4, H200, Pass::Forward), None, "f32");
         assert_eq!(grid(&shapes::<Lstm>(0, 1, 768), 2, H200, Pass::Forward), None);
+        let part = Gpu { multiprocessors: 40, ..H200 };
+        for pass in PASSES {
+            let layout = grid(&shapes::<Lstm>(5, 1, 768), 2, part, pass).unwrap();
+            assert!(layout.grid(&shapes::<Lstm>(5, 1, 768)) <= 40, "{layout:?}");
+        }
         let short = Problem::new(16, MIN_STEPS - 1, 1, 768).shapes::<Lstm>().unwrap();
         assert_eq!(grid(&short, 2, H200, Pass::Forward), None);
     }

@@ -1,8 +1,10 @@
 //! The grid kernels: heads too large for a cluster, and small heads with the cluster kernels
 //! switched off.
 
+use std::time::Duration;
+
 use flashrnn_core::{
-    Cell, Element, Elman, Gru, Layout, Lstm, Options, Problem, Result, Slstm, bf16, f16,
+    Backend, Cell, Element, Elman, Gru, Layout, Lstm, Options, Problem, Result, Slstm, bf16, f16,
 };
 use flashrnn_cuda::{Cuda, Limits, Waits};
 use flashrnn_testsuite::{Case, Tensors, measure, run};
@@ -10,7 +12,7 @@ use flashrnn_testsuite::{Case, Tensors, measure, run};
 use super::cuda;
 
 /// Leaves all heads to the grid kernels.
-const ONLY_GRID: Limits = Limits { cluster: 0 };
+const ONLY_GRID: Limits = Limits { cluster: 0, ..Limits::NONE };
 
 /// Compares all results of a problem with the f64 reference.
 fn check<C: Cell, T: Element>(
@@ -49,6 +51,7 @@ fn large_heads_match_the_reference() -> Result<()> {
         (1, 20, 1, 768),
         (5, 14, 1, 1024),
         (33, 13, 1, 600),
+        (64, 13, 1, 832), // with one buffer for sums
         (3, 13, 1, 1111),
         (16, 13, 1, 1536),
         (2, 13, 2, 1024),
@@ -100,7 +103,7 @@ fn stamps_wrap_and_delays_do_not_change_the_bits() -> Result<()> {
     check::<_, bf16>(&cuda, &Lstm, &long, Tensors::PLAIN, &mut failed)?;
     assert!(failed.is_empty(), "{failed:#?}");
 
-    for (batch, heads, head_dim) in [(9, 2, 80), (16, 1, 768), (3, 1, 1024)] {
+    for (batch, heads, head_dim) in [(9, 2, 80), (16, 1, 768), (3, 1, 1024), (33, 1, 832)] {
         let problem = Problem::new(batch, 40, heads, head_dim);
         let case = Case::random::<Lstm, bf16, bf16>(&Lstm, &problem, Tensors::ALL, 1)?;
         let results = |cuda: &Cuda| run::<_, _, bf16, bf16>(cuda, &Lstm, &case);
@@ -111,5 +114,47 @@ fn stamps_wrap_and_delays_do_not_change_the_bits() -> Result<()> {
             assert!(results(&delayed)? == plain, "D {head_dim}: delayed run {again} differs");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_wait_that_lasts_too_long_is_reported_once() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    // Loads of more words than a lane receives at a time, in groups with missing units.
+    for (batch, head_dim) in [(16, 768), (64, 600)] {
+        let problem = Problem::new(batch, 200, 1, head_dim);
+        let case = Case::random::<Lstm, bf16, bf16>(&Lstm, &problem, Tensors::ALL, 1)?;
+        let results = |cuda: &Cuda| run::<_, _, bf16, bf16>(cuda, &Lstm, &case);
+        let want = results(&cuda)?;
+        let delayed = cuda.clone().with_waits(Waits::Delayed);
+        let impatient = delayed.clone().with_wait_limit(Some(Duration::ZERO));
+        let failed = results(&impatient).map(|_| ()).unwrap_err().to_string();
+        assert!(failed.contains("waited too long"), "{failed}");
+        // The call that returned the error may have enqueued another that fails.
+        let _ = cuda.synchronize();
+        cuda.synchronize()?;
+        for limit in [None, Some(Duration::MAX)] {
+            let patient = delayed.clone().with_wait_limit(limit);
+            assert!(results(&patient)? == want, "B {batch} D {head_dim} limit {limit:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn few_multiprocessors_are_enough() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let mut failed = Vec::new();
+    for (count, family) in [(40, "grid"), (8, "alternating")] {
+        let cuda = cuda.clone().with_multiprocessors(count);
+        let problem = Problem::new(5, 14, 1, 768);
+        let plan = cuda.plan::<bf16, bf16, _>(&Lstm, &problem)?;
+        for kernels in plan.kernels() {
+            assert_eq!(kernels.family, family, "{kernels}");
+            assert!(family != "grid" || kernels.blocks <= count, "{kernels}");
+        }
+        check::<_, bf16>(&cuda, &Lstm, &problem, Tensors::ALL, &mut failed)?;
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
     Ok(())
 }
