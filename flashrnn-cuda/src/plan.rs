@@ -76,6 +76,69 @@ impl<T: Element, W: Element> CudaPlan<T, W> {
         &self.cuda
     }
 
+    /// Returns the size and alignment of the memory of packed weights, for
+    /// [`CudaPlan::pack_into`].
+    #[must_use]
+    pub fn packed_workspace(&self) -> Workspace {
+        Packed::<T>::workspace(&self.engine.common)
+    }
+
+    /// Packs R and b as [`Plan::pack`] does, into `memory` instead of a new buffer.
+    ///
+    /// # Safety
+    /// `memory` must stay valid, and nothing else may write to it, as long as the weights are used,
+    /// including the work that uses them. If it is a view made by [`ViewMut::from_raw`], what that
+    /// function requires must hold for this long.
+    ///
+    /// # Errors
+    /// The same as [`Plan::pack`], [`Error::Shape`](flashrnn_core::Error::Shape) if `memory` is
+    /// smaller than [`CudaPlan::packed_workspace`], [`Error::Argument`](flashrnn_core::Error) if it
+    /// is not aligned.
+    pub unsafe fn pack_into(
+        &self,
+        r: View<'_, W>,
+        b: View<'_, W>,
+        memory: ViewMut<'_, u8>,
+    ) -> Result<Weights<Cuda, T>> {
+        self.pack_in(r, b, Some(memory))
+    }
+
+    /// Returns the weights that another plan has packed into `memory`, for example a plan of
+    /// another stream. That plan's `weights_layout` must have differed in nothing but the stream.
+    ///
+    /// # Safety
+    /// What [`CudaPlan::pack_into`] requires of `memory`, for these weights too. Work of this plan
+    /// must be ordered behind the packing by the caller.
+    ///
+    /// # Errors
+    /// The same as [`CudaPlan::pack_into`].
+    pub unsafe fn packed_in(&self, memory: ViewMut<'_, u8>) -> Result<Weights<Cuda, T>> {
+        let Engine { common, layout, .. } = &self.engine;
+        memory.check("memory", &common.device)?;
+        Ok(Weights::new(layout.clone(), Packed::new(common, Some(&memory))?))
+    }
+
+    fn pack_in(
+        &self,
+        r: View<'_, W>,
+        b: View<'_, W>,
+        memory: Option<ViewMut<'_, u8>>,
+    ) -> Result<Weights<Cuda, T>> {
+        let Engine { common, layout, pack: kernel, .. } = &self.engine;
+        Shapes::check("r", r.len(), &common.shapes.r())?;
+        Shapes::check("b", b.len(), &common.shapes.b())?;
+        let device = &common.device;
+        r.check("r", device)?;
+        b.check("b", device)?;
+        if let Some(memory) = &memory {
+            memory.check("memory", device)?;
+        }
+        let _entered = device.begin_call()?;
+        let packed = Packed::new(common, memory.as_ref())?;
+        pack::pack(common, kernel, [r.ptr(), b.ptr()], packed.buffers())?;
+        Ok(Weights::new(layout.clone(), packed))
+    }
+
     /// Describes the kernels of the forward and the backward pass.
     #[must_use]
     pub fn kernels(&self) -> [KernelChoice; 2] {
@@ -112,14 +175,7 @@ impl<T: Element, W: Element> Plan<T, W> for CudaPlan<T, W> {
     }
 
     fn pack(&self, r: View<'_, W>, b: View<'_, W>) -> Result<Weights<Cuda, T>> {
-        Shapes::check("r", r.len(), &self.engine.common.shapes.r())?;
-        Shapes::check("b", b.len(), &self.engine.common.shapes.b())?;
-        let device = &self.engine.common.device;
-        r.check("r", device)?;
-        b.check("b", device)?;
-        let _entered = device.begin_call()?;
-        let Engine { common, layout, pack: kernel, .. } = &self.engine;
-        Ok(Weights::new(layout.clone(), pack::pack(common, kernel, r.ptr(), b.ptr())?))
+        self.pack_in(r, b, None)
     }
 
     fn saved(&self) -> Result<Saved<Cuda, T>> {

@@ -95,10 +95,31 @@ impl Plan {
         self.any().workspaces().map(|workspace| workspace.bytes)
     }
 
-    /// Packs `r` and `b`.
-    fn pack(&self, py: Python<'_>, r: Memory, b: Memory) -> PyResult<Weights> {
+    /// The bytes of the memory of packed weights, 0 if the plan packs into memory of its own.
+    #[getter]
+    fn packed_bytes(&self) -> usize {
+        self.any().packed_bytes()
+    }
+
+    /// Packs `r` and `b` into `memory`, or into memory of its own.
+    #[pyo3(signature = (r, b, memory=None))]
+    fn pack(
+        &self,
+        py: Python<'_>,
+        r: Memory,
+        b: Memory,
+        memory: Option<Memory>,
+    ) -> PyResult<Weights> {
         // SAFETY: the Python files pass tensors of the plan's device and types, here and below.
-        let packed = py.detach(|| unsafe { self.any().pack(r, b) }).map_err(exception)?;
+        // They keep `memory` as long as the weights.
+        let packed = py.detach(|| unsafe { self.any().pack(r, b, memory) }).map_err(exception)?;
+        Ok(Weights(OfProcess::new(packed)))
+    }
+
+    /// Returns the weights that the plan of another stream has packed into `memory`.
+    fn packed(&self, memory: Memory) -> PyResult<Weights> {
+        // SAFETY: see `pack`. The Python files pass memory packed by a plan for the same problem.
+        let packed = unsafe { self.any().packed(memory) }.map_err(exception)?;
         Ok(Weights(OfProcess::new(packed)))
     }
 

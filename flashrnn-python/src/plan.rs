@@ -60,12 +60,15 @@ pub(crate) struct StepMemory {
 /// on the plan's device, and stay valid until the enqueued work has run. Written tensors must not
 /// overlap with others. The library checks the sizes.
 pub(crate) trait AnyPlan: Send + Sync {
-    unsafe fn pack(&self, r: Memory, b: Memory) -> Result<AnyWeights>;
+    unsafe fn pack(&self, r: Memory, b: Memory, memory: Option<Memory>) -> Result<AnyWeights>;
+    unsafe fn packed(&self, memory: Memory) -> Result<AnyWeights>;
     unsafe fn forward(&self, weights: &AnyWeights, memory: ForwardMemory) -> Result<()>;
     unsafe fn backward(&self, weights: &AnyWeights, memory: BackwardMemory) -> Result<()>;
     unsafe fn step(&self, weights: &AnyWeights, memory: StepMemory) -> Result<()>;
     /// Returns the scratch memory of the forward and the backward pass.
     fn workspaces(&self) -> [Workspace; 2];
+    /// Returns the bytes of [`Foreign::packed_bytes`].
+    fn packed_bytes(&self) -> usize;
 }
 
 /// Makes the plan of a description on a backend.
@@ -139,10 +142,14 @@ unsafe fn write<'a, B: Foreign, P: bytemuck::Pod + Send + Sync>(
 }
 
 impl<B: Foreign, T: Element, W: Element> AnyPlan for Typed<B, T, W> {
-    unsafe fn pack(&self, r: Memory, b: Memory) -> Result<AnyWeights> {
+    unsafe fn pack(&self, r: Memory, b: Memory, memory: Option<Memory>) -> Result<AnyWeights> {
         // SAFETY: guaranteed by the caller, here and below.
-        let (r, b) = unsafe { (B::foreign(r), B::foreign(b)) };
-        Ok(Box::new(self.0.pack(r, b)?))
+        Ok(Box::new(unsafe { B::pack(&self.0, B::foreign(r), B::foreign(b), memory) }?))
+    }
+
+    unsafe fn packed(&self, memory: Memory) -> Result<AnyWeights> {
+        // SAFETY: guaranteed by the caller.
+        Ok(Box::new(unsafe { B::packed(&self.0, memory) }?))
     }
 
     unsafe fn forward(&self, weights: &AnyWeights, memory: ForwardMemory) -> Result<()> {
@@ -212,5 +219,9 @@ impl<B: Foreign, T: Element, W: Element> AnyPlan for Typed<B, T, W> {
 
     fn workspaces(&self) -> [Workspace; 2] {
         [self.0.forward_workspace(), self.0.backward_workspace()]
+    }
+
+    fn packed_bytes(&self) -> usize {
+        B::packed_bytes(&self.0)
     }
 }

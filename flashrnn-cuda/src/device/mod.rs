@@ -98,6 +98,17 @@ impl Device {
         }
     }
 
+    /// Returns whether work enqueued on the stream is captured in a graph of the caller's. Such
+    /// work may run any number of times, beside other work on the stream, and must use no memory
+    /// that outlives its call.
+    pub(crate) fn is_capturing(&self) -> Result<bool> {
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the device keeps the stream alive, and `status` outlives the call.
+        let result = unsafe { sys::cuStreamIsCapturing(self.stream.cu_stream(), &raw mut status) };
+        check(result, "asking whether the stream is captured")?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
     /// Waits until all enqueued work has run.
     ///
     /// # Errors

@@ -1,11 +1,12 @@
 //! The CUDA context that is current on a thread. Every call makes the device's context current and
-//! restores the caller's before it returns.
+//! restores the caller's before it returns. Meanwhile, it may do what a capture on another stream or
+//! thread forbids in its strictest mode, such as loading a module.
 
 use std::ops::Deref;
 use std::ptr;
 
 use cudarc::driver::CudaContext;
-use cudarc::driver::sys::{self, CUcontext};
+use cudarc::driver::sys::{self, CUcontext, CUstreamCaptureMode as CaptureMode};
 use flashrnn_core::Result;
 
 use crate::driver::check;
@@ -13,18 +14,33 @@ use crate::driver::check;
 /// Makes `context` current on this thread until the guard is dropped. The same thread must drop it.
 pub(crate) fn enter(context: &CudaContext) -> Result<Entered> {
     let before = current()?;
+    let capture = exchange_capture_mode(CaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)?;
     if before == context.cu_ctx() as usize {
-        return Ok(Entered { before: None });
+        return Ok(Entered { before: None, capture });
     }
+    let entered = Entered { before: Some(before), capture };
     // SAFETY: the reference keeps the context alive.
     check(unsafe { sys::cuCtxSetCurrent(context.cu_ctx()) }, "entering the device's context")?;
-    Ok(Entered { before: Some(before) })
+    Ok(entered)
 }
 
 /// Returns a guard that restores the context that is current now. Used around calls of cudarc,
 /// which makes its own context current.
 pub(crate) fn keep() -> Result<Entered> {
-    Ok(Entered { before: Some(current()?) })
+    let before = current()?;
+    let capture = exchange_capture_mode(CaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)?;
+    Ok(Entered { before: Some(before), capture })
+}
+
+/// Sets what this thread may do while any stream is being captured, and returns what it might do
+/// before. In relaxed mode it may allocate and load modules. Nothing of that is captured or depends
+/// on captured work.
+fn exchange_capture_mode(mode: CaptureMode) -> Result<CaptureMode> {
+    let mut mode = mode;
+    // SAFETY: `mode` outlives the call.
+    let result = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+    check(result, "setting the thread's capture mode")?;
+    Ok(mode)
 }
 
 /// Returns the address of the thread's current context, or 0 if there is none.
@@ -35,11 +51,13 @@ fn current() -> Result<usize> {
     Ok(current as usize)
 }
 
-/// Restores the previous context when dropped.
+/// Restores the previous context and capture mode when dropped.
 #[must_use]
 pub(crate) struct Entered {
     /// The address of the context to restore, 0 for none; `None` if there is nothing to restore.
     before: Option<usize>,
+    /// The capture mode to restore.
+    capture: CaptureMode,
 }
 
 impl Drop for Entered {
@@ -50,6 +68,8 @@ impl Drop for Entered {
             // again.
             unsafe { sys::cuCtxSetCurrent(before as CUcontext) };
         }
+        // It failed only if the driver is shutting down.
+        let _ = exchange_capture_mode(self.capture);
     }
 }
 

@@ -66,8 +66,10 @@ const DRIVER: Wanted = Wanted {
         "cuStreamCreate",
         "cuStreamDestroy_v2",
         "cuStreamEndCapture",
+        "cuStreamIsCapturing",
         "cuStreamSynchronize",
         "cuStreamWaitEvent",
+        "cuThreadExchangeStreamCaptureMode",
     ],
     advice: "install NVIDIA's driver, for CUDA 12.3 or later (in a container, start it with the \
              GPUs passed through)",

@@ -14,7 +14,7 @@ use crate::memory::scratch::{self, Bump, Scratch};
 use crate::passes::fused::FusedBackward;
 use crate::passes::grid::GridPass;
 use crate::passes::recompute::{Recompute, RecomputeScratch, Rows};
-use crate::passes::time_loop::TimeLoop;
+use crate::passes::time_loop::{TABLE_BYTES, TimeLoop};
 use crate::passes::weight_grad::{WeightGrad, WeightGradScratch, bias_partial_len};
 use crate::passes::{Common, address, address_mut, clip};
 
@@ -42,7 +42,7 @@ impl BackwardPass {
             d_r: true,
             d_b: true,
             exchange: self.time_steps.exchange_bytes(common),
-            d_state: matches!(self.time_steps, TimeSteps::Alternating(_)),
+            steps: matches!(self.time_steps, TimeSteps::Alternating(_)),
             misaligned: true,
         };
         scratch::workspace(|bump| BackwardScratch::cut(common, bump, needs))
@@ -71,7 +71,7 @@ impl BackwardPass {
             d_r: call.d_r.is_some(),
             d_b: call.d_b.is_some(),
             exchange: self.time_steps.exchange_bytes(common),
-            d_state: matches!(self.time_steps, TimeSteps::Alternating(_)),
+            steps: matches!(self.time_steps, TimeSteps::Alternating(_)),
             misaligned: !call.d_wx.ptr().is_multiple_of(16),
         };
         let scratch = Scratch::new(&common.device, call.workspace.as_ref(), |bump| {
@@ -88,14 +88,13 @@ impl BackwardPass {
         };
         if let Some(recompute) = &scratch.recompute {
             previous_h(stream)?;
-            let packed = call.weights.packed();
-            let inputs =
-                [packed.forward.ptr(), packed.b.ptr(), address(&call.wx), scratch.previous_h];
+            let packed = call.weights.packed().buffers();
+            let inputs = [packed.forward, packed.b, address(&call.wx), scratch.previous_h];
             let (gates, wide) = (arguments.gates, arguments.wide_gates);
             self.recompute.gates(common, &rows, inputs, gates, wide, recompute)?;
         }
         let side = &common.device.side;
-        let time_steps = || self.time_steps.run(common, arguments);
+        let time_steps = || self.time_steps.run(common, arguments, scratch.table);
         if needs.d_r && scratch.recompute.is_none() {
             side.run(stream, time_steps, previous_h)?;
         } else {
@@ -132,13 +131,13 @@ impl TimeSteps {
     }
 
     /// Enqueues all steps, and one more if the gradient of s0 is wanted.
-    fn run(&self, common: &Common, call: BackwardCall) -> Result<()> {
+    fn run(&self, common: &Common, call: BackwardCall, table: Address) -> Result<()> {
         match self {
             Self::Fused(fused) => fused.run(call),
             Self::Grid(grid) => grid.backward(call),
             Self::Alternating(time_loop) => {
                 let steps = common.shapes.time + usize::from(call.d_s0 != 0);
-                time_loop.run(&call, exchanged_dg(common), steps)
+                time_loop.run(&call, exchanged_dg(common), steps, table)
             }
         }
     }
@@ -170,7 +169,7 @@ fn arguments<T: Element, W: Element>(
         cut_recurrent_grad: options.cut_recurrent_grad.into(),
         forward_clip: clip(options.forward_clip),
         recurrent_grad_clip: clip(options.recurrent_grad_clip),
-        r: call.weights.packed().backward.ptr(),
+        r: call.weights.packed().buffers().backward,
         s0: address(&call.s0),
         lengths: address(&call.lengths),
         resets: address(&call.resets),
@@ -201,14 +200,14 @@ struct BackwardNeeds {
     /// Bytes in which dg is exchanged.
     exchange: usize,
     /// Each step is a launch of its own.
-    d_state: bool,
+    steps: bool,
     /// `d_wx` does not start at a multiple of 16 bytes.
     misaligned: bool,
 }
 
 /// The buffers of a backward pass. The first three are in use until the pass ends. Three groups are
-/// used one after the other and share memory: `recompute`; `exchange` and `d_state`; `bias` and
-/// `d_r`.
+/// used one after the other and share memory: `recompute`; `exchange`, `d_state` and `table`; `bias`
+/// and `d_r`.
 struct BackwardScratch {
     /// `[tokens, G - Gx, N, D]`: dg of the gates that are not in `d_wx`.
     d_inner: Address,
@@ -221,6 +220,8 @@ struct BackwardScratch {
     exchange: Address,
     /// `[S, B, N, D]`
     d_state: Address,
+    /// The arguments of steps, if each is a launch of its own.
+    table: Address,
     /// `[parts, G, N, D]`
     bias: Address,
     d_r: Option<WeightGradScratch>,
@@ -239,13 +240,14 @@ impl BackwardScratch {
         let previous_h = bump.take::<u8>(previous_h * bytes);
         let wide_gates = bump.take::<f32>(wide_gates);
         let recompute = bump.phase(|bump| again.then(|| RecomputeScratch::cut(common, bump)));
-        let [exchange, d_state] = bump.phase(|bump| {
-            let d_state = if_needed(needs.d_state, shapes.state().iter().product());
-            [bump.take::<u8>(needs.exchange), bump.take::<f32>(d_state)]
+        let [exchange, d_state, table] = bump.phase(|bump| {
+            let d_state = if_needed(needs.steps, shapes.state().iter().product());
+            let table = if_needed(needs.steps, TABLE_BYTES);
+            [bump.take::<u8>(needs.exchange), bump.take::<f32>(d_state), bump.take::<u8>(table)]
         });
         // d_b is summed during the product for d_r, so both are in the last phase.
         let bias = bump.take::<f32>(if_needed(needs.d_b, bias_partial_len(common)));
         let d_r = needs.d_r.then(|| WeightGradScratch::cut(common, bump, needs.misaligned));
-        Self { d_inner, previous_h, wide_gates, recompute, exchange, d_state, bias, d_r }
+        Self { d_inner, previous_h, wide_gates, recompute, exchange, d_state, table, bias, d_r }
     }
 }

@@ -7,11 +7,10 @@ use flashrnn_core::{Element, Forward, Result, Step, Weights, Workspace};
 
 use crate::backend::Cuda;
 use crate::call::{Address, ForwardCall, Sizes};
-use crate::memory::Buffer;
 use crate::memory::scratch::{self, Bump, Scratch};
 use crate::passes::fused::FusedForward;
 use crate::passes::grid::GridPass;
-use crate::passes::time_loop::TimeLoop;
+use crate::passes::time_loop::{TABLE_BYTES, TimeLoop};
 use crate::passes::{Common, address, address_mut, clip};
 
 /// The kernels of the forward pass.
@@ -50,18 +49,19 @@ impl ForwardPass {
             wide_gates,
             ..with_weights(common, weights)
         };
-        let needs =
-            ForwardNeeds { state: arguments.state == 0, exchange: self.exchange_bytes(common) };
+        let needs = self.needs(common, arguments.state == 0);
         let scratch = Scratch::new(&common.device, workspace.as_ref(), |bump| {
             ForwardScratch::cut(common, bump, needs)
         })?;
-        let ForwardScratch { state, exchange } = scratch.buffers;
+        let ForwardScratch { state, exchange, table } = scratch.buffers;
         let state = if needs.state { state } else { arguments.state };
         let arguments = ForwardCall { state, ..arguments };
         match self {
             Self::Fused(fused) => fused.run(arguments),
             Self::Grid { all, .. } => all.forward(ForwardCall { exchange, ..arguments }),
-            Self::Alternating(time_loop) => run_steps(common, time_loop, arguments, exchange),
+            Self::Alternating(time_loop) => {
+                run_steps(common, time_loop, ForwardCall { exchange, ..arguments }, table)
+            }
         }
     }
 
@@ -80,35 +80,41 @@ impl ForwardPass {
         match self {
             Self::Fused(fused) => fused.run(arguments),
             Self::Grid { single: time_loop, .. } | Self::Alternating(time_loop) => {
-                let exchange: Buffer<T> = common.device.alloc(2 * common.exchanged_h())?;
-                run_steps(common, time_loop, arguments, exchange.ptr())
+                let needs = ForwardNeeds::of_steps(common, false);
+                let scratch = Scratch::new(&common.device, None, |bump| {
+                    ForwardScratch::cut(common, bump, needs)
+                })?;
+                let ForwardScratch { exchange, table, .. } = scratch.buffers;
+                run_steps(common, time_loop, ForwardCall { exchange, ..arguments }, table)
             }
         }
     }
 
-    /// Returns the bytes that blocks or steps exchange h in.
-    fn exchange_bytes(&self, common: &Common) -> usize {
+    /// Returns the buffers that a call needs. `state` says that it has no `last` to hold the state.
+    fn needs(&self, common: &Common, state: bool) -> ForwardNeeds {
         match self {
-            Self::Fused(_) => 0,
-            Self::Grid { all, .. } => all.exchange_bytes(),
-            Self::Alternating(_) => 2 * common.exchanged_h() * common.bytes,
+            Self::Fused(_) => ForwardNeeds { state, exchange: 0, table: false },
+            Self::Grid { all, .. } => {
+                ForwardNeeds { state, exchange: all.exchange_bytes(), table: false }
+            }
+            Self::Alternating(_) => ForwardNeeds::of_steps(common, state),
         }
     }
 
     /// Returns a workspace that suffices for any forward pass of the plan.
     pub(crate) fn workspace(&self, common: &Common) -> Workspace {
-        let needs = ForwardNeeds { state: true, exchange: self.exchange_bytes(common) };
+        let needs = self.needs(common, true);
         scratch::workspace(|bump| ForwardScratch::cut(common, bump, needs))
     }
 }
 
 /// Returns the arguments that depend only on the plan and its weights.
 fn with_weights<T: Element>(common: &Common, weights: &Weights<Cuda, T>) -> ForwardCall {
-    let packed = weights.packed();
+    let packed = weights.packed().buffers();
     ForwardCall {
         forward_clip: clip(common.problem.options.forward_clip),
-        r: packed.forward.ptr(),
-        b: packed.b.ptr(),
+        r: packed.forward,
+        b: packed.b,
         ..ForwardCall::zeroed()
     }
 }
@@ -118,10 +124,9 @@ fn run_steps(
     common: &Common,
     time_loop: &TimeLoop,
     call: ForwardCall,
-    exchange: Address,
+    table: Address,
 ) -> Result<()> {
-    let call = ForwardCall { exchange, ..call };
-    time_loop.run(&call, common.exchanged_h(), call.sizes.time as usize)
+    time_loop.run(&call, common.exchanged_h(), call.sizes.time as usize, table)
 }
 
 /// The optional buffers that a forward pass needs.
@@ -129,8 +134,17 @@ fn run_steps(
 struct ForwardNeeds {
     /// The call has no `last` to hold the state.
     state: bool,
-    /// Bytes in which h is exchanged.
+    /// Bytes in which blocks or steps exchange h.
     exchange: usize,
+    /// Each step is a launch of its own.
+    table: bool,
+}
+
+impl ForwardNeeds {
+    /// Returns the needs of a call with one launch per time step.
+    fn of_steps(common: &Common, state: bool) -> Self {
+        Self { state, exchange: 2 * common.exchanged_h() * common.bytes, table: true }
+    }
 }
 
 /// The buffers of a forward pass.
@@ -139,11 +153,17 @@ struct ForwardScratch {
     state: Address,
     /// `[2, B, N, depth]`, or the words of a grid kernel.
     exchange: Address,
+    /// The arguments of steps, if each is a launch of its own.
+    table: Address,
 }
 
 impl ForwardScratch {
     fn cut(common: &Common, bump: &mut Bump, needs: ForwardNeeds) -> Self {
         let state = if needs.state { common.shapes.state().iter().product() } else { 0 };
-        Self { state: bump.take::<f32>(state), exchange: bump.take::<u8>(needs.exchange) }
+        Self {
+            state: bump.take::<f32>(state),
+            exchange: bump.take::<u8>(needs.exchange),
+            table: bump.take::<u8>(if needs.table { TABLE_BYTES } else { 0 }),
+        }
     }
 }

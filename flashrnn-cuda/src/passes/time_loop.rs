@@ -3,6 +3,10 @@
 //! The kernels read their arguments and their first step from a table in device memory, so one
 //! graph works for any buffers and any number of steps. `begin` writes the table. Each launch of
 //! the graph runs [`GRAPH_STEPS`] steps and advances the table. Steps beyond the last do nothing.
+//!
+//! All graphs of a stream share one table, since calls on a stream run one after the other. A call
+//! that the caller captures in a graph of its own may run beside later calls. It launches its steps
+//! one by one, with a table in its own scratch memory, and so do short calls.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -11,6 +15,7 @@ use cudarc::driver::sys::CUstream;
 use flashrnn_core::Result;
 use flashrnn_gpu::lock;
 
+use crate::call::Address;
 use crate::device::Device;
 use crate::kernels::Kernels;
 use crate::kernels::compile::Program;
@@ -24,8 +29,8 @@ const GRAPH_STEPS: usize = 128;
 /// Calls with fewer steps launch them one by one, because the graph's empty steps would cost more.
 const MIN_GRAPH_CALL: usize = 24;
 
-/// Size of the table in bytes, enough for the arguments of either pass.
-const TABLE_BYTES: usize = 4096;
+/// Size of a table in bytes, enough for the arguments of either pass.
+pub(crate) const TABLE_BYTES: usize = 4096;
 
 /// The time loop of one pass (forward or backward). It works for all problems that differ only in
 /// T, in buffers, and in options other than `tf32`.
@@ -37,9 +42,29 @@ pub(crate) struct TimeLoop {
     step: Kernel,
     advance: Kernel,
     launch: Launch,
-    table: Buffer<u8>,
+    table: Arc<Table>,
+}
+
+/// The table of a stream's graphs, allocated for the first of them and kept as long as the stream's
+/// handles and plans.
+#[derive(Default)]
+struct Table {
+    memory: OnceLock<Buffer<u8>>,
     /// Locked while a call is enqueued, because only one call at a time may use the table.
     enqueuing: Mutex<()>,
+}
+
+impl Table {
+    /// Returns the address, allocating the memory if necessary. Must not be called while the stream
+    /// is captured, because a captured allocation belongs to the caller's graph.
+    fn address(&self, device: &Arc<Device>) -> Result<Address> {
+        if let Some(memory) = self.memory.get() {
+            return Ok(memory.ptr());
+        }
+        let made = device.alloc(TABLE_BYTES)?;
+        // If another thread was faster, its memory is kept and this is freed.
+        Ok(self.memory.get_or_init(|| made).ptr())
+    }
 }
 
 impl TimeLoop {
@@ -51,6 +76,7 @@ impl TimeLoop {
         pass: &str,
         blocks: usize,
         warps: usize,
+        table: &Arc<Table>,
     ) -> Result<Self> {
         let module = kernels.module(program)?;
         let kernel = |part: &str| module.kernel(&format!("{pass}_{part}"));
@@ -59,52 +85,65 @@ impl TimeLoop {
             step: kernel("step")?,
             advance: kernel("advance")?,
             launch: Launch::new(grid(blocks)?, 32 * warps as u32),
-            table: kernels.device.alloc(TABLE_BYTES)?,
+            table: table.clone(),
             graph: OnceLock::new(),
-            enqueuing: Mutex::new(()),
             device: kernels.device.clone(),
         })
     }
 
-    /// Enqueues `begin` with at least `threads` threads, then `steps` steps of `call`.
-    pub(crate) fn run<Call: Pod>(&self, call: &Call, threads: usize, steps: usize) -> Result<()> {
-        const { assert!(size_of::<Call>() <= TABLE_BYTES) };
+    /// Enqueues `begin` with at least `threads` threads, then `steps` steps of `call`. `table` is
+    /// scratch memory of the call, of [`TABLE_BYTES`] bytes.
+    pub(crate) fn run<Call: Pod>(
+        &self,
+        call: &Call,
+        threads: usize,
+        steps: usize,
+        table: Address,
+    ) -> Result<()> {
         let stream = self.device.stream.cu_stream();
-        let mut call = *call;
-        let mut table = self.table.ptr();
-        let _enqueuing = lock(&self.enqueuing);
-        let launch = Launch::new(grid(threads.div_ceil(256).max(1))?, 256);
-        // SAFETY: `begin` takes (Call, Call*), and the table has room for a Call.
-        unsafe {
-            self.begin.launch(stream, &launch, &mut [argument(&mut call), argument(&mut table)])?
-        };
-        if steps < MIN_GRAPH_CALL {
+        if steps < MIN_GRAPH_CALL || self.device.is_capturing()? {
+            self.begin(call, threads, table)?;
             for offset in 0..steps {
                 // The first step must not start early, because it reads the table, which `begin`
                 // writes, before it waits.
-                self.step(stream, offset, offset > 0)?;
+                self.step(stream, table, offset, offset > 0)?;
             }
             return Ok(());
         }
+        let table = self.table.address(&self.device)?;
         let graph = match self.graph.get() {
             Some(graph) => graph,
             None => {
-                let graph = self.record()?;
+                let graph = self.record(table)?;
                 self.graph.get_or_init(|| graph)
             }
         };
+        let _enqueuing = lock(&self.table.enqueuing);
+        self.begin(call, threads, table)?;
         for _ in 0..steps.div_ceil(GRAPH_STEPS) {
             graph.launch(stream)?;
         }
         Ok(())
     }
 
-    fn record(&self) -> Result<Graph> {
+    /// Enqueues `begin`, which writes `call` to `table`.
+    fn begin<Call: Pod>(&self, call: &Call, threads: usize, table: Address) -> Result<()> {
+        const { assert!(size_of::<Call>() <= TABLE_BYTES) };
+        let (mut call, mut table) = (*call, table);
+        let stream = self.device.stream.cu_stream();
+        let launch = Launch::new(grid(threads.div_ceil(256).max(1))?, 256);
+        // SAFETY: `begin` takes (Call, Call*), and the table has room for a Call.
+        unsafe {
+            self.begin.launch(stream, &launch, &mut [argument(&mut call), argument(&mut table)])
+        }
+    }
+
+    fn record(&self, table: Address) -> Result<Graph> {
         Graph::record(&self.device, |stream| {
             for offset in 0..GRAPH_STEPS {
-                self.step(stream, offset, offset > 0)?;
+                self.step(stream, table, offset, offset > 0)?;
             }
-            let (mut table, mut steps) = (self.table.ptr(), GRAPH_STEPS as i32);
+            let (mut table, mut steps) = (table, GRAPH_STEPS as i32);
             let launch = Launch::new([1, 1, 1], 1);
             // SAFETY: `advance` takes (Call*, int).
             unsafe {
@@ -117,8 +156,8 @@ impl TimeLoop {
         })
     }
 
-    fn step(&self, stream: CUstream, offset: usize, early: bool) -> Result<()> {
-        let (mut table, mut offset) = (self.table.ptr(), offset as i32);
+    fn step(&self, stream: CUstream, table: Address, offset: usize, early: bool) -> Result<()> {
+        let (mut table, mut offset) = (table, offset as i32);
         let launch = Launch { early, ..self.launch };
         // SAFETY: a step takes (const Call*, int). The addresses in the table are from the call of
         // `run`, whose buffers are valid until it has run.
@@ -128,10 +167,13 @@ impl TimeLoop {
     }
 }
 
-/// The most recently used time loops. They are kept so that a plan that differs only in T, for
-/// example, needs no new graph.
+/// The most recently used time loops of a stream. They are kept so that a plan that differs only in
+/// T, for example, needs no new graph.
 #[derive(Default)]
-pub(crate) struct TimeLoops(Mutex<Vec<Entry>>);
+pub(crate) struct TimeLoops {
+    entries: Mutex<Vec<Entry>>,
+    table: Arc<Table>,
+}
 
 struct Entry {
     program: Program,
@@ -164,7 +206,8 @@ impl TimeLoops {
             return Ok(time_loop);
         }
         // Compile without the lock, so that other threads need not wait.
-        let time_loop = Arc::new(TimeLoop::new(kernels, program, pass, blocks, warps)?);
+        let made = TimeLoop::new(kernels, program, pass, blocks, warps, &self.table)?;
+        let time_loop = Arc::new(made);
         let mut entries = self.entries();
         if let Some(made_meanwhile) = find(&mut entries) {
             return Ok(made_meanwhile);
@@ -177,6 +220,6 @@ impl TimeLoops {
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
-        lock(&self.0)
+        lock(&self.entries)
     }
 }

@@ -1,7 +1,9 @@
-//! The host side, on a GPU: streams share compiled kernels (`streams.rs`); calls restore the
-//! caller's context (`context.rs`); workspaces suffice, memory is returned to the GPU, and memory
-//! of other handles is refused (`memory.rs`). Without a GPU the tests are skipped.
+//! The host side, on a GPU: streams share compiled kernels (`streams.rs`); calls can be captured in
+//! a caller's graph (`capture.rs`) and restore the caller's context (`context.rs`); workspaces
+//! suffice, weights can be packed into the caller's memory, memory is returned to the GPU, and
+//! memory of other handles is refused (`memory.rs`). Without a GPU the tests are skipped.
 
+mod capture;
 mod context;
 mod memory;
 mod streams;

@@ -6,7 +6,7 @@ use flashrnn_core::{
 };
 use flashrnn_cuda::{Buffer, Cuda, Family, ViewMut, testing};
 
-use super::{Layer, cuda, size};
+use super::{Layer, cuda, numbers, size};
 
 /// Checks both passes with workspaces of the caller: they return the same bits as without
 /// workspaces, and never allocate from the pool.
@@ -99,6 +99,47 @@ fn workspaces_that_do_not_fit_are_refused() -> Result<()> {
     };
     let shifted = layer.plan.backward(call);
     assert!(matches!(shifted, Err(Error::Argument { tensor: "workspace", .. })), "{shifted:?}");
+    Ok(())
+}
+
+#[test]
+fn weights_packed_into_memory_of_the_caller_serve_all_streams() -> Result<()> {
+    let Some((cuda, _alone)) = cuda() else { return Ok(()) };
+    let problem = Problem::new(3, 40, 2, 33);
+    let mut layer = Layer::<bf16>::new(&cuda, &Lstm, &problem)?;
+    layer.forward(None)?;
+    layer.backward(None)?;
+    let want = layer.outputs()?;
+    let shapes = layer.plan.shapes().clone();
+    let r = cuda.upload(&numbers::<bf16>(1, &shapes.r(), 1.0 / 33_f64.sqrt()))?;
+    let b = cuda.upload(&numbers::<bf16>(2, &shapes.b(), 1.0))?;
+    let bytes = layer.plan.packed_workspace().bytes;
+    let memory = cuda.upload(&vec![0xff_u8; bytes])?;
+    cuda.synchronize()?;
+    let borrow = |len: usize| {
+        // SAFETY: `memory` outlives the weights and the work that uses them.
+        unsafe { ViewMut::<u8>::from_raw(memory.ptr(), len) }
+    };
+    // SAFETY: as above.
+    let small = unsafe { layer.plan.pack_into(r.view(), b.view(), borrow(bytes - 1)) };
+    assert!(matches!(small, Err(Error::Shape { tensor: "memory", .. })), "{small:?}");
+    let used = cuda.memory()?.used;
+    let own = testing::peak_memory_of(&cuda, || {
+        // SAFETY: as above.
+        layer.weights = unsafe { layer.plan.pack_into(r.view(), b.view(), borrow(bytes)) }?;
+        cuda.synchronize()
+    })?;
+    assert_eq!(own, used, "packing took memory of the pool");
+    layer.forward(None)?;
+    layer.backward(None)?;
+    assert!(layer.outputs()? == want);
+
+    let mut second = Layer::<bf16>::new(&cuda.with_new_stream()?, &Lstm, &problem)?;
+    // SAFETY: as above. The packing has ended.
+    second.weights = unsafe { second.plan.packed_in(borrow(bytes)) }?;
+    second.forward(None)?;
+    second.backward(None)?;
+    assert!(second.outputs()? == want);
     Ok(())
 }
 

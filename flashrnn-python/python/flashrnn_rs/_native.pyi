@@ -26,8 +26,16 @@ class Plan:
     @property
     def workspaces(self) -> tuple[int, int]:
         """The bytes of scratch memory of the forward and of the backward pass."""
-    def pack(self, r: _Memory, b: _Memory) -> Weights:
-        """Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]`."""
+    @property
+    def packed_bytes(self) -> int:
+        """The bytes of the memory of packed weights, 0 if the plan packs into memory of its own."""
+    def pack(self, r: _Memory, b: _Memory, memory: _Memory | None = None) -> Weights:
+        """Packs `r [Gr, N, D_out, D_in]` and `b [G, N, D]`.
+
+        Weights on a GPU are in `memory`, of `packed_bytes` bytes, or, without it, in a buffer.
+        """
+    def packed(self, memory: _Memory) -> Weights:
+        """Returns the weights that the plan of another stream has packed into `memory`."""
     def forward(
         self,
         weights: Weights,

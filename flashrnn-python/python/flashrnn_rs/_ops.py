@@ -110,13 +110,17 @@ class _Call:
 
     def pack(self, r: Tensor, b: Tensor) -> _native.Weights:
         """Packs the weights."""
-        return self.plan.pack(self.at(r), self.at(b))
+        return self.plan.pack(self.at(r), self.at(b), self._allocate(self.plan.packed_bytes))
 
     def scratch(self, which: int) -> tuple[int, int] | None:
-        """Returns memory of PyTorch's allocator for a pass; the CPU backend keeps its own."""
+        """Returns the scratch memory of a pass."""
+        return self._allocate(self.plan.workspaces[which])
+
+    def _allocate(self, size: int) -> tuple[int, int] | None:
+        """Allocates memory with PyTorch's allocator; the CPU backend keeps its own."""
         if self._like.device.type == "cpu":
             return None
-        return self.at(self._like.new_empty(self.plan.workspaces[which], dtype=torch.uint8))
+        return self.at(self._like.new_empty(size, dtype=torch.uint8))
 
 
 def _new_wide(like: Tensor, shape: Sequence[int] | int) -> Tensor:

@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashrnn_rs import _native
 from flashrnn_rs._ops import DTYPES, plan_for, wide_dtype
 from flashrnn_rs._plans import CELLS, Options, Shapes, check_shape
 
 __all__ = ["Stream"]
 
 
-class _Layer(NamedTuple):
+class _Layer:
     """A layer whose weights are packed."""
 
-    weight_ih: Tensor
-    plan: _native.Plan
-    weights: _native.Weights
-    state: Tensor
-    """`[S, B, N, D]`, advanced in place"""
+    def __init__(self, cell: str, batch: int, weight_ih: Tensor, r: Tensor, b: Tensor) -> None:
+        r, b = r.contiguous(), b.contiguous()
+        options, (_, heads, _, dim), dtype = Options(cell), r.shape, DTYPES[r.dtype]
+        shapes = Shapes.of(options, (batch, 1, CELLS[cell].external, heads, dim))
+        self._description = shapes.describe(options, dtype, dtype)
+        self.weight_ih = weight_ih.clone()
+        self.state = r.new_zeros(shapes.state, dtype=wide_dtype(r.dtype))  # [S, B, N, D]
+        self._plan = plan_for(self._description, r.device)
+        # On a GPU, the weights are in this tensor, for the plans of all streams.
+        self._packed = r.new_empty(self._plan.packed_bytes, dtype=torch.uint8)
+        self._weights = self._plan.pack(_at(r), _at(b), _at(self._packed))
+
+    def step(self, x: Tensor) -> Tensor:
+        """Advances the state. Returns h, `[B, N * D]`."""
+        if x.is_cuda:
+            self._follow_the_current_stream()
+        wx = F.linear(x, self.weight_ih).to(self.weight_ih.dtype)
+        h = wx.new_empty(self.state.shape[1:])
+        self._plan.step(self._weights, wx=_at(wx), state=_at(self.state), h=_at(h))
+        return h.flatten(1)
+
+    def _follow_the_current_stream(self) -> None:
+        plan = plan_for(self._description, self.state.device)
+        if plan is not self._plan:
+            self._plan, self._weights = plan, plan.packed(_at(self._packed))
 
 
 class Stream:
     """Layers of a cell that run one step at a time, without gradients.
 
-    Made by the method `stream` of a module, from the weights that the module has at that time.
+    Made by the method `stream` of a module, from the weights that the module has at that time. On
+    CUDA, a step runs on the current stream, and can be captured in a graph.
     """
 
     def __init__(
@@ -37,16 +56,7 @@ class Stream:
     ) -> None:
         """Packs the `weight_ih`, `r` and `b` of each layer. The states are zeros."""
         self.cell, self.batch_size = cell, batch_size
-        self._layers = [self._packed(*(t.detach() for t in tensors)) for tensors in layers]
-
-    def _packed(self, weight_ih: Tensor, r: Tensor, b: Tensor) -> _Layer:
-        r, b = r.contiguous(), b.contiguous()
-        options, (_, heads, _, dim) = Options(self.cell), r.shape
-        shapes = Shapes.of(options, (self.batch_size, 1, CELLS[self.cell].external, heads, dim))
-        dtype = DTYPES[r.dtype]
-        plan = plan_for(shapes.describe(options, dtype, dtype), r.device)
-        state = r.new_zeros(shapes.state, dtype=wide_dtype(r.dtype))
-        return _Layer(weight_ih.clone(), plan, plan.pack(_at(r), _at(b)), state)
+        self._layers = [_Layer(cell, batch_size, *(t.detach() for t in layer)) for layer in layers]
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
@@ -60,10 +70,7 @@ class Stream:
         """
         check_shape("x", x.shape, (self.batch_size, self._layers[0].weight_ih.shape[1]))
         for layer in self._layers:
-            wx = F.linear(x, layer.weight_ih).to(layer.weight_ih.dtype)
-            h = wx.new_empty(layer.state.shape[1:])
-            layer.plan.step(layer.weights, wx=_at(wx), state=_at(layer.state), h=_at(h))
-            x = h.flatten(1)
+            x = layer.step(x)
         return x
 
     @property
