@@ -64,8 +64,10 @@ fi
 # The packages whose functions are replaced.
 install "$work/fresh" --no-deps flashrnn==1.0.8 sb3-contrib==2.9.2 stable-baselines3==2.9.0 \
     gymnasium==1.4.0 cloudpickle farama-notifications \
-    tirex-ts==1.4.2 xlstm==2.0.6 omegaconf antlr4-python3-runtime==4.9.3 dacite
+    tirex-ts==1.4.2 xlstm==2.0.6 omegaconf antlr4-python3-runtime==4.9.3 dacite \
+    torchrl==0.14.1 tensordict==0.14.3 pyvers==0.2.3 hoptorch==0.1.4
 install "$work/fresh" scikit-learn huggingface-hub # imported by tirex-ts
+install "$work/fresh" orjson importlib_metadata    # imported by torchrl
 install "$work/fresh" mypy==2.4.1
 (cd "$package" && "$work/fresh/bin/mypy" --cache-dir "$work/mypy" python)
 run_tests "$package/tests"

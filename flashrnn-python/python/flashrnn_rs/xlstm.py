@@ -37,8 +37,8 @@ def slstm_forward(x: Tensor, states: Tensor, R: Tensor, b: Tensor) -> tuple[Tens
     """
     heads, dim, _ = R.shape
     r = R.view(heads, dim, 4, dim).permute(2, 0, 3, 1)
-    out, last = _run(_OPTIONS, x, states, r, b)
-    return out[0].flatten(2).to(R.dtype), last.flatten(2).to(R.dtype)
+    h, last = _run(_OPTIONS, x, states, r, b, all_states=False)
+    return h.flatten(2).to(R.dtype), last.flatten(2).to(R.dtype)
 
 
 def slstm_impl(cell: Any, training: bool, input: Tensor, state: Tensor) -> Tensor:
@@ -65,14 +65,14 @@ def slstm_impl(cell: Any, training: bool, input: Tensor, state: Tensor) -> Tenso
     )
     heads, _, dim = cell._recurrent_kernel.shape
     r = cell._recurrent_kernel.view(heads, 4, dim, dim).transpose(0, 1)
-    out, _ = _run(options, input, state, r, cell._bias)
+    out, _ = _run(options, input, state, r, cell._bias, all_states=True)
     return torch.cat([state.unsqueeze(1).to(input.dtype), out.flatten(3).to(input.dtype)], 1)
 
 
 def _run(
-    options: Options, x: Tensor, states: Tensor, r: Tensor, b: Tensor
+    options: Options, x: Tensor, states: Tensor, r: Tensor, b: Tensor, all_states: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns all states `[4, T, B, N, D]` and the last ones `[4, B, N, D]`."""
+    """Returns all states `[4, T, B, N, D]`, or h `[T, B, N, D]`, and the last states."""
     heads = r.shape[1:3]
     r, b = weights_of_one_dtype(r, b.view(4, *heads), x.dtype)
     s0 = states.unflatten(2, heads)
@@ -80,5 +80,5 @@ def _run(
     batch_major = not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
     if batch_major:
         x, options = x.transpose(0, 1), options._replace(time_major=False)
-    out, last = run(options, x.unflatten(2, (4, *heads)), r, b, s0, None, None, all_states=True)
-    return out.transpose(1, 2) if batch_major else out, last
+    out, last = run(options, x.unflatten(2, (4, *heads)), r, b, s0, None, None, all_states)
+    return out.transpose(-4, -3) if batch_major else out, last
