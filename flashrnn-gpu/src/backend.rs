@@ -11,8 +11,9 @@ pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
 /// [`Error::Unsupported`] if one of them is not supported.
 pub fn check_dtypes<T: Element, W: Element>(backend: &'static str) -> Result<()> {
     if !DTYPES.contains(&T::DTYPE) {
+        const WHY: &str = "they are f32, bf16 or f16; the CPU backend runs f64";
         let what = format!("tensors of {}", T::DTYPE);
-        return Err(Error::Unsupported { backend, what, why: "they are f32, bf16 or f16".into() });
+        return Err(Error::Unsupported { backend, what, why: WHY.into() });
     }
     if W::DTYPE != T::DTYPE && W::DTYPE != Dtype::F32 {
         let what = format!("weights of {} with tensors of {}", W::DTYPE, T::DTYPE);
