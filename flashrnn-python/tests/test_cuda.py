@@ -157,7 +157,6 @@ def test_opcheck(cell, options):
     options = on_cuda(options)
     lengths, resets = options.pop("lengths", None), options.pop("resets", None)
     lengths = None if lengths is None else lengths.int()
-    resets = None if resets is None else resets.view(torch.uint8)
     options = Options(cell=cell, **options)
     ops, inputs = torch.ops.flashrnn_rs, (*given, lengths, resets)
     torch.library.opcheck(ops.infer.default, (*inputs, True, *options))

@@ -64,7 +64,6 @@ def test_opcheck(cell, options):
     options = dict(options)
     lengths, resets = options.pop("lengths", None), options.pop("resets", None)
     lengths = None if lengths is None else lengths.int()
-    resets = None if resets is None else resets.contiguous().view(torch.uint8)
     options = Options(cell=cell, **options)
     ops, inputs = torch.ops.flashrnn_rs, (wx, r, b, s0, lengths, resets)
     torch.library.opcheck(ops.infer.default, (*inputs, True, *options))

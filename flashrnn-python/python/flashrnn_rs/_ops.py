@@ -7,6 +7,7 @@ checked by `flashrnn_rs.functional`, before it calls them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -60,9 +61,17 @@ def plan_for(description: Description, device: torch.device) -> _native.Plan:
     """Returns the plan for a device, on CUDA for the current stream."""
     if device.type == "cpu":
         return plan_on_cpu(description, torch.get_num_threads())
-    _load_cuda()
+    if not hasattr(_thread, "uses_cuda"):
+        _load_cuda()
+        # Makes a context current on this thread, as PyTorch's operators do. Otherwise its next
+        # product, often that of a linear layer's backward pass, warns that there is none.
+        torch.zeros(1, device=device)
+        _thread.uses_cuda = True
     stream = torch.cuda.current_stream(device).cuda_stream
     return _plan_on_cuda(description, device.index, stream)
+
+
+_thread = threading.local()
 
 
 @lru_cache(maxsize=128)

@@ -27,6 +27,17 @@ _DTYPES = {
     "float64": torch.float64,
 }
 
+# The orders that each shape's axes may have.
+_ORDERS = {
+    f"{name}_shape": frozenset(map("".join, permutations(letters)))
+    for name, letters in {
+        "input": "BTGHD",
+        "output": "SBTHD",
+        "recurrent": "GHDP",
+        "bias": "GHD",
+    }.items()
+}
+
 # FlashRNN's backends that cast their inputs to the dtypes of the config, and all others. Here the
 # tensors' device decides what runs.
 _CASTING = ("cuda", "cuda_fused")
@@ -122,9 +133,8 @@ class FlashRNNConfig:
         """Checks the names, and derives the fields that were left out."""
         _check("backend", self.backend, _BACKENDS)
         _check("function", self.function, CELLS)
-        for axes in ("input_shape", "output_shape", "recurrent_shape", "bias_shape"):
-            letters = getattr(type(self), axes)
-            _check(axes, getattr(self, axes), ["".join(p) for p in permutations(letters)])
+        for axes, orders in _ORDERS.items():
+            _check(axes, getattr(self, axes), orders)
         dtypes = [f"dtype_{letter}" for letter in "wrbgsa"]
         self.dtype_b = self.dtype_b or self.dtype
         self.dtype_a = self.dtype_a or self.dtype_b
@@ -236,7 +246,7 @@ def install() -> None:
 
 def _check(name: str, got: str, known: Collection[str]) -> None:
     if got not in known:
-        raise ValueError(f"{name}: got {got}, wanted one of {', '.join(known)}")
+        raise ValueError(f"{name}: got {got}, wanted one of {', '.join(sorted(known))}")
 
 
 def _ordered(tensor: Tensor, axes: str, order: str) -> Tensor:

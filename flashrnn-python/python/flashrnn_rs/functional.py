@@ -117,7 +117,7 @@ def run(
         lengths = _int32(lengths)
     if resets is not None:
         _check("resets", resets, wx, shapes.resets)
-        resets = (resets if resets.dtype == torch.bool else resets != 0).view(torch.uint8)
+        resets = resets if resets.dtype == torch.bool else resets != 0
     differentiable = (wx, r, b) if s0 is None else (wx, r, b, s0)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
         out, last = _Rnn.apply(wx, r, b, s0, lengths, resets, all_states, options)
