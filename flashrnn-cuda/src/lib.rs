@@ -11,13 +11,20 @@
 //! A [`Cuda`] enqueues on one stream. [`Cuda::with_stream`] and [`Cuda::with_new_stream`] make
 //! handles of other streams that share its context, loaded kernels and memory pool. Buffers, packed
 //! weights and saved tensors are valid only on the stream on which they were made; plans of other
-//! streams refuse them with [`Error::Argument`](flashrnn_core::Error::Argument). Every call
-//! restores the CUDA context that was current on the caller's thread.
+//! streams refuse them with [`Error::Argument`](flashrnn_core::Error::Argument). Weights that
+//! [`CudaPlan::pack_into`] packs into the caller's memory serve all streams. Every call restores
+//! the CUDA context that was current on the caller's thread.
 //!
 //! A call takes its scratch memory from the pool, in stream order, or uses the workspace passed to
 //! it. A call with a workspace allocates nothing, with three exceptions that occur once: the first
 //! backward pass of a context creates its cuBLAS handle, the first call of a time loop on a stream
 //! records its graph, and the first call with less aligned tensors loads fused kernels for them.
+//!
+//! The caller may capture calls in a graph of its own, the first calls of a plan included, and
+//! replay it beside other work. The context should have run a backward pass before, because
+//! creating the cuBLAS handle may not be possible then. Without a workspace, the scratch memory
+//! becomes a part of the graph.
+//!
 //! [`Backend::trim`](flashrnn_core::Backend::trim) returns the pool's unused memory to the GPU.
 //!
 //! # Reading order
