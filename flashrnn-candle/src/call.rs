@@ -1,59 +1,72 @@
-//! One call of a plan on host memory, used by the differentiable operation and by frozen weights.
+//! One call of a plan on candle's tensors, used by the differentiable operation and by frozen
+//! weights.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytemuck::Pod;
-use candle_core::{Error, Result};
-use flashrnn::any::{AnyBuffer, AnyPlan, AnyView};
-use flashrnn::{AnyBackend, Backend, Element, Forward, Plan, Saved, Shapes, Weights};
+use candle_core::{Error, Result, Storage, Tensor};
+use flashrnn::any::{AnyBuffer, AnyPlan};
+use flashrnn::{AnyBackend, Backward, Forward, Plan, Save, SavedMut, SavedRef, Shapes, Weights};
 
-use crate::host::Number;
-use crate::staging::{Staged, into_vec, stage};
+use crate::place::{Input, Place};
+use crate::storage::{Locked, Number, plain, scatter};
 
 /// A plan with the arguments of a call that are not float tensors. `T` is the element type of wx,
 /// and `W` that of r and b.
 pub(crate) struct Call<T: Number, W: Number> {
-    pub backend: AnyBackend,
+    pub place: Place,
     pub plan: Arc<AnyPlan<T, W>>,
-    /// `[B]`
-    pub lengths: Option<Vec<i32>>,
-    /// `[B, T]`, or `[T, B]`
-    pub resets: Option<Vec<u8>>,
+    /// Whether there is an initial state.
+    pub initial: bool,
+    /// `[B]` of U32
+    pub lengths: Option<Tensor>,
+    /// `[B, T]`, or `[T, B]`, of U8
+    pub resets: Option<Tensor>,
     /// Whether the outputs start with every state instead of h alone.
     pub all_states: bool,
+}
+
+/// The weights and the initial state of a call.
+pub(crate) enum Rest<'a, T: Number> {
+    /// One tensor of `W` with s0 (if there is one, which makes `W` the wide type of `T`), r and b.
+    Joined(&'a Tensor),
+    /// Packed weights, and s0.
+    Frozen(&'a Weights<AnyBackend, T>, Option<&'a AnyBuffer<T::Wide>>),
 }
 
 /// The outputs of a forward pass.
 pub(crate) struct ForwardOutput<T: Number> {
     /// h `[B, T, N, D]`, or with `all_states` the states `[S, B, T, N, D]`
-    pub head: Vec<T>,
-    /// `[S, B, N, D]`
-    pub last: Vec<T::Wide>,
+    pub head: Storage,
+    /// `[S, B, N, D]` of `T::Wide`
+    pub last: Storage,
     /// Present if a backward pass may follow.
     pub activations: Option<Activations<T>>,
 }
 
 /// The memory that a forward pass keeps for its backward passes.
 pub(crate) struct Activations<T: Number> {
+    weights: Weights<AnyBackend, T>,
     /// `[S, B, T, N, D]`
-    pub states: AnyBuffer<T>,
-    pub saved: Saved<AnyBackend, T>,
+    states: AnyBuffer<T>,
+    /// See [`flashrnn::Saved`].
+    gates: AnyBuffer<T>,
+    wide: AnyBuffer<T::Wide>,
 }
 
-/// The lengths and resets of a call, in memory that the backend can read.
-pub(crate) struct Masks<'a> {
-    lengths: Option<Staged<'a, i32>>,
-    resets: Option<Staged<'a, u8>>,
+/// The gradients that reach the outputs of a call.
+pub(crate) struct OutputGradients<'a> {
+    /// Of h, or with `all_states` of the states.
+    pub head: Option<&'a Tensor>,
+    /// `[S, B, N, D]`
+    pub last: &'a Tensor,
 }
 
-impl Masks<'_> {
-    pub fn lengths(&self) -> Option<AnyView<'_, i32>> {
-        self.lengths.as_ref().map(Staged::view)
-    }
-
-    pub fn resets(&self) -> Option<AnyView<'_, u8>> {
-        self.resets.as_ref().map(Staged::view)
-    }
+/// The gradients of the inputs of a call.
+pub(crate) struct InputGradients {
+    pub wx: Storage,
+    /// Of the tensor with s0, r and b.
+    pub rest: Storage,
 }
 
 impl<T: Number, W: Number> Call<T, W> {
@@ -61,78 +74,204 @@ impl<T: Number, W: Number> Call<T, W> {
         self.plan.shapes()
     }
 
-    /// Returns the number of output elements before `last`.
-    pub fn head_len(&self) -> usize {
+    /// Returns whether the backward pass reads wx again.
+    pub fn recomputes(&self) -> bool {
+        self.plan.problem().options.save == Save::Recompute
+    }
+
+    /// Returns the shape of the first output.
+    pub fn head_shape(&self) -> Vec<usize> {
         let shapes = self.shapes();
-        let steps = shapes.tokens() * shapes.units();
-        if self.all_states { shapes.states * steps } else { steps }
+        if self.all_states { shapes.states().to_vec() } else { shapes.h().to_vec() }
     }
 
-    pub fn alloc<P: Element>(&self, len: usize) -> Result<AnyBuffer<P>> {
-        self.backend.alloc(len).map_err(Error::wrap)
-    }
-
-    pub fn stage<'a, P: Pod + Send + Sync>(&self, data: &'a [P]) -> Result<Staged<'a, P>> {
-        stage(&self.backend, data)
-    }
-
-    /// Moves a buffer's elements to a `Vec`; copies only from a GPU.
-    pub fn read<P: Element>(&self, buffer: AnyBuffer<P>) -> Result<Vec<P>> {
-        into_vec(&self.backend, buffer)
-    }
-
-    pub fn masks(&self) -> Result<Masks<'_>> {
-        Ok(Masks {
-            lengths: self.lengths.as_deref().map(|lengths| self.stage(lengths)).transpose()?,
-            resets: self.resets.as_deref().map(|resets| self.stage(resets)).transpose()?,
-        })
-    }
-
-    pub fn pack(&self, r: &[W], b: &[W]) -> Result<Weights<AnyBackend, T>> {
-        let (r, b) = (self.stage(r)?, self.stage(b)?);
-        self.plan.pack(r.view(), b.view()).map_err(Error::wrap)
-    }
-
-    /// Runs the forward pass. With `save`, keeps what a backward pass needs.
-    pub fn forward(
-        &self,
-        weights: &Weights<AnyBackend, T>,
-        wx: &[T],
-        s0: Option<&AnyBuffer<T::Wide>>,
-        save: bool,
-    ) -> Result<ForwardOutput<T>> {
+    /// Returns the lengths of s0 (0 if there is none), r and b.
+    fn lens(&self) -> [usize; 3] {
         let shapes = self.shapes();
-        let mut saved = if save { Some(self.plan.saved().map_err(Error::wrap)?) } else { None };
-        let buffer = |wanted: bool, shape: &[usize]| {
-            wanted.then(|| self.alloc::<T>(shape.iter().product())).transpose()
+        let s0 = if self.initial { shapes.state().iter().product() } else { 0 };
+        [s0, shapes.r().iter().product(), shapes.b().iter().product()]
+    }
+
+    /// Returns where s0, r and b are in the tensor that holds all of them.
+    fn ranges(&self) -> [Range<usize>; 3] {
+        let [s0, r, b] = self.lens();
+        [0..s0, s0..s0 + r, s0 + r..s0 + r + b]
+    }
+
+    /// Packs r and b.
+    pub fn pack(&self, r: &Tensor, b: &Tensor) -> Result<Weights<AnyBackend, T>> {
+        let (r, b) = (Locked::new(r), Locked::new(b));
+        let r = self.place.input::<W>(&r, 0..r.len())?;
+        let b = self.place.input::<W>(&b, 0..b.len())?;
+        self.place.run(|| self.plan.pack(r.view(), b.view()).map_err(Error::wrap))
+    }
+
+    /// Runs the forward pass for a contiguous wx. With `save` and joined weights, keeps what a
+    /// backward pass needs.
+    pub fn forward(&self, wx: &Tensor, rest: Rest<'_, T>, save: bool) -> Result<ForwardOutput<T>> {
+        let place = &self.place;
+        let shapes = self.shapes();
+        let wx = Locked::new(wx);
+        let wx = place.input::<T>(&wx, 0..wx.len())?;
+        let joined = match &rest {
+            Rest::Joined(rest) => Some(Locked::new(rest)),
+            Rest::Frozen(..) => None,
         };
-        let mut states = buffer(save || self.all_states, &shapes.states())?;
-        let mut h = buffer(!self.all_states, &shapes.h())?;
-        let mut last = self.alloc(shapes.state().iter().product())?;
-        let wx = self.stage(wx)?;
-        let masks = self.masks()?;
-        self.plan
-            .forward(Forward {
-                s0: s0.map(AnyBuffer::view),
-                lengths: masks.lengths(),
-                resets: masks.resets(),
-                h: h.as_mut().map(AnyBuffer::view_mut),
-                states: states.as_mut().map(AnyBuffer::view_mut),
-                last: Some(last.view_mut()),
-                saved: saved.as_mut().map(Saved::view_mut),
-                ..Forward::new(weights, wx.view())
-            })
-            .map_err(Error::wrap)?;
-        let last = self.read(last)?;
-        let (head, states) = match (h, states) {
-            (Some(h), states) => (self.read(h)?, states),
-            (None, Some(states)) if save => {
-                (self.backend.download(states.view()).map_err(Error::wrap)?, Some(states))
+        let [s0_range, r, b] = self.ranges();
+        let weights = joined.as_ref().map(|joined| {
+            Ok::<_, Error>((place.input::<W>(joined, r)?, place.input::<W>(joined, b)?))
+        });
+        let weights = weights.transpose()?;
+        let s0 = joined.as_ref().filter(|_| self.initial);
+        let s0 = s0.map(|joined| place.input::<T::Wide>(joined, s0_range)).transpose()?;
+        let masks = self.masks();
+        let masks = masks.inputs(place)?;
+
+        let states_len = shapes.states().iter().product();
+        let [gates_len, wide_len] = shapes.saved::<T>(self.plan.problem().options.save);
+        let mut states = save.then(|| place.scratch::<T>(states_len)).transpose()?;
+        let mut gates = save.then(|| place.scratch::<T>(gates_len)).transpose()?;
+        let mut wide = save.then(|| place.scratch::<T::Wide>(wide_len)).transpose()?;
+        // Saved states that are an output as well are copied.
+        let copied = self.all_states && save;
+        let head_len = if copied { 0 } else { self.head_shape().iter().product() };
+        let mut head = place.alloc::<T, 1>([head_len])?;
+        let mut last = place.alloc::<T::Wide, 1>([shapes.state().iter().product()])?;
+        let packed = {
+            let (mut head, mut last) = (place.borrow_mut(&mut head), place.borrow_mut(&mut last));
+            place.run(|| {
+                let packed = weights.as_ref().map(|(r, b)| self.plan.pack(r.view(), b.view()));
+                let packed = packed.transpose().map_err(Error::wrap)?;
+                let (weights, frozen_s0) = match (&packed, &rest) {
+                    (Some(packed), _) => (packed, None),
+                    (None, Rest::Frozen(weights, s0)) => (*weights, *s0),
+                    (None, Rest::Joined(_)) => return Err(Error::msg("flashrnn: no weights")),
+                };
+                let head = head.views().next().filter(|_| !copied);
+                let (h, all) = if self.all_states { (None, head) } else { (head, None) };
+                let call = Forward {
+                    s0: s0.as_ref().map(Input::view).or(frozen_s0.map(AnyBuffer::view)),
+                    lengths: masks.lengths.as_ref().map(Input::view),
+                    resets: masks.resets.as_ref().map(Input::view),
+                    h,
+                    states: all.or(states.as_mut().map(AnyBuffer::view_mut)),
+                    last: last.views().next(),
+                    saved: gates.as_mut().zip(wide.as_mut()).map(|(gates, wide)| SavedMut {
+                        gates: gates.view_mut(),
+                        wide: wide.view_mut(),
+                    }),
+                    ..Forward::new(weights, wx.view())
+                };
+                self.plan.forward(call).map_err(Error::wrap)?;
+                Ok(packed)
+            })?
+        };
+        let head = match &states {
+            Some(states) if copied => place.copy(states, states_len)?,
+            _ => place.storage(head)?,
+        };
+        let activations = match (packed, states, gates, wide) {
+            (Some(weights), Some(states), Some(gates), Some(wide)) => {
+                Some(Activations { weights, states, gates, wide })
             }
-            (None, Some(states)) => (self.read(states)?, None),
-            (None, None) => return Err(Error::msg("flashrnn: a call without outputs")),
+            _ => None,
         };
-        let activations = states.zip(saved).map(|(states, saved)| Activations { states, saved });
-        Ok(ForwardOutput { head, last, activations })
+        Ok(ForwardOutput { head, last: place.storage(last)?, activations })
+    }
+
+    /// Runs the backward pass. `wx` is present if it recomputes. `rest` is the joined tensor of the
+    /// forward pass. All tensors are contiguous.
+    pub fn backward(
+        &self,
+        activations: &Activations<T>,
+        wx: Option<&Tensor>,
+        rest: &Tensor,
+        d: &OutputGradients<'_>,
+    ) -> Result<InputGradients> {
+        let place = &self.place;
+        let shapes = self.shapes();
+        let wx = wx.map(Locked::new);
+        let wx = wx.as_ref().map(|wx| place.input::<T>(wx, 0..wx.len())).transpose()?;
+        let rest = Locked::new(rest);
+        let [s0_range, ..] = self.ranges();
+        let s0 = self.initial.then(|| place.input::<T::Wide>(&rest, s0_range)).transpose()?;
+        let masks = self.masks();
+        let masks = masks.inputs(place)?;
+        let d_head = d.head.map(Locked::new);
+        let d_head = d_head.as_ref().map(|d| place.input::<T>(d, 0..d.len())).transpose()?;
+        let d_last = Locked::new(d.last);
+        let d_last = place.input::<T::Wide>(&d_last, 0..d_last.len())?;
+
+        let mut d_wx = place.alloc::<T, 1>([shapes.wx().iter().product()])?;
+        // s0 is present only if `W` is the wide type.
+        let [s0_len, r_len, b_len] = self.lens();
+        let mut d_s0 = place.alloc::<T::Wide, 1>([s0_len])?;
+        let mut d_weights = place.alloc::<W, 2>([r_len, b_len])?;
+        {
+            let mut d_wx = place.borrow_mut(&mut d_wx);
+            let mut d_s0 = place.borrow_mut(&mut d_s0);
+            let mut d_weights = place.borrow_mut(&mut d_weights);
+            place.run(|| {
+                let head = d_head.as_ref().map(Input::view);
+                let (d_h, d_states) = if self.all_states { (None, head) } else { (head, None) };
+                let Activations { weights, states, gates, wide } = activations;
+                let saved = SavedRef { gates: gates.view(), wide: wide.view() };
+                let d_wx = d_wx.views().next().ok_or_else(|| Error::msg("flashrnn: no memory"))?;
+                let mut d_weights = d_weights.views();
+                let call = Backward {
+                    wx: wx.as_ref().map(Input::view),
+                    s0: s0.as_ref().map(Input::view),
+                    lengths: masks.lengths.as_ref().map(Input::view),
+                    resets: masks.resets.as_ref().map(Input::view),
+                    d_h,
+                    d_states,
+                    d_last: Some(d_last.view()),
+                    d_r: d_weights.next(),
+                    d_b: d_weights.next(),
+                    d_s0: d_s0.views().next().filter(|_| self.initial),
+                    ..Backward::new(weights, states.view(), saved, d_wx)
+                };
+                self.plan.backward(call).map_err(Error::wrap)
+            })?;
+        }
+        let d_weights = place.storage(d_weights)?;
+        let rest = if self.initial {
+            let d_s0 = plain(place.storage(d_s0)?, s0_len);
+            let d_weights = plain(d_weights, r_len + b_len);
+            scatter(&[(0, d_s0.clone()), (s0_len, d_weights)], s0_len + r_len + b_len, &d_s0)?
+        } else {
+            d_weights
+        };
+        Ok(InputGradients { wx: place.storage(d_wx)?, rest })
+    }
+
+    /// Locks the lengths and resets.
+    fn masks(&self) -> LockedMasks<'_> {
+        LockedMasks {
+            lengths: self.lengths.as_ref().map(Locked::new),
+            resets: self.resets.as_ref().map(Locked::new),
+        }
+    }
+}
+
+/// Lengths and resets, locked for reading.
+struct LockedMasks<'a> {
+    lengths: Option<Locked<'a>>,
+    resets: Option<Locked<'a>>,
+}
+
+/// Lengths and resets that the backend can read.
+struct Masks<'a> {
+    lengths: Option<Input<'a, i32>>,
+    resets: Option<Input<'a, u8>>,
+}
+
+impl LockedMasks<'_> {
+    fn inputs<'a>(&'a self, place: &'a Place) -> Result<Masks<'a>> {
+        let (lengths, resets) = (self.lengths.as_ref(), self.resets.as_ref());
+        Ok(Masks {
+            lengths: lengths.map(|lengths| place.lengths(lengths)).transpose()?,
+            resets: resets.map(|resets| place.input(resets, 0..resets.len())).transpose()?,
+        })
     }
 }

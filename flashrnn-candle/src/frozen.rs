@@ -4,14 +4,15 @@ use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
 
-use candle_core::{DType, Device, Error, Result, Tensor, WithDType};
+use candle_core::{DType, Error, Result, Tensor, WithDType};
 use flashrnn::any::AnyBuffer;
 use flashrnn::{AnyBackend, Backend, Cell, Plan, Shapes, Step, Weights};
 
-use crate::call::ForwardOutput;
-use crate::host::{Number, check, cpu, on_host, slice};
+use crate::call::{ForwardOutput, Rest};
+use crate::place::Place;
 use crate::recurrence::{Recurrence, by_types, same_type};
 use crate::sequence::{Output, Sequence, SequenceOptions};
+use crate::storage::{CandleType, Locked, Number, check, plain};
 
 /// A recurrence for inference, whose weights were packed once by [`Recurrence::freeze`].
 ///
@@ -125,7 +126,6 @@ impl<C: Cell> Recurrence<C> {
         dtype: DType,
         shapes: &Shapes,
     ) -> Result<Frozen> {
-        on_host([("r", r), ("b", b)])?;
         let calls = by_types!(dtype, r.dtype(), self.boxed_calls(r, b, shapes))?;
         Ok(Frozen { calls, dtype })
     }
@@ -136,7 +136,7 @@ impl<C: Cell> Recurrence<C> {
         b: &Tensor,
         shapes: &Shapes,
     ) -> Result<Box<dyn FrozenCalls>> {
-        same_type(r, b)?;
+        same_type(&[r, b])?;
         Ok(Box::new(Typed::<C, T, W>::pack(self.clone(), r, b, shapes)?))
     }
 }
@@ -175,15 +175,14 @@ trait StateMemory: Any + Send + Sync {
     fn to_tensor(&self, shape: &[usize]) -> Result<Tensor>;
 }
 
-struct Memory<P: Number> {
-    backend: AnyBackend,
+struct Memory<P: CandleType> {
+    place: Place,
     buffer: AnyBuffer<P>,
 }
 
-impl<P: Number> StateMemory for Memory<P> {
+impl<P: CandleType> StateMemory for Memory<P> {
     fn to_tensor(&self, shape: &[usize]) -> Result<Tensor> {
-        let values = self.backend.download(self.buffer.view()).map_err(Error::wrap)?;
-        Tensor::from_vec(values, shape, &Device::Cpu)
+        Ok(plain(self.place.copy(&self.buffer, shape.iter().product())?, shape))
     }
 }
 
@@ -198,6 +197,8 @@ trait FrozenCalls: Send + Sync {
 struct Typed<C, T: Number, W: Number> {
     recurrence: Recurrence<C>,
     weights: Weights<AnyBackend, T>,
+    /// r itself, which says where other tensors must be.
+    r: Tensor,
     /// The shapes for one row and one step.
     shapes: Shapes,
     weight_type: PhantomData<fn() -> W>,
@@ -206,11 +207,22 @@ struct Typed<C, T: Number, W: Number> {
 impl<C: Cell, T: Number, W: Number> Typed<C, T, W> {
     /// Packs r and b, which have the numbers of elements given by `shapes`.
     fn pack(recurrence: Recurrence<C>, r: &Tensor, b: &Tensor, shapes: &Shapes) -> Result<Self> {
-        let (r, b) = (r.contiguous()?, b.contiguous()?);
-        let ((r, r_layout), (b, b_layout)) = (r.storage_and_layout(), b.storage_and_layout());
-        let (r, b) = (slice(cpu(&r)?, r_layout)?, slice(cpu(&b)?, b_layout)?);
-        let weights = recurrence.call::<T, W>(shapes, Sequence::default())?.pack(r, b)?;
-        Ok(Self { recurrence, weights, shapes: shapes.clone(), weight_type: PhantomData })
+        let place = Place::of(recurrence.backend(), [("r", r), ("b", b)])?;
+        let (r, b) = (r.detach().contiguous()?, b.contiguous()?);
+        let weights =
+            recurrence.call::<T, W>(place, shapes, Sequence::default())?.pack(&r, &b)?;
+        // Keeps the device of r, not its memory.
+        let r = r.flatten_all()?.narrow(0, 0, 0)?.force_contiguous()?;
+        Ok(Self { recurrence, weights, r, shapes: shapes.clone(), weight_type: PhantomData })
+    }
+
+    /// Returns the place of the weights, where `tensors` must be too.
+    fn place<'a>(
+        &'a self,
+        tensors: impl IntoIterator<Item = (&'static str, &'a Tensor)>,
+    ) -> Result<Place> {
+        let weights = [("the frozen weights", &self.r)];
+        Place::of(self.recurrence.backend(), tensors.into_iter().chain(weights))
     }
 
     /// Returns the shapes for one step of `batch` rows.
@@ -218,47 +230,37 @@ impl<C: Cell, T: Number, W: Number> Typed<C, T, W> {
         Shapes { batch, ..self.shapes.clone() }
     }
 
-    /// Uploads an initial state of any float type.
-    fn upload(&self, s0: &Tensor) -> Result<AnyBuffer<T::Wide>> {
-        let s0 = s0.to_dtype(<T::Wide as WithDType>::DTYPE)?.contiguous()?;
-        let (storage, layout) = s0.storage_and_layout();
-        self.recurrence.backend().upload(slice(cpu(&storage)?, layout)?).map_err(Error::wrap)
+    /// Copies an initial state of any float type to the backend.
+    fn upload(place: &Place, s0: &Tensor) -> Result<AnyBuffer<T::Wide>> {
+        place.upload(&s0.to_dtype(<T::Wide as WithDType>::DTYPE)?)
     }
 }
 
 impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
     fn forward(&self, wx: &Tensor, options: &SequenceOptions) -> Result<Output> {
         let shapes = self.recurrence.shapes_of(wx)?;
-        on_host([("wx", wx)])?;
+        let place = self.place([("wx", wx)].into_iter().chain(options.tensors()))?;
         let sequence = Sequence::read(options, &shapes)?;
-        let s0 = sequence.s0.map(|s0| self.upload(s0)).transpose()?;
-        let wx = wx.contiguous()?;
-        let (storage, layout) = wx.storage_and_layout();
-        let call = self.recurrence.call::<T, W>(&shapes, sequence)?;
+        let s0 = sequence.s0.map(|s0| Self::upload(&place, s0)).transpose()?;
+        let call = self.recurrence.call::<T, W>(place, &shapes, sequence)?;
+        let rest = Rest::Frozen(&self.weights, s0.as_ref());
         let ForwardOutput { head, last, .. } =
-            call.forward(&self.weights, slice(cpu(&storage)?, layout)?, s0.as_ref(), false)?;
-        let last = Tensor::from_vec(last, shapes.state().as_slice(), &Device::Cpu)?;
-        if call.all_states {
-            let states = Tensor::from_vec(head, shapes.states().as_slice(), &Device::Cpu)?;
-            return Ok(Output { h: states.get(0)?, last, states: Some(states) });
-        }
-        Ok(Output {
-            h: Tensor::from_vec(head, shapes.h().as_slice(), &Device::Cpu)?,
-            last,
-            states: None,
-        })
+            call.forward(&wx.contiguous()?, rest, false)?;
+        let (head, last) = (plain(head, call.head_shape()), plain(last, shapes.state().as_slice()));
+        self.recurrence.output(head, last)
     }
 
     fn state(&self, batch: usize, s0: Option<&Tensor>) -> Result<State> {
         let shapes = self.step_shapes(batch);
         let shape = shapes.state();
-        Sequence::read(&SequenceOptions { s0, ..SequenceOptions::default() }, &shapes)?;
-        let backend = self.recurrence.backend().clone();
+        let options = SequenceOptions { s0, ..SequenceOptions::default() };
+        let place = self.place(options.tensors())?;
+        Sequence::read(&options, &shapes)?;
         let buffer = match s0 {
-            Some(s0) => self.upload(s0)?,
-            None => backend.alloc(shape.iter().product()).map_err(Error::wrap)?,
+            Some(s0) => Self::upload(&place, s0)?,
+            None => place.backend().alloc(shape.iter().product()).map_err(Error::wrap)?,
         };
-        Ok(State { shape, memory: Box::new(Memory::<T::Wide> { backend, buffer }) })
+        Ok(State { shape, memory: Box::new(Memory::<T::Wide> { place, buffer }) })
     }
 
     fn step(&self, wx: &Tensor, state: &mut State) -> Result<Tensor> {
@@ -273,20 +275,24 @@ impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
                 "state: belongs to another recurrence; make it with this one's Frozen::state",
             ));
         };
-        on_host([("wx", wx)])?;
+        let place = self.place([("wx", wx)])?;
         let wx = wx.contiguous()?;
-        let (storage, layout) = wx.storage_and_layout();
-        let call = self.recurrence.call::<T, W>(&shapes, Sequence::default())?;
-        let staged = call.stage(slice(cpu(&storage)?, layout)?)?;
-        let mut h = call.alloc(batch * heads * head_dim)?;
-        call.plan
-            .step(Step {
-                weights: &self.weights,
-                wx: staged.view(),
-                state: memory.buffer.view_mut(),
-                h: Some(h.view_mut()),
-            })
-            .map_err(Error::wrap)?;
-        Tensor::from_vec(call.read(h)?, (batch, heads, head_dim), &Device::Cpu)
+        let wx = Locked::new(&wx);
+        let wx = place.input::<T>(&wx, 0..wx.len())?;
+        let call = self.recurrence.call::<T, W>(place.clone(), &shapes, Sequence::default())?;
+        let mut h = place.alloc::<T, 1>([batch * heads * head_dim])?;
+        {
+            let mut h = place.borrow_mut(&mut h);
+            place.run(|| {
+                let step = Step {
+                    weights: &self.weights,
+                    wx: wx.view(),
+                    state: memory.buffer.view_mut(),
+                    h: h.views().next(),
+                };
+                call.plan.step(step).map_err(Error::wrap)
+            })?;
+        }
+        Ok(plain(place.storage(h)?, (batch, heads, head_dim)))
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Error, Result, Tensor};
 
-use crate::host::on_host;
+use crate::place::check_devices;
 use crate::product::Product;
 use crate::{Frozen, Output, SequenceOptions, State};
 
@@ -18,7 +18,6 @@ pub(crate) struct FrozenLayer {
 
 impl FrozenLayer {
     pub fn new(frozen: Frozen, w: &Tensor, gates: [usize; 3]) -> Result<Self> {
-        on_host([("w", w)])?;
         Ok(Self { frozen, w: w.detach().force_contiguous()?, gates })
     }
 
@@ -44,12 +43,12 @@ impl FrozenLayer {
 
     /// Computes `W x` in the shape `[.., Gx, N, D]`, for an x with `axes` axes.
     fn product(&self, x: &Tensor, axes: usize) -> Result<Tensor> {
-        on_host([("x", x)])?;
         let input = self.w.dim(1)?;
         match x.dims().split_last() {
             Some((&features, outer)) if features == input && x.rank() == axes => {
-                let product = Product::new([outer, &self.gates].concat(), None);
-                x.contiguous()?.apply_op2_no_bwd(&self.w, &product)
+                check_devices([("x", x), ("the frozen weights", &self.w)])?;
+                let shape = [outer, &self.gates].concat();
+                Ok(Product::forward(&x.contiguous()?, &self.w, &shape, None)?.0)
             }
             _ => {
                 let order = if axes == 2 { "[B, I]" } else { "[B, T, I] or [T, B, I]" };

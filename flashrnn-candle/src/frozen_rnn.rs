@@ -3,8 +3,8 @@
 use candle_core::{Error, Result, Tensor};
 
 use crate::frozen_layer::FrozenLayer;
-use crate::host::check;
 use crate::stack::{Stack, layer_state};
+use crate::storage::check;
 use crate::{RnnOutput, SequenceOptions, State};
 
 /// A module for inference, whose parameters were copied and packed once by

@@ -1,15 +1,14 @@
-//! Concatenates ranges of two tensors, in one differentiable operation.
+//! Concatenates tensors, or ranges of two tensors, in one differentiable operation.
 //!
 //! candle's own operations could do this in several steps, but differentiating their gradients
 //! would silently treat them as constants (see [`gradient`]).
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor};
-use flashrnn::{bf16, f16};
+use candle_core::{Error, Result, Tensor};
 
-use crate::host::{Number, cpu, gradient, slice};
+use crate::graph::{attach, gradient};
+use crate::storage::{plain, scatter};
 
 /// A part of the result: a range of one of the two tensors, or the sum of a range of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,92 +18,130 @@ pub(crate) enum Part {
     Sum(Range<usize>, Range<usize>),
 }
 
-/// Concatenates `parts` into a tensor with one axis. Both tensors must have the same float type.
+/// Concatenates `parts` into a tensor with one axis. Both tensors must have the same type.
 pub(crate) fn join(first: &Tensor, second: &Tensor, parts: Vec<Part>) -> Result<Tensor> {
+    let parts = merged(parts);
     let (first, second) = (first.contiguous()?, second.contiguous()?);
-    match first.dtype() {
-        DType::F32 => first.apply_op2(&second, Join::<f32>(parts, PhantomData)),
-        DType::F64 => first.apply_op2(&second, Join::<f64>(parts, PhantomData)),
-        DType::F16 => first.apply_op2(&second, Join::<f16>(parts, PhantomData)),
-        DType::BF16 => first.apply_op2(&second, Join::<bf16>(parts, PhantomData)),
-        got => Err(Error::msg(format!("weights: got {got:?}, wanted F32, F64, F16 or BF16"))),
-    }
-}
-
-/// Concatenates all elements of `first` and of `second`.
-pub(crate) fn concat(first: &Tensor, second: &Tensor) -> Result<Tensor> {
-    let parts = vec![Part::First(0..first.elem_count()), Part::Second(0..second.elem_count())];
-    join(first, second, parts)
-}
-
-struct Join<P>(Vec<Part>, PhantomData<P>);
-
-impl<P: Number> CustomOp2 for Join<P> {
-    fn name(&self) -> &'static str {
-        "flashrnn join"
-    }
-
-    fn cpu_fwd(
-        &self,
-        first: &CpuStorage,
-        first_layout: &Layout,
-        second: &CpuStorage,
-        second_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (first, second) =
-            (slice::<P>(first, first_layout)?, slice::<P>(second, second_layout)?);
-        let mut out = Vec::with_capacity(self.0.iter().map(|part| part.len()).sum());
-        for part in &self.0 {
-            match part.clone() {
-                Part::First(range) => out.extend_from_slice(part_of(first, range)?),
-                Part::Second(range) => out.extend_from_slice(part_of(second, range)?),
-                Part::Sum(a, b) => {
-                    let pairs = part_of(first, a)?.iter().zip(part_of(second, b)?);
-                    out.extend(pairs.map(|(&a, &b)| sum(a, b)));
-                }
-            }
-        }
-        let len = out.len();
-        Ok((P::to_cpu_storage_owned(out), Shape::from(len)))
-    }
-
-    fn bwd(
-        &self,
-        first: &Tensor,
-        second: &Tensor,
-        _out: &Tensor,
-        d_out: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let d_out = d_out.contiguous()?;
-        let (storage, layout) = d_out.storage_and_layout();
-        let d_out = slice::<P>(cpu(&storage)?, layout)?;
-        let scatter = |argument: &Tensor, range_of: fn(&Part) -> Option<Range<usize>>| {
-            argument.track_op().then(|| self.scatter(d_out, argument, range_of)).transpose()
+    let (from, also) = (first.detach().flatten_all()?, second.detach().flatten_all()?);
+    let range = |tensor: &Tensor, range: &Range<usize>| tensor.narrow(0, range.start, range.len());
+    let mut len = 0;
+    let mut values = Vec::with_capacity(parts.len());
+    for part in &parts {
+        let value = match part {
+            Part::First(of_first) => range(&from, of_first)?,
+            Part::Second(of_second) => range(&also, of_second)?,
+            Part::Sum(a, b) => (range(&from, a)? + range(&also, b)?)?,
         };
-        Ok((scatter(first, Part::of_first)?, scatter(second, Part::of_second)?))
+        values.push((len, value));
+        len += part.len();
+    }
+    let joined = scatter(&values, len, &first)?;
+    attach("flashrnn join", [&first, &second], joined, len, move |[first, second], d| {
+        let d = d.contiguous()?;
+        let back = |argument: &Tensor, range_of: fn(&Part) -> Option<&Range<usize>>| {
+            argument.track_op().then(|| d_argument(&parts, &d, argument, range_of)).transpose()
+        };
+        Ok([back(first, Part::of_first)?, back(second, Part::of_second)?])
+    })
+}
+
+/// Joins parts that follow one another in their tensors.
+fn merged(parts: Vec<Part>) -> Vec<Part> {
+    let mut merged: Vec<Part> = Vec::with_capacity(parts.len());
+    for part in parts {
+        match (merged.last_mut(), &part) {
+            (Some(Part::First(last)), Part::First(next))
+            | (Some(Part::Second(last)), Part::Second(next))
+                if last.end == next.start =>
+            {
+                last.end = next.end;
+            }
+            (Some(Part::Sum(a, b)), Part::Sum(next_a, next_b))
+                if a.end == next_a.start && b.end == next_b.start =>
+            {
+                (a.end, b.end) = (next_a.end, next_b.end);
+            }
+            _ => merged.push(part),
+        }
+    }
+    merged
+}
+
+/// Sums each part's gradient into the range of `argument` that the part was copied from.
+fn d_argument(
+    parts: &[Part],
+    d: &Tensor,
+    argument: &Tensor,
+    range_of: fn(&Part) -> Option<&Range<usize>>,
+) -> Result<Tensor> {
+    // Each layer has pieces that do not overlap, and there is hardly ever a second one.
+    let mut layers: Vec<Vec<(usize, Tensor)>> = vec![vec![]];
+    let mut start = 0;
+    for part in parts {
+        if let Some(range) = range_of(part) {
+            let overlaps = |(offset, piece): &(usize, Tensor)| {
+                range.start < offset + piece.elem_count() && *offset < range.end
+            };
+            let free = layers.iter_mut().find(|layer| !layer.iter().any(overlaps));
+            let piece = (range.start, d.narrow(0, start, range.len())?);
+            match free {
+                Some(layer) => layer.push(piece),
+                None => layers.push(vec![piece]),
+            }
+        }
+        start += part.len();
+    }
+    let len = argument.elem_count();
+    let mut sum = scatter(&layers[0], len, argument)?;
+    for layer in &layers[1..] {
+        let more = (plain(sum, len) + plain(scatter(layer, len, argument)?, len))?;
+        sum = scatter(&[(0, more)], len, argument)?;
+    }
+    gradient(sum, argument)
+}
+
+/// Concatenates all elements of `tensors`, which must have the same type.
+pub(crate) fn concat(tensors: &[&Tensor]) -> Result<Tensor> {
+    match *tensors {
+        [] => Err(Error::msg("flashrnn: nothing to concatenate")),
+        [tensor] => tensor.contiguous()?.flatten_all(),
+        [first, second] => concat_of([first, second]),
+        [first, second, third] => concat_of([first, second, third]),
+        [ref head @ .., first, second, third] => {
+            let tail = concat_of([first, second, third])?;
+            concat(&[head, &[&tail]].concat())
+        }
     }
 }
 
-impl<P: Number> Join<P> {
-    /// Sums each part's gradient into the range of `argument` that the part was copied from.
-    fn scatter(
-        &self,
-        d_out: &[P],
-        argument: &Tensor,
-        range_of: fn(&Part) -> Option<Range<usize>>,
-    ) -> Result<Tensor> {
-        let mut d = vec![P::default(); argument.elem_count()];
-        let mut rest = d_out;
-        for part in &self.0 {
-            let (d_part, after) = rest.split_at(part.len());
-            rest = after;
-            let Some(range) = range_of(part) else { continue };
-            for (d, &d_part) in d[range].iter_mut().zip(d_part) {
-                *d = sum(*d, d_part);
-            }
-        }
-        gradient(P::to_cpu_storage_owned(d), argument)
+/// Concatenates all elements of as many tensors as one operation of candle's takes.
+fn concat_of<const N: usize>(tensors: [&Tensor; N]) -> Result<Tensor> {
+    let mut contiguous = Vec::with_capacity(N);
+    for tensor in tensors {
+        contiguous.push(tensor.contiguous()?);
     }
+    let mut len = 0;
+    let mut parts = Vec::with_capacity(N);
+    for tensor in &contiguous {
+        parts.push((len, tensor.detach()));
+        len += tensor.elem_count();
+    }
+    let joined = scatter(&parts, len, &contiguous[0])?;
+    let inputs = std::array::from_fn(|i| &contiguous[i]);
+    attach::<N>("flashrnn concat", inputs, joined, len, |inputs, d| {
+        let d = d.contiguous()?;
+        let mut start = 0;
+        let mut gradients = [const { None }; N];
+        for (gradient_of, input) in gradients.iter_mut().zip(inputs) {
+            let len = input.elem_count();
+            if input.track_op() {
+                let piece = [(0, d.narrow(0, start, len)?)];
+                *gradient_of = Some(gradient(scatter(&piece, len, input)?, input)?);
+            }
+            start += len;
+        }
+        Ok(gradients)
+    })
 }
 
 impl Part {
@@ -114,28 +151,20 @@ impl Part {
     }
 
     /// Returns the range of the first tensor, if the part reads it.
-    fn of_first(&self) -> Option<Range<usize>> {
+    fn of_first(&self) -> Option<&Range<usize>> {
         match self {
-            Self::First(range) | Self::Sum(range, _) => Some(range.clone()),
+            Self::First(range) | Self::Sum(range, _) => Some(range),
             Self::Second(_) => None,
         }
     }
 
     /// Returns the range of the second tensor, if the part reads it.
-    fn of_second(&self) -> Option<Range<usize>> {
+    fn of_second(&self) -> Option<&Range<usize>> {
         match self {
-            Self::Second(range) | Self::Sum(_, range) => Some(range.clone()),
+            Self::Second(range) | Self::Sum(_, range) => Some(range),
             Self::First(_) => None,
         }
     }
-}
-
-fn sum<P: Number>(a: P, b: P) -> P {
-    P::from_wide(a.to_wide() + b.to_wide())
-}
-
-fn part_of<P>(values: &[P], range: Range<usize>) -> Result<&[P]> {
-    values.get(range).ok_or_else(|| Error::msg("flashrnn: a part exceeds its tensor"))
 }
 
 #[cfg(test)]
@@ -143,6 +172,10 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+
+    fn values(tensor: Option<&Tensor>) -> Result<Vec<f64>> {
+        tensor.map_or(Ok(vec![]), |tensor| tensor.flatten_all()?.to_vec1())
+    }
 
     #[test]
     fn parts_and_their_gradients_are_in_place() -> Result<()> {
@@ -153,14 +186,38 @@ mod tests {
         assert_eq!(out.to_vec1::<f64>()?, [20.0, 12.0, 23.0, 1.0]);
         let weights = Tensor::new(&[1f64, 2.0, 3.0, 4.0], &Device::Cpu)?;
         let grads = (out * weights)?.sum_all()?.backward()?;
-        assert_eq!(
-            grads.get(&first).map(Tensor::to_vec1::<f64>).transpose()?,
-            Some(vec![4.0, 2.0, 3.0])
-        );
-        assert_eq!(
-            grads.get(&second).map(Tensor::to_vec1::<f64>).transpose()?,
-            Some(vec![2.0, 4.0])
-        );
+        assert_eq!(values(grads.get(&first))?, [4.0, 2.0, 3.0]);
+        assert_eq!(values(grads.get(&second))?, [2.0, 4.0], "two parts read element 1");
+        Ok(())
+    }
+
+    #[test]
+    fn parts_that_follow_one_another_are_one() {
+        let parts = vec![
+            Part::Sum(0..2, 4..6),
+            Part::Sum(2..3, 6..7),
+            Part::First(3..4),
+            Part::First(4..6),
+            Part::First(7..8),
+        ];
+        let want = [Part::Sum(0..3, 4..7), Part::First(3..6), Part::First(7..8)];
+        assert_eq!(merged(parts), want);
+    }
+
+    #[test]
+    fn any_number_of_tensors_is_concatenated() -> Result<()> {
+        for count in 1..=8 {
+            let make = |i: usize| Var::new(vec![vec![i as f64; 2]; i], &Device::Cpu);
+            let vars = (1..=count).map(make).collect::<Result<Vec<_>>>()?;
+            let tensors: Vec<&Tensor> = vars.iter().map(Var::as_tensor).collect();
+            let all = concat(&tensors)?;
+            let want: Vec<f64> = (1..=count).flat_map(|i| vec![i as f64; 2 * i]).collect();
+            assert_eq!(all.to_vec1::<f64>()?, want);
+            let grads = all.sqr()?.sum_all()?.backward()?;
+            for (i, var) in vars.iter().enumerate() {
+                assert_eq!(values(grads.get(var))?, vec![2.0 * (i + 1) as f64; 2 * (i + 1)]);
+            }
+        }
         Ok(())
     }
 }

@@ -5,9 +5,10 @@ use flashrnn::{Cell, CellSizes, Shapes};
 
 use crate::config::LayerSize;
 use crate::frozen_layer::FrozenLayer;
-use crate::host::on_host;
 use crate::parameters::Parameters;
-use crate::product::{Product, padding_mask};
+use crate::place::Place;
+use crate::product::padding_mask;
+use crate::recurrence::Source;
 use crate::sequence::Sequence;
 use crate::{Output, Recurrence, SequenceOptions, Weights};
 
@@ -25,15 +26,18 @@ impl<C: Cell> Layer<C> {
     /// Runs the layer over `x [B, T, I]` (or time-major).
     pub fn forward(&self, x: &Tensor, options: &SequenceOptions) -> Result<Output> {
         let shapes = self.shapes_of(x)?;
-        let sequence = Sequence::read(options, &shapes)?;
         let w = self.parameters.w();
-        on_host([("x", x), ("w", w)])?;
+        let weights = self.parameters.recurrent()?;
+        let weights: Vec<&Tensor> = weights.iter().collect();
+        let named = [("x", x), ("w", w)].into_iter();
+        let named = named.chain(weights.iter().map(|&weight| ("a weight", weight)));
+        let place = Place::of(self.recurrence.backend(), named.chain(options.tensors()))?;
+        let sequence = Sequence::read(options, &shapes)?;
         check_types(x.dtype(), w.dtype())?;
-        let mask = padding_mask(&shapes, sequence.lengths.as_deref().filter(|_| w.track_op()))?;
-        // One large product: [B·T, I] [I, Gx·N·D].
-        let wx = x.contiguous()?.apply_op2(w, Product::new(shapes.wx().as_slice(), mask))?;
-        let (r, b) = self.parameters.recurrent()?;
-        self.recurrence.differentiable(&wx, &r, &b, &shapes, sequence)
+        let mask = padding_mask(&shapes, sequence.lengths.as_ref().filter(|_| w.track_op()))?;
+        let (x, w) = (x.contiguous()?, w.contiguous()?);
+        let source = Source::Product { x: &x, w: &w, mask: mask.as_ref() };
+        self.recurrence.differentiable(place, &source, &weights, &shapes, sequence)
     }
 
     /// Returns this layer with every state in its [`Output`].
@@ -47,7 +51,7 @@ impl<C: Cell> Layer<C> {
         let shapes =
             self.recurrence.problem([1, 1], heads, head_dim).shapes::<C>().map_err(Error::wrap)?;
         let w = self.parameters.w();
-        let (r, b) = self.parameters.recurrent()?;
+        let (r, b) = self.parameters.r_and_b()?;
         let frozen = self.recurrence.freeze_flat(&r, &b, w.dtype(), &shapes)?;
         FrozenLayer::new(frozen, w, [C::GX, heads, head_dim])
     }
@@ -55,7 +59,7 @@ impl<C: Cell> Layer<C> {
     /// Returns the parameters in flashrnn's order.
     pub fn weights(&self) -> Result<Weights> {
         let LayerSize { heads, head_dim, .. } = self.size;
-        let (r, b) = self.parameters.recurrent()?;
+        let (r, b) = self.parameters.r_and_b()?;
         Ok(Weights {
             w: self.parameters.w().clone(),
             r: r.reshape((C::GR, heads, head_dim, head_dim))?,

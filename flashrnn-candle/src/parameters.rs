@@ -1,13 +1,13 @@
 //! The parameters of one layer and direction, in flashrnn's or PyTorch's order.
 
-use candle_core::{Error, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use flashrnn::{Cell, CellSizes};
 
 use crate::config::{LayerSize, RnnConfig};
-use crate::host::check;
 use crate::join::concat;
 use crate::lookup::{check_leftover, get, uniform};
+use crate::storage::check;
 use crate::torch::TorchWeights;
 
 /// The weights of one layer and direction in flashrnn's order.
@@ -83,19 +83,20 @@ impl Parameters {
         }
     }
 
-    /// Returns r and b with their current values, with the right number of elements but any shape.
-    pub fn recurrent(&self) -> Result<(Tensor, Tensor)> {
+    /// Returns r and b with their current values, b perhaps in several parts, with the right number
+    /// of elements but any shape.
+    pub fn recurrent(&self) -> Result<Vec<Tensor>> {
         match self {
-            Self::Own { r, b, .. } => Ok((r.clone(), flat(b)?)),
+            Self::Own { r, b, .. } => Ok([std::slice::from_ref(r), b].concat()),
+            Self::Torch(torch) => Ok(vec![torch.r()?, torch.b()?]),
+        }
+    }
+
+    /// Returns r and b with their current values, with the right number of elements but any shape.
+    pub fn r_and_b(&self) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Own { r, b, .. } => Ok((r.clone(), concat(&b.iter().collect::<Vec<_>>())?)),
             Self::Torch(torch) => Ok((torch.r()?, torch.b()?)),
         }
     }
-}
-
-/// Concatenates the elements of all tensors.
-fn flat(tensors: &[Tensor]) -> Result<Tensor> {
-    let Some((first, others)) = tensors.split_first() else {
-        return Err(Error::msg("flashrnn: a layer without biases"));
-    };
-    others.iter().try_fold(first.clone(), |joined, tensor| concat(&joined, tensor))
 }

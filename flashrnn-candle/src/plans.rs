@@ -10,25 +10,27 @@ use flashrnn::Problem;
 /// and one for single steps.
 const CAPACITY: usize = 32;
 
-/// Keeps the most recently used plans of one cell on one backend, by sizes, options and element
-/// types.
+/// What a plan is for: the number of a place, and the problem.
+type Key = (usize, Problem);
+
+/// Keeps the most recently used plans of one cell, by places, sizes, options and element types.
 #[derive(Default)]
 pub(crate) struct Plans {
     /// Ordered from least to most recently used.
-    entries: Mutex<Vec<(Problem, Arc<dyn Any + Send + Sync>)>>,
+    entries: Mutex<Vec<(Key, Arc<dyn Any + Send + Sync>)>>,
 }
 
 impl Plans {
-    /// Returns the plan of type `P` for `problem`, calling `make` if it is not cached.
+    /// Returns the plan of type `P` for `key`, calling `make` if it is not cached.
     ///
     /// The lock is not held during `make`, so that compiling kernels does not block other calls.
     /// Two threads may therefore make the same plan concurrently.
     pub fn get<P: Any + Send + Sync, E>(
         &self,
-        problem: &Problem,
+        key: &Key,
         make: impl FnOnce() -> Result<P, E>,
     ) -> Result<Arc<P>, E> {
-        if let Some(plan) = self.find(problem) {
+        if let Some(plan) = self.find(key) {
             return Ok(plan);
         }
         let plan = Arc::new(make()?);
@@ -36,20 +38,20 @@ impl Plans {
         if entries.len() >= CAPACITY {
             entries.remove(0);
         }
-        entries.push((problem.clone(), plan.clone()));
+        entries.push((key.clone(), plan.clone()));
         Ok(plan)
     }
 
-    fn find<P: Any + Send + Sync>(&self, problem: &Problem) -> Option<Arc<P>> {
+    fn find<P: Any + Send + Sync>(&self, key: &Key) -> Option<Arc<P>> {
         let mut entries = self.lock();
-        let i = entries.iter().rposition(|(key, plan)| key == problem && plan.is::<P>())?;
+        let i = entries.iter().rposition(|(kept, plan)| kept == key && plan.is::<P>())?;
         entries[i..].rotate_left(1);
         entries.last().and_then(|(_, plan)| plan.clone().downcast().ok())
     }
 
     /// Locks the plans. A poisoned lock is safe to use, since every change is a single operation of
     /// the vector.
-    fn lock(&self) -> MutexGuard<'_, Vec<(Problem, Arc<dyn Any + Send + Sync>)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Key, Arc<dyn Any + Send + Sync>)>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,22 +72,31 @@ mod tests {
 
     /// Gets the plan for `problem`, and returns whether it had to be made.
     fn made<P: Any + Send + Sync + Default>(plans: &Plans, problem: &Problem) -> bool {
+        made_at::<P>(plans, 0, problem)
+    }
+
+    fn made_at<P: Any + Send + Sync + Default>(
+        plans: &Plans,
+        place: usize,
+        problem: &Problem,
+    ) -> bool {
         let mut made = false;
         let make = || {
             made = true;
             Ok::<_, Infallible>(P::default())
         };
-        let Ok(_) = plans.get::<P, _>(problem, make);
+        let Ok(_) = plans.get::<P, _>(&(place, problem.clone()), make);
         made
     }
 
     #[test]
-    fn plans_are_cached_by_sizes_options_and_types() {
+    fn plans_are_cached_by_places_sizes_options_and_types() {
         let plans = Plans::default();
         let problem = Problem::new(2, 3, 1, 4);
         assert!(made::<f32>(&plans, &problem));
         assert!(!made::<f32>(&plans, &problem));
         assert!(made::<f64>(&plans, &problem));
+        assert!(made_at::<f32>(&plans, 1, &problem));
         assert!(made::<f32>(&plans, &Problem::new(2, 4, 1, 4)));
         assert!(made::<f32>(
             &plans,

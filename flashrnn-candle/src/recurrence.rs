@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Error, Result, Tensor, WithDType};
+use candle_core::{DType, Error, Result, Tensor};
 use flashrnn::{AnyBackend, Backend, Cell, Cpu, Layout, Options, Problem, Shapes};
 
-use crate::call::Call;
-use crate::host::{Number, check, on_host};
+use crate::call::{Call, ForwardOutput, Rest};
+use crate::graph::{attach, gradient};
 use crate::join::concat;
-use crate::op::Op;
+use crate::pass::Pass;
+use crate::place::Place;
 use crate::plans::Plans;
+use crate::product::Product;
 use crate::sequence::Sequence;
+use crate::storage::{Number, check, check_unchanged, fingerprint, plain};
 use crate::{Output, SequenceOptions};
 
 /// A recurrence with its options, for tensors of any size.
@@ -133,70 +136,120 @@ impl<C: Cell> Recurrence<C> {
         let shapes = self.shapes_of(wx)?;
         check("r", r, &shapes.r())?;
         check("b", b, &shapes.b())?;
+        let named = [("wx", wx), ("r", r), ("b", b)];
+        let place = Place::of(&self.backend, named.into_iter().chain(options.tensors()))?;
         let sequence = Sequence::read(options, &shapes)?;
-        self.differentiable(wx, r, b, &shapes, sequence)
+        let wx = wx.contiguous()?;
+        self.differentiable(place, &Source::Wx(&wx), &[r, b], &shapes, sequence)
     }
 
-    /// Runs the recurrence as a candle operation. `r` and `b` must have the numbers of elements
-    /// given by `shapes`, but may have any shape.
+    /// Runs the recurrence as an operation of candle's graph. `weights` are r and b or the parts of
+    /// both, with the numbers of elements given by `shapes`, but of any shape.
     pub(crate) fn differentiable(
         &self,
-        wx: &Tensor,
-        r: &Tensor,
-        b: &Tensor,
+        place: Place,
+        source: &Source<'_>,
+        weights: &[&Tensor],
         shapes: &Shapes,
         sequence: Sequence<'_>,
     ) -> Result<Output> {
-        on_host([("wx", wx), ("r", r), ("b", b)])?;
-        by_types!(wx.dtype(), r.dtype(), self.run(wx, r, b, shapes, sequence))
+        let wx = source.dtype();
+        let own = weights.first().map_or(wx, |r| r.dtype());
+        by_types!(wx, own, self.check_types())?;
+        same_type(weights)?;
+        let wide = if wx == DType::F64 { DType::F64 } else { DType::F32 };
+        // s0, r and b as one tensor, because an operation of candle's has at most three inputs. With
+        // an initial state, r and b get its type, which holds their values exactly.
+        let rest = match sequence.s0 {
+            None => concat(weights)?,
+            Some(s0) => {
+                let all = [&[s0], weights].concat();
+                let all = all.iter().map(|tensor| tensor.to_dtype(wide));
+                let all = all.collect::<Result<Vec<_>>>()?;
+                concat(&all.iter().collect::<Vec<_>>())?
+            }
+        };
+        by_types!(wx, rest.dtype(), self.run(place, source, &rest, shapes, sequence))
+    }
+
+    #[allow(clippy::unused_self, reason = "called by `by_types`")]
+    fn check_types<T: Number, W: Number>(&self) -> Result<()> {
+        Ok(())
     }
 
     fn run<T: Number, W: Number>(
         &self,
-        wx: &Tensor,
-        r: &Tensor,
-        b: &Tensor,
+        place: Place,
+        source: &Source<'_>,
+        rest: &Tensor,
         shapes: &Shapes,
         sequence: Sequence<'_>,
     ) -> Result<Output> {
-        same_type(r, b)?;
-        let wide = <T::Wide as WithDType>::DTYPE;
-        let (wx, r) = (wx.contiguous()?, r.contiguous()?);
-        let rest = match sequence.s0 {
-            None => b.contiguous()?,
-            Some(s0) => concat(&b.to_dtype(wide)?, &s0.to_dtype(wide)?)?,
+        let call = self.call::<T, W>(place, shapes, sequence)?;
+        let differentiable = source.track_op() || rest.track_op();
+        let (wx, product) = source.compute(shapes)?;
+        let ForwardOutput { head, last, activations } =
+            call.forward(&wx, Rest::Joined(rest), differentiable)?;
+        let head_shape = call.head_shape();
+        let Some(activations) = activations else {
+            return self.output(plain(head, head_shape), plain(last, shapes.state().as_slice()));
         };
-        let differentiable = wx.track_op() || r.track_op() || rest.track_op();
-        let initial = sequence.s0.is_some();
-        let call = self.call::<T, W>(shapes, sequence)?;
-        let head_len = call.head_len();
-        // packed: [S·B·T·N·D or B·T·N·D, then S·B·N·D]
-        let packed = wx.apply_op3(&r, &rest, Op::new(call, initial, differentiable))?;
-        let head = packed.narrow(0, 0, head_len)?.to_dtype(wx.dtype())?;
-        // Copied, so that keeping `last` does not keep h.
-        let last =
-            packed.narrow(0, head_len, packed.elem_count() - head_len)?.force_contiguous()?;
-        let last = last.reshape(shapes.state().as_slice())?;
+        // The backward pass of a layer that recomputes reads this wx, which nothing else refers to.
+        let wx_kept = (call.recomputes() && product.is_some()).then(|| wx.clone());
+        let wx_before = if call.recomputes() { fingerprint(&wx) } else { None };
+        let pass = Arc::new(Pass::new(call, activations));
+        let (state, wx_shape) = (shapes.state(), shapes.wx());
+        let last = match (*source, product) {
+            (Source::Product { x, w, .. }, Some(product)) => {
+                let pass = pass.clone();
+                let name = "flashrnn layer";
+                attach(name, [x, w, rest], last, state.as_slice(), move |[x, w, rest], d_last| {
+                    let d = pass.backward(wx_kept.as_ref(), rest, d_last)?;
+                    let [d_x, d_w] = product.backward(x, w, &plain(d.wx, wx_shape.as_slice()))?;
+                    Ok([d_x, d_w, rest.track_op().then(|| gradient(d.rest, rest)).transpose()?])
+                })?
+            }
+            _ => {
+                let pass = pass.clone();
+                attach("flashrnn", [&wx, rest], last, state.as_slice(), move |[wx, rest], d_last| {
+                    let again = pass.recomputes().then_some(wx);
+                    if let Some(wx) = again {
+                        check_unchanged("wx", wx_before, wx)?;
+                    }
+                    let d = pass.backward(again, rest, d_last)?;
+                    let of = |input: &Tensor, d| {
+                        input.track_op().then(|| gradient(d, input)).transpose()
+                    };
+                    Ok([of(wx, d.wx)?, of(rest, d.rest)?])
+                })?
+            }
+        };
+        self.output(pass.head(&last, head)?, last)
+    }
+
+    /// Makes the results from h or all states, and the final state.
+    pub(crate) fn output(&self, head: Tensor, last: Tensor) -> Result<Output> {
         if self.all_states {
-            let states = head.reshape(shapes.states().as_slice())?;
-            Ok(Output { h: states.get(0)?, last, states: Some(states) })
+            Ok(Output { h: head.get(0)?, last, states: Some(head) })
         } else {
-            Ok(Output { h: head.reshape(shapes.h().as_slice())?, last, states: None })
+            Ok(Output { h: head, last, states: None })
         }
     }
 
     /// Makes a call for tensors of `shapes`, with a cached plan if there is one.
     pub(crate) fn call<T: Number, W: Number>(
         &self,
+        place: Place,
         shapes: &Shapes,
         sequence: Sequence<'_>,
     ) -> Result<Call<T, W>> {
         let problem = Problem::new(shapes.batch, shapes.time, shapes.heads, shapes.head_dim)
             .with(self.options);
-        let make = || self.backend.plan::<T, W, C>(&self.cell, &problem);
+        let make = || place.backend().plan::<T, W, C>(&self.cell, &problem);
         Ok(Call {
-            backend: self.backend.clone(),
-            plan: self.plans.get(&problem, make).map_err(Error::wrap)?,
+            plan: self.plans.get(&(place.id(), problem.clone()), make).map_err(Error::wrap)?,
+            place,
+            initial: sequence.s0.is_some(),
             lengths: sequence.lengths,
             resets: sequence.resets,
             all_states: self.all_states,
@@ -236,10 +289,46 @@ impl<C: Cell> Recurrence<C> {
     }
 }
 
-/// Checks that r and b have the same element type.
-pub(crate) fn same_type(r: &Tensor, b: &Tensor) -> Result<()> {
-    if b.dtype() == r.dtype() {
-        return Ok(());
+/// Checks that r and b, or the parts of both, have the same element type.
+pub(crate) fn same_type(weights: &[&Tensor]) -> Result<()> {
+    let Some((r, others)) = weights.split_first() else { return Ok(()) };
+    let (dtype, other) = (r.dtype(), others.iter().find(|b| b.dtype() != r.dtype()));
+    other.map_or(Ok(()), |b| {
+        Err(Error::msg(format!("b is {:?}, wanted {dtype:?} like r", b.dtype())))
+    })
+}
+
+/// Where wx comes from. All tensors are contiguous.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    Wx(&'a Tensor),
+    /// The product of x and w, with a mask of the padding.
+    Product { x: &'a Tensor, w: &'a Tensor, mask: Option<&'a Tensor> },
+}
+
+impl Source<'_> {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::Wx(wx) => wx.dtype(),
+            Self::Product { x, .. } => x.dtype(),
+        }
     }
-    Err(Error::msg(format!("b is {:?}, wanted {:?} like r", b.dtype(), r.dtype())))
+
+    fn track_op(&self) -> bool {
+        match self {
+            Self::Wx(wx) => wx.track_op(),
+            Self::Product { x, w, .. } => x.track_op() || w.track_op(),
+        }
+    }
+
+    /// Returns wx, which is not connected to any variable if it is a product.
+    fn compute(&self, shapes: &Shapes) -> Result<(Tensor, Option<Product>)> {
+        match *self {
+            Self::Wx(wx) => Ok((wx.clone(), None)),
+            Self::Product { x, w, mask } => {
+                let (wx, product) = Product::forward(x, w, &shapes.wx(), mask.cloned())?;
+                Ok((wx, Some(product)))
+            }
+        }
+    }
 }

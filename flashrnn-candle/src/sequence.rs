@@ -1,9 +1,9 @@
 //! The optional inputs of a call, and its outputs.
 
-use candle_core::{DType, Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use flashrnn::Shapes;
 
-use crate::host::{check, on_host};
+use crate::storage::check;
 
 /// The optional inputs of a call of a [`Recurrence`](crate::Recurrence) or of a module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,15 +40,15 @@ pub struct Output {
 #[derive(Default)]
 pub(crate) struct Sequence<'a> {
     pub s0: Option<&'a Tensor>,
-    pub lengths: Option<Vec<i32>>,
-    pub resets: Option<Vec<u8>>,
+    /// `[B]` of U32
+    pub lengths: Option<Tensor>,
+    /// `[B, T]`, or `[T, B]`, of U8
+    pub resets: Option<Tensor>,
 }
 
 impl<'a> Sequence<'a> {
     pub fn read(options: &SequenceOptions<'a>, shapes: &Shapes) -> Result<Self> {
         let &SequenceOptions { s0, lengths, resets } = options;
-        let named = [("s0", s0), ("lengths", lengths), ("resets", resets)];
-        on_host(named.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))))?;
         if let Some(s0) = s0 {
             check("s0", s0, &shapes.state())?;
             if !s0.dtype().is_float() {
@@ -63,33 +63,47 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// Reads an integer tensor of shape `want`.
-fn read_integers(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result<Vec<i64>> {
+impl<'a> SequenceOptions<'a> {
+    /// Returns the tensors with their names.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
+        let named = [("s0", self.s0), ("lengths", self.lengths), ("resets", self.resets)];
+        named.into_iter().filter_map(|(name, tensor)| Some((name, tensor?)))
+    }
+}
+
+/// Checks the shape and the type of an integer tensor.
+fn check_integers(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result<()> {
     check(name, tensor, want)?;
-    if !tensor.dtype().is_int() {
-        return Err(Error::msg(format!("{name} is {:?}, wanted an integer type", tensor.dtype())));
+    if tensor.dtype().is_int() {
+        return Ok(());
     }
-    tensor.to_dtype(DType::I64)?.flatten_all()?.to_vec1()
+    Err(Error::msg(format!("{name} is {:?}, wanted an integer type", tensor.dtype())))
 }
 
-fn read_lengths(tensor: &Tensor, shapes: &Shapes) -> Result<Vec<i32>> {
-    let lengths = read_integers("lengths", tensor, &[shapes.batch])?;
-    // Lengths within 0..=time fit i32, since time is at most i32::MAX.
-    let fits = |&n: &i64| (0..=shapes.time as i64).contains(&n);
-    match lengths.iter().position(|n| !fits(n)) {
-        None => Ok(lengths.iter().map(|&n| n as i32).collect()),
-        Some(index) => Err(Error::wrap(flashrnn::Error::Value {
-            tensor: "lengths",
-            index,
-            got: lengths[index].to_string(),
-            want: format!("0 to {}", shapes.time),
-        })),
+/// Converts lengths to U32. On the CPU, it checks that they are within 0 to T. On a GPU, the kernels
+/// clamp them.
+fn read_lengths(tensor: &Tensor, shapes: &Shapes) -> Result<Tensor> {
+    check_integers("lengths", tensor, &[shapes.batch])?;
+    if matches!(tensor.device(), Device::Cpu) {
+        let lengths = tensor.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+        let fits = |&n: &i64| (0..=shapes.time as i64).contains(&n);
+        if let Some(index) = lengths.iter().position(|n| !fits(n)) {
+            return Err(Error::wrap(flashrnn::Error::Value {
+                tensor: "lengths",
+                index,
+                got: lengths[index].to_string(),
+                want: format!("0 to {}", shapes.time),
+            }));
+        }
     }
+    tensor.detach().to_dtype(DType::U32)?.contiguous()
 }
 
-fn read_resets(tensor: &Tensor, shapes: &Shapes) -> Result<Vec<u8>> {
-    let flags = read_integers("resets", tensor, &shapes.resets())?;
-    Ok(flags.iter().map(|&flag| u8::from(flag != 0)).collect())
+/// Converts flags to U8, nonzero where they are set.
+fn read_resets(tensor: &Tensor, shapes: &Shapes) -> Result<Tensor> {
+    check_integers("resets", tensor, &shapes.resets())?;
+    let flags = tensor.detach();
+    if flags.dtype() == DType::U8 { flags.contiguous() } else { flags.ne(0i64)?.contiguous() }
 }
 
 /// Moves flags `[B, T]` (or `[T, B]`) at the first step of each document to the last step of the
@@ -118,8 +132,6 @@ pub(crate) fn last_steps(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     #[test]

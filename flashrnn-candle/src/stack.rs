@@ -3,8 +3,8 @@
 use candle_core::{D, Error, Result, Tensor};
 
 use crate::config::RnnConfig;
-use crate::host::check;
 use crate::sequence::last_steps;
+use crate::storage::check;
 use crate::{Output, SequenceOptions};
 
 /// The results of a call of a module.

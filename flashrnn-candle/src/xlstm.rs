@@ -31,7 +31,7 @@
 
 use candle_core::{Error, Result, Tensor};
 
-use crate::host::check;
+use crate::storage::check;
 
 /// The number of gates of an sLSTM.
 const GATES: usize = 4;

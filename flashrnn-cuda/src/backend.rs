@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytemuck::Pod;
 use cudarc::driver::{CudaContext, CudaStream};
 use flashrnn_core::{Error, Result};
 use flashrnn_gpu::Family;
@@ -15,6 +16,7 @@ use crate::driver::pool::MemoryUse;
 use crate::driver::{device_count, failure, library};
 use crate::kernels::Kernels;
 use crate::kernels::compile::Arch;
+use crate::memory::Buffer;
 use crate::passes::time_loop::TimeLoops;
 use crate::programs::Waits;
 use crate::select::Gpu;
@@ -210,6 +212,16 @@ impl Cuda {
     #[must_use]
     pub fn driver_version(&self) -> &str {
         &self.device.context.driver
+    }
+
+    /// Allocates a buffer of `len` elements whose values are unspecified, for outputs of a call.
+    /// [`Backend::alloc`](flashrnn_core::Backend::alloc) also sets them to zero, which takes time
+    /// on the GPU.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if there is too little memory, [`Error::Device`] if the driver fails.
+    pub fn alloc_uninit<P: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<P>> {
+        self.device.alloc(len)
     }
 
     /// Returns how much device memory the buffers of this context use: those of this handle, of its

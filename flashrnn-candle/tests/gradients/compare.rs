@@ -5,6 +5,8 @@ use flashrnn::reference::{self, Gradients, Inputs, OutputGradients, Outputs};
 use flashrnn::{Cell, Problem};
 use flashrnn_candle::{Recurrence, SequenceOptions};
 
+use crate::devices::devices;
+
 /// Returns pseudorandom numbers in ±scale, the same for the same seed.
 pub fn noise(len: usize, seed: u64, scale: f64) -> Vec<f64> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -18,11 +20,16 @@ pub fn noise(len: usize, seed: u64, scale: f64) -> Vec<f64> {
 }
 
 pub fn var(data: &[f64], dims: &[usize], dtype: DType) -> Result<Var> {
-    Var::from_tensor(&Tensor::from_slice(data, dims, &Device::Cpu)?.to_dtype(dtype)?)
+    var_on(&Device::Cpu, data, dims, dtype)
+}
+
+pub fn var_on(device: &Device, data: &[f64], dims: &[usize], dtype: DType) -> Result<Var> {
+    let tensor = Tensor::from_slice(data, dims, &Device::Cpu)?.to_dtype(dtype)?;
+    Var::from_tensor(&tensor.to_device(device)?)
 }
 
 pub fn values(tensor: &Tensor) -> Result<Vec<f64>> {
-    tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }
 
 /// Returns the relative error, norm over norm.
@@ -53,6 +60,11 @@ impl Types {
     fn wide(&self) -> DType {
         if self.wx == DType::F64 { DType::F64 } else { DType::F32 }
     }
+
+    /// Returns the types to test on `device`. GPUs have no f64.
+    pub fn on(self, device: &Device) -> Self {
+        if self.wx == DType::F64 && !device.is_cpu() { F32 } else { self }
+    }
 }
 
 /// The variables of a case.
@@ -64,7 +76,13 @@ struct Variables {
 }
 
 impl Variables {
-    fn new<C: Cell>(cell: &C, problem: &Problem, types: Types) -> Result<Self> {
+    fn new<C: Cell>(
+        device: &Device,
+        cell: &C,
+        problem: &Problem,
+        types: Types,
+    ) -> Result<Self> {
+        let make = |dims: &[usize], seed, scale, dtype| make(device, dims, seed, scale, dtype);
         let shapes = problem.shapes::<C>().map_err(candle_core::Error::wrap)?;
         let wx = make(&shapes.wx(), 1, 1.5, types.wx)?;
         let r = make(&shapes.r(), 2, 0.7, types.weights)?;
@@ -85,8 +103,8 @@ impl Variables {
 }
 
 /// Makes a variable of pseudorandom numbers, rounded to `dtype`.
-fn make(dims: &[usize], seed: u64, scale: f64, dtype: DType) -> Result<Var> {
-    var(&noise(dims.iter().product(), seed, scale), dims, dtype)
+fn make(device: &Device, dims: &[usize], seed: u64, scale: f64, dtype: DType) -> Result<Var> {
+    var_on(device, &noise(dims.iter().product(), seed, scale), dims, dtype)
 }
 
 /// Runs the reference forward and backward. `d_head` is the gradient of h or of all states.
@@ -105,8 +123,7 @@ fn run_reference<C: Cell>(
     Ok((out, grads))
 }
 
-/// Compares one case. The loss is a weighted sum of the outputs, and its gradients are the incoming
-/// gradients of the reference.
+/// Compares one case on every device.
 pub fn compare<C: Cell>(
     cell: C,
     problem: &Problem,
@@ -114,14 +131,30 @@ pub fn compare<C: Cell>(
     all_states: bool,
     types: Types,
 ) -> Result<()> {
+    for device in devices() {
+        compare_on(device, &cell, problem, options, all_states, types.on(device))?;
+    }
+    Ok(())
+}
+
+/// Compares one case. The loss is a weighted sum of the outputs, and its gradients are the incoming
+/// gradients of the reference.
+fn compare_on<C: Cell>(
+    device: &Device,
+    cell: &C,
+    problem: &Problem,
+    options: [bool; 3],
+    all_states: bool,
+    types: Types,
+) -> Result<()> {
     let shapes = problem.shapes::<C>().map_err(candle_core::Error::wrap)?;
     let [with_s0, with_lengths, with_resets] = options;
-    let Variables { wx, r, b, s0 } = Variables::new(&cell, problem, types)?;
+    let Variables { wx, r, b, s0 } = Variables::new(device, cell, problem, types)?;
     let lengths: Vec<i64> =
         (0..problem.batch).map(|i| ((i * 5) % (problem.time + 1)) as i64).collect();
     let resets: Vec<u8> = (0..problem.batch * problem.time).map(|i| u8::from(i % 5 == 3)).collect();
-    let lengths_tensor = Tensor::new(lengths.as_slice(), &Device::Cpu)?;
-    let resets_tensor = Tensor::from_slice(&resets, shapes.resets().as_slice(), &Device::Cpu)?;
+    let lengths_tensor = Tensor::new(lengths.as_slice(), device)?;
+    let resets_tensor = Tensor::from_slice(&resets, shapes.resets().as_slice(), device)?;
 
     let rnn = Recurrence::new(cell.clone()).with(problem.options).all_states(all_states);
     let optional = SequenceOptions {
@@ -134,8 +167,8 @@ pub fn compare<C: Cell>(
     // loss = Σ d_head · (h or states) + Σ d_last · last
     let head = out.states.as_ref().unwrap_or(&out.h);
     let wide = types.wide();
-    let d_head = make(head.dims(), 5, 1.0, types.wx)?.as_tensor().detach();
-    let d_last = make(out.last.dims(), 6, 1.0, wide)?.as_tensor().detach();
+    let d_head = make(device, head.dims(), 5, 1.0, types.wx)?.as_tensor().detach();
+    let d_last = make(device, out.last.dims(), 6, 1.0, wide)?.as_tensor().detach();
     let weigh = |x: &Tensor, d: &Tensor| (x.to_dtype(wide)? * d.to_dtype(wide)?)?.sum_all();
     let loss = (weigh(head, &d_head)? + weigh(&out.last, &d_last)?)?;
     let grads = loss.backward()?;
@@ -150,7 +183,7 @@ pub fn compare<C: Cell>(
         ..Inputs::default()
     };
     let (want, want_grads) =
-        run_reference(&cell, problem, &inputs, values(&d_head)?, values(&d_last)?)
+        run_reference(cell, problem, &inputs, values(&d_head)?, values(&d_last)?)
             .map_err(candle_core::Error::wrap)?;
 
     let h_len = out.h.elem_count();
@@ -180,7 +213,7 @@ pub fn compare<C: Cell>(
         let error = relative_error(&got, want);
         assert!(
             error <= types.tolerance,
-            "{} {problem:?} {options:?} {:?}: {name} has a relative error of {error:e}",
+            "{} {problem:?} {options:?} {:?} on {device:?}: {name} has a relative error of {error:e}",
             C::NAME,
             types.wx
         );

@@ -5,6 +5,9 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use flashrnn::{Cell, Elman, Gate, Gru, Layout, Lstm, Options, Problem, Real, Save, Slstm};
 use flashrnn_candle::{Recurrence, SequenceOptions};
 
+#[path = "../devices/mod.rs"]
+mod devices;
+
 mod compare;
 mod module;
 mod stack;

@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Options, Problem, Save, Shapes, Slstm};
 use flashrnn_candle::{Rnn, RnnConfig, RnnOutput, SequenceOptions, Weights};
 
-use crate::compare::{F64, noise, relative_error, values, var};
+use crate::compare::{F64, Types, noise, relative_error, values, var_on};
+use crate::devices::devices;
 use crate::stack::{self, Module};
 
 const INPUT: usize = 3;
@@ -26,7 +27,8 @@ fn plain() -> Case {
 }
 
 /// Makes the variables of every layer and direction.
-fn variables(case: &Case, shapes: &Shapes) -> Result<Vec<Weights>> {
+fn variables(device: &Device, case: &Case, shapes: &Shapes) -> Result<Vec<Weights>> {
+    let dtype = F64.on(device).wx;
     let units = shapes.units();
     let directions = if case.config.bidirectional { 2 } else { 1 };
     let mut weights = vec![];
@@ -35,7 +37,7 @@ fn variables(case: &Case, shapes: &Shapes) -> Result<Vec<Weights>> {
         let seed = 10 * (index as u64 + 1);
         let make = |dims: &[usize], seed, scale| {
             let data = noise(dims.iter().product(), seed, scale);
-            Ok::<_, Error>(var(&data, dims, DType::F64)?.as_tensor().clone())
+            Ok::<_, Error>(var_on(device, &data, dims, dtype)?.as_tensor().clone())
         };
         weights.push(Weights {
             w: make(&[shapes.external * units, input], seed, 0.8)?,
@@ -60,14 +62,15 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn new<C: Cell>(rnn: &Rnn<C>, outer: [usize; 2]) -> Result<Self> {
+    fn new<C: Cell>(device: &Device, rnn: &Rnn<C>, outer: [usize; 2]) -> Result<Self> {
+        let dtype = F64.on(device).wx;
         let dims = [outer[0], outer[1], INPUT];
         // The initial state is the final state of another run, as arbitrary ones are not valid for
         // sLSTM.
-        let earlier = var(&noise(BATCH * TIME * INPUT, 2, 1.0), &dims, DType::F64)?;
+        let earlier = var_on(device, &noise(BATCH * TIME * INPUT, 2, 1.0), &dims, dtype)?;
         let earlier = rnn.forward(&earlier, &SequenceOptions::default(), false)?;
         Ok(Self {
-            x: var(&noise(BATCH * TIME * INPUT, 1, 1.5), &dims, DType::F64)?,
+            x: var_on(device, &noise(BATCH * TIME * INPUT, 1, 1.5), &dims, dtype)?,
             s0: Var::from_tensor(&earlier.last.detach())?,
             lengths: (0..BATCH).map(|i| ((i * 5 + 3) % (TIME + 1)) as i64).collect(),
             resets: (0..BATCH * TIME).map(|i| u8::from(i % 5 == 3)).collect(),
@@ -75,9 +78,10 @@ impl Arguments {
     }
 
     fn run<C: Cell>(&self, rnn: &Rnn<C>, case: &Case) -> Result<RnnOutput> {
-        let lengths = Tensor::new(self.lengths.as_slice(), &Device::Cpu)?;
+        let device = self.x.device();
+        let lengths = Tensor::new(self.lengths.as_slice(), device)?;
         let outer = (self.x.dim(0)?, self.x.dim(1)?);
-        let resets = Tensor::from_slice(&self.resets, outer, &Device::Cpu)?;
+        let resets = Tensor::from_slice(&self.resets, outer, device)?;
         let options = SequenceOptions {
             s0: case.s0.then_some(self.s0.as_tensor()),
             lengths: case.lengths.then_some(&lengths),
@@ -103,20 +107,26 @@ impl Arguments {
     }
 }
 
+/// Compares one case on every device.
+fn compare<C: Cell>(cell: C, case: &Case) -> Result<()> {
+    devices().iter().try_for_each(|device| compare_on(device, cell.clone(), case))
+}
+
 /// Compares one case. The loss is a weighted sum of the outputs, and its gradients are the incoming
 /// gradients of the reference.
-fn compare<C: Cell>(cell: C, case: &Case) -> Result<()> {
+fn compare_on<C: Cell>(device: &Device, cell: C, case: &Case) -> Result<()> {
+    let Types { wx: dtype, tolerance, .. } = F64.on(device);
     let Case { config, head_dim, .. } = *case;
     let problem = Problem::new(BATCH, TIME, config.heads, head_dim).with(config.options);
     let shapes = problem.shapes::<C>().map_err(Error::wrap)?;
-    let weights = variables(case, &shapes)?;
+    let weights = variables(device, case, &shapes)?;
     let rnn = Rnn::from_weights(cell.clone(), config, &weights)?;
-    let arguments = Arguments::new(&rnn, shapes.resets())?;
+    let arguments = Arguments::new(device, &rnn, shapes.resets())?;
     let out = arguments.run(&rnn, case)?;
 
     // loss = Σ d_h · h + Σ d_last · last
-    let d_h = var(&noise(out.h.elem_count(), 3, 1.0), out.h.dims(), DType::F64)?;
-    let d_last = var(&noise(out.last.elem_count(), 4, 1.0), out.last.dims(), DType::F64)?;
+    let d_h = var_on(device, &noise(out.h.elem_count(), 3, 1.0), out.h.dims(), dtype)?;
+    let d_last = var_on(device, &noise(out.last.elem_count(), 4, 1.0), out.last.dims(), dtype)?;
     let weigh = |x: &Tensor, d: &Tensor| (x * d.detach())?.sum_all();
     let grads = (weigh(&out.h, &d_h)? + weigh(&out.last, &d_last)?)?.backward()?;
 
@@ -132,8 +142,8 @@ fn compare<C: Cell>(cell: C, case: &Case) -> Result<()> {
     };
     let check = |name: &str, got: &[f64], want: &[f64]| {
         let error = relative_error(got, want);
-        let allowed = F64.tolerance;
-        assert!(error <= allowed, "{} {case:?}: {name} is off by {error:e}", C::NAME);
+        let name = format!("{} {case:?} on {device:?}: {name}", C::NAME);
+        assert!(error <= tolerance, "{name} is off by {error:e}");
     };
     check("h", &values(&out.h)?, &want.h);
     check("d_x", &values(&gradient("d_x", &arguments.x))?, &d_x);
