@@ -3,6 +3,7 @@
 //!
 //! ```sh
 //! cargo run --release -p flashrnn-candle --example from_candle_nn -- [STEPS]
+//! cargo run --release -p flashrnn-candle --features candle-cuda --example from_candle_nn -- 9 cuda
 //! ```
 //!
 //! The functions [`before`] and [`after`] are the whole difference. Both networks start from the
@@ -43,9 +44,9 @@ struct Network {
 }
 
 impl Network {
-    fn new(layer: fn(VarBuilder) -> Result<Layer>) -> Result<Self> {
+    fn new(device: &Device, layer: fn(VarBuilder) -> Result<Layer>) -> Result<Self> {
         let vars = VarMap::new();
-        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
         let layer = layer(vb.pp("lstm"))?;
         let head = candle_nn::linear(SIZE, 1, vb.pp("head"))?;
         let optimizer = AdamW::new(vars.all_vars(), ParamsAdamW::default())?;
@@ -75,11 +76,14 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() -> Result<()> {
-    let steps = std::env::args().nth(1).map_or(Ok(9), |steps| steps.parse::<usize>());
+    let mut arguments = std::env::args().skip(1);
+    let steps = arguments.next().map_or(Ok(9), |steps| steps.parse::<usize>());
     let steps = steps.map_err(Error::wrap)?.max(1);
-    let x = Tensor::randn(0f32, 1.0, (BATCH, TIME, SIZE), &Device::Cpu)?;
+    let on_gpu = arguments.next().is_some_and(|device| device == "cuda");
+    let device = if on_gpu { Device::new_cuda(0)? } else { Device::Cpu };
+    let x = Tensor::randn(0f32, 1.0, (BATCH, TIME, SIZE), &device)?;
     let target = x.narrow(2, 0, 1)?.contiguous()?;
-    let (mut before, mut after) = (Network::new(before)?, Network::new(after)?);
+    let (mut before, mut after) = (Network::new(&device, before)?, Network::new(&device, after)?);
     after.copy(&before)?;
 
     let mut times = [vec![], vec![]];

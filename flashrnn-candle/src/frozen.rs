@@ -209,8 +209,7 @@ impl<C: Cell, T: Number, W: Number> Typed<C, T, W> {
     fn pack(recurrence: Recurrence<C>, r: &Tensor, b: &Tensor, shapes: &Shapes) -> Result<Self> {
         let place = Place::of(recurrence.backend(), [("r", r), ("b", b)])?;
         let (r, b) = (r.detach().contiguous()?, b.contiguous()?);
-        let weights =
-            recurrence.call::<T, W>(place, shapes, Sequence::default())?.pack(&r, &b)?;
+        let weights = recurrence.call::<T, W>(place, shapes, Sequence::default())?.pack(&r, &b)?;
         // Keeps the device of r, not its memory.
         let r = r.flatten_all()?.narrow(0, 0, 0)?.force_contiguous()?;
         Ok(Self { recurrence, weights, r, shapes: shapes.clone(), weight_type: PhantomData })
@@ -244,8 +243,7 @@ impl<C: Cell, T: Number, W: Number> FrozenCalls for Typed<C, T, W> {
         let s0 = sequence.s0.map(|s0| Self::upload(&place, s0)).transpose()?;
         let call = self.recurrence.call::<T, W>(place, &shapes, sequence)?;
         let rest = Rest::Frozen(&self.weights, s0.as_ref());
-        let ForwardOutput { head, last, .. } =
-            call.forward(&wx.contiguous()?, rest, false)?;
+        let ForwardOutput { head, last, .. } = call.forward(&wx.contiguous()?, rest, false)?;
         let (head, last) = (plain(head, call.head_shape()), plain(last, shapes.state().as_slice()));
         self.recurrence.output(head, last)
     }

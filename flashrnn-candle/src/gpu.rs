@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::Pod;
-use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, result,
+    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop, result,
 };
 use candle_core::{CudaDevice, CudaStorage, Error, Result, Storage};
 use flashrnn::any::AnyBuffer;
@@ -17,10 +16,6 @@ use flashrnn::cuda::{View, ViewMut};
 use flashrnn::{AnyBackend, Cuda};
 
 use crate::storage::{CandleType, Locked, elsewhere};
-
-/// An element type of tensors on CUDA devices.
-pub(crate) trait GpuType: CudaDType + DeviceRepr + 'static {}
-impl<T: CudaDType + DeviceRepr + 'static> GpuType for T {}
 
 /// The number of devices whose backends are kept.
 const CAPACITY: usize = 16;
@@ -111,7 +106,7 @@ impl Gpu {
     }
 
     /// Borrows elements of a contiguous tensor for reading, as elements of the same size.
-    pub fn borrow<'a, P: GpuType, Q>(
+    pub fn borrow<'a, P: CandleType, Q>(
         &'a self,
         tensor: &'a Locked<'a>,
         range: Range<usize>,
@@ -129,7 +124,7 @@ impl Gpu {
     }
 
     /// Allocates uninitialised memory for a tensor.
-    pub fn alloc<P: GpuType>(&self, len: usize) -> Result<CudaSlice<P>> {
+    pub fn alloc<P: CandleType>(&self, len: usize) -> Result<CudaSlice<P>> {
         // CUDA allocates no memory of 0 bytes.
         // SAFETY: whoever allocates memory makes a call write all of it.
         unsafe { self.device.alloc(len.max(1)) }
@@ -152,7 +147,7 @@ impl Gpu {
     }
 
     /// Makes the storage of a tensor.
-    pub fn storage<P: GpuType>(&self, slice: CudaSlice<P>) -> Storage {
+    pub fn storage<P: CandleType>(&self, slice: CudaSlice<P>) -> Storage {
         Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, self.device.clone()))
     }
 

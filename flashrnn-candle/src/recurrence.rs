@@ -211,17 +211,23 @@ impl<C: Cell> Recurrence<C> {
             }
             _ => {
                 let pass = pass.clone();
-                attach("flashrnn", [&wx, rest], last, state.as_slice(), move |[wx, rest], d_last| {
-                    let again = pass.recomputes().then_some(wx);
-                    if let Some(wx) = again {
-                        check_unchanged("wx", wx_before, wx)?;
-                    }
-                    let d = pass.backward(again, rest, d_last)?;
-                    let of = |input: &Tensor, d| {
-                        input.track_op().then(|| gradient(d, input)).transpose()
-                    };
-                    Ok([of(wx, d.wx)?, of(rest, d.rest)?])
-                })?
+                attach(
+                    "flashrnn",
+                    [&wx, rest],
+                    last,
+                    state.as_slice(),
+                    move |[wx, rest], d_last| {
+                        let again = pass.recomputes().then_some(wx);
+                        if let Some(wx) = again {
+                            check_unchanged("wx", wx_before, wx)?;
+                        }
+                        let d = pass.backward(again, rest, d_last)?;
+                        let of = |input: &Tensor, d| {
+                            input.track_op().then(|| gradient(d, input)).transpose()
+                        };
+                        Ok([of(wx, d.wx)?, of(rest, d.rest)?])
+                    },
+                )?
             }
         };
         self.output(pass.head(&last, head)?, last)
@@ -303,7 +309,11 @@ pub(crate) fn same_type(weights: &[&Tensor]) -> Result<()> {
 pub(crate) enum Source<'a> {
     Wx(&'a Tensor),
     /// The product of x and w, with a mask of the padding.
-    Product { x: &'a Tensor, w: &'a Tensor, mask: Option<&'a Tensor> },
+    Product {
+        x: &'a Tensor,
+        w: &'a Tensor,
+        mask: Option<&'a Tensor>,
+    },
 }
 
 impl Source<'_> {

@@ -5,6 +5,8 @@ use std::ops::Range;
 use bytemuck::Pod;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cpu_backend::CpuDevice;
+#[cfg(feature = "candle-cuda")]
+use candle_core::cuda_backend::{CudaDType, cudarc::driver::DeviceRepr};
 use candle_core::{
     CpuStorage, Error, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType,
 };
@@ -22,9 +24,9 @@ impl<T: WithDType + Pod> CandleType for T {}
 
 /// An element type of candle's tensors on every device that this crate supports.
 #[cfg(feature = "candle-cuda")]
-pub(crate) trait CandleType: WithDType + Pod + crate::gpu::GpuType {}
+pub(crate) trait CandleType: WithDType + Pod + CudaDType + DeviceRepr {}
 #[cfg(feature = "candle-cuda")]
-impl<T: WithDType + Pod + crate::gpu::GpuType> CandleType for T {}
+impl<T: WithDType + Pod + CudaDType + DeviceRepr> CandleType for T {}
 
 /// Checks a tensor's shape.
 pub(crate) fn check(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result<()> {

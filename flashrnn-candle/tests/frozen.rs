@@ -1,16 +1,30 @@
 //! Frozen weights compute the same as the module, in one pass or step by step.
 
+mod devices;
+
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Options, Slstm};
 use flashrnn_candle::{FrozenRnn, Recurrence, Rnn, RnnConfig, SequenceOptions};
 
+use devices::devices;
+
 fn values(tensor: &Tensor) -> Result<Vec<f64>> {
-    tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }
 
 fn module<C: Cell>(cell: C, config: RnnConfig, dtype: DType) -> Result<Rnn<C>> {
-    let vb = VarBuilder::from_varmap(&VarMap::new(), dtype, &Device::Cpu);
+    module_on(&Device::Cpu, cell, config, dtype)
+}
+
+fn module_on<C: Cell>(device: &Device, cell: C, config: RnnConfig, dtype: DType) -> Result<Rnn<C>> {
+    // candle's GPU has no random numbers of 16 bits.
+    let map = VarMap::new();
+    let vb = VarBuilder::from_varmap(&map, dtype, &Device::Cpu);
+    Rnn::with_cell(cell.clone(), 3, 10, RnnConfig { heads: 2, ..config }, vb)?;
+    let data = map.data().lock().expect("no panic");
+    let moved = data.iter().map(|(name, var)| Ok((name.clone(), var.to_device(device)?)));
+    let vb = VarBuilder::from_tensors(moved.collect::<Result<_>>()?, dtype, device);
     Rnn::with_cell(cell, 3, 10, RnnConfig { heads: 2, ..config }, vb)
 }
 
@@ -19,7 +33,16 @@ fn layers() -> RnnConfig {
     RnnConfig { layers: 2, ..RnnConfig::default() }
 }
 
+/// Returns the devices that support `dtype`.
+fn devices_with(dtype: DType) -> impl Iterator<Item = &'static Device> {
+    devices().iter().filter(move |device| device.is_cpu() || dtype != DType::F64)
+}
+
 fn agrees<C: Cell>(cell: C, dtype: DType) -> Result<()> {
+    devices_with(dtype).try_for_each(|device| agrees_on(device, cell.clone(), dtype))
+}
+
+fn agrees_on<C: Cell>(device: &Device, cell: C, dtype: DType) -> Result<()> {
     let clipped = Options {
         layout: Layout::TimeMajor,
         reverse: true,
@@ -31,10 +54,11 @@ fn agrees<C: Cell>(cell: C, dtype: DType) -> Result<()> {
         RnnConfig { options: clipped, ..layers() },
         RnnConfig { bidirectional: true, ..layers() },
     ] {
-        let module = module(cell.clone(), config, dtype)?;
+        let module = module_on(device, cell.clone(), config, dtype)?;
         let frozen = module.freeze()?;
-        let lengths = Tensor::new(&[6u32, 0, 4, 6], &Device::Cpu)?;
+        let lengths = Tensor::new(&[6u32, 0, 4, 6], device)?;
         let x = Tensor::randn(0.0f64, 1.0, (4, 6, 3), &Device::Cpu)?.to_dtype(dtype)?;
+        let x = x.to_device(device)?;
         let time_major = config.options.layout == Layout::TimeMajor;
         let x = if time_major { x.transpose(0, 1)?.contiguous()? } else { x };
         let sequence = SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() };
@@ -72,9 +96,14 @@ fn steps(frozen: &FrozenRnn, x: &Tensor) -> Result<(Tensor, Tensor)> {
 
 #[test]
 fn single_steps_agree_with_one_pass() -> Result<()> {
-    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-14)] {
-        let frozen = module(Slstm, layers(), dtype)?.freeze()?;
+    let all = [(DType::F32, 1e-6), (DType::F64, 1e-14)].into_iter();
+    let all = all.flat_map(|(dtype, tolerance)| {
+        devices_with(dtype).map(move |device| (device, dtype, tolerance))
+    });
+    for (device, dtype, tolerance) in all {
+        let frozen = module_on(device, Slstm, layers(), dtype)?.freeze()?;
         let x = Tensor::randn(0.0f64, 1.0, (2, 7, 3), &Device::Cpu)?.to_dtype(dtype)?;
+        let x = x.to_device(device)?;
         let whole = frozen.forward(&x, &SequenceOptions::default())?;
         let (h, last) = steps(&frozen, &x)?;
         // W x is a product of a different size, which may sum in a different order.

@@ -1,9 +1,13 @@
 //! Values in the padding beyond `lengths` affect no output and no gradient.
 
+mod devices;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Options, Save, Slstm};
 use flashrnn_candle::{Recurrence, Rnn, RnnConfig, SequenceOptions};
+
+use devices::devices;
 
 const LENGTHS: [u32; 3] = [4, 0, 2];
 const TIME: usize = 4;
@@ -26,22 +30,28 @@ fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
 }
 
 /// Returns the outputs, and the gradients of every parameter and of x, by name.
-fn run<C: Cell>(cell: C, options: Options, padding: f32) -> Result<Vec<(String, Vec<u32>)>> {
+fn run<C: Cell>(
+    device: &Device,
+    cell: C,
+    options: Options,
+    padding: f32,
+) -> Result<Vec<(String, Vec<u32>)>> {
     let map = VarMap::new();
-    let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&map, DType::F32, device);
     let config = RnnConfig { layers: 2, heads: 2, options, ..RnnConfig::default() };
     let rnn = Rnn::with_cell(cell, 2, 6, config, vb)?;
     let data = map.data().lock().expect("no panic");
     let mut vars: Vec<_> = data.iter().collect();
     vars.sort_by_key(|(name, _)| name.as_str());
     for (i, (_, var)) in vars.iter().enumerate() {
-        let values = Tensor::arange(0f32, var.elem_count() as f32, &Device::Cpu)?;
+        let values = Tensor::arange(0f32, var.elem_count() as f32, device)?;
         var.set(&((values + i as f64)?.sin()? * 0.5)?.reshape(var.dims())?)?;
     }
     let outer = if options.layout == Layout::TimeMajor { (TIME, 3, 2) } else { (3, TIME, 2) };
     let x = Tensor::arange(0f32, 24.0, &Device::Cpu)?.cos()?.reshape(outer)?;
-    let x = Var::from_tensor(&with_padding(&x, padding, options.layout)?)?;
-    let lengths = Tensor::new(&LENGTHS, &Device::Cpu)?;
+    let x = with_padding(&x, padding, options.layout)?;
+    let x = Var::from_tensor(&x.to_device(device)?)?;
+    let lengths = Tensor::new(&LENGTHS, device)?;
     let lengths = SequenceOptions { lengths: Some(&lengths), ..SequenceOptions::default() };
     let out = rnn.forward(&x, &lengths, true)?;
     // Uses only h of the final state; gradients of sLSTM's stabiliser are ignored.
@@ -56,12 +66,16 @@ fn run<C: Cell>(cell: C, options: Options, padding: f32) -> Result<Vec<(String, 
 }
 
 fn check<C: Cell>(cell: C) -> Result<()> {
+    devices().iter().try_for_each(|device| check_on(device, cell.clone()))
+}
+
+fn check_on<C: Cell>(device: &Device, cell: C) -> Result<()> {
     for layout in [Layout::BatchMajor, Layout::TimeMajor] {
         for (reverse, save) in [(false, Save::Gates), (true, Save::Recompute)] {
             let options = Options { layout, reverse, save, ..Options::default() };
-            let zeros = run(cell.clone(), options, 0.0)?;
+            let zeros = run(device, cell.clone(), options, 0.0)?;
             for value in [f32::NAN, f32::INFINITY, -f32::INFINITY, f32::MAX] {
-                for (want, got) in zeros.iter().zip(run(cell.clone(), options, value)?) {
+                for (want, got) in zeros.iter().zip(run(device, cell.clone(), options, value)?) {
                     assert_eq!(*want, got, "{} {options:?}, {value} in the padding", C::NAME);
                 }
             }

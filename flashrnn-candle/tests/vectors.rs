@@ -1,12 +1,17 @@
 //! Compares modules with PyTorch's, and the sLSTM with xlstm's, on vectors that
 //! `vectors/generate.py` has written.
 
+mod devices;
+
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Result, Tensor, safetensors};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use flashrnn_candle::xlstm::Arrangement;
 use flashrnn_candle::{FromTorch, Recurrence, Rnn, RnnConfig, SequenceOptions, load_variables};
+
+use devices::devices;
 
 /// The allowed difference from PyTorch's outputs, which are of the order of 1 and computed in f32.
 const OUTPUT: f64 = 1e-5;
@@ -16,9 +21,27 @@ const PARAMETER: f64 = 1e-4;
 
 type Tensors = HashMap<String, Tensor>;
 
-fn load(name: &str) -> Result<Tensors> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors");
-    safetensors::load(format!("{folder}/{name}.safetensors"), &Device::Cpu)
+/// Returns the contents of a file of vectors, which this program contains so that it runs on any
+/// machine.
+fn contents(name: &str) -> &'static [u8] {
+    match name {
+        "lstm" => include_bytes!("vectors/lstm.safetensors"),
+        "gru" => include_bytes!("vectors/gru.safetensors"),
+        "rnn" => include_bytes!("vectors/rnn.safetensors"),
+        "slstm" => include_bytes!("vectors/slstm.safetensors"),
+        _ => panic!("there are no vectors {name}"),
+    }
+}
+
+fn load(name: &str, device: &Device) -> Result<Tensors> {
+    safetensors::load_buffer(contents(name), device)
+}
+
+/// Makes an empty folder for the files of a test.
+fn folder(name: &str) -> Result<PathBuf> {
+    let folder = std::env::temp_dir().join(format!("flashrnn-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
 
 /// Returns the tensors whose names start with `prefix`, without it.
@@ -31,7 +54,9 @@ fn part(vectors: &Tensors, prefix: &str) -> Tensors {
 
 #[track_caller]
 fn assert_near(name: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
-    let largest = || (got - want)?.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
+    let cpu = &Device::Cpu;
+    let difference = || got.to_device(cpu)? - want.to_device(cpu)?;
+    let largest = || difference()?.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
     let off = largest().unwrap_or(f64::NAN);
     assert!(off <= tolerance, "{name} is off by {off:e}, {tolerance:e} allowed");
 }
@@ -48,16 +73,19 @@ fn check_outputs(h: &Tensor, last: &Tensor, vectors: &Tensors, prefix: &str) -> 
 }
 
 fn agrees_with_pytorch<C: FromTorch>(name: &str) -> Result<()> {
-    let vectors = load(name)?;
+    devices().iter().try_for_each(|device| agrees_with_pytorch_on::<C>(device, name))
+}
+
+fn agrees_with_pytorch_on<C: FromTorch>(device: &Device, name: &str) -> Result<()> {
+    let vectors = load(name, device)?;
     let (x, target) = (&vectors["x"], &vectors["target"]);
     let (input, hidden) = (x.dim(2)?, vectors["y"].dim(2)? / 2);
 
     // Loads the parameters from a file of PyTorch's names.
-    let folder = std::env::temp_dir().join(format!("flashrnn-{name}-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
+    let folder = folder(name)?;
     let (before, after) = (folder.join("before"), folder.join("after"));
     safetensors::save(&part(&vectors, "before."), &before)?;
-    let (vars, vb) = load_variables(&before, DType::F32, &Device::Cpu)?;
+    let (vars, vb) = load_variables(&before, DType::F32, device)?;
     let config = RnnConfig { layers: 2, bidirectional: true, ..RnnConfig::default() };
     let rnn = Rnn::<C>::from_torch(input, hidden, config, vb)?;
     assert_eq!(vars.all_vars().len(), 16);
@@ -80,7 +108,7 @@ fn agrees_with_pytorch<C: FromTorch>(name: &str) -> Result<()> {
 
     // Saves them under PyTorch's names.
     vars.save(&after)?;
-    let (got, want) = (safetensors::load(&after, &Device::Cpu)?, part(&vectors, "after."));
+    let (got, want) = (safetensors::load(&after, device)?, part(&vectors, "after."));
     std::fs::remove_dir_all(&folder)?;
     let sorted = |tensors: &Tensors| {
         let mut names: Vec<String> = tensors.keys().cloned().collect();
@@ -111,7 +139,11 @@ fn elman_agrees_with_pytorch_before_and_after_training() -> Result<()> {
 
 #[test]
 fn slstm_cells_agree_with_xlstm_in_both_arrangements() -> Result<()> {
-    let vectors = load("slstm")?;
+    devices().iter().try_for_each(slstm_agrees_with_xlstm)
+}
+
+fn slstm_agrees_with_xlstm(device: &Device) -> Result<()> {
+    let vectors = load("slstm", device)?;
     for (arrangement, prefix) in [(Arrangement::Vanilla, "vanilla."), (Arrangement::Cuda, "cuda.")]
     {
         let cell = part(&vectors, prefix);
@@ -150,8 +182,12 @@ fn slstm_cells_of_another_shape_are_errors() -> Result<()> {
 
 #[test]
 fn files_that_do_not_fit_the_configuration_are_errors() -> Result<()> {
-    let path = |name: &str| format!("{}/tests/vectors/{name}", env!("CARGO_MANIFEST_DIR"));
-    let make = |path: String, layers, bidirectional| {
+    let folder = folder("files")?;
+    let path = |name: &str| folder.join(name);
+    for name in ["lstm", "gru"] {
+        std::fs::write(path(name), contents(name))?;
+    }
+    let make = |path: PathBuf, layers, bidirectional| {
         let (_, vb) = load_variables(path, DType::F32, &Device::Cpu)?;
         let config = RnnConfig { layers, bidirectional, ..RnnConfig::default() };
         Rnn::<flashrnn::Lstm>::from_torch(5, 6, config, vb.pp("before"))
@@ -159,17 +195,18 @@ fn files_that_do_not_fit_the_configuration_are_errors() -> Result<()> {
     let message = |result: Result<Rnn<flashrnn::Lstm>>| {
         result.err().map(|error| error.to_string()).unwrap_or_default()
     };
-    let lstm = || path("lstm.safetensors");
+    let lstm = || path("lstm");
     assert!(make(lstm(), 2, true).is_ok());
     for (result, wanted) in [
         (make(lstm(), 1, true), "found parameter before.weight_ih_l1, but layers is 1"),
         (make(lstm(), 2, false), "weight_ih_l0_reverse, but bidirectional is false"),
         (make(lstm(), 3, true), "parameter before.weight_ih_l2, wanted with shape [24, 12]"),
-        (make(path("gru.safetensors"), 2, true), "weight_ih_l0, wanted with shape [24, 5]"),
+        (make(path("gru"), 2, true), "weight_ih_l0, wanted with shape [24, 5]"),
         (make(path("none"), 2, true), "can't load"),
     ] {
         let text = message(result);
         assert!(text.contains(wanted), "{text:?} does not contain {wanted:?}");
     }
+    std::fs::remove_dir_all(&folder)?;
     Ok(())
 }

@@ -76,12 +76,7 @@ struct Variables {
 }
 
 impl Variables {
-    fn new<C: Cell>(
-        device: &Device,
-        cell: &C,
-        problem: &Problem,
-        types: Types,
-    ) -> Result<Self> {
+    fn new<C: Cell>(device: &Device, cell: &C, problem: &Problem, types: Types) -> Result<Self> {
         let make = |dims: &[usize], seed, scale, dtype| make(device, dims, seed, scale, dtype);
         let shapes = problem.shapes::<C>().map_err(candle_core::Error::wrap)?;
         let wx = make(&shapes.wx(), 1, 1.5, types.wx)?;
@@ -209,14 +204,15 @@ fn compare_on<C: Cell>(
         assert_eq!((got.dims(), got.dtype()), (var.dims(), var.dtype()), "{name}");
         pairs.push((name, values(got)?, want));
     }
-    for (name, got, want) in pairs {
-        let error = relative_error(&got, want);
-        assert!(
-            error <= types.tolerance,
-            "{} {problem:?} {options:?} {:?} on {device:?}: {name} has a relative error of {error:e}",
-            C::NAME,
-            types.wx
-        );
-    }
+    let case = format!("{} {problem:?} {options:?} {:?} on {device:?}", C::NAME, types.wx);
+    assert_near(&case, types.tolerance, &pairs);
     Ok(())
+}
+
+/// Asserts that the relative error of each value is within `tolerance`.
+fn assert_near(case: &str, tolerance: f64, pairs: &[(&str, Vec<f64>, &[f64])]) {
+    for (name, got, want) in pairs {
+        let error = relative_error(got, want);
+        assert!(error <= tolerance, "{case}: {name} has a relative error of {error:e}");
+    }
 }

@@ -1,7 +1,12 @@
 //! Compares the outputs of the candle operation, and the gradients from candle's `backward()`, with
 //! the f64 reference.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{
+    CpuStorage, CustomOp1, DType, Device, Error, Layout as CandleLayout, Result, Shape, Tensor, Var,
+};
 use flashrnn::{Cell, Elman, Gate, Gru, Layout, Lstm, Options, Problem, Real, Save, Slstm};
 use flashrnn_candle::{Recurrence, SequenceOptions};
 
@@ -136,6 +141,68 @@ fn two_forwards_before_one_backward() -> Result<()> {
     assert_eq!(values(&get(&grads, &r)?)?, values(&sum)?);
     // Differentiates the same graph again.
     assert_eq!(values(&get(&both.backward()?, &r)?)?, values(&sum)?);
+    Ok(())
+}
+
+/// An operation whose backward pass fails once.
+struct FailsOnce(AtomicBool);
+
+impl CustomOp1 for FailsOnce {
+    fn name(&self) -> &'static str {
+        "fails once"
+    }
+
+    fn cpu_fwd(&self, values: &CpuStorage, layout: &CandleLayout) -> Result<(CpuStorage, Shape)> {
+        Ok((values.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, d: &Tensor) -> Result<Option<Tensor>> {
+        if self.0.swap(false, Ordering::SeqCst) {
+            return Err(Error::msg("failed once"));
+        }
+        Ok(Some(d.clone()))
+    }
+}
+
+#[test]
+fn a_failed_backward_pass_leaves_no_gradient_to_the_next() -> Result<()> {
+    let wx = var(&noise(2 * 5 * 6, 1, 1.0), &[2, 5, 1, 2, 3], DType::F64)?;
+    let r = var(&noise(18, 2, 0.5), &[1, 2, 3, 3], DType::F64)?;
+    let b = Var::zeros((1, 2, 3), DType::F64, &Device::Cpu)?;
+    let run = || Recurrence::new(Elman).forward(&wx, &r, &b, &SequenceOptions::default());
+    let d_r = |loss: &Tensor| -> Result<Vec<f64>> {
+        values(loss.backward()?.get(&r).ok_or_else(|| Error::msg("no gradient"))?)
+    };
+    let want = d_r(&run()?.last.sum_all()?)?;
+    // Whichever of the two terms candle differentiates first, once it is that of h.
+    for h_first in [false, true] {
+        let out = run()?;
+        let (h, last) = (out.h.sum_all()?, out.last.apply_op1(FailsOnce(true.into()))?.sum_all()?);
+        let both = if h_first { (h + last)? } else { (last + h)? };
+        assert!(both.backward().is_err());
+        assert_eq!(d_r(&out.last.sum_all()?)?, want);
+        assert_ne!(d_r(&both)?, want);
+        assert_eq!(d_r(&out.last.sum_all()?)?, want);
+    }
+    Ok(())
+}
+
+#[test]
+fn threads_may_differentiate_one_graph() -> Result<()> {
+    let wx = var(&noise(2 * 40 * 6, 1, 1.0), &[2, 40, 1, 2, 3], DType::F64)?;
+    let r = var(&noise(18, 2, 0.5), &[1, 2, 3, 3], DType::F64)?;
+    let b = Var::zeros((1, 2, 3), DType::F64, &Device::Cpu)?;
+    let out = Recurrence::new(Elman).forward(&wx, &r, &b, &SequenceOptions::default())?;
+    let losses = [out.h.sqr()?.sum_all()?, out.h.sin()?.sum_all()?, out.last.sum_all()?];
+    let d_r = |loss: &Tensor| -> Result<Vec<f64>> {
+        values(loss.backward()?.get(&r).ok_or_else(|| Error::msg("no gradient"))?)
+    };
+    let want = losses.iter().map(d_r).collect::<Result<Vec<_>>>()?;
+    std::thread::scope(|scope| {
+        let check = |i: usize| (0..200).all(|_| d_r(&losses[i]).is_ok_and(|got| got == want[i]));
+        let threads = [0, 1, 2].map(|i| scope.spawn(move || check(i)));
+        assert!(threads.into_iter().all(|thread| thread.join().expect("no panic")));
+    });
     Ok(())
 }
 

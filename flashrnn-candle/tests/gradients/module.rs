@@ -1,6 +1,6 @@
 //! Compares modules of several layers and directions, and their gradients, with the f64 reference.
 
-use candle_core::{DType, Device, Error, Result, Tensor, Var};
+use candle_core::{Device, Error, Result, Tensor, Var};
 use flashrnn::{Cell, Elman, Gru, Layout, Lstm, Options, Problem, Save, Shapes, Slstm};
 use flashrnn_candle::{Rnn, RnnConfig, RnnOutput, SequenceOptions, Weights};
 
