@@ -4,6 +4,9 @@
 #
 #     scripts/gpu_bundle.sh FOLDER [cargo's options, such as --release]
 #
+# With CANDLE_CUDA=1 it also builds candle's CUDA kernels, which takes about ten minutes, and adds
+# the tests of candle's layers on CUDA devices. They find CUDA's libraries by LD_LIBRARY_PATH.
+#
 # The binaries are in FOLDER/tests, FOLDER/benches and FOLDER/bin. Copy the folder to that machine
 # and run its gpu_test.sh.
 set -euo pipefail
@@ -15,6 +18,10 @@ cd "$(dirname "$0")/.."
 # The tests that concern a GPU, and the command.
 tests=(-p flashrnn-cuda -p flashrnn-wgpu)
 candle_tests=(-p flashrnn-candle --features cuda --test cuda)
+candle_cuda_tests=(-p flashrnn-candle --features candle-cuda)
+for test in cuda_device cuda_copies gradients vectors frozen padding; do
+    candle_cuda_tests+=(--test "$test")
+done
 command=(-p flashrnn-cli --features cuda,wgpu)
 # Left out, because it needs NVRTC and no GPU; .ci/run runs it.
 left_out=(kernels_compile)
@@ -24,6 +31,10 @@ mkdir -p "$folder"/{tests,benches,bin}
 {
     cargo test --no-run --message-format=json "${tests[@]}" "$@"
     cargo test --no-run --message-format=json "${candle_tests[@]}" "$@"
+    if [ "${CANDLE_CUDA-}" ]; then
+        scripts/with_cuda_toolkit.sh \
+            cargo test --no-run --message-format=json "${candle_cuda_tests[@]}" "$@"
+    fi
     cargo build --message-format=json "${command[@]}" "$@"
 } | python3 -c '
 import json, os, shutil, sys

@@ -70,7 +70,8 @@ impl Frozen {
     /// Makes a state from `s0 [S, B, N, D]`, such as an [`Output::last`].
     ///
     /// # Errors
-    /// If `s0` has the wrong shape, is not of a float type, or is not on the CPU.
+    /// If `s0` has the wrong shape, is not of a float type, or is on another device than
+    /// the weights.
     pub fn state_from(&self, s0: &Tensor) -> Result<State> {
         self.calls.state(s0.dims4()?.1, Some(s0))
     }

@@ -85,8 +85,8 @@ impl FrozenRnn {
     /// Makes a state from `s0 [S, L, B, N, D]`, such as an [`RnnOutput::last`].
     ///
     /// # Errors
-    /// If the module is bidirectional, or `s0` has the wrong shape, is not of a float type, or is
-    /// not on the CPU.
+    /// If the module is bidirectional, or `s0` has the wrong shape, is not of a float type, or is on
+    /// another device than the weights.
     pub fn state_from(&self, s0: &Tensor) -> Result<RnnState> {
         self.stack.check_steps()?;
         let &[_, _, batch, _, _] = s0.dims() else {

@@ -74,7 +74,8 @@ impl<C: Cell> Recurrence<C> {
         Self::on(AnyBackend::Cpu(Cpu::new()), cell)
     }
 
-    /// Makes the recurrence of `cell` on `backend`: batch-major, with every option off.
+    /// Makes the recurrence of `cell` on `backend`: batch-major, with every option off. Tensors of
+    /// CUDA devices need the feature `candle-cuda` instead, and do not use `backend`.
     #[must_use]
     pub fn on(backend: AnyBackend, cell: C) -> Self {
         Self {
@@ -124,8 +125,8 @@ impl<C: Cell> Recurrence<C> {
     /// values.
     ///
     /// # Errors
-    /// If a tensor has the wrong shape or type or is not on the CPU, a length is outside 0 to T, an
-    /// option is invalid, or memory runs out.
+    /// If a tensor has the wrong shape or type or is on another device than the others, a length is
+    /// outside 0 to T (on the CPU), an option is invalid, or memory runs out.
     pub fn forward(
         &self,
         wx: &Tensor,

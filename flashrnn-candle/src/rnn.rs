@@ -169,7 +169,8 @@ impl<C: Cell> Rnn<C> {
         Ok(Self { stack: Stack { config, layers, state } })
     }
 
-    /// Returns this module with its recurrences on `backend`.
+    /// Returns this module with its recurrences on `backend`, for tensors on the CPU. Tensors of CUDA
+    /// devices need the feature `candle-cuda` instead, and do not use `backend`.
     #[must_use]
     pub fn on(mut self, backend: &AnyBackend) -> Self {
         let layers = &mut self.stack.layers;
@@ -187,8 +188,8 @@ impl<C: Cell> Rnn<C> {
     /// Every tensor of the result is differentiable with respect to the parameters, `x` and `s0`.
     ///
     /// # Errors
-    /// If a tensor has the wrong shape or type or is not on the CPU, a length is outside 0 to T, or
-    /// memory runs out.
+    /// If a tensor has the wrong shape or type or is on another device than the others, a length is
+    /// outside 0 to T (on the CPU), or memory runs out.
     pub fn forward(&self, x: &Tensor, options: &SequenceOptions, train: bool) -> Result<RnnOutput> {
         self.stack.forward(x, options, train, Layer::forward)
     }

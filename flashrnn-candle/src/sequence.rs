@@ -13,7 +13,8 @@ pub struct SequenceOptions<'a> {
     /// copies it, so a model may overwrite it before the backward pass.
     pub s0: Option<&'a Tensor>,
     /// `[B]`, of an integer type: row b has `lengths[b]` steps, 0 to T. Later outputs are zero, and
-    /// later elements of `wx` or `x`, even NaN and infinities, affect no output and no gradient.
+    /// later elements of `wx` or `x`, even NaN and infinities, affect no output and no gradient. On
+    /// a CUDA device, lengths beyond 0 to T are clamped; on the CPU they are an error.
     pub lengths: Option<&'a Tensor>,
     /// `[B, T]` (or `[T, B]`), of an integer type: a nonzero flag zeroes the row's state before
     /// that step is processed. In a bidirectional module a flag marks the first step of a document,
