@@ -1,5 +1,6 @@
-//! Times the forward and backward pass of an LSTM layer on tensors of a CUDA device, and the
-//! products with W alone. The rest is the recurrence, which `flashrnn bench` times.
+//! Times the forward and backward pass of an LSTM layer on tensors of a CUDA device, with and
+//! without the gradient of x, and its products with W. The rest is the recurrence, which `flashrnn
+//! bench` times.
 //!
 //! ```sh
 //! cargo run --release -p flashrnn-candle --features candle-cuda --example layer_speed
@@ -51,6 +52,36 @@ fn time(device: &Device, mut call: impl FnMut() -> Result<()>) -> Result<[f64; 2
     Ok([measure(CALLS)?, measure(1)?])
 }
 
+/// Times a layer and its parts, and prints a row.
+fn measure(name: &str, device: &Device, dtype: DType, heads: usize, head_dim: usize) -> Result<()> {
+    let units = heads * head_dim;
+    let lstm = layer(device, dtype, heads, units)?;
+    let x = Tensor::randn(0f32, 1.0, (BATCH, TIME, units), device)?.to_dtype(dtype)?;
+    let options = SequenceOptions::default();
+    let pass = |x: &Tensor| lstm.forward(x, &options, true)?.h.backward().map(drop);
+    let variable = Var::from_tensor(&x)?;
+    let all = time(device, || pass(&variable))?;
+    let first = time(device, || pass(&x))?;
+
+    // What is not the recurrence: the products with W, and the gradient of h that the backward pass
+    // starts from.
+    let w = lstm.weights()?[0].w.detach();
+    let rows = x.flatten_to(1)?;
+    let d = rows.matmul(&w.t()?)?;
+    let wx = time(device, || rows.matmul(&w.t()?).map(drop))?;
+    let d_x = time(device, || d.matmul(&w).map(drop))?;
+    let d_w = time(device, || d.t()?.matmul(&rows).map(drop))?;
+    let h = lstm.forward(&x, &options, false)?.h.detach();
+    let ones = time(device, || h.ones_like()?.contiguous().map(drop))?;
+    print!("{name:11} {dtype:?} {heads} x {head_dim}:");
+    let parts = [("layer", all), ("without d_x", first), ("W x", wx), ("d_x", d_x), ("d_W", d_w)];
+    for (part, [many, one]) in parts.into_iter().chain([("d_h", ones)]) {
+        print!("  {part} {many:.3} {one:.3}");
+    }
+    println!();
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let devices =
         [("new_cuda", Device::new_cuda(0)?), ("with_stream", Device::new_cuda_with_stream(0)?)];
@@ -58,28 +89,7 @@ fn main() -> Result<()> {
     for (name, device) in &devices {
         for dtype in [DType::F32, DType::BF16] {
             for (heads, head_dim) in [(12, 64), (1, 768)] {
-                let units = heads * head_dim;
-                let lstm = layer(device, dtype, heads, units)?;
-                let x = Tensor::randn(0f32, 1.0, (BATCH, TIME, units), device)?;
-                let x = Var::from_tensor(&x.to_dtype(dtype)?)?;
-                let [many, one] = time(device, || {
-                    let h = lstm.forward(&x, &SequenceOptions::default(), true)?.h;
-                    h.backward().map(drop)
-                })?;
-
-                let w = &lstm.weights()?[0].w;
-                let rows = x.flatten_to(1)?.detach();
-                let d = rows.matmul(&w.t()?)?;
-                let products = time(device, || {
-                    rows.matmul(&w.detach().t()?)?;
-                    d.matmul(&w.detach())?;
-                    d.t()?.matmul(&rows).map(drop)
-                })?;
-                println!(
-                    "{name:11} {dtype:?} {heads} x {head_dim}: layer {many:.3} {one:.3}, \
-                     products {:.3} {:.3}",
-                    products[0], products[1]
-                );
+                measure(name, device, dtype, heads, head_dim)?;
             }
         }
     }

@@ -8,7 +8,7 @@ use candle_core::{Error, Result, Storage, Tensor};
 use flashrnn::any::{AnyBuffer, AnyPlan};
 use flashrnn::{AnyBackend, Backward, Forward, Plan, Save, SavedMut, SavedRef, Shapes, Weights};
 
-use crate::place::{Input, Place};
+use crate::place::{Input, Memory, Place};
 use crate::storage::{Locked, Number, plain, scatter};
 
 /// A plan with the arguments of a call that are not float tensors. `T` is the element type of wx,
@@ -36,7 +36,8 @@ pub(crate) enum Rest<'a, T: Number> {
 
 /// The outputs of a forward pass.
 pub(crate) struct ForwardOutput<T: Number> {
-    /// h `[B, T, N, D]`, or with `all_states` the states `[S, B, T, N, D]`
+    /// h `[B, T, N, D]`, or with `all_states` the states `[S, B, T, N, D]`. The storage may hold
+    /// more, which a backward pass reads.
     pub head: Storage,
     /// `[S, B, N, D]` of `T::Wide`
     pub last: Storage,
@@ -44,18 +45,32 @@ pub(crate) struct ForwardOutput<T: Number> {
     pub activations: Option<Activations<T>>,
 }
 
-/// The memory that a forward pass keeps for its backward passes.
+/// The memory that a forward pass keeps for its backward passes, besides the first output.
 pub(crate) struct Activations<T: Number> {
     weights: Weights<AnyBackend, T>,
-    /// `[S, B, T, N, D]`
-    states: AnyBuffer<T>,
+    saved: SavedMemory<T>,
+}
+
+/// The memory in which a forward pass saves values.
+struct SavedMemory<T: Number> {
+    /// `[S, B, T, N, D]`. Absent if the storage of the first output holds the states.
+    states: Option<AnyBuffer<T>>,
     /// See [`flashrnn::Saved`].
     gates: AnyBuffer<T>,
     wide: AnyBuffer<T::Wide>,
 }
 
-/// The gradients that reach the outputs of a call.
+/// The memory that a forward pass writes.
+struct Written<T: Number> {
+    head: Memory<T, 1>,
+    last: Memory<T::Wide, 1>,
+    /// Present if a backward pass may follow.
+    saved: Option<SavedMemory<T>>,
+}
+
+/// The first output of a call, and the gradients that reach the outputs.
 pub(crate) struct OutputGradients<'a> {
+    pub output: &'a Tensor,
     /// Of h, or with `all_states` of the states.
     pub head: Option<&'a Tensor>,
     /// `[S, B, N, D]`
@@ -110,7 +125,6 @@ impl<T: Number, W: Number> Call<T, W> {
     /// backward pass needs.
     pub fn forward(&self, wx: &Tensor, rest: Rest<'_, T>, save: bool) -> Result<ForwardOutput<T>> {
         let place = &self.place;
-        let shapes = self.shapes();
         let wx = Locked::new(wx);
         let wx = place.input::<T>(&wx, 0..wx.len())?;
         let joined = match &rest {
@@ -127,16 +141,7 @@ impl<T: Number, W: Number> Call<T, W> {
         let masks = self.masks();
         let masks = masks.inputs(place)?;
 
-        let states_len = shapes.states().iter().product();
-        let [gates_len, wide_len] = shapes.saved::<T>(self.plan.problem().options.save);
-        let mut states = save.then(|| place.scratch::<T>(states_len)).transpose()?;
-        let mut gates = save.then(|| place.scratch::<T>(gates_len)).transpose()?;
-        let mut wide = save.then(|| place.scratch::<T::Wide>(wide_len)).transpose()?;
-        // Saved states that are an output as well are copied.
-        let copied = self.all_states && save;
-        let head_len = if copied { 0 } else { self.head_shape().iter().product() };
-        let mut head = place.alloc::<T, 1>([head_len])?;
-        let mut last = place.alloc::<T::Wide, 1>([shapes.state().iter().product()])?;
+        let Written { mut head, mut last, mut saved } = self.alloc(save)?;
         let packed = {
             let (mut head, mut last) = (place.borrow_mut(&mut head), place.borrow_mut(&mut last));
             place.run(|| {
@@ -147,36 +152,68 @@ impl<T: Number, W: Number> Call<T, W> {
                     (None, Rest::Frozen(weights, s0)) => (*weights, *s0),
                     (None, Rest::Joined(_)) => return Err(Error::msg("flashrnn: no weights")),
                 };
-                let head = head.views().next().filter(|_| !copied);
-                let (h, all) = if self.all_states { (None, head) } else { (head, None) };
+                let (mut states, saved) = match &mut saved {
+                    None => (None, None),
+                    Some(SavedMemory { states, gates, wide }) => {
+                        let saved = SavedMut { gates: gates.view_mut(), wide: wide.view_mut() };
+                        (states.as_mut().map(AnyBuffer::view_mut), Some(saved))
+                    }
+                };
+                let mut h = head.views().next();
+                if self.all_states || (save && states.is_none()) {
+                    states = states.or(h.take());
+                }
                 let call = Forward {
                     s0: s0.as_ref().map(Input::view).or(frozen_s0.map(AnyBuffer::view)),
                     lengths: masks.lengths.as_ref().map(Input::view),
                     resets: masks.resets.as_ref().map(Input::view),
-                    h,
-                    states: all.or(states.as_mut().map(AnyBuffer::view_mut)),
+                    h: h.filter(|_| !self.all_states),
+                    states,
                     last: last.views().next(),
-                    saved: gates.as_mut().zip(wide.as_mut()).map(|(gates, wide)| SavedMut {
-                        gates: gates.view_mut(),
-                        wide: wide.view_mut(),
-                    }),
+                    saved,
                     ..Forward::new(weights, wx.view())
                 };
                 self.plan.forward(call).map_err(Error::wrap)?;
                 Ok(packed)
             })?
         };
-        let head = match &states {
-            Some(states) if copied => place.copy(states, states_len)?,
+        let head = match &saved {
+            // Saved states that are the output as well.
+            Some(SavedMemory { states: Some(states), .. }) if self.all_states => {
+                place.copy(states, self.states_len())?
+            }
             _ => place.storage(head)?,
         };
-        let activations = match (packed, states, gates, wide) {
-            (Some(weights), Some(states), Some(gates), Some(wide)) => {
-                Some(Activations { weights, states, gates, wide })
-            }
-            _ => None,
-        };
+        let activations = packed.zip(saved);
+        let activations = activations.map(|(weights, saved)| Activations { weights, saved });
         Ok(ForwardOutput { head, last: place.storage(last)?, activations })
+    }
+
+    /// Allocates what a forward pass writes.
+    ///
+    /// Where the backend works in candle's memory, the saved states and the first output share it:
+    /// h is the first of the states.
+    fn alloc(&self, save: bool) -> Result<Written<T>> {
+        let (place, shapes) = (&self.place, self.shapes());
+        let [gates, wide] = shapes.saved::<T>(self.plan.problem().options.save);
+        let separate = save && !place.is_in_place();
+        let states = separate.then(|| place.scratch(self.states_len())).transpose()?;
+        let saved = if save {
+            Some(SavedMemory { states, gates: place.scratch(gates)?, wide: place.scratch(wide)? })
+        } else {
+            None
+        };
+        let head = match (self.all_states, separate) {
+            (true, true) => 0, // a copy of the states
+            (false, false) if save => self.states_len(),
+            _ => self.head_shape().iter().product(),
+        };
+        let last = shapes.state().iter().product();
+        Ok(Written { head: place.alloc([head])?, last: place.alloc([last])?, saved })
+    }
+
+    fn states_len(&self) -> usize {
+        self.shapes().states().iter().product()
     }
 
     /// Runs the backward pass. `wx` is present if it recomputes. `rest` is the joined tensor of the
@@ -199,6 +236,11 @@ impl<T: Number, W: Number> Call<T, W> {
         let masks = masks.inputs(place)?;
         let d_head = d.head.map(Locked::new);
         let d_head = d_head.as_ref().map(|d| place.input::<T>(d, 0..d.len())).transpose()?;
+        let output = Locked::stored(d.output, self.states_len());
+        let states = match &activations.saved.states {
+            Some(_) => None,
+            None => Some(place.input::<T>(&output, 0..self.states_len())?),
+        };
         let d_last = Locked::new(d.last);
         let d_last = place.input::<T::Wide>(&d_last, 0..d_last.len())?;
 
@@ -214,8 +256,13 @@ impl<T: Number, W: Number> Call<T, W> {
             place.run(|| {
                 let head = d_head.as_ref().map(Input::view);
                 let (d_h, d_states) = if self.all_states { (None, head) } else { (head, None) };
-                let Activations { weights, states, gates, wide } = activations;
-                let saved = SavedRef { gates: gates.view(), wide: wide.view() };
+                let Activations { weights, saved } = activations;
+                let states = match (&states, &saved.states) {
+                    (Some(states), _) => states.view(),
+                    (None, Some(states)) => states.view(),
+                    (None, None) => return Err(Error::msg("flashrnn: no states")),
+                };
+                let saved = SavedRef { gates: saved.gates.view(), wide: saved.wide.view() };
                 let d_wx = d_wx.views().next().ok_or_else(|| Error::msg("flashrnn: no memory"))?;
                 let mut d_weights = d_weights.views();
                 let call = Backward {
@@ -229,7 +276,7 @@ impl<T: Number, W: Number> Call<T, W> {
                     d_r: d_weights.next(),
                     d_b: d_weights.next(),
                     d_s0: d_s0.views().next().filter(|_| self.initial),
-                    ..Backward::new(weights, states.view(), saved, d_wx)
+                    ..Backward::new(weights, states, saved, d_wx)
                 };
                 self.plan.backward(call).map_err(Error::wrap)
             })?;

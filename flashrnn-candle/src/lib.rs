@@ -109,10 +109,11 @@
 //! - Between forward and backward, the operation keeps the packed weights, the states of every step
 //!   (`S·B·T·N·D` elements) and what [`Save`] selects: with `Gates` all gates
 //!   (`G·B·T·N·D` elements), with `Recompute` `wx` instead, and in both cases wide values for
-//!   16-bit tensors. h exists twice, in the states and in the output. Nothing is kept if no input
-//!   depends on a variable.
-//! - [`Output::last`] has its own memory. [`Recurrence::all_states`] is off by default, because its
-//!   output is S times as large as h.
+//!   16-bit tensors. h is the first of the states and shares their memory, so a tensor of h that
+//!   was computed from variables keeps all states in memory, even if it is detached. Nothing is kept
+//!   if no input depends on a variable, and h then has its own memory.
+//! - [`Output::last`] has its own memory. [`Recurrence::all_states`] is off by default, because
+//!   inference then writes S times as much.
 //! - candle adds every gradient to a tensor of zeros, which takes two passes over memory of the size
 //!   of each input that depends on a variable.
 //!

@@ -6,10 +6,10 @@
 //! the backward pass of the first, which candle runs later, and returns zeros for the final state.
 //! So no gradient as large as h is padded or summed.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
-use candle_core::{Result, Storage, Tensor};
+use candle_core::{Error, Result, Storage, Tensor};
 
 use crate::call::{Activations, Call, InputGradients, OutputGradients};
 use crate::graph::{attach, no_second_derivatives};
@@ -19,6 +19,8 @@ use crate::storage::{Number, zeros_like};
 pub(crate) struct Pass<T: Number, W: Number> {
     call: Call<T, W>,
     activations: Activations<T>,
+    /// The first output, not connected to the graph. Its storage may hold every state.
+    output: OnceLock<Tensor>,
     /// The gradients of h in the backward passes that run now.
     d_heads: Mutex<Vec<HeadGradient>>,
 }
@@ -35,7 +37,7 @@ struct HeadGradient {
 
 impl<T: Number, W: Number> Pass<T, W> {
     pub fn new(call: Call<T, W>, activations: Activations<T>) -> Self {
-        Self { call, activations, d_heads: Mutex::default() }
+        Self { call, activations, output: OnceLock::new(), d_heads: Mutex::default() }
     }
 
     /// Returns whether the backward pass reads wx again.
@@ -47,7 +49,7 @@ impl<T: Number, W: Number> Pass<T, W> {
     pub fn head(self: &Arc<Self>, last: &Tensor, head: Storage) -> Result<Tensor> {
         let shape = self.call.head_shape();
         let pass = self.clone();
-        attach("flashrnn h", [last], head, shape, move |[last], d_head| {
+        let head = attach("flashrnn h", [last], head, shape, move |[last], d_head| {
             let alive = Arc::new(());
             pass.keep(d_head.contiguous()?, Arc::downgrade(&alive));
             // The graph of this gradient owns `alive`. candle sums gradients without detaching
@@ -58,7 +60,9 @@ impl<T: Number, W: Number> Pass<T, W> {
                 Err(no_second_derivatives())
             })?;
             Ok([Some(marker)])
-        })
+        })?;
+        self.output.get_or_init(|| head.detach());
+        Ok(head)
     }
 
     /// Computes the gradients of the inputs from that of the final state, and from that of h if
@@ -69,8 +73,9 @@ impl<T: Number, W: Number> Pass<T, W> {
         rest: &Tensor,
         d_last: &Tensor,
     ) -> Result<InputGradients> {
+        let output = self.output.get().ok_or_else(|| Error::msg("flashrnn: no output"))?;
         let d_head = self.take();
-        let d = OutputGradients { head: d_head.as_ref(), last: &d_last.contiguous()? };
+        let d = OutputGradients { output, head: d_head.as_ref(), last: &d_last.contiguous()? };
         self.call.backward(&self.activations, wx, rest, &d)
     }
 

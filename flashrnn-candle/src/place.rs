@@ -41,6 +41,15 @@ impl Place {
         }
     }
 
+    /// Returns whether the backend works in candle's memory.
+    pub fn is_in_place(&self) -> bool {
+        match self {
+            Self::Host(backend) => matches!(backend, AnyBackend::Cpu(_)),
+            #[cfg(feature = "candle-cuda")]
+            Self::Cuda(_) => true,
+        }
+    }
+
     /// Returns a number that is unique among the backends of one [`Recurrence`](crate::Recurrence).
     pub fn id(&self) -> usize {
         match self {

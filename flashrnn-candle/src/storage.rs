@@ -1,5 +1,6 @@
 //! Access to the memory of candle's tensors.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytemuck::Pod;
@@ -40,13 +41,20 @@ pub(crate) fn check(name: &'static str, tensor: &Tensor, want: &[usize]) -> Resu
 /// A tensor whose storage is locked for reading.
 pub(crate) struct Locked<'a> {
     pub storage: StorageRef<'a>,
-    pub layout: &'a Layout,
+    pub layout: Cow<'a, Layout>,
 }
 
 impl<'a> Locked<'a> {
     pub fn new(tensor: &'a Tensor) -> Self {
         let (storage, layout) = tensor.storage_and_layout();
-        Self { storage, layout }
+        Self { storage, layout: Cow::Borrowed(layout) }
+    }
+
+    /// Locks the first `len` elements of the storage of `tensor`, which may be more than the
+    /// tensor's own.
+    pub fn stored(tensor: &'a Tensor, len: usize) -> Self {
+        let (storage, _) = tensor.storage_and_layout();
+        Self { storage, layout: Cow::Owned(Layout::contiguous(len)) }
     }
 
     /// Returns where in the storage the elements `range` of a contiguous tensor are.
@@ -89,10 +97,10 @@ pub(crate) fn matmul(a: &Tensor, b: &Tensor) -> Result<Storage> {
     let (a, b) = (Locked::new(a), Locked::new(b));
     match (&*a.storage, &*b.storage) {
         (Storage::Cpu(x), Storage::Cpu(y)) => {
-            x.matmul(y, (1, m, n, k), a.layout, b.layout).map(Storage::Cpu)
+            x.matmul(y, (1, m, n, k), &a.layout, &b.layout).map(Storage::Cpu)
         }
         (Storage::Cuda(x), Storage::Cuda(y)) => {
-            x.matmul(y, (1, m, n, k), a.layout, b.layout).map(Storage::Cuda)
+            x.matmul(y, (1, m, n, k), &a.layout, &b.layout).map(Storage::Cuda)
         }
         _ => Err(elsewhere()),
     }
@@ -147,7 +155,7 @@ fn fill<S: BackendStorage>(
 ) -> Result<S> {
     for (offset, part) in parts {
         let part = Locked::new(part);
-        of(&part.storage)?.copy_strided_src(&mut out, *offset, part.layout)?;
+        of(&part.storage)?.copy_strided_src(&mut out, *offset, &part.layout)?;
     }
     Ok(out)
 }
@@ -157,10 +165,10 @@ fn fill<S: BackendStorage>(
 pub(crate) fn fingerprint(tensor: &Tensor) -> Option<u64> {
     let tensor = Locked::new(tensor);
     match &*tensor.storage {
-        Storage::Cpu(CpuStorage::F32(values)) => sample(values, tensor.layout),
-        Storage::Cpu(CpuStorage::F64(values)) => sample(values, tensor.layout),
-        Storage::Cpu(CpuStorage::F16(values)) => sample(values, tensor.layout),
-        Storage::Cpu(CpuStorage::BF16(values)) => sample(values, tensor.layout),
+        Storage::Cpu(CpuStorage::F32(values)) => sample(values, &tensor.layout),
+        Storage::Cpu(CpuStorage::F64(values)) => sample(values, &tensor.layout),
+        Storage::Cpu(CpuStorage::F16(values)) => sample(values, &tensor.layout),
+        Storage::Cpu(CpuStorage::BF16(values)) => sample(values, &tensor.layout),
         _ => None,
     }
 }
