@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Lints flashrnn-candle with its feature candle-cuda, on a machine without CUDA and without compiling
-# candle's kernels, which takes minutes. A stand-in for nvcc writes empty files in their place.
+# Lints flashrnn-candle with its feature candle-cuda, on a machine without CUDA and without
+# compiling candle's kernels, which takes minutes. A stand-in for nvcc writes empty files in their
+# place.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 toolkit=$(mktemp -d)

@@ -221,7 +221,7 @@ impl<C: Cell, T: Number, W: Number> Typed<C, T, W> {
         &'a self,
         tensors: impl IntoIterator<Item = (&'static str, &'a Tensor)>,
     ) -> Result<Place> {
-        let weights = [("the frozen weights", &self.r)];
+        let weights = [("the frozen r", &self.r)];
         Place::of(self.recurrence.backend(), tensors.into_iter().chain(weights))
     }
 

@@ -46,7 +46,7 @@ impl FrozenLayer {
         let input = self.w.dim(1)?;
         match x.dims().split_last() {
             Some((&features, outer)) if features == input && x.rank() == axes => {
-                check_devices([("x", x), ("the frozen weights", &self.w)])?;
+                check_devices([("x", x), ("the frozen w", &self.w)])?;
                 let shape = [outer, &self.gates].concat();
                 Ok(Product::forward(&x.contiguous()?, &self.w, &shape, None)?.0)
             }

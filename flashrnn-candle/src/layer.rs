@@ -30,7 +30,7 @@ impl<C: Cell> Layer<C> {
         let weights = self.parameters.recurrent()?;
         let weights: Vec<&Tensor> = weights.iter().collect();
         let named = [("x", x), ("w", w)].into_iter();
-        let named = named.chain(weights.iter().map(|&weight| ("a weight", weight)));
+        let named = named.chain(weights.iter().map(|&weight| ("r or b", weight)));
         let place = Place::of(self.recurrence.backend(), named.chain(options.tensors()))?;
         let sequence = Sequence::read(options, &shapes)?;
         check_types(x.dtype(), w.dtype())?;

@@ -102,20 +102,20 @@
 //!
 //! # Memory and copies
 //! A layer is one operation in candle's graph, whose inputs are `x`, `w` and one tensor with `s0`,
-//! r and b; [`Recurrence::forward`] is one whose input is `wx` instead of `x` and `w`. Its output is
-//! the final state. h (or all states) is the output of a second operation that depends on the
+//! r and b; [`Recurrence::forward`] is one whose input is `wx` instead of `x` and `w`. Its output
+//! is the final state. h (or all states) is the output of a second operation that depends on the
 //! final state.
 //!
 //! - Between forward and backward, the operation keeps the packed weights, the states of every step
 //!   (`S·B·T·N·D` elements) and what [`Save`] selects: with `Gates` all gates
 //!   (`G·B·T·N·D` elements), with `Recompute` `wx` instead, and in both cases wide values for
 //!   16-bit tensors. h is the first of the states and shares their memory, so a tensor of h that
-//!   was computed from variables keeps all states in memory, even if it is detached. Nothing is kept
-//!   if no input depends on a variable, and h then has its own memory.
+//!   was computed from variables keeps all states in memory, even if it is detached. Nothing is
+//!   kept if no input depends on a variable, and h then has its own memory.
 //! - [`Output::last`] has its own memory. [`Recurrence::all_states`] is off by default, because
 //!   inference then writes S times as much.
-//! - candle adds every gradient to a tensor of zeros, which takes two passes over memory of the size
-//!   of each input that depends on a variable.
+//! - candle adds every gradient to a tensor of zeros, which takes two passes over memory of the
+//!   size of each input that depends on a variable.
 //!
 //! # GPUs
 //! With the feature `candle-cuda`, everything in this crate works on tensors of candle's CUDA

@@ -12,13 +12,16 @@ use std::thread::{self, ThreadId};
 use candle_core::{Error, Result, Storage, Tensor};
 
 use crate::call::{Activations, Call, InputGradients, OutputGradients};
-use crate::graph::{attach, no_second_derivatives};
-use crate::storage::{Number, zeros_like};
+use crate::graph::{attach, gradient, no_second_derivatives};
+use crate::product::Product;
+use crate::storage::{Number, check_unchanged, fingerprint, plain, zeros_like};
 
 /// What a forward pass keeps for its backward passes.
 pub(crate) struct Pass<T: Number, W: Number> {
     call: Call<T, W>,
     activations: Activations<T>,
+    /// wx, if the backward pass reads it again and it is no input of an operation.
+    wx: Option<Tensor>,
     /// The first output, not connected to the graph. Its storage may hold every state.
     output: OnceLock<Tensor>,
     /// The gradients of h in the backward passes that run now.
@@ -36,13 +39,40 @@ struct HeadGradient {
 }
 
 impl<T: Number, W: Number> Pass<T, W> {
-    pub fn new(call: Call<T, W>, activations: Activations<T>) -> Self {
-        Self { call, activations, output: OnceLock::new(), d_heads: Mutex::default() }
+    pub fn new(call: Call<T, W>, activations: Activations<T>, wx: Option<Tensor>) -> Self {
+        Self { call, activations, wx, output: OnceLock::new(), d_heads: Mutex::default() }
     }
 
-    /// Returns whether the backward pass reads wx again.
-    pub fn recomputes(&self) -> bool {
-        self.call.recomputes()
+    /// Makes the tensor of the final state, which depends on wx and on the tensor with s0, r and b.
+    pub fn recurrence(self: &Arc<Self>, inputs: [&Tensor; 2], last: Storage) -> Result<Tensor> {
+        let shape = self.call.shapes().state();
+        let pass = self.clone();
+        let before = if self.call.recomputes() { fingerprint(inputs[0]) } else { None };
+        attach("flashrnn", inputs, last, shape.as_slice(), move |[wx, rest], d_last| {
+            let again = pass.call.recomputes().then_some(wx);
+            if let Some(wx) = again {
+                check_unchanged("wx", before, wx)?;
+            }
+            let d = pass.backward(again, rest, d_last)?;
+            Ok([gradient_if_tracked(d.wx, wx)?, gradient_if_tracked(d.rest, rest)?])
+        })
+    }
+
+    /// Makes the tensor of the final state, which depends on x, w and the tensor with s0, r and b.
+    pub fn layer(
+        self: &Arc<Self>,
+        product: Product,
+        inputs: [&Tensor; 3],
+        last: Storage,
+    ) -> Result<Tensor> {
+        let shape = self.call.shapes().state();
+        let pass = self.clone();
+        attach("flashrnn layer", inputs, last, shape.as_slice(), move |[x, w, rest], d_last| {
+            let d = pass.backward(pass.wx.as_ref(), rest, d_last)?;
+            let d_wx = plain(d.wx, pass.call.shapes().wx().as_slice());
+            let [d_x, d_w] = product.backward(x, w, &d_wx)?;
+            Ok([d_x, d_w, gradient_if_tracked(d.rest, rest)?])
+        })
     }
 
     /// Makes the tensor of h, or of all states, which depends on the final state `last`.
@@ -67,7 +97,7 @@ impl<T: Number, W: Number> Pass<T, W> {
 
     /// Computes the gradients of the inputs from that of the final state, and from that of h if
     /// there is one. `wx` is present if the pass recomputes.
-    pub fn backward(
+    fn backward(
         &self,
         wx: Option<&Tensor>,
         rest: &Tensor,
@@ -100,4 +130,9 @@ impl<T: Number, W: Number> Pass<T, W> {
     fn lock(&self) -> MutexGuard<'_, Vec<HeadGradient>> {
         self.d_heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Makes the gradient of an input, if that depends on a variable.
+fn gradient_if_tracked(values: Storage, input: &Tensor) -> Result<Option<Tensor>> {
+    input.track_op().then(|| gradient(values, input)).transpose()
 }

@@ -6,14 +6,13 @@ use candle_core::{DType, Error, Result, Tensor};
 use flashrnn::{AnyBackend, Backend, Cell, Cpu, Layout, Options, Problem, Shapes};
 
 use crate::call::{Call, ForwardOutput, Rest};
-use crate::graph::{attach, gradient};
 use crate::join::concat;
 use crate::pass::Pass;
 use crate::place::Place;
 use crate::plans::Plans;
 use crate::product::Product;
 use crate::sequence::Sequence;
-use crate::storage::{Number, check, check_unchanged, fingerprint, plain};
+use crate::storage::{Number, check, plain};
 use crate::{Output, SequenceOptions};
 
 /// A recurrence with its options, for tensors of any size.
@@ -159,8 +158,8 @@ impl<C: Cell> Recurrence<C> {
         by_types!(wx, own, self.check_types())?;
         same_type(weights)?;
         let wide = if wx == DType::F64 { DType::F64 } else { DType::F32 };
-        // s0, r and b as one tensor, because an operation of candle's has at most three inputs. With
-        // an initial state, r and b get its type, which holds their values exactly.
+        // s0, r and b as one tensor, because an operation of candle's has at most three inputs.
+        // With an initial state, r and b get its type, which holds their values exactly.
         let rest = match sequence.s0 {
             None => concat(weights)?,
             Some(s0) => {
@@ -191,45 +190,18 @@ impl<C: Cell> Recurrence<C> {
         let (wx, product) = source.compute(shapes)?;
         let ForwardOutput { head, last, activations } =
             call.forward(&wx, Rest::Joined(rest), differentiable)?;
-        let head_shape = call.head_shape();
         let Some(activations) = activations else {
-            return self.output(plain(head, head_shape), plain(last, shapes.state().as_slice()));
+            let (head, last) = (plain(head, call.head_shape()), plain(last, &shapes.state()[..]));
+            return self.output(head, last);
         };
         // The backward pass of a layer that recomputes reads this wx, which nothing else refers to.
-        let wx_kept = (call.recomputes() && product.is_some()).then(|| wx.clone());
-        let wx_before = if call.recomputes() { fingerprint(&wx) } else { None };
-        let pass = Arc::new(Pass::new(call, activations));
-        let (state, wx_shape) = (shapes.state(), shapes.wx());
+        let kept = (call.recomputes() && product.is_some()).then(|| wx.clone());
+        let pass = Arc::new(Pass::new(call, activations, kept));
         let last = match (*source, product) {
             (Source::Product { x, w, .. }, Some(product)) => {
-                let pass = pass.clone();
-                let name = "flashrnn layer";
-                attach(name, [x, w, rest], last, state.as_slice(), move |[x, w, rest], d_last| {
-                    let d = pass.backward(wx_kept.as_ref(), rest, d_last)?;
-                    let [d_x, d_w] = product.backward(x, w, &plain(d.wx, wx_shape.as_slice()))?;
-                    Ok([d_x, d_w, rest.track_op().then(|| gradient(d.rest, rest)).transpose()?])
-                })?
+                pass.layer(product, [x, w, rest], last)?
             }
-            _ => {
-                let pass = pass.clone();
-                attach(
-                    "flashrnn",
-                    [&wx, rest],
-                    last,
-                    state.as_slice(),
-                    move |[wx, rest], d_last| {
-                        let again = pass.recomputes().then_some(wx);
-                        if let Some(wx) = again {
-                            check_unchanged("wx", wx_before, wx)?;
-                        }
-                        let d = pass.backward(again, rest, d_last)?;
-                        let of = |input: &Tensor, d| {
-                            input.track_op().then(|| gradient(d, input)).transpose()
-                        };
-                        Ok([of(wx, d.wx)?, of(rest, d.rest)?])
-                    },
-                )?
-            }
+            _ => pass.recurrence([&wx, rest], last)?,
         };
         self.output(pass.head(&last, head)?, last)
     }

@@ -169,8 +169,8 @@ impl<C: Cell> Rnn<C> {
         Ok(Self { stack: Stack { config, layers, state } })
     }
 
-    /// Returns this module with its recurrences on `backend`, for tensors on the CPU. Tensors of CUDA
-    /// devices need the feature `candle-cuda` instead, and do not use `backend`.
+    /// Returns this module with its recurrences on `backend`, for tensors on the CPU. Tensors of
+    /// CUDA devices need the feature `candle-cuda` instead, and do not use `backend`.
     #[must_use]
     pub fn on(mut self, backend: &AnyBackend) -> Self {
         let layers = &mut self.stack.layers;

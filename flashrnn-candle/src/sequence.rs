@@ -81,8 +81,8 @@ fn check_integers(name: &'static str, tensor: &Tensor, want: &[usize]) -> Result
     Err(Error::msg(format!("{name} is {:?}, wanted an integer type", tensor.dtype())))
 }
 
-/// Converts lengths to U32. On the CPU, it checks that they are within 0 to T. On a GPU, the kernels
-/// clamp them.
+/// Converts lengths to U32. On the CPU, it checks that they are within 0 to T. On a GPU, the
+/// kernels clamp them.
 fn read_lengths(tensor: &Tensor, shapes: &Shapes) -> Result<Tensor> {
     check_integers("lengths", tensor, &[shapes.batch])?;
     if matches!(tensor.device(), Device::Cpu) {

@@ -47,11 +47,19 @@ static TO_HOST: AtomicUsize = AtomicUsize::new(0);
 static FROM_HOST: AtomicUsize = AtomicUsize::new(0);
 static WAITS: AtomicUsize = AtomicUsize::new(0);
 
-counted!(TO_HOST, cuMemcpyDtoH_v2, c"cuMemcpyDtoH_v2", (to: *mut c_void, from: CUdeviceptr, bytes: usize));
-counted!(TO_HOST, cuMemcpyDtoHAsync_v2, c"cuMemcpyDtoHAsync_v2", (to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream));
+counted!(TO_HOST, cuMemcpyDtoH_v2, c"cuMemcpyDtoH_v2", (
+    to: *mut c_void, from: CUdeviceptr, bytes: usize
+));
+counted!(TO_HOST, cuMemcpyDtoHAsync_v2, c"cuMemcpyDtoHAsync_v2", (
+    to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream
+));
 counted!(TO_HOST, cuMemcpy, c"cuMemcpy", (to: CUdeviceptr, from: CUdeviceptr, bytes: usize));
-counted!(TO_HOST, cuMemcpyAsync, c"cuMemcpyAsync", (to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream));
-counted!(FROM_HOST, cuMemcpyHtoDAsync_v2, c"cuMemcpyHtoDAsync_v2", (to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream));
+counted!(TO_HOST, cuMemcpyAsync, c"cuMemcpyAsync", (
+    to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream
+));
+counted!(FROM_HOST, cuMemcpyHtoDAsync_v2, c"cuMemcpyHtoDAsync_v2", (
+    to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream
+));
 counted!(WAITS, cuStreamSynchronize, c"cuStreamSynchronize", (stream: CUstream));
 counted!(WAITS, cuEventSynchronize, c"cuEventSynchronize", (event: CUevent));
 counted!(WAITS, cuCtxSynchronize, c"cuCtxSynchronize", ());

@@ -130,7 +130,7 @@ fn tensors_on_two_devices_are_an_error() -> Result<()> {
     says(on_gpu.forward(&x, &host_lengths, false), "lengths is on the CPU");
     let again = wave(&Device::new_cuda(0)?, (2, 5, 3), 0.0)?;
     says(on_gpu.forward(&again, &none, false), "two values of candle's Device");
-    says(on_gpu.freeze()?.forward(&host_x, &none), "the frozen weights is on CUDA device 0");
+    says(on_gpu.freeze()?.forward(&host_x, &none), "the frozen w is on CUDA device 0");
     // f64 is for the CPU.
     let wide = Tensor::zeros((1, 2, 4, 1, 3), DType::F64, &gpu)?;
     let r = Tensor::zeros((4, 1, 3, 3), DType::F64, &gpu)?;
