@@ -45,13 +45,17 @@ pub struct Cuda {
 pub struct Limits {
     /// Maximum number of blocks per cluster; 0 leaves all heads to the grid kernels.
     pub cluster: usize,
+    /// The cluster size of grid kernels whose pass can have clusters. `None` leaves the choice to
+    /// the plan.
+    pub grid_cluster: Option<usize>,
     /// Maximum number of blocks of a grid kernel.
     pub multiprocessors: usize,
 }
 
 impl Limits {
     /// Sets no limits.
-    pub const NONE: Self = Self { cluster: usize::MAX, multiprocessors: usize::MAX };
+    pub const NONE: Self =
+        Self { cluster: usize::MAX, grid_cluster: None, multiprocessors: usize::MAX };
 }
 
 /// How long a block of a grid kernel waits for another. Much longer than the time for which another
@@ -182,9 +186,10 @@ impl Cuda {
     /// Returns the properties that drive kernel selection, within the handle's limits.
     pub(crate) fn gpu(&self) -> Gpu {
         let gpu = self.device.context.gpu();
-        let Limits { cluster, multiprocessors } = self.limits;
+        let Limits { cluster, grid_cluster, multiprocessors } = self.limits;
         Gpu {
             cluster: gpu.cluster.min(cluster),
+            grid_cluster,
             multiprocessors: gpu.multiprocessors.min(multiprocessors),
             ..gpu
         }

@@ -78,9 +78,7 @@ fn every_kernel_compiles_without_local_memory() {
     }
     let mut jobs: Vec<(&str, Arch, Program)> = Vec::new();
     for arch in [Arch { major: 8, minor: 0 }, Arch { major: 9, minor: 0 }] {
-        let cluster = if arch.major >= 9 { 16 } else { 1 };
-        let shared_memory = if cluster > 1 { 227 << 10 } else { 163 << 10 };
-        let gpu = Gpu { cluster, multiprocessors: 132, shared_memory };
+        let gpu = if arch.major >= 9 { Gpu::H200 } else { Gpu::A100 };
         let lists = [
             ("elman", programs::all(&Elman, gpu)),
             ("gru", programs::all(&Gru, gpu)),

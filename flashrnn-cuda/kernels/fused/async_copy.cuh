@@ -1,10 +1,7 @@
 // Access to shared memory by address, and asynchronous copies into it (`cp.async`).
 #pragma once
+#include "cluster.cuh"
 #include "element.cuh"
-
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-    return unsigned(__cvta_generic_to_shared(p));
-}
 
 // Returns element `i` of the array at `address` in shared memory.
 template <class P> __device__ __forceinline__ P& in_shared(unsigned address, int i = 0) {

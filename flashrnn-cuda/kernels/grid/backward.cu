@@ -4,15 +4,17 @@
 // transposed is the gradient that reaches h of the previous step through R. The part of the cell's
 // derivative that does not depend on this gradient (`linearize`) is computed while the words
 // travel.
+#include "grid/parts.cuh"
 #include "grid/product.cuh"
 #include "grid/rows.cuh"
 
 using Words = Exchange<Cell::RECURRENT>;
-using BackwardProduct = Product<Cell::RECURRENT, UNITS>;
+using BackwardProduct = Product<Cell::RECURRENT, CLUSTER * UNITS>;
 
 struct Shared {
     BackwardProduct::SharedWeights weights;
     BackwardProduct::Partials partials[SUM_BUFFERS];  // of exchange e in e % SUM_BUFFERS
+    Parts parts;
     Words::Stage stage[WARPS];
     Rows rows;
     int dead;  // see Watchdog
@@ -149,18 +151,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Watchdog watchdog(watch, shared.dead, Words::ended(call.exchange));
 
     clear(shared.dead, shared.stage);
+    shared.parts.open();
     BackwardProduct product;
     product.load(
-        shared.weights, call.r,
+        shared.weights, call.r, block.rank_in_cluster,
         [&](int output) {
-            const int unit = block.unit0 + output, row = block.head * HEAD_DIM + unit;
+            const int unit = block.cluster * CLUSTER * UNITS + output;
+            const int row = block.head * HEAD_DIM + unit;
             return unit < HEAD_DIM ? row * Cell::RECURRENT * DEPTH : -1;
         },
         [](int gate, int unit) { return gate * DEPTH + unit; });
 
     const Words::Sender sender(words, block, place, shared.stage[place.warp]);
     const int last_step = call.d_s0 ? -1 : 0;
-    unsigned exchange = 0, since = clock();
+    unsigned exchange = 0, products = 0, since = clock();
     for (int first = block.group * ROWS; first < sizes.batch; first += block.groups * ROWS) {
         shared.rows.take(sizes, call.lengths, first);
         const int steps = shared.rows.steps;
@@ -191,8 +195,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (step < steps - 1) {
                 product.run(words, shared.weights, exchange, since, watchdog, partials);
                 __syncthreads();
-                since = clock();
                 delay();
+                shared.parts.exchange<BackwardProduct>(block, partials, products++);
+                since = clock();
             }
             const bool dead = shared.dead, sends = step > last_step;
             if (sends) ++exchange;
@@ -200,12 +205,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (step < steps - 1) {
 #pragma unroll
                 for (int c = 0; c < CELLS; ++c)
-                    if (exists[c]) {
-                        float sum[1];
-                        BackwardProduct::add_up(partials, place.row(c), place.unit, sum);
-                        dh[c] = sum[0];
-                    }
-                if (SUM_BUFFERS == 1) __syncthreads();
+                    if (exists[c])
+                        dh[c] = shared.parts.sum<BackwardProduct>(partials, place.row(c), place.unit,
+                                                                  products - 1);
+                if (CLUSTER == 1 && SUM_BUFFERS == 1) __syncthreads();
             }
 #pragma unroll
             for (int c = 0; c < CELLS; ++c) {

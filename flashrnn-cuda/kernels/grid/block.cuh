@@ -1,12 +1,18 @@
 // The compile-time layout of the grid kernels, and the part of the problem that a block owns.
 //
 // A *group* of blocks owns one head and computes ROWS batch rows at a time. Each of its blocks owns
-// UNITS units of the head, keeps their part of R on the chip, and receives from every block of the
-// group what the product needs (words.cuh). All blocks of a launch run at the same time.
+// UNITS units of the head, keeps a part of R on the chip, and receives what its product needs from
+// SENDERS blocks of the group (words.cuh). All blocks of a launch run at the same time.
+//
+// Without clusters, the senders are the whole group, and the product has the outputs of the block's
+// own units. In clusters of CLUSTER blocks, the senders are those of the same rank in their
+// clusters, and the product has the outputs of all units of the block's cluster. The cluster's
+// blocks then add up their products (parts.cuh).
 //
 // programs/sources.rs defines these macros. The first group is the Rust struct `Grid`:
 //
 //   BLOCKS          blocks per group
+//   CLUSTER         blocks per cluster; 1 without clusters
 //   UNITS           units of the head per block, even and at most 32
 //   ROWS            batch rows of a group at a time: 1, 2, 4 or a multiple of 8
 //   REGISTER_STEPS  steps of 16 along k whose weights a warp keeps in registers; those of the other
@@ -33,6 +39,10 @@ constexpr int COLUMN_TILES = (ROWS + 7) / 8;
 constexpr int WINDOW = 8 / COLUMN_TILES;
 static_assert(ROWS % 8 == 0 || ROWS == 1 || ROWS == 2 || ROWS == 4, "rows fill or divide a tile");
 
+constexpr int SENDERS = BLOCKS / CLUSTER;
+static_assert(BLOCKS % CLUSTER == 0, "a group consists of whole clusters");
+static_assert(CLUSTER == 1 || __CUDA_ARCH__ >= 900, "clusters need sm_90");
+
 // Outside the product, a thread owns one unit of CELLS rows. The lanes of a warp cover all units of
 // WARP_ROWS rows.
 constexpr int WARP_ROWS = (32 / UNITS) < ROWS ? 32 / UNITS : ROWS;
@@ -42,7 +52,8 @@ static_assert(UNITS <= 32 && UNITS % 2 == 0, "a warp covers all units of a row, 
 // The head and units of a block, and where its group is in the launch.
 struct Block {
     int head, rank, unit0, units;
-    int group, groups;  // among the groups of this head
+    int cluster, rank_in_cluster;  // the cluster's rank in the group, and the block's in it
+    int group, groups;             // among the groups of this head
 
     __device__ __forceinline__ explicit Block(const Sizes& sizes) {
         const int all = blockIdx.x / BLOCKS;
@@ -50,6 +61,8 @@ struct Block {
         group = all / sizes.heads;
         groups = gridDim.x / (BLOCKS * sizes.heads);
         rank = blockIdx.x % BLOCKS;
+        cluster = rank / CLUSTER;
+        rank_in_cluster = rank % CLUSTER;
         unit0 = rank * UNITS;
         units = ::max(0, ::min(UNITS, HEAD_DIM - unit0));
     }

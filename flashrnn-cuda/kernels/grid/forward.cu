@@ -7,6 +7,7 @@
 #include "grid/rows.cuh"
 #include "outputs.cuh"
 
+static_assert(CLUSTER == 1, "the forward pass has no clusters");
 using Words = Exchange<1>;
 using ForwardProduct = Product<1, Cell::RECURRENT * UNITS>;
 
@@ -109,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     clear(shared.dead, shared.stage);
     ForwardProduct product;
     product.load(
-        shared.weights, call.r,
+        shared.weights, call.r, block.rank_in_cluster,
         [&](int output) {
             const int gate = output % Cell::RECURRENT;
             const int unit = block.unit0 + output / Cell::RECURRENT;

@@ -29,11 +29,12 @@ template <int VALUES, int OUTPUTS> struct Product {
 
     unsigned weights[TILES][IN_REGISTERS][4];
 
-    // Loads the weights from packed R. `row(output)` returns the index in `r` of an output's row, or
-    // -1 if there is none. `column(value, unit)` returns the index, within a row, of the weight of a
-    // value of a unit of the head. Rows are padded with zeros to DEPTH units.
+    // Loads the weights from packed R, for values from blocks of rank `rank` in their clusters.
+    // `row(output)` returns the index in `r` of an output's row, or -1 if there is none.
+    // `column(value, unit)` returns the index, within a row, of the weight of a value of a unit of
+    // the head. Rows are padded with zeros to DEPTH units.
     template <class RowOf, class ColumnOf>
-    __device__ __forceinline__ void load(SharedWeights& shared, const T* r, RowOf row,
+    __device__ __forceinline__ void load(SharedWeights& shared, const T* r, int rank, RowOf row,
                                          ColumnOf column) {
         const int lane = threadIdx.x % 32, q = lane % 4, warp = threadIdx.x / 32;
         int rows[TILES][2];
@@ -49,7 +50,8 @@ template <int VALUES, int OUTPUTS> struct Product {
         const auto column_of = [&](int i) -> int {
             const int word = (i / 3 * WARPS + warp) * 4 + q;
             const int number = word % Words::WORDS * WORD_VALUES + i % 3 * 2;
-            const int value = number / UNITS, unit = word / Words::WORDS * UNITS + number % UNITS;
+            const int value = number / UNITS, sender = word / Words::WORDS * CLUSTER + rank;
+            const int unit = sender * UNITS + number % UNITS;
             const bool exists = i / 3 < Words::CHUNKS_PER_WARP && word < Words::ALL_WORDS &&
                                 value < VALUES && unit < DEPTH;
             return exists ? column(value, unit) : -1;

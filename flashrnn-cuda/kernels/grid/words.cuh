@@ -104,15 +104,15 @@ template <class Stages> __device__ __forceinline__ void clear(int& dead, Stages&
         reinterpret_cast<T*>(stage)[i].bits = 0;
 }
 
-// Sends and receives the values of a group's units, VALUES per unit.
+// Sends and receives the values of the senders' units, VALUES per unit.
 //
 // A row of a block has WORDS words: value v of unit u is number v UNITS + u, and the rest of the
-// last word is zero. The words of all blocks are numbered in order. Four consecutive words are a
+// last word is zero. The words of all senders are numbered in order. Four consecutive words are a
 // *chunk*; a row's words of a chunk are adjacent in memory, so that the lanes of a warp, which
 // receive four words of eight rows, read consecutive memory.
 template <int VALUES> struct Exchange {
     static constexpr int WORDS = (VALUES * UNITS + WORD_VALUES - 1) / WORD_VALUES;
-    static constexpr int ALL_WORDS = BLOCKS * WORDS;
+    static constexpr int ALL_WORDS = SENDERS * WORDS;
     static constexpr int CHUNKS = (ALL_WORDS + 3) / 4;
     static constexpr int CHUNKS_PER_WARP = (CHUNKS + WARPS - 1) / WARPS;
     static constexpr int ROW_VALUES = WORDS * WORD_VALUES;
@@ -123,15 +123,15 @@ template <int VALUES> struct Exchange {
     Word* buffers;  // [2][CHUNKS][ROWS][4]
 
     __device__ __forceinline__ Exchange(void* words, const Block& block, int heads) {
-        const int group = block.group * heads + block.head;
-        buffers = static_cast<Word*>(words) + Offset(group) * 2 * CHUNKS * ROWS * 4;
+        const int set = (block.group * heads + block.head) * CLUSTER + block.rank_in_cluster;
+        buffers = static_cast<Word*>(words) + Offset(set) * 2 * CHUNKS * ROWS * 4;
     }
 
     // Returns the flag of the launch's watchdogs. `Grid::exchange_bytes` has room for it.
     static __device__ __forceinline__ unsigned* ended(void* words) {
-        const Offset groups = gridDim.x / BLOCKS;
+        const Offset sets = gridDim.x / SENDERS;
         return reinterpret_cast<unsigned*>(static_cast<Word*>(words) +
-                                           groups * 2 * CHUNKS * ROWS * 4);
+                                           sets * 2 * CHUNKS * ROWS * 4);
     }
 
     __device__ __forceinline__ Word* buffer(unsigned exchange) const {
@@ -154,7 +154,7 @@ template <int VALUES> struct Exchange {
             const int row_in_warp = place.lane / WORDS, i = place.lane % WORDS;
             const bool sends = row_in_warp < WARP_ROWS;
             row = sends ? place.warp_row(0) + row_in_warp : ROWS;
-            const int word = block.rank * WORDS + i;
+            const int word = block.cluster * WORDS + i;
             to = all.buffers + (word / 4 * ROWS + row) * 4 + word % 4;
             values = reinterpret_cast<const unsigned*>(
                 &stage[sends ? row_in_warp : 0][i * WORD_VALUES]);

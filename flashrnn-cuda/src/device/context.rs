@@ -8,11 +8,12 @@ use flashrnn_core::{Error, Result};
 use flashrnn_gpu::lock;
 
 use crate::device::blas::Blas;
+use crate::device::clusters::active_clusters;
 use crate::driver::current::{Entered, Restoring, enter};
 use crate::driver::pool::Pool;
 use crate::driver::{check, failure, library};
 use crate::kernels::compile::Arch;
-use crate::select::Gpu;
+use crate::select::{CLUSTER_SIZES, Gpu};
 
 /// A CUDA context with its memory pool, its cuBLAS handle and the GPU's properties. Devices,
 /// buffers and plans keep it alive.
@@ -32,6 +33,7 @@ pub(crate) struct Context {
     pub(crate) shared_memory: usize,
     /// The GPU's memory in bytes.
     pub(crate) memory: usize,
+    clusters: OnceLock<[usize; CLUSTER_SIZES.len()]>,
 }
 
 impl Context {
@@ -66,6 +68,7 @@ impl Context {
             memory: cuda
                 .total_mem()
                 .map_err(|e| failure(e.0, "reading the device's memory size"))?,
+            clusters: OnceLock::new(),
             cuda: Restoring::new(cuda.clone()),
         })
     }
@@ -85,6 +88,8 @@ impl Context {
                 9 | 10 if self.multiprocessors >= 100 => 16,
                 _ => 8,
             },
+            clusters: *self.clusters.get_or_init(|| active_clusters(self)),
+            grid_cluster: None,
             multiprocessors: self.multiprocessors,
             shared_memory: self.shared_memory,
         }

@@ -61,6 +61,7 @@ const DRIVER: Wanted = Wanted {
         "cuModuleLoadData",
         "cuModuleUnload",
         "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+        "cuOccupancyMaxActiveClusters",
         "cuPointerGetAttributes",
         "cuStreamBeginCapture_v2",
         "cuStreamCreate",

@@ -139,6 +139,27 @@ impl Launch {
         Self { grid, block, shared: 0, early: false, cluster: 1, cooperative: false }
     }
 
+    /// Returns the driver's description. It points to `attributes`.
+    fn config(
+        &self,
+        stream: CUstream,
+        attributes: &mut [sys::CUlaunchAttribute],
+    ) -> sys::CUlaunchConfig {
+        let [x, y, z] = self.grid;
+        sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: self.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        }
+    }
+
     fn attributes(&self, hopper: bool) -> Vec<sys::CUlaunchAttribute> {
         let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let mut attributes = Vec::with_capacity(2);
@@ -173,6 +194,9 @@ impl Kernel {
     /// Returns how many blocks of `launch` the GPU runs at the same time.
     pub(crate) fn resident_blocks(&self, launch: &Launch) -> Result<usize> {
         let _entered = enter(&self.module.context)?;
+        if launch.cluster > 1 {
+            return self.resident_clusters(launch).map(|n| n * launch.cluster as usize);
+        }
         let mut blocks: c_int = 0;
         // SAFETY: the function is alive, and `blocks` outlives the call.
         let result = unsafe {
@@ -185,6 +209,18 @@ impl Kernel {
         };
         check(result, "asking how many blocks fit")?;
         Ok(blocks.unsigned_abs() as usize * self.module.multiprocessors)
+    }
+
+    fn resident_clusters(&self, launch: &Launch) -> Result<usize> {
+        let mut attributes = launch.attributes(self.module.hopper);
+        let config = launch.config(ptr::null_mut(), &mut attributes);
+        let mut clusters: c_int = 0;
+        // SAFETY: the function is alive, and `clusters` and `attributes` outlive the call.
+        let result = unsafe {
+            sys::cuOccupancyMaxActiveClusters(&raw mut clusters, self.function, &raw const config)
+        };
+        check(result, "asking how many clusters fit")?;
+        Ok(clusters.unsigned_abs() as usize)
     }
 
     /// Enqueues the kernel on `stream`, with pointers to its arguments in order.
@@ -200,23 +236,11 @@ impl Kernel {
         launch: &Launch,
         args: &mut [*mut c_void],
     ) -> Result<()> {
-        let Launch { grid: [x, y, z], block, shared, .. } = *launch;
-        if x == 0 || y == 0 || z == 0 {
+        if launch.grid.contains(&0) {
             return Ok(());
         }
         let mut attributes = launch.attributes(self.module.hopper);
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: block,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared,
-            hStream: stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
+        let config = launch.config(stream, &mut attributes);
         // SAFETY: the function is alive, and the caller guarantees that the arguments are valid.
         let result = unsafe {
             sys::cuLaunchKernelEx(

@@ -90,6 +90,7 @@ impl GridPass {
         let kernel = kernels.module(&program)?.kernel(name)?;
         let launch = Launch {
             shared: self.layout.shared(shapes, self.pass) as u32,
+            cluster: self.layout.cluster as u32,
             cooperative: true,
             ..Launch::new(grid(self.layout.grid(shapes))?, THREADS as u32)
         };

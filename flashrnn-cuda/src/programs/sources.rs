@@ -10,6 +10,7 @@ use flashrnn_core::{Cell, Dtype, Shapes, trace};
 
 /// The headers of the kernel sources.
 const HEADERS: &[(&str, &str)] = &[
+    ("cluster.cuh", include_str!("../../kernels/cluster.cuh")),
     ("element.cuh", include_str!("../../kernels/element.cuh")),
     ("math.cuh", include_str!("../../kernels/math.cuh")),
     ("operator.cuh", include_str!("../../kernels/operator.cuh")),
@@ -28,6 +29,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("fused/product.cuh", include_str!("../../kernels/fused/product.cuh")),
     ("fused/tensor_cores.cuh", include_str!("../../kernels/fused/tensor_cores.cuh")),
     ("grid/block.cuh", include_str!("../../kernels/grid/block.cuh")),
+    ("grid/parts.cuh", include_str!("../../kernels/grid/parts.cuh")),
     ("grid/product.cuh", include_str!("../../kernels/grid/product.cuh")),
     ("grid/rows.cuh", include_str!("../../kernels/grid/rows.cuh")),
     ("grid/words.cuh", include_str!("../../kernels/grid/words.cuh")),
@@ -176,7 +178,6 @@ fn fused(
         format!("-DCOPY_BYTES={}", features.copy_bytes.unwrap_or(row_bytes)),
         format!("-DINTERLEAVED={}", i32::from(features.interleaved)),
         format!("-DSAVES={}", i32::from(features.saves)),
-        format!("-DBLOCK_BARRIERS={}", i32::from(features.waits == Waits::Block)),
     ]);
     program
 }
@@ -194,11 +195,12 @@ fn of_the_loop(shapes: &Shapes, [blocks, units, rows]: [usize; 3], shared: usize
 }
 
 /// Returns the features that every kernel of all time steps has.
-fn of_features(features: Features) -> [String; 3] {
+fn of_features(features: Features) -> [String; 4] {
     [
         format!("-DRAGGED={}", i32::from(features.ragged)),
         format!("-DCLIPS={}", i32::from(features.clips)),
         format!("-DDELAYS={}", i32::from(features.waits == Waits::Delayed)),
+        format!("-DBLOCK_BARRIERS={}", i32::from(features.waits == Waits::Block)),
     ]
 }
 
@@ -235,6 +237,7 @@ pub fn grid(
     program.options.extend(of_the_loop(shapes, [layout.blocks, layout.units, layout.rows], shared));
     program.options.extend(of_features(features));
     program.options.extend([
+        format!("-DCLUSTER={}", layout.cluster),
         format!("-DREGISTER_STEPS={}", layout.register_steps),
         format!("-DHOLD={}", layout.hold),
         format!("-DSUM_BUFFERS={}", layout.sum_buffers),

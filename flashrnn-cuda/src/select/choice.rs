@@ -33,7 +33,7 @@ pub(crate) fn layouts(
         return Ok([Layout::Steps; 2]);
     }
     let layout = |fused: Option<Fused>, pass| match fused {
-        Some(fused) if in_one_wave(&fused, shapes) => Some(Layout::Fused(fused)),
+        Some(fused) if in_one_wave(&fused, shapes, gpu) => Some(Layout::Fused(fused)),
         _ => {
             let grid = grid(shapes, element_bytes, gpu, pass).map(Layout::Grid);
             grid.or(fused.map(Layout::Fused))
@@ -57,10 +57,8 @@ pub(crate) fn no_fused_kernels(why: &str) -> Error {
 
 /// Returns whether the GPU runs all clusters at the same time, as far as that matters: a second
 /// wave of clusters of 16 blocks takes longer than a grid kernel.
-fn in_one_wave(fused: &Fused, shapes: &Shapes) -> bool {
-    /// The number that an H200 runs at the same time.
-    const CLUSTERS_OF_16: usize = 7;
-    fused.blocks <= 8 || fused.grid(shapes) / fused.blocks <= CLUSTERS_OF_16
+fn in_one_wave(fused: &Fused, shapes: &Shapes, gpu: Gpu) -> bool {
+    fused.blocks <= 8 || fused.grid(shapes) / fused.blocks <= gpu.clusters_of(fused.blocks)
 }
 
 /// Describes the kernels of the forward and the backward pass.
@@ -94,7 +92,7 @@ fn over_the_grid(pass: &'static str, shapes: &Shapes, layout: Grid) -> KernelCho
         rows: layout.rows,
         warps: THREADS / 32,
         blocks: layout.grid(shapes),
-        cluster: 1,
+        cluster: layout.cluster,
         why: "R fits the chip, but not the registers of a cluster",
     }
 }
@@ -145,7 +143,7 @@ mod tests {
     use super::*;
     use flashrnn_core::{Lstm, Problem};
 
-    const H200: Gpu = Gpu { cluster: 16, multiprocessors: 132, shared_memory: 227 << 10 };
+    const H200: Gpu = Gpu::H200;
 
     #[test]
     fn choices_say_what_and_why() {

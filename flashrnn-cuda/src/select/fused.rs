@@ -220,8 +220,8 @@ mod tests {
     use super::*;
     use flashrnn_core::{Elman, Gru, Lstm, Problem, Slstm};
 
-    const H200: Gpu = Gpu { cluster: 16, multiprocessors: 132, shared_memory: 227 << 10 };
-    const RTX_4090: Gpu = Gpu { cluster: 1, multiprocessors: 128, shared_memory: 99 << 10 };
+    const H200: Gpu = Gpu::H200;
+    const RTX_4090: Gpu = Gpu::RTX_4090;
 
     #[test]
     fn cells_with_many_gates_do_not_fit() {

@@ -11,6 +11,8 @@ use crate::select::fused::too_many_tensors;
 pub struct Grid {
     /// Blocks per group. A group owns one head.
     pub blocks: usize,
+    /// Blocks per cluster, 1 without clusters. The blocks of a cluster add up their products.
+    pub cluster: usize,
     /// Units per block, even and at most 32.
     pub units: usize,
     /// Batch rows that a group computes at a time.
@@ -80,24 +82,45 @@ pub fn grid(shapes: &Shapes, element_bytes: usize, gpu: Gpu, pass: Pass) -> Opti
         return None;
     }
     let designs = DESIGNS.into_iter().filter(|&(rows, _)| rows > 1 || shapes.batch == 1);
-    let candidates = designs.filter_map(|(rows, groups)| {
-        let fits = |&groups: &usize| design(shapes, gpu, pass, rows, groups);
-        let grid = groups.iter().find_map(fits)?;
-        // Groups without rows are left out.
-        Some(Grid { groups: grid.groups.min(shapes.batch.div_ceil(rows)), ..grid })
+    let candidates = designs.flat_map(|(rows, groups)| {
+        clusters(gpu, pass).filter_map(move |cluster| {
+            let fits = |&groups: &usize| design(shapes, gpu, pass, [cluster, rows, groups]);
+            let grid = groups.iter().find_map(fits)?;
+            // Groups without rows are left out.
+            Some(Grid { groups: grid.groups.min(shapes.batch.div_ceil(rows)), ..grid })
+        })
     });
     candidates.min_by(|a, b| a.time(shapes, pass).total_cmp(&b.time(shapes, pass)))
 }
 
-/// Returns the fastest layout for `rows` and `groups`, if one fits.
-fn design(shapes: &Shapes, gpu: Gpu, pass: Pass, rows: usize, groups: usize) -> Option<Grid> {
-    let most = gpu.multiprocessors / (shapes.heads * groups);
+/// Returns the cluster sizes that a pass may have. In the forward pass, adding up the gates of a
+/// cluster would take longer than receiving all of h.
+fn clusters(gpu: Gpu, pass: Pass) -> impl Iterator<Item = usize> {
+    let sizes: &[usize] = if pass == Pass::Backward { &[1, 2, 4, 8] } else { &[1] };
+    let wanted = move |&&size: &&usize| {
+        pass == Pass::Forward || gpu.grid_cluster.is_none_or(|wanted| wanted == size)
+    };
+    sizes.iter().filter(wanted).copied()
+}
+
+/// Returns the fastest layout for a cluster size, a number of rows and a number of groups, if one
+/// fits.
+fn design(
+    shapes: &Shapes,
+    gpu: Gpu,
+    pass: Pass,
+    [cluster, rows, groups]: [usize; 3],
+) -> Option<Grid> {
+    let most = gpu.clusters_of(cluster) / (shapes.heads * groups) * cluster;
     let units = shapes.head_dim.div_ceil(most.max(1)).next_multiple_of(2).max(8);
-    let sizes = (units..=32).step_by(2).flat_map(|units| [(units, 2), (units, 1)]);
+    // In clusters, the exchange of the products is a barrier too.
+    let buffers: &[usize] = if cluster == 1 { &[2, 1] } else { &[1] };
+    let sizes = (units..=32).step_by(2).flat_map(|units| buffers.iter().map(move |n| (units, *n)));
     let layouts = sizes.map(|(units, sum_buffers)| {
-        let blocks = shapes.head_dim.div_ceil(units);
+        let blocks = shapes.head_dim.div_ceil(units).next_multiple_of(cluster);
         let hold = if rows == 4 { 0 } else { HOLD };
-        let grid = Grid { blocks, units, rows, register_steps: 0, hold, sum_buffers, groups };
+        let grid =
+            Grid { blocks, cluster, units, rows, register_steps: 0, hold, sum_buffers, groups };
         let register_steps = grid.weight_registers(shapes, pass) / (4 * grid.tiles(shapes, pass));
         Grid { register_steps: register_steps.min(grid.steps(shapes, pass)), ..grid }
     });
@@ -120,7 +143,7 @@ impl Grid {
     /// watchdogs behind them. They begin as zeros.
     pub fn exchange_bytes(&self, shapes: &Shapes, pass: Pass) -> usize {
         let buffer = self.words(shapes, pass).next_multiple_of(4) * self.rows * WORD_BYTES;
-        self.groups * shapes.heads * 2 * buffer + WORD_BYTES
+        self.groups * shapes.heads * self.cluster * 2 * buffer + WORD_BYTES
     }
 
     /// Returns the shared memory of a block in bytes. This is at least the size of the struct
@@ -133,7 +156,13 @@ impl Grid {
         let sums = self.sum_buffers * WARPS * self.rows * (tiles * 16 + 4) * size_of::<f32>();
         let row_words = self.row_words(shapes, pass);
         let stage = WARPS * self.warp_rows() * row_words * WORD_VALUES * 2;
-        weights + sums + stage.next_multiple_of(16) + (self.rows + 2).next_multiple_of(4) * 4 + 16
+        let received = match self.cluster {
+            1 => 2 * size_of::<f32>() * 4,
+            cluster => 2 * size_of::<f32>() * cluster * self.rows * self.units,
+        };
+        let parts = 16 + received.next_multiple_of(16);
+        let rows = (self.rows + 2).next_multiple_of(4) * 4;
+        weights + sums + parts + stage.next_multiple_of(16) + rows + 16
     }
 
     /// Returns the estimated nanoseconds of a step times the number of sets of rows that a group
@@ -144,15 +173,21 @@ impl Grid {
         let rounds = self.loads(shapes, pass).div_ceil(WINDOW / self.column_tiles()) - 1;
         let per_byte = if pass == Pass::Backward && self.rows >= 8 { 0.024 } else { 0.016 };
         let transfer = (per_byte * received as f64).max(250.0 * rounds as f64);
-        let exchange = 560.0 + 1.1 * self.blocks as f64 + transfer;
+        let exchange = 560.0 + 1.1 * self.senders() as f64 + transfer;
         let (tiles, steps) = (self.tiles(shapes, pass), self.steps(shapes, pass));
         let columns = self.column_tiles();
         let product = 6.06 * (tiles * steps * columns) as f64
             + 16.2 * (tiles * (steps - self.register_steps)) as f64;
         let barrier = if self.sum_buffers == 1 { 20.0 } else { 0.0 };
-        let sums = 16.0 * (tiles * columns) as f64 + barrier;
+        let sums = 16.0 * (tiles * columns) as f64 + barrier + self.cluster_time();
         let sets = shapes.batch.div_ceil(self.rows * self.groups);
         (exchange + product + sums) * sets as f64
+    }
+
+    /// Returns the estimated nanoseconds that the blocks of a cluster take to add up their products.
+    fn cluster_time(&self) -> f64 {
+        let received = self.cluster * self.rows * self.units * size_of::<f32>();
+        if self.cluster == 1 { 0.0 } else { 230.0 + 0.025 * received as f64 }
     }
 
     /// Returns the number of registers of a thread that are left for weights.
@@ -205,15 +240,22 @@ impl Grid {
         (values * self.units).div_ceil(WORD_VALUES)
     }
 
-    /// Returns the number of words of a row that a group exchanges.
+    /// Returns the number of blocks that a block receives words from.
+    fn senders(&self) -> usize {
+        self.blocks / self.cluster
+    }
+
+    /// Returns the number of words of a row that a block receives.
     fn words(&self, shapes: &Shapes, pass: Pass) -> usize {
-        self.blocks * self.row_words(shapes, pass)
+        self.senders() * self.row_words(shapes, pass)
     }
 
     /// Returns the number of tiles of 16 outputs of a block's product.
     fn tiles(&self, shapes: &Shapes, pass: Pass) -> usize {
-        let outputs =
-            if pass == Pass::Forward { shapes.recurrent * self.units } else { self.units };
+        let outputs = match pass {
+            Pass::Forward => shapes.recurrent * self.units,
+            Pass::Backward => self.cluster * self.units,
+        };
         outputs.div_ceil(16)
     }
 
@@ -228,8 +270,8 @@ mod tests {
     use super::*;
     use flashrnn_core::{Cell, Elman, Gru, Lstm, Problem, Slstm};
 
-    const H200: Gpu = Gpu { cluster: 16, multiprocessors: 132, shared_memory: 227 << 10 };
-    const RTX_4090: Gpu = Gpu { cluster: 1, multiprocessors: 128, shared_memory: 99 << 10 };
+    const H200: Gpu = Gpu::H200;
+    const RTX_4090: Gpu = Gpu::RTX_4090;
     const PASSES: [Pass; 2] = [Pass::Forward, Pass::Backward];
 
     fn shapes<C: Cell>(batch: usize, heads: usize, head_dim: usize) -> Shapes {
@@ -253,7 +295,11 @@ mod tests {
                     let Some(layout) = grid(shapes, 2, gpu, pass) else { continue };
                     found += 1;
                     assert!(layout.blocks * layout.units >= head_dim, "{layout:?}");
-                    assert!((layout.blocks - 1) * layout.units < head_dim, "{layout:?}");
+                    assert!(
+                        (layout.blocks - layout.cluster) * layout.units < head_dim,
+                        "{layout:?}"
+                    );
+                    assert_eq!(layout.blocks % layout.cluster, 0, "{layout:?}");
                     assert!(layout.grid(shapes) <= gpu.multiprocessors, "{layout:?}");
                     assert!(layout.shared(shapes, pass) <= gpu.shared_memory, "{layout:?}");
                     assert!(layout.units <= 32 && layout.units.is_multiple_of(2), "{layout:?}");

@@ -73,12 +73,12 @@ fn large_heads_match_the_reference() -> Result<()> {
 #[test]
 fn options_match_the_reference() -> Result<()> {
     let Some((cuda, _alone)) = cuda() else { return Ok(()) };
-    let cuda = cuda.with_limits(ONLY_GRID);
     let mut failed = Vec::new();
-    for (i, layout) in [Layout::BatchMajor, Layout::TimeMajor].into_iter().enumerate() {
+    for (i, cluster) in [1, 2, 4, 8].into_iter().enumerate() {
+        let cuda = cuda.clone().with_limits(Limits { grid_cluster: Some(cluster), ..ONLY_GRID });
         let options = Options {
-            layout,
-            reverse: i == 0,
+            layout: [Layout::BatchMajor, Layout::TimeMajor][i % 2],
+            reverse: i < 2,
             forward_clip: Some(0.4),
             recurrent_grad_clip: Some(0.1),
             ..Options::default()
@@ -103,7 +103,9 @@ fn stamps_wrap_and_delays_do_not_change_the_bits() -> Result<()> {
     check::<_, bf16>(&cuda, &Lstm, &long, Tensors::PLAIN, &mut failed)?;
     assert!(failed.is_empty(), "{failed:#?}");
 
-    for (batch, heads, head_dim) in [(9, 2, 80), (16, 1, 768), (3, 1, 1024), (33, 1, 832)] {
+    let delayed = [(9, 2, 80, 1), (9, 2, 80, 4), (16, 1, 768, 2), (3, 1, 1024, 8), (33, 1, 832, 1)];
+    for (batch, heads, head_dim, cluster) in delayed {
+        let cuda = cuda.clone().with_limits(Limits { grid_cluster: Some(cluster), ..ONLY_GRID });
         let problem = Problem::new(batch, 40, heads, head_dim);
         let case = Case::random::<Lstm, bf16, bf16>(&Lstm, &problem, Tensors::ALL, 1)?;
         let results = |cuda: &Cuda| run::<_, _, bf16, bf16>(cuda, &Lstm, &case);
