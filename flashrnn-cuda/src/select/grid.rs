@@ -61,6 +61,9 @@ const REGISTERS: [usize; 2] = [252 - 48, 252 - 64];
 /// Words that a lane receives at a time. block.cuh divides the same number among the column tiles.
 const WINDOW: usize = 8;
 
+/// Numbers that are handed over for a cell, as in backward.cu.
+const HANDED: usize = 16;
+
 /// Rows that a group computes at a time, and the numbers of groups per head to try, in order; the
 /// first that fits is taken. Up to 8 rows are the columns of one tile of the tensor cores. There
 /// are few combinations, because each has to be compiled as a separate program.
@@ -127,6 +130,8 @@ fn design(
     layouts
         // Without registers for weights, the cell itself would spill.
         .filter(|grid| grid.register_steps > 0)
+        // Four sums at a time are sent faster than two.
+        .filter(|grid| grid.cluster == 1 || grid.units.is_multiple_of(4))
         // A lane sends one word of a row.
         .filter(|grid| grid.warp_rows() * grid.row_words(shapes, pass) <= 32)
         .filter(|grid| grid.blocks <= most && grid.shared(shapes, pass) <= gpu.shared_memory)
@@ -162,7 +167,13 @@ impl Grid {
         };
         let parts = 16 + received.next_multiple_of(16);
         let rows = (self.rows + 2).next_multiple_of(4) * 4;
-        weights + sums + parts + stage.next_multiple_of(16) + rows + 16
+        // What the warps that prepare for others hand over.
+        let handed = if pass == Pass::Backward && 2 * self.owners() <= WARPS {
+            2 * HANDED * size_of::<f32>() * 32 * self.owners()
+        } else {
+            16
+        };
+        weights + sums + parts + stage.next_multiple_of(16) + handed + rows + 16
     }
 
     /// Returns the estimated nanoseconds of a step times the number of sets of rows that a group
@@ -171,8 +182,7 @@ impl Grid {
         let received = self.words(shapes, pass) * self.rows * WORD_BYTES;
         // Words beyond the window wait for a round trip to L2, unless bandwidth is the limit.
         let rounds = self.loads(shapes, pass).div_ceil(WINDOW / self.column_tiles()) - 1;
-        let per_byte = if pass == Pass::Backward && self.rows >= 8 { 0.024 } else { 0.016 };
-        let transfer = (per_byte * received as f64).max(250.0 * rounds as f64);
+        let transfer = (0.0165 * received as f64).max(250.0 * rounds as f64);
         let exchange = 560.0 + 1.1 * self.senders() as f64 + transfer;
         let (tiles, steps) = (self.tiles(shapes, pass), self.steps(shapes, pass));
         let columns = self.column_tiles();
@@ -181,7 +191,17 @@ impl Grid {
         let barrier = if self.sum_buffers == 1 { 20.0 } else { 0.0 };
         let sums = 16.0 * (tiles * columns) as f64 + barrier + self.cluster_time();
         let sets = shapes.batch.div_ceil(self.rows * self.groups);
-        (exchange + product + sums) * sets as f64
+        (exchange + product + sums + self.cell_time(pass)) * sets as f64
+    }
+
+    /// Returns the estimated nanoseconds that a thread takes for its cells, in addition to the time
+    /// of a forward pass.
+    fn cell_time(&self, pass: Pass) -> f64 {
+        if pass == Pass::Forward {
+            return 0.0;
+        }
+        let unprepared = if 2 * self.owners() > WARPS { 250.0 } else { 0.0 };
+        50.0 + unprepared + 550.0 * (self.cells() - 1) as f64
     }
 
     /// Returns the estimated nanoseconds that the blocks of a cluster take to add up their products.
@@ -194,7 +214,7 @@ impl Grid {
     fn weight_registers(&self, shapes: &Shapes, pass: Pass) -> usize {
         let Shapes { gates, external, states, .. } = *shapes;
         let columns = self.column_tiles();
-        let cells = self.rows.div_ceil(self.warp_rows() * WARPS);
+        let cells = self.cells();
         let cell = match pass {
             Pass::Forward => external + 2 * states + gates + 2,
             // What is loaded, what `linearize` computes, and the gradients.
@@ -232,6 +252,16 @@ impl Grid {
     /// Returns how many rows the lanes of a warp cover outside the product.
     fn warp_rows(&self) -> usize {
         (32 / self.units).min(self.rows)
+    }
+
+    /// Returns the number of cells of a thread.
+    fn cells(&self) -> usize {
+        self.owners().div_ceil(WARPS)
+    }
+
+    /// Returns the number of warps that would own one cell per thread.
+    fn owners(&self) -> usize {
+        self.rows.div_ceil(self.warp_rows())
     }
 
     /// Returns the number of words of a row that a block sends.
