@@ -1,9 +1,10 @@
 //! Properties of the CUDA backend that the conformance suite does not test: accuracy over long
 //! sequences, no memory leaks, the caller's stream and memory, unaligned rows and tensors
-//! (`alignment.rs`), heads over the whole GPU (`grid.rs`), tensors of more than 2³¹ elements (`large.rs`), and reproducible bits
-//! (`same_bits.rs`).
+//! (`alignment.rs`), heads over the whole GPU (`grid.rs`), also beside other kernels (`beside.rs`),
+//! tensors of more than 2³¹ elements (`large.rs`), and reproducible bits (`same_bits.rs`).
 
 mod alignment;
+mod beside;
 mod grid;
 mod large;
 mod same_bits;
