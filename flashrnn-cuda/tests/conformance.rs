@@ -24,8 +24,22 @@ mod alternating {
 /// The same properties with the grid kernels, which large heads of 16-bit tensors use.
 mod grid {
     use flashrnn_cuda::Limits;
+    const LIMITS: Limits = Limits { cluster: 0, grid_cluster: Some(1), ..Limits::NONE };
     flashrnn_testsuite::conformance!(
-        if_available: super::cuda().map(|cuda| cuda.with_limits(Limits { cluster: 0, ..Limits::NONE })),
+        if_available: super::cuda().map(|cuda| cuda.with_limits(LIMITS)),
+        skip: [(
+            "streaming_has_the_same_bits",
+            "single steps run in the per-step kernels, which take half the time of a grid kernel"
+        )]
+    );
+}
+
+/// The same properties with the grid kernels, in clusters where a pass can have them.
+mod grid_in_clusters {
+    use flashrnn_cuda::Limits;
+    const LIMITS: Limits = Limits { cluster: 0, grid_cluster: Some(2), ..Limits::NONE };
+    flashrnn_testsuite::conformance!(
+        if_available: super::cuda().map(|cuda| cuda.with_limits(LIMITS)),
         skip: [(
             "streaming_has_the_same_bits",
             "single steps run in the per-step kernels, which take half the time of a grid kernel"

@@ -1,6 +1,6 @@
-//! Compiles every kernel for every cell, element type and tile, for sm_80 and sm_90a. Needs no GPU.
-//! No kernel may use local memory, because these kernels cannot hide the latency of a spilled
-//! register; only the kernels of `ManyGates` are exempt.
+//! Compiles every kernel for every cell, element type and tile, for GPUs of every architecture that
+//! is supported. Needs no GPU. No kernel may use local memory, because these kernels cannot hide the
+//! latency of a spilled register; only the kernels of `ManyGates` are exempt.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -71,14 +71,30 @@ fn with_option(mut programs: Vec<Program>, option: &str) -> Vec<Program> {
     programs
 }
 
+/// Returns a GPU of each architecture.
+fn gpus() -> [(Arch, Gpu); 6] {
+    let arch = |major, minor| Arch { major, minor };
+    let rtx_3090 = Gpu { clusters: [82, 0, 0, 0, 0], multiprocessors: 82, ..Gpu::RTX_4090 };
+    let b200 = Gpu { clusters: [148, 74, 36, 16, 8], multiprocessors: 148, ..Gpu::H200 };
+    let rtx_5090 =
+        Gpu { cluster: 8, clusters: [170, 85, 40, 20, 0], multiprocessors: 170, ..Gpu::RTX_4090 };
+    [
+        (arch(8, 0), Gpu::A100),
+        (arch(8, 6), rtx_3090),
+        (arch(8, 9), Gpu::RTX_4090),
+        (arch(9, 0), Gpu::H200),
+        (arch(10, 0), b200),
+        (arch(12, 0), rtx_5090),
+    ]
+}
+
 #[test]
 fn every_kernel_compiles_without_local_memory() {
     if !testing::nvrtc() {
         return;
     }
     let mut jobs: Vec<(&str, Arch, Program)> = Vec::new();
-    for arch in [Arch { major: 8, minor: 0 }, Arch { major: 9, minor: 0 }] {
-        let gpu = if arch.major >= 9 { Gpu::H200 } else { Gpu::A100 };
+    for (arch, gpu) in gpus() {
         let lists = [
             ("elman", programs::all(&Elman, gpu)),
             ("gru", programs::all(&Gru, gpu)),

@@ -3,7 +3,7 @@
 // As in forward.cu, but the blocks exchange dg of the recurrent gates, and the product with R
 // transposed is the gradient that reaches h of the previous step through R. The part of the cell's
 // derivative that does not depend on this gradient (`linearize`) is computed while the words
-// travel, by warps that own no cells if there are enough of them.
+// travel.
 #include "grid/parts.cuh"
 #include "grid/product.cuh"
 #include "grid/rows.cuh"
@@ -11,18 +11,11 @@
 using Words = Exchange<Cell::RECURRENT>;
 using BackwardProduct = Product<Cell::RECURRENT, CLUSTER * UNITS>;
 
-// The warps that own cells are the first OWNERS. If PREPARED, as many others load and linearize for
-// them: warp OWNERS + w for warp w.
-constexpr int OWNERS = CELLS == 1 ? (ROWS + WARP_ROWS - 1) / WARP_ROWS : WARPS;
-constexpr int HANDED = 16;  // numbers that are handed over for a cell; `Grid::shared` has room for them
-constexpr bool PREPARED = 2 * OWNERS <= WARPS && Cell::RESIDUALS + Cell::STATES < HANDED;
-
 struct Shared {
     BackwardProduct::SharedWeights weights;
     BackwardProduct::Partials partials[SUM_BUFFERS];  // of exchange e in e % SUM_BUFFERS
     Parts parts;
     Words::Stage stage[WARPS];
-    float handed[2][PREPARED ? HANDED : 1][PREPARED ? OWNERS * 32 : 1];  // of step s in s % 2
     Rows rows;
     int dead;  // see Watchdog
 };
@@ -45,31 +38,6 @@ struct Linear {
                         // state is reset after it
     bool clipped;       // h was clipped, so its gradient is 0
     bool reset;         // the state is zeroed before the step
-
-    // Hands this over to the thread of the same cell in the warp that owns it.
-    __device__ __forceinline__ void give(Shared& shared, const Place& place, int step) const {
-        float(&to)[PREPARED ? HANDED : 1][PREPARED ? OWNERS * 32 : 1] = shared.handed[step & 1];
-        const int i = place.warp * 32 + place.lane;
-#pragma unroll
-        for (int r = 0; r < Cell::RESIDUALS; ++r) to[r][i] = residuals[r];
-#pragma unroll
-        for (int s = 0; s < Cell::STATES; ++s) to[Cell::RESIDUALS + s][i] = d[s];
-        to[Cell::RESIDUALS + Cell::STATES][i] =
-            __int_as_float(active | from_outside << 1 | clipped << 2);
-    }
-
-    // Takes what the other thread has handed over.
-    __device__ __forceinline__ void take(const Shared& shared, const Place& place, int step) {
-        const float(&from)[PREPARED ? HANDED : 1][PREPARED ? OWNERS * 32 : 1] =
-            shared.handed[step & 1];
-        const int i = place.warp * 32 + place.lane;
-#pragma unroll
-        for (int r = 0; r < Cell::RESIDUALS; ++r) residuals[r] = from[r][i];
-#pragma unroll
-        for (int s = 0; s < Cell::STATES; ++s) d[s] = from[Cell::RESIDUALS + s][i];
-        const int flags = __float_as_int(from[Cell::RESIDUALS + Cell::STATES][i]);
-        active = flags & 1, from_outside = flags & 2, clipped = flags & 4;
-    }
 };
 
 // The tensors at one unit of a row.
@@ -178,10 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Sizes& sizes = call.sizes;
     const Block block(sizes);
-    const int warp = threadIdx.x / 32;
-    const bool owns = !PREPARED || warp < OWNERS;
-    const bool prepares = !PREPARED || (warp >= OWNERS && warp < 2 * OWNERS);
-    const Place place(block, !PREPARED || owns ? warp : prepares ? warp - OWNERS : WARPS);
+    const Place place(block);
     const Words words(call.exchange, block, sizes.heads);
     Watchdog watchdog(watch, shared.dead, Words::ended(call.exchange));
 
@@ -197,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         },
         [](int gate, int unit) { return gate * DEPTH + unit; });
 
-    const Words::Sender sender(words, block, place, shared.stage[owns ? warp : 0]);
+    const Words::Sender sender(words, block, place, shared.stage[place.warp]);
     const int last_step = call.d_s0 ? -1 : 0;
     unsigned exchange = 0, products = 0, since = clock();
     for (int first = block.group * ROWS; first < sizes.batch; first += block.groups * ROWS) {
@@ -206,33 +171,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         Row row[CELLS];
         bool exists[CELLS] = {};
         Loaded loaded[CELLS];
-        Linear linear[CELLS] = {};
+        Linear linear[CELLS];
         float d_state[CELLS][Cell::STATES] = {};
         const auto cell_of_row = [&](int c) {
             return CellOfRow{call, sizes, row[c], place.at, exists[c]};
-        };
-        // Computes what a step needs, and starts loading for the step before it.
-        const auto prepare = [&](int c, int step) {
-            cell_of_row(c).linearize(step, loaded[c], linear[c].reset, linear[c]);
-            delay();
-            if (PREPARED) linear[c].give(shared, place, step);
-            cell_of_row(c).load(step - 1, loaded[c]);
         };
 #pragma unroll
         for (int c = 0; c < CELLS; ++c) {
             const int index = place.has(c) ? shared.rows.index[place.row(c)] : -1;
             exists[c] = index >= 0;
             row[c] = Row(sizes, call.lengths, ::max(index, 0));
-            if (prepares) {
-                loaded[c] = Loaded{};
-                cell_of_row(c).load(steps - 1, loaded[c]);
-                prepare(c, steps - 1);
-            }
-            if (RAGGED && owns && exists[c])
+            loaded[c] = Loaded{};
+            cell_of_row(c).load(steps - 1, loaded[c]);
+            cell_of_row(c).linearize(steps - 1, loaded[c], false, linear[c]);
+            cell_of_row(c).load(steps - 2, loaded[c]);
+            if (RAGGED && exists[c])
                 for (int step = steps; step < sizes.time; ++step)
                     cell_of_row(c).store(step, {});
         }
-        if (PREPARED) __syncthreads();
         for (int step = steps - 1; step >= last_step; --step) {
             BackwardProduct::Partials& partials = shared.partials[exchange % SUM_BUFFERS];
             // The longest row's last step is processed first, when there is no dg yet.
@@ -240,11 +196,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 product.run(words, shared.weights, exchange, since, watchdog, partials);
                 __syncthreads();
                 delay();
-                shared.parts.send_sums<BackwardProduct>(block, partials, products++);
-            }
-            if (PREPARED && prepares && step >= 0) prepare(0, step - 1);
-            if (step < steps - 1) {
-                shared.parts.wait(products - 1);
+                shared.parts.exchange<BackwardProduct>(block, partials, products++);
                 since = clock();
             }
             const bool dead = shared.dead, sends = step > last_step;
@@ -260,8 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             }
 #pragma unroll
             for (int c = 0; c < CELLS; ++c) {
-                if (!owns || place.warp_row(c) >= ROWS) break;
-                if (PREPARED) linear[c].take(shared, place, step);
+                if (place.warp_row(c) >= ROWS) break;
                 float d[Cell::STATES];
                 const bool inside = exists[c] && !linear[c].from_outside;
 #pragma unroll
@@ -297,9 +248,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (step < 0) break;
 #pragma unroll
             for (int c = 0; c < CELLS; ++c) {
-                if (!owns || place.warp_row(c) >= ROWS) break;
-                if (exists[c]) cell_of_row(c).store(step, d_gates[c]);
-                if (!PREPARED) prepare(c, step - 1);
+                if (place.warp_row(c) >= ROWS) break;
+                const CellOfRow cell = cell_of_row(c);
+                if (exists[c]) cell.store(step, d_gates[c]);
+                cell.linearize(step - 1, loaded[c], linear[c].reset, linear[c]);
+                cell.load(step - 2, loaded[c]);
             }
         }
     }

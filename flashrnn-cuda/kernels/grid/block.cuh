@@ -25,6 +25,7 @@
 //   RAGGED          the call has lengths or resets
 //   CLIPS           the plan clips, or cuts the recurrent gradient
 //   DELAYS          for tests, see delay.cuh
+//   BLOCK_BARRIERS  for racecheck: each wait in a cluster also synchronises the block
 #pragma once
 #include "call.cuh"
 
@@ -74,8 +75,8 @@ struct Place {
     bool in_block;  // whether the lane has a unit of this block
     Offset at;      // index of the unit in [N, D]
 
-    __device__ __forceinline__ explicit Place(const Block& block, int warp = threadIdx.x / 32)
-        : warp(warp), lane(threadIdx.x % 32), unit(lane % UNITS),
+    __device__ __forceinline__ explicit Place(const Block& block)
+        : warp(threadIdx.x / 32), lane(threadIdx.x % 32), unit(lane % UNITS),
           row_in_warp(lane / UNITS), in_block(row_in_warp < WARP_ROWS && unit < block.units),
           at(Offset(block.head) * HEAD_DIM + block.unit0 + unit) {}
 

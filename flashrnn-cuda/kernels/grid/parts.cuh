@@ -29,12 +29,12 @@ struct Parts {
         cluster_barrier();
     }
 
-    // Sends the sums of product number `product`. All threads call this, after all warps have
-    // written their sums.
+    // Sends the sums of product number `product`, and waits for the parts of this block. All threads
+    // call this, after all warps have written their sums.
     template <class Product>
-    __device__ __forceinline__ void send_sums(const Block& block,
-                                              const typename Product::Partials& partials,
-                                              unsigned product) {
+    __device__ __forceinline__ void exchange(const Block& block,
+                                             const typename Product::Partials& partials,
+                                             unsigned product) {
         if constexpr (CLUSTER > 1) {
             // A thread sends VECTOR adjacent units of a row at a time.
             constexpr int VECTOR = UNITS % 4 == 0 ? 4 : 2, VECTORS = CLUSTER * UNITS / VECTOR;
@@ -59,14 +59,7 @@ struct Parts {
             delay();
             __syncwarp();
             if (threadIdx.x % 32 == 0) full[buffer].arrive();
-        }
-    }
-
-    // Waits for the parts of product number `product`. All threads call this before they write the
-    // sums of the next product.
-    __device__ __forceinline__ void wait(unsigned product) {
-        if constexpr (CLUSTER > 1) {
-            full[product % 2].wait(product / 2 % 2);
+            full[buffer].wait(product / 2 % 2);
             // racecheck does not understand mbarriers, so its builds add a block barrier.
             if (BLOCK_BARRIERS) __syncthreads();
             delay();

@@ -182,11 +182,8 @@ template <int VALUES> struct Exchange {
     // The words of an exchange on their way to this lane. Load i takes slot i % SLOTS.
     struct Receiver {
         static constexpr int SLOTS = LOADS < WINDOW ? LOADS : WINDOW;
-        // The number of loads that are checked at a time. Later ones may have begun just now.
-        static constexpr int GROUP = LOADS == SLOTS || SLOTS == 1 ? SLOTS : SLOTS / 2;
         Word words[SLOTS][COLUMN_TILES];
-        unsigned stale = 0;    // a bit per word, set until the word has been seen to arrive
-        unsigned missing = 0;  // those of all lanes of the warp
+        unsigned stale = 0;  // a bit per word, set until the word arrives
 
         const Word* from;  // of load 0
         int first_word;    // the number of this lane's word in load 0
@@ -209,9 +206,6 @@ template <int VALUES> struct Exchange {
         static __device__ __forceinline__ constexpr unsigned bit(int load, int tile) {
             return 1u << (load % SLOTS * COLUMN_TILES + tile);
         }
-        static __device__ __forceinline__ constexpr unsigned bits(int load) {
-            return ((1u << COLUMN_TILES) - 1) << (load % SLOTS * COLUMN_TILES);
-        }
 
         // Loads the stale words of a load.
         __device__ __forceinline__ void poll(int load) {
@@ -222,17 +216,12 @@ template <int VALUES> struct Exchange {
                         load_word(from + (load * SPREAD * WARPS * ROWS + tile * 8) * 4);
         }
 
-        // Marks the words of a group of loads that have arrived.
+        // Marks the words of a load that have arrived.
         __device__ __forceinline__ void check(int load) {
 #pragma unroll
-            for (int later = 0; later < GROUP; ++later) {
-                if (load + later >= LOADS) continue;
-#pragma unroll
-                for (int tile = 0; tile < COLUMN_TILES; ++tile)
-                    if (has_stamp(words[(load + later) % SLOTS][tile], stamp(exchange)))
-                        stale &= ~bit(load + later, tile);
-            }
-            missing = __reduce_or_sync(~0u, stale);
+            for (int tile = 0; tile < COLUMN_TILES; ++tile)
+                if (has_stamp(words[load % SLOTS][tile], stamp(exchange)))
+                    stale &= ~bit(load, tile);
         }
 
         // Begins a load. Words that do not exist are zero.
@@ -243,19 +232,20 @@ template <int VALUES> struct Exchange {
                 stale &= ~bit(load, tile);  // set if the watchdog ended the wait before
                 if (first_word + load * SPREAD * WARPS * 4 < ALL_WORDS) stale |= bit(load, tile);
             }
-            missing |= bits(load);
             poll(load);
         }
 
         // Waits for the words of a load. As long as they have not arrived, the loads after it,
         // which have begun, are repeated too.
         __device__ __forceinline__ void wait(int load) {
-            if (!(missing & bits(load))) return;
             check(load);
-            while (missing & bits(load)) {
+            const unsigned bits = ((1u << COLUMN_TILES) - 1) << (load % SLOTS * COLUMN_TILES);
+            while (__any_sync(~0u, stale & bits)) {
                 // The lanes read different times, but leave together.
                 if (__any_sync(~0u, watchdog.expired(exchange))) break;
-                if (GROUP < SLOTS && load + GROUP < LOADS) check(load + GROUP);
+#pragma unroll
+                for (int later = 1; later < SLOTS; ++later)
+                    if (load + later < LOADS) check(load + later);
 #pragma unroll
                 for (int later = 0; later < SLOTS; ++later)
                     if (load + later < LOADS) poll(load + later);

@@ -157,7 +157,7 @@ mod tests {
         assert!(f32.to_string().contains("does not fit"), "{f32}");
         let long = Problem::new(16, 1024, 1, 768).shapes::<Lstm>().unwrap();
         let [_, over_the_grid] = choices(long, 2).map(|choice| choice.to_string());
-        let want = "backward: grid, many steps per launch, 128 blocks of 24 units by 4 rows";
+        let want = "backward: grid, many steps per launch, 96 blocks in clusters of 4 of 16 units by 8 rows";
         assert!(over_the_grid.starts_with(want), "{over_the_grid}");
         let [large, _] = choices(shapes(1, 4096), 2).map(|choice| choice.to_string());
         let want = "forward: alternating, one launch per step, 512 blocks";

@@ -16,7 +16,7 @@ use flashrnn_core::{
     Save, Slstm, bf16, f16,
 };
 use flashrnn_cuda::cudarc::driver::{CudaContext, CudaStream};
-use flashrnn_cuda::{Cuda, Family, Waits, testing};
+use flashrnn_cuda::{Cuda, Family, Limits, Waits, testing};
 use flashrnn_testsuite::random::Random;
 use flashrnn_testsuite::{Case, Results, Tensors, errors, run};
 
@@ -93,13 +93,19 @@ fn every_kernel_on_a_small_problem() -> Result<()> {
                 ..Options::default()
             });
             let case = Case::random::<C, T, W>(cell, &problem, tensors, 1)?;
-            for family in [Family::Auto, Family::Alternating] {
-                let got = run::<_, C, T, W>(&cuda.clone().with_family(family), cell, &case)?;
+            let grid = |cluster| Limits { cluster: 0, grid_cluster: Some(cluster), ..Limits::NONE };
+            for (kernels, cuda) in [
+                ("fused", cuda.clone()),
+                ("per-step", cuda.clone().with_family(Family::Alternating)),
+                ("grid", cuda.clone().with_limits(grid(1))),
+                ("grid in clusters", cuda.clone().with_limits(grid(2))),
+            ] {
+                let got = run::<_, C, T, W>(&cuda, cell, &case)?;
                 for (tensor, error) in errors(&got, &Results::reference(cell, &case)?) {
                     if error.is_nan() || error > allowed {
                         let name = C::NAME;
                         failed.push(format!(
-                            "{family:?} {name} {} D {head_dim} {tensor} {error:.1e}",
+                            "{kernels} {name} {} D {head_dim} {tensor} {error:.1e}",
                             T::DTYPE
                         ));
                     }
