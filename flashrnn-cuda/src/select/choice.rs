@@ -5,7 +5,7 @@ use flashrnn_gpu::{Family, KernelChoice};
 
 use crate::select::Gpu;
 use crate::select::fused::{Fused, fused_backward, fused_forward, too_many_tensors};
-use crate::select::grid::{Grid, MIN_STEPS, Pass, THREADS, grid};
+use crate::select::grid::{Grid, MAX_BATCH, MIN_STEPS, Pass, THREADS, grid};
 use crate::select::step::{Tile, backward_tile, blocks, forward_tile};
 
 /// The kernels of a pass.
@@ -131,6 +131,8 @@ fn why_not_fused(shapes: &Shapes, element_bytes: usize, gpu: Gpu) -> &'static st
         "a fused kernel has at most 16 states and 16 gates"
     } else if element_bytes == 4 {
         "R does not fit the registers of a cluster; with 16-bit elements it may use the whole GPU"
+    } else if shapes.batch > MAX_BATCH {
+        "R does not fit the registers of a cluster, and the batch is too large for the whole GPU"
     } else if grid(&longer, element_bytes, gpu, Pass::Backward).is_some() {
         "R does not fit the registers of a cluster, and the call is too short for the whole GPU"
     } else {

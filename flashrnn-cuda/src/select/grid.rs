@@ -68,13 +68,18 @@ const DESIGNS: [(usize, &[usize]); 6] =
 /// costs more than those steps.
 pub const MIN_STEPS: usize = 12;
 
+/// Calls with more rows take the per-step kernels. At 256 rows these take twice as long, but with
+/// lengths every group ranks all rows, which takes a time of O(B²).
+pub(crate) const MAX_BATCH: usize = 1024;
+
 /// Returns the layout of a pass's grid kernel, or `None` if the grid kernels cannot run the
 /// problem, or the per-step kernels are faster.
 pub fn grid(shapes: &Shapes, element_bytes: usize, gpu: Gpu, pass: Pass) -> Option<Grid> {
     let too_short = shapes.time < MIN_STEPS && gpu.cluster > 0;
     // The kernels count tokens, and elements of a token, in 32 bits.
     let too_many = shapes.tokens().max(shapes.gates * shapes.units()) > i32::MAX as usize;
-    let nothing = shapes.recurrent == 0 || shapes.batch == 0 || too_many_tensors(shapes);
+    let nothing = shapes.recurrent == 0 || shapes.batch == 0;
+    let too_many = too_many || shapes.batch > MAX_BATCH || too_many_tensors(shapes);
     if nothing || element_bytes != 2 || too_short || too_many {
         return None;
     }
@@ -355,6 +360,8 @@ mod tests {
         }
         assert_eq!(grid(&shapes::<Lstm>(16, 1, 768), 4, H200, Pass::Forward), None, "f32");
         assert_eq!(grid(&shapes::<Lstm>(0, 1, 768), 2, H200, Pass::Forward), None);
+        assert!(grid(&shapes::<Lstm>(MAX_BATCH, 1, 768), 2, H200, Pass::Forward).is_some());
+        assert_eq!(grid(&shapes::<Lstm>(MAX_BATCH + 1, 1, 768), 2, H200, Pass::Forward), None);
         let part = Gpu { multiprocessors: 40, ..H200 };
         for pass in PASSES {
             let layout = grid(&shapes::<Lstm>(5, 1, 768), 2, part, pass).unwrap();
