@@ -1,6 +1,7 @@
 //! Compiles every kernel for every cell, element type and tile, for a GPU of each architecture that
-//! is supported, as far as time allows. Needs no GPU. No kernel may use local memory, because these kernels cannot hide the
-//! latency of a spilled register; only the kernels of `ManyGates` are exempt.
+//! is supported, as far as time allows. Needs no GPU. No kernel may use local memory, because these
+//! kernels cannot hide the latency of a spilled register. The kernels of `ManyGates` are exempt, and
+//! those for architectures that have not been measured may spill a few registers.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -71,8 +72,8 @@ fn with_option(mut programs: Vec<Program>, option: &str) -> Vec<Program> {
     programs
 }
 
-/// The architectures for which all programs are compiled. For the others, those in bf16 are, to save
-/// time.
+/// The architectures for which all programs are compiled, and must not spill. For the others, those
+/// in bf16 are compiled, to save time.
 const ALL: [Arch; 2] = [Arch { major: 8, minor: 0 }, Arch { major: 9, minor: 0 }];
 
 /// Returns a GPU of each architecture.
@@ -147,8 +148,12 @@ fn every_kernel_compiles_without_local_memory() {
                     .unwrap()
                     .push(format!("{what}: the compiler's log names no kernel"));
             }
-            let may_spill = *cell == "many_gates";
-            for kernel in report.iter().filter(|kernel| kernel.local > 0 && !may_spill) {
+            let allowed = match *cell {
+                "many_gates" => usize::MAX,
+                _ if ALL.contains(arch) => 0,
+                _ => 128,
+            };
+            for kernel in report.iter().filter(|kernel| kernel.local > allowed) {
                 failures.lock().unwrap().push(format!(
                     "{what}: {} bytes of local memory in {}",
                     kernel.local, kernel.name

@@ -52,8 +52,11 @@ const WORD_VALUES: usize = 6;
 /// Bytes of a word.
 const WORD_BYTES: usize = 16;
 
-/// Registers of a thread that remain after addresses and the like, forward and backward.
+/// Registers of a thread that remain after addresses and the like, forward and backward. The
+/// compiler needs [`MORE_REGISTERS`] more in the backward pass with two tiles of rows, and for GPUs
+/// before compute capability 9.0.
 const REGISTERS: [usize; 2] = [252 - 48, 252 - 64];
+const MORE_REGISTERS: usize = 8;
 
 /// Words that a lane receives at a time. block.cuh divides the same number among the column tiles.
 const WINDOW: usize = 8;
@@ -127,7 +130,13 @@ fn design(
         };
         let grid =
             Grid { blocks, cluster, units, rows, register_steps: 0, hold, sum_buffers, groups };
-        let register_steps = grid.weight_registers(shapes, pass) / (4 * grid.tiles(shapes, pass));
+        let more = pass == Pass::Backward && (rows > 8 || gpu.clusters_of(2) == 0);
+        let registers = grid.weight_registers(shapes, pass).saturating_sub(if more {
+            MORE_REGISTERS
+        } else {
+            0
+        });
+        let register_steps = registers / (4 * grid.tiles(shapes, pass));
         Grid { register_steps: register_steps.min(grid.steps(shapes, pass)), ..grid }
     });
     layouts
