@@ -13,7 +13,9 @@
 // Phase p / 2 of barrier p % 2 completes when the parts of product p have arrived, and the block's
 // own warps have read the sums that they sent. Two buffers suffice: a block sends the parts of
 // product p + 2 after it has received those of p + 1, and every block of the cluster has read the
-// parts of p before it sends those of p + 1.
+// parts of p before it sends those of p + 1. A block may end before the others of its cluster,
+// because it has then received all that they send to it. After the watchdog has ended the launch's
+// waits for words, blocks still wait for parts, which all of them still send.
 struct Parts {
     Barrier full[2];
     alignas(16) float parts[2][CLUSTER][CLUSTER > 1 ? ROWS : 1][CLUSTER > 1 ? UNITS : 4];

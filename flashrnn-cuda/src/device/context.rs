@@ -33,6 +33,7 @@ pub(crate) struct Context {
     pub(crate) shared_memory: usize,
     /// The GPU's memory in bytes.
     pub(crate) memory: usize,
+    /// What the driver has answered.
     clusters: OnceLock<[usize; CLUSTER_SIZES.len()]>,
 }
 
@@ -88,10 +89,22 @@ impl Context {
                 9 | 10 if self.multiprocessors >= 100 => 16,
                 _ => 8,
             },
-            clusters: *self.clusters.get_or_init(|| active_clusters(self)),
+            clusters: self.clusters(),
             grid_cluster: None,
             multiprocessors: self.multiprocessors,
             shared_memory: self.shared_memory,
+        }
+    }
+
+    /// Returns how many clusters of [`CLUSTER_SIZES`] run at the same time; none if the driver does
+    /// not answer.
+    fn clusters(&self) -> [usize; CLUSTER_SIZES.len()] {
+        if let Some(clusters) = self.clusters.get() {
+            return *clusters;
+        }
+        match active_clusters(self) {
+            Ok(clusters) => *self.clusters.get_or_init(|| clusters),
+            Err(_) => [self.multiprocessors, 0, 0, 0, 0],
         }
     }
 
