@@ -18,7 +18,7 @@ use crate::passes::grid::GridPass;
 use crate::programs::{self, CellSource, Features};
 use crate::select::alignment;
 use crate::select::choice::{self, Layout, layouts};
-use crate::select::grid::Pass;
+use crate::select::grid::{Grid, Pass};
 use crate::select::step::{self, Multiply, Tile};
 
 /// Holds the sizes and kernels of a plan.
@@ -69,22 +69,14 @@ impl Engine {
             let tile = step::backward_tile(shapes, common.bytes);
             time_loop("backward", &programs::backward_step(cell, element, multiply, tile), tile)
         };
-        let grid_pass = |layout, pass| {
-            let all = GridPass::new(fused.clone(), layout, pass, cuda.wait_limit)?;
-            if all.is_none() && *family == Family::Fused {
-                return Err(choice::no_fused_kernels(
-                    "the GPU has no room for all of their blocks",
-                ));
-            }
-            Ok(all)
-        };
+        let grid = |layout, pass| grid_pass(cuda, &fused, layout, pass);
         let (forward, backward, recompute, weight_grad) = std::thread::scope(|scope| {
             let forward = spawn(scope, || {
                 Ok(match forward {
                     Layout::Fused(layout) => {
                         ForwardPass::Fused(Box::new(FusedForward::new(fused.clone(), layout)?))
                     }
-                    Layout::Grid(layout) => match grid_pass(layout, Pass::Forward)? {
+                    Layout::Grid(layout) => match grid(layout, Pass::Forward)? {
                         Some(all) => {
                             ForwardPass::Grid { all: Box::new(all), single: forward_steps()? }
                         }
@@ -98,7 +90,7 @@ impl Engine {
                     Layout::Fused(layout) => {
                         TimeSteps::Fused(Box::new(FusedBackward::new(fused.clone(), layout)?))
                     }
-                    Layout::Grid(layout) => match grid_pass(layout, Pass::Backward)? {
+                    Layout::Grid(layout) => match grid(layout, Pass::Backward)? {
                         Some(all) => TimeSteps::Grid(Box::new(all)),
                         None => TimeSteps::Alternating(backward_steps()?),
                     },
@@ -119,6 +111,25 @@ impl Engine {
             pack: weight_grad.kernel("pack")?,
         })
     }
+}
+
+/// Compiles the grid kernel of a pass. Returns `None` if the GPU has no room for all of its blocks.
+///
+/// # Errors
+/// Any error of compiling or loading a kernel, or
+/// [`Error::Unsupported`](flashrnn_core::Error::Unsupported) if there is no room and fused kernels
+/// are required.
+fn grid_pass(
+    cuda: &Cuda,
+    fused: &FusedProblem,
+    layout: Grid,
+    pass: Pass,
+) -> Result<Option<GridPass>> {
+    let all = GridPass::new(fused.clone(), layout, pass, cuda.wait_limit)?;
+    if all.is_none() && cuda.family == Family::Fused {
+        return Err(choice::no_fused_kernels("the GPU has no room for all of their blocks"));
+    }
+    Ok(all)
 }
 
 /// Returns the features that every call of a problem's fused kernels needs.

@@ -1,7 +1,7 @@
 // Synchronisation within a block, and the exchange between the blocks of a cluster.
 //
-// Blocks write to each other's shared memory (cluster.cuh). During the time loop the blocks share no
-// other barrier.
+// Blocks write to each other's shared memory (cluster.cuh). During the time loop the blocks share
+// no other barrier.
 #pragma once
 #include "cluster.cuh"
 #include "delay.cuh"

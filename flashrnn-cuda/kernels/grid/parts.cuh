@@ -1,8 +1,8 @@
 // The sums of the products of a cluster's blocks.
 //
-// Every block of a cluster computes a part of the sums of all units of the cluster. It sends to each
-// block, itself included, the part for that block's units. The receiver adds the parts in the order
-// of the ranks.
+// Every block of a cluster computes a part of the sums of all units of the cluster. It sends to
+// each block, itself included, the part for that block's units. The receiver adds the parts in the
+// order of the ranks.
 #pragma once
 #include "cluster.cuh"
 #include "delay.cuh"
@@ -31,8 +31,8 @@ struct Parts {
         cluster_barrier();
     }
 
-    // Sends the sums of product number `product`, and waits for the parts of this block. All threads
-    // call this, after all warps have written their sums.
+    // Sends the sums of product number `product`, and waits for the parts of this block. All
+    // threads call this, after all warps have written their sums.
     template <class Product>
     __device__ __forceinline__ void exchange(const Block& block,
                                              const typename Product::Partials& partials,

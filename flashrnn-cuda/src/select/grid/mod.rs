@@ -1,6 +1,9 @@
 //! Grid kernels: how the blocks of a group, all running at the same time, divide a head whose R
 //! does not fit a cluster.
 
+mod sizes;
+mod time;
+
 use flashrnn_core::Shapes;
 
 use crate::select::Gpu;
@@ -51,12 +54,6 @@ const WORD_VALUES: usize = 6;
 
 /// Bytes of a word.
 const WORD_BYTES: usize = 16;
-
-/// Registers of a thread that remain after addresses and the like, forward and backward. The
-/// compiler needs [`MORE_REGISTERS`] more in the backward pass with two tiles of rows, and for GPUs
-/// before compute capability 9.0.
-const REGISTERS: [usize; 2] = [252 - 48, 252 - 64];
-const MORE_REGISTERS: usize = 8;
 
 /// Words that a lane receives at a time. block.cuh divides the same number among the column tiles.
 const WINDOW: usize = 8;
@@ -130,12 +127,7 @@ fn design(
         };
         let grid =
             Grid { blocks, cluster, units, rows, register_steps: 0, hold, sum_buffers, groups };
-        let more = pass == Pass::Backward && (rows > 8 || gpu.clusters_of(2) == 0);
-        let registers = grid.weight_registers(shapes, pass).saturating_sub(if more {
-            MORE_REGISTERS
-        } else {
-            0
-        });
+        let registers = grid.weight_registers(shapes, gpu, pass);
         let register_steps = registers / (4 * grid.tiles(shapes, pass));
         Grid { register_steps: register_steps.min(grid.steps(shapes, pass)), ..grid }
     });
@@ -148,150 +140,6 @@ fn design(
         .filter(|grid| grid.warp_rows() * grid.row_words(shapes, pass) <= 32)
         .filter(|grid| grid.blocks <= most && grid.shared(shapes, pass) <= gpu.shared_memory)
         .min_by(|a, b| a.time(shapes, pass).total_cmp(&b.time(shapes, pass)))
-}
-
-impl Grid {
-    /// Returns the number of blocks of a launch.
-    pub fn grid(&self, shapes: &Shapes) -> usize {
-        self.blocks * self.groups * shapes.heads
-    }
-
-    /// Returns the bytes of the buffers that a launch exchanges words in, and of the flag of its
-    /// watchdogs behind them. They begin as zeros.
-    pub fn exchange_bytes(&self, shapes: &Shapes, pass: Pass) -> usize {
-        let buffer = self.words(shapes, pass).next_multiple_of(4) * self.rows * WORD_BYTES;
-        self.groups * shapes.heads * self.cluster * 2 * buffer + WORD_BYTES
-    }
-
-    /// Returns the shared memory of a block in bytes. This is at least the size of the struct
-    /// `Shared` of the pass's kernel, which checks it.
-    pub fn shared(&self, shapes: &Shapes, pass: Pass) -> usize {
-        let tiles = self.tiles(shapes, pass);
-        let in_shared =
-            self.steps(shapes, pass) - self.register_steps.min(self.steps(shapes, pass));
-        let weights = WARPS * in_shared.max(1) * tiles * if in_shared > 0 { 512 } else { 16 };
-        let sums = self.sum_buffers * WARPS * self.rows * (tiles * 16 + 4) * size_of::<f32>();
-        let row_words = self.row_words(shapes, pass);
-        let stage = WARPS * self.warp_rows() * row_words * WORD_VALUES * 2;
-        let received = match self.cluster {
-            1 => 2 * size_of::<f32>() * 4,
-            cluster => 2 * size_of::<f32>() * cluster * self.rows * self.units,
-        };
-        let parts = 16 + received.next_multiple_of(16);
-        let rows = (self.rows + 2).next_multiple_of(4) * 4;
-        weights + sums + parts + stage.next_multiple_of(16) + rows + 16
-    }
-
-    /// Returns the estimated nanoseconds of a step times the number of sets of rows that a group
-    /// computes. The constants were measured on an H200.
-    fn time(&self, shapes: &Shapes, pass: Pass) -> f64 {
-        let received = self.words(shapes, pass) * self.rows * WORD_BYTES;
-        // Words beyond the window wait for a round trip to L2, unless bandwidth is the limit.
-        let rounds = self.loads(shapes, pass).div_ceil(WINDOW / self.column_tiles()) - 1;
-        let per_byte = if pass == Pass::Backward && self.rows >= 16 { 0.0115 } else { 0.0165 };
-        let transfer = (per_byte * received as f64).max(250.0 * rounds as f64);
-        let exchange = 860.0 + 1.1 * self.senders() as f64 + transfer;
-        let (tiles, steps) = (self.tiles(shapes, pass), self.steps(shapes, pass));
-        let columns = self.column_tiles();
-        let product = 6.06 * (tiles * steps * columns) as f64
-            + 16.2 * (tiles * (steps - self.register_steps)) as f64;
-        let barrier = if self.sum_buffers == 1 { 20.0 } else { 0.0 };
-        let sums = 16.0 * (tiles * columns) as f64 + barrier + self.cluster_time();
-        let sets = shapes.batch.div_ceil(self.rows * self.groups);
-        (exchange + product + sums + self.cell_time(pass)) * sets as f64
-    }
-
-    /// Returns the estimated nanoseconds that a thread takes for its cells, in addition to the time
-    /// of a forward pass.
-    fn cell_time(&self, pass: Pass) -> f64 {
-        let further = 550.0 * (self.cells() - 1) as f64;
-        if pass == Pass::Forward { 0.0 } else { 350.0 + further }
-    }
-
-    /// Returns the estimated nanoseconds that the blocks of a cluster take to add up their products.
-    fn cluster_time(&self) -> f64 {
-        let received = self.cluster * self.rows * self.units * size_of::<f32>();
-        if self.cluster == 1 { 0.0 } else { 230.0 + 0.025 * received as f64 }
-    }
-
-    /// Returns the number of registers of a thread that are left for weights.
-    fn weight_registers(&self, shapes: &Shapes, pass: Pass) -> usize {
-        let Shapes { gates, external, states, .. } = *shapes;
-        let columns = self.column_tiles();
-        let cells = self.cells();
-        let cell = match pass {
-            Pass::Forward => external + 2 * states + gates + 2,
-            // What is loaded, what `linearize` computes, and the gradients.
-            Pass::Backward => gates + 2 * states + (gates + 2 * states) + 2 * states + 4,
-        };
-        let tiles = self.tiles(shapes, pass) * columns;
-        let chains = if tiles >= 4 {
-            1
-        } else if tiles == 1 {
-            3
-        } else {
-            2
-        };
-        let words = (WINDOW / columns).min(self.loads(shapes, pass)) * columns;
-        let bias = if pass == Pass::Forward { gates } else { 0 };
-        // Addresses of further cells and rows.
-        let cells = cells * cell + 12 * (cells - 1) + 8 * (columns - 1);
-        REGISTERS[pass as usize].saturating_sub(cells + bias + 4 * (tiles * chains + words))
-    }
-
-    /// Returns the number of words, per tile of 8 rows, that a lane receives in a step.
-    fn loads(&self, shapes: &Shapes, pass: Pass) -> usize {
-        self.chunks(shapes, pass).div_ceil((8 / self.rows).max(1))
-    }
-
-    /// Returns the number of chunks, four words of a row each, that a warp receives.
-    fn chunks(&self, shapes: &Shapes, pass: Pass) -> usize {
-        self.words(shapes, pass).div_ceil(4).div_ceil(WARPS)
-    }
-
-    fn column_tiles(&self) -> usize {
-        self.rows.div_ceil(8)
-    }
-
-    /// Returns how many rows the lanes of a warp cover outside the product.
-    fn warp_rows(&self) -> usize {
-        (32 / self.units).min(self.rows)
-    }
-
-    /// Returns the number of cells of a thread.
-    fn cells(&self) -> usize {
-        self.rows.div_ceil(self.warp_rows() * WARPS)
-    }
-
-    /// Returns the number of words of a row that a block sends.
-    fn row_words(&self, shapes: &Shapes, pass: Pass) -> usize {
-        let values = if pass == Pass::Forward { 1 } else { shapes.recurrent };
-        (values * self.units).div_ceil(WORD_VALUES)
-    }
-
-    /// Returns the number of blocks that a block receives words from.
-    fn senders(&self) -> usize {
-        self.blocks / self.cluster
-    }
-
-    /// Returns the number of words of a row that a block receives.
-    fn words(&self, shapes: &Shapes, pass: Pass) -> usize {
-        self.senders() * self.row_words(shapes, pass)
-    }
-
-    /// Returns the number of tiles of 16 outputs of a block's product.
-    fn tiles(&self, shapes: &Shapes, pass: Pass) -> usize {
-        let outputs = match pass {
-            Pass::Forward => shapes.recurrent * self.units,
-            Pass::Backward => self.cluster * self.units,
-        };
-        outputs.div_ceil(16)
-    }
-
-    /// Returns the number of steps of 16 along a warp's part of k.
-    fn steps(&self, shapes: &Shapes, pass: Pass) -> usize {
-        (3 * self.chunks(shapes, pass)).div_ceil(2)
-    }
 }
 
 #[cfg(test)]
