@@ -206,8 +206,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
                 for (int c = 0; c < CELLS; ++c)
                     if (exists[c])
-                        dh[c] = shared.parts.sum<BackwardProduct>(partials, place.row(c), place.unit,
-                                                                  products - 1);
+                        dh[c] = shared.parts.sum<BackwardProduct>(partials, place.row(c),
+                                                                  place.unit, products - 1);
                 if (CLUSTER == 1 && SUM_BUFFERS == 1) __syncthreads();
             }
 #pragma unroll
