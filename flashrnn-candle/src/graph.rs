@@ -6,7 +6,7 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp3, Error, Layout, Result, Shape, Storage, Tensor,
 };
 
-use crate::storage::{elsewhere, plain};
+use crate::storage::{elsewhere, plain, scatter};
 
 /// Makes a tensor that depends on `inputs`, at most three, with a value computed from them
 /// beforehand.
@@ -107,13 +107,29 @@ where
 /// forward pass, so keeping a gradient keeps no graph alive. candle detaches the gradients of all
 /// other tensors before it reads them, unless the environment asks for second derivatives.
 pub(crate) fn gradient(values: Storage, argument: &Tensor) -> Result<Tensor> {
-    if argument.is_variable() || second_derivatives_wanted() {
+    if needs_node(argument) {
         attach("flashrnn gradient", [argument], values, argument.shape(), |_, _| {
             Err(no_second_derivatives())
         })
     } else {
         Ok(plain(values, argument.shape()))
     }
+}
+
+/// Does what [`gradient`] does for values that are part of another tensor. Copies them only if the
+/// gradient gets a graph.
+pub(crate) fn gradient_part(values: Tensor, argument: &Tensor) -> Result<Tensor> {
+    if needs_node(argument) {
+        let len = argument.elem_count();
+        gradient(scatter(&[(0, values)], len, argument)?, argument)
+    } else {
+        values.detach().reshape(argument.shape())
+    }
+}
+
+/// Returns whether the gradient of `argument` gets a graph.
+fn needs_node(argument: &Tensor) -> bool {
+    argument.is_variable() || second_derivatives_wanted()
 }
 
 /// Makes the error for differentiating a gradient.

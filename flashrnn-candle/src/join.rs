@@ -5,9 +5,9 @@
 
 use std::ops::Range;
 
-use candle_core::{Error, Result, Tensor};
+use candle_core::{Error, Result, Storage, Tensor};
 
-use crate::graph::{attach, gradient};
+use crate::graph::{attach, gradient, gradient_part};
 use crate::storage::{plain, scatter};
 
 /// A part of the result: a range of one of the two tensors, or the sum of a range of each.
@@ -102,41 +102,53 @@ fn d_argument(
 
 /// Concatenates all elements of `tensors`, which must have the same type.
 pub(crate) fn concat(tensors: &[&Tensor]) -> Result<Tensor> {
-    match *tensors {
-        [] => Err(Error::msg("flashrnn: nothing to concatenate")),
-        [tensor] => tensor.contiguous()?.flatten_all(),
-        [first, second] => concat_of([first, second]),
-        [first, second, third] => concat_of([first, second, third]),
-        [ref head @ .., first, second, third] => {
-            let tail = concat_of([first, second, third])?;
-            concat(&[head, &[&tail]].concat())
-        }
-    }
-}
-
-/// Concatenates all elements of as many tensors as one operation of candle's takes.
-fn concat_of<const N: usize>(tensors: [&Tensor; N]) -> Result<Tensor> {
-    let mut contiguous = Vec::with_capacity(N);
-    for tensor in tensors {
-        contiguous.push(tensor.contiguous()?);
-    }
+    let contiguous =
+        tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
+    let Some(like) = contiguous.first() else {
+        return Err(Error::msg("flashrnn: nothing to concatenate"));
+    };
     let mut len = 0;
-    let mut parts = Vec::with_capacity(N);
+    let mut parts = Vec::with_capacity(contiguous.len());
     for tensor in &contiguous {
         parts.push((len, tensor.detach()));
         len += tensor.elem_count();
     }
-    let joined = scatter(&parts, len, &contiguous[0])?;
-    let inputs = std::array::from_fn(|i| &contiguous[i]);
-    attach::<N>("flashrnn concat", inputs, joined, len, |inputs, d| {
+    let joined = scatter(&parts, len, like)?;
+    // An operation of candle's takes three tensors at most, so the last ones come as the result of
+    // another. Nothing reads its value.
+    let mut inputs = contiguous.clone();
+    while inputs.len() > 3 {
+        let last = inputs.split_off(inputs.len() - 3);
+        let len = last.iter().map(Tensor::elem_count).sum();
+        let unread = scatter(&[], len, like)?;
+        inputs.push(attach_concat(&last, unread, len)?);
+    }
+    attach_concat(&inputs, joined, len)
+}
+
+/// Makes the tensor of `len` elements that depends on up to three concatenated inputs.
+fn attach_concat(inputs: &[Tensor], value: Storage, len: usize) -> Result<Tensor> {
+    match inputs {
+        [a] => attach_concat_of([a], value, len),
+        [a, b] => attach_concat_of([a, b], value, len),
+        [a, b, c] => attach_concat_of([a, b, c], value, len),
+        _ => Err(Error::msg("flashrnn: more tensors than an operation takes")),
+    }
+}
+
+fn attach_concat_of<const N: usize>(
+    inputs: [&Tensor; N],
+    value: Storage,
+    len: usize,
+) -> Result<Tensor> {
+    attach::<N>("flashrnn concat", inputs, value, len, |inputs, d| {
         let d = d.contiguous()?;
         let mut start = 0;
         let mut gradients = [const { None }; N];
         for (gradient_of, input) in gradients.iter_mut().zip(inputs) {
             let len = input.elem_count();
             if input.track_op() {
-                let piece = [(0, d.narrow(0, start, len)?)];
-                *gradient_of = Some(gradient(scatter(&piece, len, input)?, input)?);
+                *gradient_of = Some(gradient_part(d.narrow(0, start, len)?, input)?);
             }
             start += len;
         }
