@@ -198,7 +198,7 @@ trait FrozenCalls: Send + Sync {
 struct Typed<C, T: Number, W: Number> {
     recurrence: Recurrence<C>,
     weights: Weights<AnyBackend, T>,
-    /// r itself, which says where other tensors must be.
+    /// An element of r, which says where other tensors must be.
     r: Tensor,
     /// The shapes for one row and one step.
     shapes: Shapes,
@@ -211,8 +211,8 @@ impl<C: Cell, T: Number, W: Number> Typed<C, T, W> {
         let place = Place::of(recurrence.backend(), [("r", r), ("b", b)])?;
         let (r, b) = (r.detach().contiguous()?, b.contiguous()?);
         let weights = recurrence.call::<T, W>(place, shapes, Sequence::default())?.pack(&r, &b)?;
-        // Keeps the device of r, not its memory.
-        let r = r.flatten_all()?.narrow(0, 0, 0)?.force_contiguous()?;
+        // Keeps an element of r for its device, not all of its memory.
+        let r = r.flatten_all()?.narrow(0, 0, 1)?.force_contiguous()?;
         Ok(Self { recurrence, weights, r, shapes: shapes.clone(), weight_type: PhantomData })
     }
 
