@@ -15,6 +15,7 @@ use crate::driver::current::keep;
 use crate::driver::pool::MemoryUse;
 use crate::driver::{device_count, failure, library};
 use crate::kernels::Kernels;
+use crate::kernels::clusters::active_clusters;
 use crate::kernels::compile::Arch;
 use crate::memory::Buffer;
 use crate::passes::time_loop::TimeLoops;
@@ -185,7 +186,7 @@ impl Cuda {
 
     /// Returns the properties that drive kernel selection, within the handle's limits.
     pub(crate) fn gpu(&self) -> Gpu {
-        let gpu = self.device.context.gpu();
+        let gpu = self.device.context.gpu(active_clusters(&self.device.context));
         let Limits { cluster, grid_cluster, multiprocessors } = self.limits;
         Gpu {
             cluster: gpu.cluster.min(cluster),

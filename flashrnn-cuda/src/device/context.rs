@@ -8,7 +8,6 @@ use flashrnn_core::{Error, Result};
 use flashrnn_gpu::lock;
 
 use crate::device::blas::Blas;
-use crate::device::clusters::active_clusters;
 use crate::driver::current::{Entered, Restoring, enter};
 use crate::driver::pool::Pool;
 use crate::driver::{check, failure, library};
@@ -33,8 +32,8 @@ pub(crate) struct Context {
     pub(crate) shared_memory: usize,
     /// The GPU's memory in bytes.
     pub(crate) memory: usize,
-    /// What the driver has answered.
-    clusters: OnceLock<[usize; CLUSTER_SIZES.len()]>,
+    /// How many clusters of these sizes run at the same time, once the driver has been asked.
+    pub(crate) clusters: OnceLock<[usize; CLUSTER_SIZES.len()]>,
 }
 
 impl Context {
@@ -79,8 +78,9 @@ impl Context {
         enter(&self.cuda)
     }
 
-    /// Returns the properties that drive kernel selection.
-    pub(crate) fn gpu(&self) -> Gpu {
+    /// Returns the properties that drive kernel selection. `clusters` is how many clusters run at
+    /// the same time.
+    pub(crate) fn gpu(&self, clusters: [usize; CLUSTER_SIZES.len()]) -> Gpu {
         Gpu {
             // A cluster of 16 blocks needs a large part of a data-centre GPU, which a MIG slice may
             // not have.
@@ -89,22 +89,10 @@ impl Context {
                 9 | 10 if self.multiprocessors >= 100 => 16,
                 _ => 8,
             },
-            clusters: self.clusters(),
+            clusters,
             grid_cluster: None,
             multiprocessors: self.multiprocessors,
             shared_memory: self.shared_memory,
-        }
-    }
-
-    /// Returns how many clusters of [`CLUSTER_SIZES`] run at the same time; none if the driver does
-    /// not answer.
-    fn clusters(&self) -> [usize; CLUSTER_SIZES.len()] {
-        if let Some(clusters) = self.clusters.get() {
-            return *clusters;
-        }
-        match active_clusters(self) {
-            Ok(clusters) => *self.clusters.get_or_init(|| clusters),
-            Err(_) => [self.multiprocessors, 0, 0, 0, 0],
         }
     }
 

@@ -1,7 +1,6 @@
 //! A device: a stream of a GPU's context, and the memory allocated in its order.
 
 pub(crate) mod blas;
-mod clusters;
 pub(crate) mod context;
 pub(crate) mod watch;
 

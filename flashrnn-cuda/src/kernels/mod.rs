@@ -4,6 +4,7 @@
 //! compiles it with NVRTC ([`compile`]). It loads the code into the device's context (`launch.rs`).
 
 pub mod cache;
+pub(crate) mod clusters;
 pub mod compile;
 pub(crate) mod graph;
 pub(crate) mod launch;

@@ -12,10 +12,20 @@ use crate::select::CLUSTER_SIZES;
 const EMPTY: &[u8] = b".version 7.8\n.target sm_90\n.address_size 64\n\
     .visible .entry empty() { ret; }\n\0";
 
-/// Returns how many clusters of [`CLUSTER_SIZES`] `context`'s GPU runs at the same time, with one
-/// block per multiprocessor. A cluster must fit one of the groups that the GPU divides its
-/// multiprocessors into, so this can be less than their number over the cluster's size.
-pub(super) fn active_clusters(context: &Context) -> Result<[usize; CLUSTER_SIZES.len()]> {
+/// Returns how many clusters of [`CLUSTER_SIZES`] the GPU runs at the same time, with one block per
+/// multiprocessor; none if the driver does not answer. A cluster must fit one of the groups that the
+/// GPU divides its multiprocessors into, so this can be less than their number over the size.
+pub(crate) fn active_clusters(context: &Context) -> [usize; CLUSTER_SIZES.len()] {
+    if let Some(clusters) = context.clusters.get() {
+        return *clusters;
+    }
+    match ask(context) {
+        Ok(clusters) => *context.clusters.get_or_init(|| clusters),
+        Err(_) => [context.multiprocessors, 0, 0, 0, 0],
+    }
+}
+
+fn ask(context: &Context) -> Result<[usize; CLUSTER_SIZES.len()]> {
     let mut clusters = [0; CLUSTER_SIZES.len()];
     clusters[0] = context.multiprocessors;
     if context.arch.major < 9 {
