@@ -21,7 +21,7 @@ pub struct Library {
 #[must_use]
 pub fn libraries() -> [Library; 2] {
     let nvrtc = Nvrtc::get().map(|nvrtc| format!("{}.{}", nvrtc.major, nvrtc.minor));
-    let cublas = library::cublas().map(|()| "found".into());
+    let cublas = library::cublas().map(|_| "found".into());
     [Library { name: "NVRTC", found: nvrtc }, Library { name: "cuBLAS", found: cublas }]
 }
 

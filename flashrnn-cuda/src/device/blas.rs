@@ -4,13 +4,12 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::cublas::sys as cublas;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use flashrnn_core::{Dtype, Error, Result};
 
 use crate::driver::current::{Restoring, enter};
-use crate::driver::library;
+use crate::driver::{cublas, library};
 use crate::kernels::compile::Arch;
 
 /// A cuBLAS handle, shared by all streams of a context.

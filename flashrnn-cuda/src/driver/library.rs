@@ -1,8 +1,9 @@
 //! The shared libraries of CUDA: the driver, NVRTC and cuBLAS.
 //!
-//! cudarc loads a library when it first calls it, and panics if the library or one of its functions
-//! is missing. So this crate loads each library first (`loader.rs`) and reports what is missing as
-//! an error that says how to install it.
+//! cudarc loads the driver when it first calls it, and panics if it or one of its functions is
+//! missing. So this crate loads each library first (`loader.rs`) and reports what is missing as an
+//! error that says how to install it. NVRTC and cuBLAS are called in the library that was loaded
+//! here (`nvrtc.rs`, `cublas.rs`).
 
 use std::ffi::c_int;
 use std::sync::OnceLock;
@@ -128,7 +129,7 @@ pub(crate) fn driver() -> Result<i32> {
     if let Some((_, version)) = FOUND.get() {
         return Ok(*version);
     }
-    let library = DRIVER.load().map_err(|why| DRIVER.missing(&why))?;
+    let library = DRIVER.open().map_err(|why| DRIVER.missing(&why))?;
     // Check the version before the functions: an old driver may lack some, but its version makes
     // the better message.
     let version = driver_version(&library).map_err(|why| DRIVER.missing(&why))?;
@@ -141,7 +142,7 @@ pub(crate) fn driver() -> Result<i32> {
 ///
 /// # Errors
 /// [`Error::Device`] if the library is missing or lacks a function.
-pub(crate) fn nvrtc() -> Result<()> {
+pub(crate) fn nvrtc() -> Result<&'static Library> {
     static FOUND: OnceLock<Library> = OnceLock::new();
     NVRTC.find(&FOUND)
 }
@@ -150,7 +151,7 @@ pub(crate) fn nvrtc() -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Device`] if the library is missing or lacks a function.
-pub(crate) fn cublas() -> Result<()> {
+pub(crate) fn cublas() -> Result<&'static Library> {
     static FOUND: OnceLock<Library> = OnceLock::new();
     CUBLAS.find(&FOUND)
 }
@@ -207,7 +208,7 @@ mod tests {
     }
 
     /// Checks that the lists contain every function of the three libraries that this crate's
-    /// sources name, because cudarc panics if a function is missing.
+    /// sources name, because calling a missing function panics.
     #[test]
     fn every_function_that_is_called_is_looked_for() {
         let lists = [DRIVER, NVRTC, CUBLAS].map(|library| library.functions).concat();

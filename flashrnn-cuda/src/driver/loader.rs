@@ -1,6 +1,8 @@
 //! Loads shared libraries and checks that they have the functions this crate needs.
 
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+#[cfg(target_os = "linux")]
+use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -22,20 +24,63 @@ pub(crate) struct Wanted {
     pub advice: &'static str,
 }
 
+/// Declares functions of a library. Each calls the function of its name in the library that
+/// `$library` returns, which has checked that all functions exist.
+macro_rules! functions {
+    (
+        $library:path;
+        $(fn $name:ident($($argument:ident: $type:ty),* $(,)?) -> $result:ty;)*
+    ) => {
+        $(
+            /// Calls the library's function of this name.
+            ///
+            /// # Safety
+            /// NVIDIA's documentation of the function says what it requires.
+            ///
+            /// # Panics
+            /// If the library can't be loaded. Callers have loaded it before.
+            #[allow(non_snake_case, reason = "NVIDIA's names")]
+            #[allow(clippy::too_many_arguments, reason = "NVIDIA's arguments")]
+            pub(crate) unsafe fn $name($($argument: $type),*) -> $result {
+                type Function = unsafe extern "C" fn($($type),*) -> $result;
+                static FUNCTION: std::sync::OnceLock<Function> = std::sync::OnceLock::new();
+                let function = FUNCTION.get_or_init(|| {
+                    let library = $library().expect("the caller has loaded the library");
+                    // SAFETY: NVIDIA's function of this name has this type.
+                    *unsafe { library.get::<Function>(stringify!($name).as_bytes()) }
+                        .expect("the library's functions have been checked")
+                });
+                // SAFETY: guaranteed by the caller.
+                unsafe { function($($argument),*) }
+            }
+        )*
+    };
+}
+pub(crate) use functions;
+
 impl Wanted {
     /// Loads the library, once for the life of the process. If it is missing, the next call tries
-    /// again.
+    /// again. A library that the process already uses, such as PyTorch's, comes first.
     ///
     /// # Errors
     /// [`Error::Device`] if the library is missing or lacks a function.
-    pub(crate) fn find(&self, found: &OnceLock<Library>) -> Result<()> {
-        if found.get().is_none() {
-            let library = self.load().map_err(|why| self.missing(&why))?;
-            self.check(&library).map_err(|why| self.missing(&why))?;
-            // If another thread was faster, this handle is closed and the library stays loaded.
-            let _ = found.set(library);
+    pub(crate) fn find<'a>(&self, found: &'a OnceLock<Library>) -> Result<&'a Library> {
+        if let Some(library) = found.get() {
+            return Ok(library);
         }
-        Ok(())
+        let usable = |library: &Library| self.check(library).is_ok();
+        let library = match self.names().iter().find_map(|name| loaded(name).filter(usable)) {
+            Some(library) => library,
+            None => self.open().map_err(|why| self.missing(&why))?,
+        };
+        self.check(&library).map_err(|why| self.missing(&why))?;
+        // If another thread was faster, this handle is closed and the library stays loaded.
+        Ok(found.get_or_init(|| library))
+    }
+
+    /// Returns the file names that the library may have.
+    fn names(&self) -> Vec<String> {
+        self.stems.iter().flat_map(|stem| names(stem)).collect()
     }
 
     /// Returns the library's usual file name on this platform.
@@ -55,9 +100,9 @@ impl Wanted {
 
     /// Opens the first file that the system's loader finds, or else the first in the library
     /// folders of CUDA toolkits. Once a library has been opened by path, the loader finds it by
-    /// name, so cudarc finds it too.
-    pub(crate) fn load(&self) -> std::result::Result<Library, String> {
-        let names: Vec<String> = self.stems.iter().flat_map(|stem| names(stem)).collect();
+    /// name, so cudarc finds the driver too.
+    pub(crate) fn open(&self) -> std::result::Result<Library, String> {
+        let names = self.names();
         let by_name = || names.iter().find_map(open);
         let in_folder = |folder: &PathBuf| {
             self.open_companions(folder);
@@ -101,7 +146,7 @@ fn toolkit_folders() -> Vec<PathBuf> {
 }
 
 /// Returns the file names that a library may have. They are a subset of the names that cudarc
-/// tries, in the same order, so cudarc finds the same file.
+/// tries, in the same order, so cudarc finds the same driver.
 fn names(stem: &str) -> Vec<String> {
     let major = CUDA_VERSION / 1000;
     let minor = CUDA_VERSION % 1000 / 10;
@@ -116,6 +161,27 @@ fn names(stem: &str) -> Vec<String> {
         format!("{DLL_PREFIX}{stem}{DLL_SUFFIX}.1"),
     ]
     .into()
+}
+
+/// Returns a library of this name if it is in the process already.
+fn loaded(name: impl AsRef<Path>) -> Option<Library> {
+    #[cfg(target_os = "linux")]
+    {
+        use libloading::os::unix::{self, RTLD_LOCAL, RTLD_NOW};
+        const RTLD_NOLOAD: c_int = 4;
+        let flags = RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD;
+        // SAFETY: nothing is loaded, so no initialiser runs.
+        unsafe { unix::Library::open(Some(name.as_ref()), flags) }.ok().map(Library::from)
+    }
+    #[cfg(windows)]
+    return libloading::os::windows::Library::open_already_loaded(name.as_ref())
+        .ok()
+        .map(Library::from);
+    #[cfg(not(any(target_os = "linux", windows)))]
+    {
+        let _ = name;
+        None
+    }
 }
 
 /// Opens a library by name or path. On Unix, all symbols that it needs from other libraries are
@@ -161,9 +227,58 @@ mod tests {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
     fn a_library_that_lacks_a_function_is_named() {
-        let find = |functions| wanted("gcc_s", functions).find(&OnceLock::new());
+        let find = |functions| wanted("gcc_s", functions).find(&OnceLock::new()).map(drop);
         let error = find(&["_Unwind_Resume", "no_such"]).unwrap_err().to_string();
         assert!(error.starts_with("device: libgcc_s.so has no no_such: it is too old"), "{error}");
         assert!(find(&["_Unwind_Resume"]).is_ok());
+    }
+
+    /// PyTorch's libraries have versions in their names, which a toolkit's need not have.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_library_that_the_process_uses_comes_before_what_the_loader_finds() {
+        use std::process::Command;
+
+        /// Set in the process that this test starts, to the folder that its loader does not search.
+        const OTHER: &str = "FLASHRNN_TEST_LOADER_OTHER";
+        if let Some(other) = std::env::var_os(OTHER) {
+            let which = || {
+                let found = OnceLock::new();
+                let library = wanted("flashrnnprobe", &["which"]).find(&found).unwrap();
+                // SAFETY: the test's libraries define this function.
+                unsafe { library.get::<extern "C" fn() -> c_int>(b"which") }.unwrap()()
+            };
+            assert_eq!(which(), 1);
+            let other = open(Path::new(&other).join("libflashrnnprobe.so.13")).unwrap();
+            assert_eq!(which(), 2);
+            drop(other);
+            return;
+        }
+        let (searched, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let files = [
+            (searched.path().join("libflashrnnprobe.so"), 1),
+            (other.path().join("libflashrnnprobe.so.13"), 2),
+        ];
+        for (file, which) in &files {
+            let source = other.path().join("source.c");
+            std::fs::write(&source, format!("int which(void) {{ return {which}; }}")).unwrap();
+            let name = file.file_name().unwrap().to_str().unwrap();
+            let made = Command::new("cc")
+                .args(["-shared", "-fPIC", &format!("-Wl,-soname,{name}"), "-o"])
+                .args([file, &source])
+                .status();
+            if !made.is_ok_and(|status| status.success()) {
+                println!("skipped: there is no C compiler");
+                return;
+            }
+        }
+        let test = std::thread::current().name().unwrap().to_owned();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &test, "--nocapture"])
+            .env(OTHER, other.path())
+            .env("LD_LIBRARY_PATH", searched.path())
+            .status()
+            .unwrap();
+        assert!(status.success(), "{status}");
     }
 }

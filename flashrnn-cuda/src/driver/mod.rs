@@ -1,8 +1,10 @@
 //! The driver API: results as errors, and safe wrappers of what this crate uses.
 
+pub(crate) mod cublas;
 pub(crate) mod current;
 pub(crate) mod library;
 mod loader;
+pub(crate) mod nvrtc;
 pub(crate) mod pool;
 pub(crate) mod stream;
 

@@ -5,10 +5,9 @@ use std::fmt;
 use std::ptr;
 use std::sync::OnceLock;
 
-use cudarc::nvrtc::sys;
 use flashrnn_core::{Error, Result};
 
-use crate::driver::library;
+use crate::driver::{library, nvrtc as sys};
 
 /// Holds a source and, except for the architecture, everything else that its machine code depends
 /// on.
