@@ -24,6 +24,7 @@ import torch
 
 import flashrnn_rs
 import flashrnn_rs.xlstm
+from flashrnn_rs._plans import Options
 
 SIZES = {"batch": 16, "time": 1024, "heads": 12, "dim": 64}
 
@@ -108,9 +109,9 @@ def lstm(peer, first_call):
             got, want = call()[0], flashrnn_rs.flashrnn(wx, r, b)[0]
             difference = (got - want).float().norm() / want.float().norm()
             report(f"flashrnn {peer}: difference from ours", relative=difference.item())
-        measure(f"flashrnn {peer}, forward", no_grad(call), first_call=first_call)
+        measure(f"flashrnn {peer}, forward", no_grad(call), 20, first_call=first_call)
         step = training(lambda: call()[0][0], (wx, r, b))
-        measure(f"flashrnn {peer}, forward+backward", step, 20, first_call=first_call)
+        measure(f"flashrnn {peer}, forward+backward", step, 5, first_call=first_call)
         return
     forward = lambda: flashrnn_rs.rnn(wx, r, b)  # noqa: E731
     dropin = lambda: flashrnn_rs.flashrnn(wx, r, b)  # noqa: E731
@@ -122,6 +123,7 @@ def lstm(peer, first_call):
     for dtype in (torch.bfloat16, torch.float16):
         module = torch.nn.LSTM(width, width, batch_first=True, device="cuda", dtype=dtype)
         x = torch.randn(SIZES["batch"], SIZES["time"], width, device="cuda", dtype=dtype)
+        module.flatten_parameters()
         ours = flashrnn_rs.convert(module)
         for name, one in ((f"nn.LSTM({width}) {dtype}", module), ("ours in its place", ours)):
             run = lambda one=one, x=x: one(x)[0]  # noqa: E731
@@ -247,6 +249,20 @@ def host(peer, first_call):
             measure(f"{name} of one step, forward", call)
     step = training(lambda: flashrnn_rs.rnn(*short)[0], (r, b))
     measure("rnn of one step, forward+backward", step)
+    # Without autograd: the two operators, called directly.
+    ops, options = torch.ops.flashrnn_rs, Options("lstm")
+    wx, r, b = (tensor.detach() for tensor in short)
+    forward = lambda: ops.forward(wx, r, b, None, None, None, *options)  # noqa: E731
+    measure("forward operator of one step", forward)
+    states, _, gates, wide = forward()
+    given = r, b, states, gates, wide, None, None, None, None, states[0], None
+    backward = lambda: ops.backward(*given, [True, True, False], *options)  # noqa: E731
+    measure("backward operator of one step", backward)
+    module = torch.nn.LSTM(64, 768, device="cuda", dtype=torch.float16)
+    x = torch.randn(1, SIZES["batch"], 64, device="cuda", dtype=torch.float16)
+    measure("nn.LSTM of one step, forward", no_grad(lambda: module(x)))
+    step = training(lambda: module(x)[0], list(module.parameters()))
+    measure("nn.LSTM of one step, forward+backward", step)
 
 
 if __name__ == "__main__":
